@@ -5,7 +5,13 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::path::Path;
 
-use crate::harness::{Haproxy, Scene, config, eventually, finish, serves};
+use nix::sys::signal::Signal::{SIGKILL, SIGTERM, SIGTTOU, SIGUSR1};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use crate::harness::{
+    Fault, Guest, Haproxy, Scene, config, eventually, finish, serves, with_faults,
+};
 
 fn status(scene: &Scene) -> serde_json::Value {
     let all: serde_json::Value =
@@ -124,4 +130,99 @@ fn the_drain_timeout_of_one_reload_can_be_longer_and_holds_over_an_upgrade() {
         (status(&scene)["generations"].as_array().map(Vec::len) == Some(1)).then_some(())
     });
     assert_eq!(status(&scene)["connections_cut"], 0);
+}
+
+/// How many connections were cut, as the status tells.
+fn counted(scene: &Scene) -> u64 {
+    status(scene)["connections_cut"].as_u64().expect("a number")
+}
+
+#[test]
+fn what_is_cut_before_a_reload_is_over_is_counted_and_told() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let deaf = [Fault::Deaf(SIGTTOU, 0), Fault::Deaf(SIGUSR1, 0)];
+        let program = with_faults(&scene, Guest::Haproxy, &program, &[(1, &deaf)]);
+        let (_haproxy, _halves) = in_progress(&scene, &program, &["--retire-timeout", "500ms"]);
+        let words = ["--name", "web", "--wait", "drained"];
+        let told = finish(scene.bindonce("reload").args(words)).ok();
+        // A connection of the handover may be in it, which generation 1 has taken.
+        let cut = counted(&scene);
+        assert!((2..6).contains(&cut), "{cut}");
+        let ended = "generation 1 went on accepting and had to be ended; its connections are lost";
+        assert!(told.contains(&format!("{ended}: {cut}\n")), "{told}");
+        assert!(told.contains(&format!("connections cut: {cut}\n")), "{told}");
+        let events = scene.run("events", &["--name", "web"]).ok();
+        let why = "`grace` of haproxy); connections cut: ";
+        assert!(events.contains(&format!("{why}{cut}")), "{events}");
+    }
+}
+
+#[test]
+fn what_ends_with_a_generation_that_dies_is_counted_and_told() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let (mut haproxy, _halves) = in_progress(&scene, &program, &[]);
+        eventually("the supervisor to know of both connections", || {
+            (status(&scene)["generations"][0]["connections"] == 2).then_some(())
+        });
+        let (_, pid) = haproxy.wait_serving(&scene);
+        kill(Pid::from_raw(pid), SIGKILL).expect("killing it");
+        eventually("generation 2 to serve", || {
+            (status(&scene)["generations"][0]["generation"] == 2).then_some(())
+        });
+        assert_eq!(counted(&scene), 2);
+        let events = scene.run("events", &["--name", "web"]).ok();
+        assert!(events.contains("died while it served: SIGKILL; connections cut: 2"), "{events}");
+    }
+}
+
+#[test]
+fn what_ends_with_the_workers_of_a_master_that_dies_is_counted_and_told() {
+    let Some(program) = Haproxy::with_masters().next() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (mut haproxy, _halves) = in_progress(&scene, &program, &["--nested-master"]);
+    eventually("the supervisor to know of both connections", || {
+        (status(&scene)["generations"][0]["connections"] == 2).then_some(())
+    });
+    let (_, master) = haproxy.wait_serving(&scene);
+    kill(Pid::from_raw(master), SIGKILL).expect("killing it");
+    eventually("what was cut to be counted", || (counted(&scene) == 2).then_some(()));
+    let events = scene.run("events", &["--name", "web"]).ok();
+    assert!(events.contains("connections cut: 2"), "{events}");
+}
+
+#[test]
+fn what_is_cut_just_after_an_upgrade_of_the_supervisor_is_counted_and_told() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let (haproxy, _halves) = in_progress(&scene, &program, &[]);
+        haproxy.reload(&scene).ok();
+        drains(&scene);
+        scene.run("upgrade", &["--name", "web"]).ok();
+        let told = scene.run("retire", &["--name", "web"]).ok();
+        assert!(told.contains('2'), "{told}");
+        cut(&scene, "`bindonce retire` asked it to end");
+    }
+}
+
+#[test]
+fn what_a_shutdown_at_once_cuts_is_told() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let (mut haproxy, _halves) = in_progress(&scene, &program, &[]);
+        eventually("the supervisor to know of both connections", || {
+            (status(&scene)["generations"][0]["connections"] == 2).then_some(())
+        });
+        let supervisor = Pid::from_raw(i32::try_from(haproxy.supervisor.pid()).expect("a pid"));
+        kill(supervisor, SIGTERM).expect("the first");
+        drains(&scene);
+        kill(supervisor, SIGTERM).expect("the second");
+        haproxy.supervisor.wait_line("the service is being shut down; connections cut: 2");
+    }
 }

@@ -69,6 +69,9 @@ fn closes_idle_ones_alone(program: &Path) {
         (supervisor["generations"][0]["idle_closed"] == 2).then_some(supervisor)
     });
     assert_eq!((&counted["idle_closed"], &counted["connections_cut"]), (&2.into(), &0.into()));
+    // One answer, and not what the supervisor was told since.
+    let sent = counted["bytes_after"].as_u64().expect("a number");
+    assert!((50..1000).contains(&sent), "{sent}");
     half.write_all(b"\r\n").expect("the rest");
     assert!(to_the_end(&half).contains("x-generation: 1\r\n"));
     // Of generations 1 and 2 nothing is left.

@@ -13,10 +13,17 @@ use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually, list
 fn saturated_is_haproxys_own_limit() {
     let Some(program) = Haproxy::system() else { return };
     let scene = Scene::new();
-    let address = scene.address();
-    let stats = scene.path("stats.sock");
-    let global = format!("maxconn 3\n    stats socket {} level admin\n", stats.display());
-    let text_of = config(address, 1).replace("maxconn 500\n", &global);
+    let (address, second) = (scene.address(), scene.address());
+    // Told on two sockets, as under bindonce, and of two listeners, it is one finding.
+    let [stats, other] = ["stats.sock", "other.sock"].map(|name| scene.path(name));
+    let global = format!(
+        "maxconn 3\n    stats socket {} level admin\n    stats socket {}\n",
+        stats.display(),
+        other.display()
+    );
+    let text_of = config(address, 1)
+        .replace("maxconn 500\n", &global)
+        .replace("frontend web\n", &format!("frontend web\n    bind {second}\n"));
     let file = scene.write("haproxy.cfg", &text_of);
     let haproxy = plain(&scene, &program, &file, &[]);
     assert_eq!(findings(&scene), Vec::<Value>::new());

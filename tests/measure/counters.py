@@ -132,8 +132,9 @@ def measure(haproxy):
         print(f"    {len(times)} reloads, {len(failed)} failed (a reload: {spread(times)}); requests that failed: {cut or 0}")
         print(f"    the clients count {answered:,} answers, the metrics {counted:,}: difference {counted - answered}; scrapes that told less "
               f"than one before: {len(fell)} {sorted(set(fell)) or ''}")
-        print(f"    besides: {connections:,} connections of clients, {now['haproxy_frontend_connections_total']:,} counted; "
-              f"{now['haproxy_frontend_http_responses_total:4xx']:,} bad requests (connections of handovers)", flush=True)
+        bad = now["haproxy_frontend_http_responses_total:4xx"]
+        print(f"    besides: {connections:,} connections of clients, {now['haproxy_frontend_connections_total']:,} counted; {bad:,} bad requests "
+              f"(connections of handovers); requests beyond answers and these: {now['haproxy_frontend_http_requests_total'] - counted - bad}", flush=True)
 
 
 for version, haproxy in haproxies(arguments.only):

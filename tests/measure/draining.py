@@ -3,32 +3,40 @@
 connections, over HTTP/1 and HTTP/2, and tunnels, over reloads in a row, without and with --drain-idle.
 
     tests/measure/draining.py [--reloads 50] [--rate 2] [--idle 1s] [--only VERSION]
+    tests/measure/draining.py --races       # without `idle-close-on-response`, and plain haproxy (-W, SIGUSR2) beside
 
 A client of HTTP/1 opens a new connection when the old one was closed before it asked. One of HTTP/2 heeds GOAWAY: it finishes
-and comes again; with --stubborn it stays for as long as it may.
+and comes again; with --stubborn it stays for as long as it may. A request of HTTP/1 that meets the close of its idle connection is
+not cut, where no byte of an answer had come: nobody has read it, so the client may ask again (RFC 9110, section 9.2.2), and does. How many
+these are is told, with what each one saw, and what haproxy's own counters say: it has counted no request that got no answer.
 """
 
 import argparse
 import contextlib
 import json
+import signal
 import socket
 import struct
 import threading
 import time
 
-from stage import Stage, config, haproxies, isolate
+from stage import Stage, ask, config, haproxies, isolate, wait_for
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--reloads", type=int, default=50)
 parser.add_argument("--rate", type=float, default=2, help="reloads a second")
 parser.add_argument("--idle", default="1s", help="--drain-idle of the second run")
 parser.add_argument("--only", default="", help="only versions that begin with this")
+parser.add_argument("--races", action="store_true", help="requests that meet the close of an idle connection")
+parser.add_argument("--pause", type=float, help="seconds between two requests of a client (0.05; with --races 0.005)")
 parser.add_argument("--stubborn", action="store_true", help="clients of HTTP/2 do not heed GOAWAY")
 arguments = parser.parse_args()
+arguments.pause = arguments.pause or (0.005 if arguments.races else 0.05)
 isolate()
 
 PORT, TUNNEL, ECHO = 8080, 8081, 8082
-EXTRA = (f"    option idle-close-on-response\nlisten tunnel\n    mode tcp\n    bind 127.0.0.1:{TUNNEL}\n"
+KEEP = "    option idle-close-on-response\n"
+TUNNEL_TOO = (f"listen tunnel\n    mode tcp\n    bind 127.0.0.1:{TUNNEL}\n"
          f"    server echo 127.0.0.1:{ECHO}\n")
 
 
@@ -46,7 +54,7 @@ class Client(threading.Thread):
 
     def __init__(self, counts, over):
         super().__init__(daemon=True)
-        self.counts, self.over, self.stream = counts, over, None
+        self.counts, self.over, self.stream, self.asked = counts, over, None, 0
 
     def count(self, what):
         with self.counts["lock"]:
@@ -58,15 +66,19 @@ class Client(threading.Thread):
             number += 1
             try:
                 self.ask()
+                self.asked += 1
                 self.count("answered")
             except (OSError, EOFError) as error:
-                self.stream = None
-                self.count("cut: " + (str(error) or type(error).__name__))
+                self.failed(error)
             # Most of the time a client is idle for less than --drain-idle, and sometimes for longer.
-            time.sleep(2.5 if number % 20 == 0 else 0.05)
+            time.sleep(2.5 if number % 20 == 0 and not arguments.races else arguments.pause)
+
+    def failed(self, error):
+        self.stream = None
+        self.count("cut: " + (str(error) or type(error).__name__))
 
     def connect(self, port=PORT):
-        self.stream = socket.create_connection(("127.0.0.1", port), 10)
+        self.stream, self.asked = socket.create_connection(("127.0.0.1", port), 10), 0
 
     def closed(self):
         """Whether it was closed while nothing was asked: then a client connects again."""
@@ -91,6 +103,19 @@ class Client(threading.Thread):
 
 
 class Http1(Client):
+    def failed(self, error):
+        before = isinstance(error, (ConnectionResetError, BrokenPipeError)) or "before" in str(error)
+        if self.stream is None or not before or self.asked == 0:
+            return super().failed(error)
+        # The connection had been idle, and was closed before a byte of an answer.
+        self.stream = None
+        self.count("race: " + str(error))
+        try:
+            self.ask()
+            self.count("answered")
+        except (OSError, EOFError) as again:
+            super().failed(again)
+
     def ask(self):
         if self.stream is None or self.closed():
             self.connect()
@@ -154,30 +179,85 @@ def echo():
         threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 
 
-def measure(haproxy, options):
+def clients(counts, over):
+    """Begins to ask: 20 over HTTP/1, 20 over HTTP/2, 5 tunnels; with --races, those of HTTP/1."""
+    wanted = ((Http1, 20),) if arguments.races else ((Http1, 20), (Http2, 20), (Tunnel, 5))
+    all_of_them = [kind(counts, over) for kind, many in wanted for _ in range(many)]
+    for client in all_of_them:
+        client.start()
+    return all_of_them
+
+
+def end(all_of_them, over):
+    over.set()
+    for client in all_of_them:
+        client.join(15)
+
+
+def kinds(counts, what):
+    """What was counted under names that begin with this; 0 if nothing was."""
+    return {name.removeprefix(what): count for name, count in counts.items() if name.startswith(what)} or 0
+
+
+def measure(haproxy, options, extra):
     with Stage() as stage:
-        stage.file.write_text(config(1, extra=EXTRA))
+        stage.file.write_text(config(1, extra=extra))
         stage.run(haproxy, *options)
         counts, over = {"lock": threading.Lock()}, threading.Event()
-        clients = [kind(counts, over) for kind, many in ((Http1, 20), (Http2, 20), (Tunnel, 5)) for _ in range(many)]
-        for client in clients:
-            client.start()
-        times, failed, _ = stage.reloads(arguments.reloads, arguments.rate, lambda tag: config(tag, extra=EXTRA))
+        asking = clients(counts, over)
+        times, failed, _ = stage.reloads(arguments.reloads, arguments.rate, lambda tag: config(tag, extra=extra))
         time.sleep(3)
         status = json.loads(stage.bindonce("status", "--json").stdout)["supervisors"][0]
-        over.set()
-        for client in clients:
-            client.join(15)
-        cut = {what: count for what, count in counts.items() if what.startswith("cut")}
+        end(asking, over)
         left = [one for one in status["generations"] if one["state"] == "draining"]
-        print(f"    {len(times)} reloads, {len(failed)} failed; {counts['answered']:,} requests answered, cut: {cut or 0}")
+        print(f"    {len(times)} reloads, {len(failed)} failed; {counts['answered']:,} requests answered, cut: {kinds(counts, 'cut: ')}")
+        print(f"    requests that met the close of an idle connection (HTTP/1): {kinds(counts, 'race: ')}")
         print(f"    requests to older generations after reload had returned: {status['requests_after']:,}; idle connections "
               f"closed: {status['idle_closed']}, connections cut: {status['connections_cut']}")
-        print(f"    generations that still drain: {len(left)}, with {sum(one['connections'] for one in left)} connections")
+        print(f"    generations that still drain: {len(left)}, with {sum(one['connections'] for one in left)} connections", flush=True)
+
+
+def plain(haproxy, extra):
+    """The same with haproxy's own reload: SIGUSR2 to its master."""
+    with Stage(broker=False) as stage:
+        stage.file.write_text(config(1, extra=extra))
+        master = stage.start("haproxy", [haproxy, "-W", "-f", str(stage.file)])
+        wait_for("haproxy", lambda: ask()[1] == "1")
+        counts, over = {"lock": threading.Lock()}, threading.Event()
+        asking = clients(counts, over)
+        late = 0
+        for number in range(arguments.reloads):
+            # A signal that comes while its master starts anew is lost.
+            time.sleep(1 / arguments.rate)
+            stage.file.write_text(config(number + 2, extra=extra))
+            master.send_signal(signal.SIGUSR2)
+            late += not eventually(lambda: ask()[1] == str(number + 2))
+        time.sleep(3)
+        end(asking, over)
+        print(f"    {arguments.reloads} reloads, {late} of them not seen within 5 s; {counts['answered']:,} requests answered, cut: {kinds(counts, 'cut: ')}")
+        print(f"    requests that met the close of an idle connection (HTTP/1): {kinds(counts, 'race: ')}", flush=True)
+
+
+def eventually(probe):
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if probe():
+            return True
+        time.sleep(0.01)
+    return False
 
 
 threading.Thread(target=echo, daemon=True).start()
+many = ["--max-draining", "100"]
 for version, haproxy in haproxies(arguments.only):
-    for name, options in (("without --drain-idle", []), (f"--drain-idle {arguments.idle}", ["--drain-idle", arguments.idle])):
-        print(f"haproxy {version}, {name}", flush=True)
-        measure(haproxy, [*options, "--max-draining", "100"])
+    ways = [("without --drain-idle", many), (f"--drain-idle {arguments.idle}", ["--drain-idle", arguments.idle, *many])]
+    if not arguments.races:
+        for name, options in ways:
+            print(f"haproxy {version}, {name}", flush=True)
+            measure(haproxy, options, KEEP + TUNNEL_TOO)
+        continue
+    for option, extra in (("its own soft stop", TUNNEL_TOO), ("idle-close-on-response", KEEP + TUNNEL_TOO)):
+        print(f"haproxy {version}, {option}, plain haproxy", flush=True)
+        plain(haproxy, extra)
+        print(f"haproxy {version}, {option}, bindonce", flush=True)
+        measure(haproxy, many, extra)

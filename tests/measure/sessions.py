@@ -4,7 +4,7 @@ have a session ask again, each on a new connection (TLS 1.2 and 1.3, tickets).
 
     tests/measure/sessions.py [--clients 50] [--only VERSION]
 
-The ways: `bind ... ssl` as it is, and with `tls-ticket-keys`, whose keys are made and rotated by the commands of docs/haproxy.md.
+The ways: `bind ... ssl` as it is, and with `tls-ticket-keys`, whose keys are made and rotated by the commands of docs/haproxy-draining.md.
 """
 
 import argparse
@@ -22,7 +22,7 @@ arguments = parser.parse_args()
 isolate()
 
 # The two commands as the documentation has them: the first time, and every 12 hours.
-TEXT = (ROOT / "docs/haproxy.md").read_text()
+TEXT = (ROOT / "docs/haproxy-draining.md").read_text()
 FIRST, ROTATE = re.search(r"\n    (for key in [^\n]*)\n    ((?:[^\n]*\n    )*?[^\n]*every 12 hours)\n", TEXT).groups()
 
 

@@ -89,6 +89,13 @@ impl Supervisor {
                 }
                 self.feed(Event::Connections(id, connections));
             }
+            Message::CannotTell(id) => {
+                if let Some(generation) = self.generations.get_mut(&id)
+                    && !generation.pidfd.has_ended()
+                {
+                    generation.drain.connections = None;
+                }
+            }
             Message::Counts(id, counts, drains) => {
                 if let Some(generation) = self.generations.get_mut(&id)
                     && let Some((more, drains)) = generation.drain.count(counts, drains)

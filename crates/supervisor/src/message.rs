@@ -84,8 +84,10 @@ pub(crate) enum Message {
     LetGo(GenerationId),
     /// A look at the status page.
     LookedAt(oneshot::Sender<StatusPage>),
-    /// How many connections a draining generation has left.
+    /// How many connections a generation has, or has left.
     Left(GenerationId, u64),
+    /// Its admin connection had ended a moment ago: unless it has ended too, what it has is not known any more.
+    CannotTell(GenerationId),
     /// What a generation has done since its start, and whether it has stopped accepting.
     Counts(GenerationId, Since, bool),
     /// So many idle connections of it were closed.

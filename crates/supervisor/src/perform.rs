@@ -109,6 +109,7 @@ impl Supervisor {
         let is_fresh = configuration == Configuration::Fresh;
         if is_fresh {
             self.report.reload_begins();
+            self.requests.reload_begins();
         }
         self.requests.wait_for(None, None, None);
         let devices = self.generations.listeners();
@@ -155,10 +156,10 @@ impl Supervisor {
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let pid = generation.pid();
         let ends = matches!(signal, Signal::Terminate | Signal::Kill);
-        let cut = if ends { generation.drain.cut() } else { 0 };
+        let cut = if ends { generation.cut() } else { 0 };
         let Some(sent) = generation.signal(signal, number, reason) else { return };
+        self.cut(id, cut);
         self.report.signalled(&self.cx, id, pid, number, (reason, cut));
-        self.requests.cut(id, cut);
         if signal == Signal::Resume && self.timeline.serving() == Some(id) {
             let listeners = self.generations.get(&id).map(|generation| self.listeners(generation));
             let late = self.generations.get_mut(&id).zip(listeners);
@@ -170,6 +171,12 @@ impl Supervisor {
             // It has just ended by itself; its end is on its way to us.
             tracing::debug!(generation = id.0, pid, %error, "signal not sent");
         }
+    }
+
+    /// So many connections of a generation end with it.
+    pub(crate) fn cut(&mut self, id: GenerationId, count: u64) {
+        self.report.cut(count);
+        self.requests.cut(id, count);
     }
 
     /// A start was given up before there was a process.
@@ -232,7 +239,7 @@ impl Supervisor {
             broker: self.leases.broker().pid(),
         };
         let serves = now.serving.is_some();
-        let answer = self.report.outcome(&self.cx, outcome, now);
+        let answer = self.report.outcome(&self.cx, outcome, now, self.requests.cut_meanwhile());
         if serves && matches!(outcome, Outcome::Failed(..)) {
             self.first.serves_on();
         }

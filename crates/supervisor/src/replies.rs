@@ -31,6 +31,9 @@ pub struct Reloaded {
     pub pid: Option<i32>,
     /// Older generations that did not stop accepting and had to be ended.
     pub ended: Vec<u64>,
+    /// Connections of older generations that were cut until it served.
+    #[serde(default)]
+    pub cut: u64,
     /// The addresses of listeners that the configuration no longer has.
     #[serde(default)]
     pub left: Vec<String>,
@@ -61,7 +64,7 @@ pub struct Drained {
     pub left: Vec<u64>,
     /// Idle connections of theirs that were closed.
     pub idle_closed: u64,
-    /// Connections that they had when they were told to exit.
+    /// Connections that ended with a generation since the reload began.
     pub cut: u64,
 }
 
@@ -134,7 +137,7 @@ pub struct Counts {
     pub bytes_after: u64,
     /// Idle connections of older generations that were closed for `--drain-idle`.
     pub idle_closed: u64,
-    /// Connections that generations had when they were told to exit.
+    /// Connections that ended with the generations that had them.
     pub connections_cut: u64,
 }
 

@@ -16,6 +16,7 @@ use crate::control::upgrades::Upgrade;
 use crate::disk::directory::{Inherited, Saved, SavedGeneration};
 use crate::error::Error;
 use crate::generations::Generations;
+use crate::generations::admin::Admin;
 use crate::generations::drain::milliseconds;
 use crate::generations::first::First;
 use crate::generations::own;
@@ -141,7 +142,9 @@ impl Supervisor {
             own_lines: generation.own.lines.clone(),
             reloads_before: generation.reloads_before,
             start_ms: generation.start.took().and_then(milliseconds),
-            drain: generation.drain.saved(itself),
+            drain: generation
+                .drain
+                .saved(itself, generation.cli.admin.as_ref().map_or(0, Admin::told)),
         });
         Saved {
             next: self.timeline.next_id().0,

@@ -174,6 +174,7 @@ fn text(reloaded: &Reloaded) -> String {
         generation,
         pid,
         ended,
+        cut,
         left,
         none_kept,
         drained,
@@ -187,8 +188,9 @@ fn text(reloaded: &Reloaded) -> String {
     if !ended.is_empty() {
         let ended: Vec<_> = ended.iter().map(u64::to_string).collect();
         text.push_str(&format!(
-            "generation {} went on accepting and had to be ended; its connections are lost\n",
-            ended.join(", ")
+            "generation {} went on accepting and had to be ended; its connections are lost{}\n",
+            ended.join(", "),
+            if *cut > 0 { format!(": {cut}") } else { String::new() }
         ));
     }
     if *none_kept {
@@ -236,6 +238,7 @@ mod tests {
             generation: 42,
             pid: Some(1234),
             ended: Vec::new(),
+            cut: 0,
             left: Vec::new(),
             none_kept: false,
             drained: None,
@@ -245,7 +248,7 @@ mod tests {
             startup: String::new(),
         };
         insta::assert_snapshot!("reloaded", text(&reloaded));
-        reloaded.ended = vec![40, 41];
+        (reloaded.ended, reloaded.cut) = (vec![40, 41], 3);
         (reloaded.left, reloaded.none_kept) = (vec!["0.0.0.0:80".into(), "[::]:443".into()], true);
         insta::assert_snapshot!("reloaded-with-losses", text(&reloaded));
         reloaded.unseen = vec!["127.0.0.1:8080".into()];

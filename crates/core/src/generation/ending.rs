@@ -176,8 +176,14 @@ impl Timeline {
             false => since + self.settings.retire_timeout,
         };
         if now >= until {
-            self.operation.note_ended(id);
-            let reason = if proved { Reason::NotConfirmed } else { Reason::StillAccepts };
+            let reason = match (proved, says) {
+                (true, true) => Reason::DrainTimeout,
+                (true, false) => Reason::NotConfirmed,
+                (false, _) => Reason::StillAccepts,
+            };
+            if reason != Reason::DrainTimeout {
+                self.operation.note_ended(id);
+            }
             self.terminate(now, id, reason, out);
         } else if let Some(life) = self.lives.get_mut(&id) {
             let again = (now + SOFT_STOP_AGAIN).min(until);

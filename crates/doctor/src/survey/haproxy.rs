@@ -57,7 +57,16 @@ pub(super) fn ask(look: &mut Look) {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             match limits(&socket, ANSWER.min(left)) {
-                Ok(stats) => look.haproxies.push(stats),
+                Ok(stats) => {
+                    // One that has several sockets tells the same on each.
+                    let told = stats.pid == pid;
+                    if look.haproxies.iter().all(|one| one.pid != stats.pid) {
+                        look.haproxies.push(stats);
+                    }
+                    if told {
+                        break;
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
                     silent.push(Unseen::Haproxy { pid, socket, error: error.to_string() });

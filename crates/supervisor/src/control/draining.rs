@@ -21,8 +21,9 @@ pub(crate) struct Draining {
 }
 
 impl Draining {
-    pub(crate) fn new(left: BTreeSet<GenerationId>) -> Rc<Self> {
-        Rc::new(Self { left: RefCell::new(left), ..Self::default() })
+    /// These are left, and `cut` connections were cut since the reload began.
+    pub(crate) fn new(left: BTreeSet<GenerationId>, cut: u64) -> Rc<Self> {
+        Rc::new(Self { left: RefCell::new(left), cut: Cell::new(cut), ..Self::default() })
     }
 
     /// Waits until they are gone, for this long at most, and adds to the answer what became of them.
@@ -83,12 +84,12 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn tells_what_became_of_those_that_are_waited_for() {
         let [one, two, other] = [1, 2, 3].map(GenerationId);
-        let draining = Draining::new([one, two].into());
+        let draining = Draining::new([one, two].into(), 5);
         draining.idle_closed(one, 20);
         draining.idle_closed(other, 7);
         draining.gone(one);
         let told = draining.answer(json!({"generation": 4}), Duration::ZERO).await.expect("told");
-        let left = json!({"left": [2], "idle_closed": 20, "cut": 0});
+        let left = json!({"left": [2], "idle_closed": 20, "cut": 5});
         assert_eq!(told, json!({"generation": 4, "drained": left}));
         draining.cut(two, 3);
         let waits = draining.answer(json!({}), Duration::from_secs(60));
@@ -96,7 +97,7 @@ mod tests {
         let (told, ()) = tokio::join!(waits, ends);
         assert_eq!(
             told.expect("told"),
-            json!({"drained": {"left": [], "idle_closed": 20, "cut": 3}})
+            json!({"drained": {"left": [], "idle_closed": 20, "cut": 8}})
         );
     }
 }

@@ -31,6 +31,8 @@ pub(crate) struct Requests {
     /// A client that waits for the next reload allows that nothing is left to listen on.
     allow_empty: bool,
     retirements: Vec<Retirement>,
+    /// Connections that were cut since the last reload began.
+    cut: u64,
     /// What clients wait for whose reload is done.
     draining: Vec<Rc<Draining>>,
     /// Ends when the broker knows which generation serves.
@@ -81,6 +83,16 @@ impl Requests {
         caller
     }
 
+    /// A reload begins.
+    pub(crate) fn reload_begins(&mut self) {
+        self.cut = 0;
+    }
+
+    /// How many connections were cut since it began.
+    pub(crate) fn cut_meanwhile(&self) -> u64 {
+        self.cut
+    }
+
     /// The next reload may leave nothing to listen on.
     pub(crate) fn allow_empty(&mut self) {
         self.allow_empty = true;
@@ -126,7 +138,7 @@ impl Requests {
     ) {
         let waiting: Vec<_> = callers.iter().filter_map(|id| self.reloads.remove(id)).collect();
         let awaited = answer.is_ok() && waiting.iter().any(|client| client.drained.is_some());
-        let draining = awaited.then(|| Draining::new(older));
+        let draining = awaited.then(|| Draining::new(older, self.cut));
         self.draining.extend(draining.clone());
         let (confirmed, late, cx) = (self.confirmed.take(), self.late.take(), cx.clone());
         let (unseen, pid_file) = (self.unseen.take(), self.pid_file.take());
@@ -193,7 +205,8 @@ impl Requests {
     }
 
     /// So many connections of a generation end with it.
-    pub(crate) fn cut(&self, id: GenerationId, count: u64) {
+    pub(crate) fn cut(&mut self, id: GenerationId, count: u64) {
+        self.cut += count;
         self.draining.iter().for_each(|draining| draining.cut(id, count));
     }
 

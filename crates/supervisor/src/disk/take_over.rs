@@ -246,6 +246,8 @@ async fn find(
     generation.lease.served = true;
     generation.own.devices.clone_from(&saved.own_devices);
     generation.own.lines.clone_from(&saved.own_lines);
+    generation.drain = Drain::resume(&saved.drain);
+    generation.drain.connections = info.as_ref().map(|info| info.connections);
     generation.cli.version = info.as_ref().map(|info| info.version);
     generation.cli.answers = info.as_ref().and_then(|info| info.pid);
     generation.cli.release = info.map(|info| info.release);
@@ -253,7 +255,6 @@ async fn find(
     if let Some(took) = saved.start_ms {
         generation.start = Start::Took(Duration::from_millis(took));
     }
-    generation.drain = Drain::resume(&saved.drain);
     generation.cli.spares.resume(left.spares(id));
     let rendering = starts.rendering(GenerationId(saved.configuration));
     found::serve_again(cx, &mut generation, rendering, left.calls(id));
@@ -274,7 +275,8 @@ async fn find_admin(
         return (None, None);
     }
     if let Some(connection) = left.admin.remove(&id.0)
-        && let Some((admin, info)) = first(|ready| Admin::resume(connection, ready)).await
+        && let Some((admin, info)) =
+            first(|ready| Admin::resume(connection, saved.drain.told, ready)).await
     {
         return (Some(admin), Some(info));
     }

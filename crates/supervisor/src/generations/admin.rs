@@ -7,7 +7,7 @@
 //! What the answers mean is in `bindonce_haproxy::cli`.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
@@ -39,6 +39,8 @@ pub(crate) struct Admin {
     asks: mpsc::UnboundedSender<Ask>,
     task: AbortHandle,
     connection: Rc<RefCell<Option<Connection>>>,
+    /// How many bytes it has answered.
+    told: Rc<Cell<u64>>,
 }
 
 /// A connection that ends with this, also where another process has a copy of it.
@@ -59,11 +61,18 @@ struct Ask {
     answers: usize,
     /// What is sent before it and after it, with nothing between: each on a line of its own, whose answer does not matter.
     around: (Vec<String>, Vec<String>),
-    reply: oneshot::Sender<String>,
+    reply: oneshot::Sender<Answer>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    text: String,
+    /// How many bytes had been answered before.
+    before: u64,
 }
 
 impl Ask {
-    fn new(command: Cow<'static, str>, answers: usize) -> (Self, oneshot::Receiver<String>) {
+    fn new(command: Cow<'static, str>, answers: usize) -> (Self, oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
         (Self { command, answers, around: <_>::default(), reply }, answer)
     }
@@ -81,39 +90,46 @@ pub(crate) enum NoAnswer {
 impl Admin {
     /// Connects to the socket at `path` and calls `ready` when haproxy first answers.
     pub(crate) fn connect(path: PathBuf, ready: impl FnOnce(Info) + 'static) -> Self {
-        Self::over(UnixStream::connect(path), true, None, ready)
+        Self::over(UnixStream::connect(path), None, None, ready)
     }
 
-    /// Goes on with a connection that an earlier supervisor, or an earlier image of this process, has opened.
-    pub(crate) fn resume(connection: OwnedFd, ready: impl FnOnce(Info) + 'static) -> Self {
+    /// Goes on with a connection that an earlier supervisor, or an earlier image of this process, has opened, and on which it was
+    /// `told` so many bytes.
+    pub(crate) fn resume(
+        connection: OwnedFd,
+        told: u64,
+        ready: impl FnOnce(Info) + 'static,
+    ) -> Self {
         let copy = connection.try_clone().ok();
         let stream = std::os::unix::net::UnixStream::from(connection);
         let stream = async move {
             stream.set_nonblocking(true)?;
             UnixStream::from_std(stream)
         };
-        Self::over(stream, false, copy, ready)
+        Self::over(stream, Some(told), copy, ready)
     }
 
     fn over(
         stream: impl Future<Output = io::Result<UnixStream>> + 'static,
-        is_new: bool,
+        earlier: Option<u64>,
         copy: Option<OwnedFd>,
         ready: impl FnOnce(Info) + 'static,
     ) -> Self {
         let (asks, requests) = mpsc::unbounded_channel();
         let connection = Rc::new(RefCell::new(copy.map(Connection)));
         let copy = Rc::clone(&connection);
+        let told = Rc::new(Cell::new(earlier.unwrap_or_default()));
+        let count = Rc::clone(&told);
         let task = crate::tasks::spawn(async move {
             let talk = async {
-                let mut stream = stream.await?;
-                if is_new {
-                    copy.replace(Some(Connection(stream.as_fd().try_clone_to_owned()?)));
+                let mut stream = Counted { stream: stream.await?, told: count };
+                if earlier.is_none() {
+                    copy.replace(Some(Connection(stream.stream.as_fd().try_clone_to_owned()?)));
                 }
                 let first = format!("prompt\nset timeout cli 86400\n{INFO}");
-                ready(Info::read(&match is_new {
-                    true => exchange(&mut stream, &first, 3).await?,
-                    false => again(&mut stream).await?,
+                ready(Info::read(&match earlier {
+                    None => exchange(&mut stream, &first, 3).await?,
+                    Some(_) => again(&mut stream).await?,
                 }));
                 talk(stream, requests).await
             };
@@ -122,13 +138,18 @@ impl Admin {
             }
             copy.take();
         });
-        Self { asks, task: task.abort_handle(), connection }
+        Self { asks, task: task.abort_handle(), connection, told }
     }
 
     /// A copy of the connection, to leave to the next supervisor or the next image of this process; none before
     /// it is open.
     pub(crate) fn connection(&self) -> Option<OwnedFd> {
         self.connection.borrow().as_ref()?.0.try_clone().ok()
+    }
+
+    /// How many bytes it has answered.
+    pub(crate) fn told(&self) -> u64 {
+        self.told.get()
     }
 
     /// Sends a command, or one in each line, and gives what is answered, which may take `limit`.
@@ -139,7 +160,7 @@ impl Admin {
     ) -> Result<String, NoAnswer> {
         let command = command.into();
         let answers = command.lines().count();
-        self.put(Ask::new(command, answers), limit).await
+        Ok(self.put(Ask::new(command, answers), limit).await?.text)
     }
 
     /// Sends one command, perhaps with a payload, with more commands before it and after it; no other comes between.
@@ -151,14 +172,14 @@ impl Admin {
         limit: Duration,
     ) -> Result<String, NoAnswer> {
         let (ask, answer) = Ask::new(command.into(), 1);
-        self.put((Ask { around: (before, after), ..ask }, answer), limit).await
+        Ok(self.put((Ask { around: (before, after), ..ask }, answer), limit).await?.text)
     }
 
     async fn put(
         &self,
-        (ask, answer): (Ask, oneshot::Receiver<String>),
+        (ask, answer): (Ask, oneshot::Receiver<Answer>),
         limit: Duration,
-    ) -> Result<String, NoAnswer> {
+    ) -> Result<Answer, NoAnswer> {
         self.asks.send(ask).map_err(|_| NoAnswer::Closed)?;
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer),
@@ -178,9 +199,11 @@ impl Admin {
         self.asks.is_closed()
     }
 
-    /// `show info`, read.
+    /// `show info`, read. What it has sent is what others were sent: haproxy counts its answers here too.
     pub(crate) async fn info(&self, limit: Duration) -> Result<Info, NoAnswer> {
-        Ok(Info::read(&self.ask(INFO, limit).await?))
+        let Answer { text, before } = self.put(Ask::new(INFO.into(), 1), limit).await?;
+        let info = Info::read(&text);
+        Ok(Info { sent: info.sent.saturating_sub(before), ..info })
     }
 
     /// Closes the connection.
@@ -190,29 +213,42 @@ impl Admin {
     }
 }
 
-async fn talk(
-    mut stream: UnixStream,
-    mut requests: mpsc::UnboundedReceiver<Ask>,
-) -> io::Result<()> {
+/// A connection, and how many bytes have come on it.
+struct Counted {
+    stream: UnixStream,
+    told: Rc<Cell<u64>>,
+}
+
+impl Counted {
+    /// Reads more of an answer.
+    async fn read(&mut self, answer: &mut Vec<u8>) -> io::Result<()> {
+        let read = self.stream.read_buf(answer).await?;
+        self.told.update(|told| told + read as u64);
+        if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+}
+
+async fn talk(mut stream: Counted, mut requests: mpsc::UnboundedReceiver<Ask>) -> io::Result<()> {
     while let Some(Ask { command, answers, around: (before, after), reply }) = requests.recv().await
     {
         for command in before {
             exchange(&mut stream, &command, 1).await?;
         }
-        let answer = exchange(&mut stream, &command, answers).await?;
+        let before = stream.told.get();
+        let text = exchange(&mut stream, &command, answers).await?;
         for command in after {
             exchange(&mut stream, &command, 1).await?;
         }
         // Whoever asked may have stopped waiting; the answer must be read all the same.
-        let _ = reply.send(answer);
+        let _ = reply.send(Answer { text, before });
     }
     Ok(())
 }
 
 /// Sends commands, one in each line, all at once: each way there and back is time in which a new
 /// generation is not known to serve. Gives the answers, one behind the other.
-async fn exchange(stream: &mut UnixStream, commands: &str, answers: usize) -> io::Result<String> {
-    stream.write_all(format!("{commands}\n").as_bytes()).await?;
+async fn exchange(stream: &mut Counted, commands: &str, answers: usize) -> io::Result<String> {
+    stream.stream.write_all(format!("{commands}\n").as_bytes()).await?;
     let mut answer = Vec::with_capacity(4096);
     let end = PROMPT.as_bytes();
     let ends = |answer: &[u8]| answer.windows(end.len()).filter(|part| *part == end).count();
@@ -226,9 +262,7 @@ async fn exchange(stream: &mut UnixStream, commands: &str, answers: usize) -> io
         if left_out > ENDLESS {
             return Err(io::Error::other("the answer is too long"));
         }
-        if stream.read_buf(&mut answer).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        stream.read(&mut answer).await?;
     }
     if left_out > 0 || answer.len() > LONGEST {
         return Ok(String::new());
@@ -239,8 +273,8 @@ async fn exchange(stream: &mut UnixStream, commands: &str, answers: usize) -> io
 }
 
 /// Goes on with the connection of an earlier supervisor, and gives the answer to `show info`.
-async fn again(stream: &mut UnixStream) -> io::Result<String> {
-    stream.write_all(AGAIN.as_bytes()).await?;
+async fn again(stream: &mut Counted) -> io::Result<String> {
+    stream.stream.write_all(AGAIN.as_bytes()).await?;
     let ends = Level::ALL.map(|level| format!("{level}\n{PROMPT}Name: "));
     let mut said = Vec::with_capacity(4096);
     let has = |said: &[u8], end: &str| said.windows(end.len()).any(|part| part == end.as_bytes());
@@ -248,9 +282,7 @@ async fn again(stream: &mut UnixStream) -> io::Result<String> {
         if said.len() > LONGEST {
             return Err(io::Error::other("the answer is too long"));
         }
-        if stream.read_buf(&mut said).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        stream.read(&mut said).await?;
     }
     Ok(String::from_utf8_lossy(&said).into_owned())
 }
@@ -260,6 +292,49 @@ mod tests {
     use std::os::unix::net::UnixStream as Blocking;
 
     use super::*;
+
+    fn counted(ours: Blocking) -> Counted {
+        let stream = UnixStream::from_std(ours).expect("a stream");
+        Counted { stream, told: Rc::default() }
+    }
+
+    #[test]
+    fn what_it_has_answered_is_not_what_it_has_sent_to_others() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime.expect("a runtime"), async {
+            let (ours, theirs) = Blocking::pair().expect("a pair");
+            // As haproxy counts: all that it has sent before, here and to others, of which there are 1,000 bytes.
+            let haproxy = std::thread::spawn(move || {
+                let mut questions = io::BufReader::new(theirs.try_clone().expect("a copy"));
+                let mut sent = 1000 + 70;
+                let mut question = String::new();
+                while io::BufRead::read_line(&mut questions, &mut question)
+                    .is_ok_and(|read| read > 0)
+                {
+                    let level =
+                        question.contains("level").then(|| format!("{}\n{PROMPT}", Level::ALL[0]));
+                    let info = question
+                        .contains("info")
+                        .then(|| format!("Name: x\nTotalBytesOut: {sent}\n{PROMPT}"));
+                    let answer = level.or(info).unwrap_or_else(|| PROMPT.to_owned());
+                    sent += answer.len();
+                    io::Write::write_all(&mut &theirs, answer.as_bytes()).expect("written");
+                    question.clear();
+                }
+            });
+            let admin = Admin::resume(ours.into(), 70, |_| ());
+            for _ in 0..3 {
+                assert_eq!(
+                    admin.info(Duration::from_secs(20)).await.expect("an answer").sent,
+                    1000
+                );
+            }
+            assert!(admin.told() > 70 + 3 * 30);
+            admin.close();
+            haproxy.join().expect("it has answered");
+        });
+    }
 
     #[test]
     fn what_follows_an_answer_that_is_too_long_is_understood() {
@@ -279,7 +354,7 @@ mod tests {
                 }
                 theirs
             });
-            let mut stream = UnixStream::from_std(ours).expect("a stream");
+            let mut stream = counted(ours);
             assert_eq!(exchange(&mut stream, "show stat", 1).await.expect("an answer"), "");
             assert_eq!(exchange(&mut stream, "show info", 1).await.expect("an answer"), "short");
             drop(haproxy.join().expect("it has answered"));
@@ -299,7 +374,7 @@ mod tests {
                 (0..2 * ENDLESS / piece.len())
                     .any(|_| io::Write::write_all(&mut theirs, &piece).is_err())
             });
-            let mut stream = UnixStream::from_std(ours).expect("a stream");
+            let mut stream = counted(ours);
             let error = exchange(&mut stream, "show info", 1).await.expect_err("no end");
             assert_eq!(error.kind(), io::ErrorKind::Other, "{error}");
             drop(stream);

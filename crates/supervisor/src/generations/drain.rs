@@ -23,8 +23,8 @@ pub(crate) struct Drain {
     pub(crate) since: Option<Since>,
     /// Its counters when it was last asked; none where it was not since this process has it.
     counted: Option<Since>,
-    /// It was told to end with those that it had.
-    pub(crate) is_cut: bool,
+    /// Those that end with it are counted.
+    is_cut: bool,
 }
 
 /// What the next supervisor must know of it.
@@ -37,6 +37,8 @@ pub(crate) struct SavedDrain {
     drain_timeout_ms: Option<u64>,
     /// What it had done when it was last asked; for the supervisor itself alone.
     counted: Option<Since>,
+    /// How many bytes it had answered then on its admin connection.
+    pub(crate) told: u64,
     /// What it has done since it stopped accepting.
     after: Option<Since>,
     /// How many of its idle connections were closed.
@@ -62,11 +64,13 @@ impl Drain {
     }
 
     /// For the next supervisor, or for the next image of this process: what another finds may be long ago by then.
-    pub(crate) fn saved(&self, for_itself: bool) -> SavedDrain {
+    /// `told`: how many bytes it has answered on its admin connection.
+    pub(crate) fn saved(&self, for_itself: bool, told: u64) -> SavedDrain {
         SavedDrain {
             drain_idle_ms: self.idle.get().and_then(milliseconds),
             drain_timeout_ms: self.timeout.and_then(milliseconds),
             counted: self.counted.filter(|_| for_itself),
+            told: if for_itself { told } else { 0 },
             after: self.since.filter(|_| for_itself),
             idle_closed: self.idle_closed,
         }
@@ -83,11 +87,13 @@ impl Drain {
         Some((more, drains))
     }
 
-    /// It is told to exit: how many connections end with it, as far as is known; none where it was told before.
-    pub(crate) fn cut(&mut self) -> u64 {
-        match std::mem::replace(&mut self.is_cut, true) {
-            false => self.connections.unwrap_or_default(),
-            true => 0,
+    /// Those that it has end with it: how many, as far as it has told, or has `said` of its own hard stop; none where they
+    /// are counted.
+    pub(crate) fn cut(&mut self, said: u64) -> u64 {
+        match (std::mem::replace(&mut self.is_cut, true), said) {
+            (true, _) => 0,
+            (false, 0) => self.connections.unwrap_or_default(),
+            (false, said) => said,
         }
     }
 }

@@ -342,9 +342,10 @@ impl Generation {
         })
     }
 
-    /// It is gone: how many connections haproxy has cut by itself (`hard-stop-after`); none where it was told to exit, with all.
-    pub(crate) fn cut_by_itself(&self) -> u64 {
-        if self.drain.is_cut { 0 } else { self.output.tail.cut() }
+    /// It is told to exit, or is gone: how many connections end with it, as far as it has told, or has said of its
+    /// own hard stop; none where they are counted. One that has drained has told of none.
+    pub(crate) fn cut(&mut self) -> u64 {
+        self.drain.cut(self.output.tail.cut())
     }
 
     /// Ends it because it is not to take over, for this reason.

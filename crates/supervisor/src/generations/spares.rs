@@ -37,7 +37,7 @@ impl Spares {
     /// Goes on with those that an earlier supervisor, or an earlier image of this process, had.
     pub(crate) fn resume(&self, connections: BTreeMap<String, OwnedFd>) {
         let connections = connections.into_iter().filter_map(|(level, connection)| {
-            Some((Level::read(&level)?, Admin::resume(connection, |_| ())))
+            Some((Level::read(&level)?, Admin::resume(connection, 0, |_| ())))
         });
         self.0.borrow_mut().extend(connections);
     }

@@ -14,7 +14,7 @@ use bindonce_sys::process::Exit;
 use crate::broker::leases;
 use crate::generations::admin::Admin;
 use crate::generations::drain::Drain;
-use crate::generations::generation::{GivenBack, Start};
+use crate::generations::generation::{Generation, GivenBack, Start};
 use crate::generations::own;
 use crate::generations::process::{self, Process};
 use crate::generations::progress;
@@ -90,6 +90,8 @@ impl Supervisor {
 
     pub(crate) fn exited(&mut self, id: GenerationId, exit: Option<Exit>) {
         let how = exit.map_or_else(|| "no known exit code".to_owned(), |exit| exit.to_string());
+        let cut = self.generations.get_mut(&id).map_or(0, Generation::cut);
+        self.cut(id, cut);
         if let Some(generation) = self.generations.get(&id) {
             let pid = generation.pid();
             let state = self.timeline.state_of(id);
@@ -105,20 +107,17 @@ impl Supervisor {
                     );
                 }
             }
-            let cut = generation.cut_by_itself();
-            self.report.cut(cut);
-            self.requests.cut(id, cut);
             let (kind, text) = match state {
-                Some(State::Draining) if cut > 0 => {
-                    let text = format!("gone: {how}; connections cut (hard-stop-after): {cut}");
-                    (event::Kind::GenerationGone, text)
-                }
-                Some(State::Draining) => (event::Kind::GenerationGone, format!("gone: {how}")),
-                Some(State::Serving) => {
-                    (event::Kind::GenerationDied, format!("died while it served: {how}"))
-                }
-                _ => (event::Kind::GenerationFailed, format!("did not come up: {how}")),
+                Some(State::Draining) => (event::Kind::GenerationGone, "gone"),
+                Some(State::Serving) => (event::Kind::GenerationDied, "died while it served"),
+                _ => (event::Kind::GenerationFailed, "did not come up"),
             };
+            let cut = match (cut, generation.output.tail.cut()) {
+                (0, _) => String::new(),
+                (cut, 0) => format!("; connections cut: {cut}"),
+                (cut, _) => format!("; connections cut (hard-stop-after): {cut}"),
+            };
+            let text = format!("{text}: {how}{cut}");
             match kind {
                 event::Kind::GenerationGone => tracing::info!(generation = id.0, pid, "{text}"),
                 _ => tracing::error!(generation = id.0, pid, "{text}"),

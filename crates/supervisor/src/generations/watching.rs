@@ -33,8 +33,9 @@ const DRAIN_LOOK: Duration = Duration::from_millis(100);
 const DRAIN_LOOK_LATER: Duration = Duration::from_secs(1);
 /// How long a look at what a program listens on may take.
 const ELSEWHERE: Duration = Duration::from_secs(10);
-/// Between two looks at the one that serves.
-const SERVING_LOOK: Duration = Duration::from_secs(1);
+/// Between two looks at the one that serves: at first, and later.
+const SERVING_LOOK: Duration = Duration::from_millis(100);
+const SERVING_LOOK_LATER: Duration = Duration::from_secs(1);
 /// How long an answer of the admin socket may take.
 const ANSWER: Duration = Duration::from_secs(1);
 
@@ -56,8 +57,9 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
         let leaves = |how| cx.send(Message::Leaves(id, how));
         let mut known = family.workers();
         let mut said = false;
-        loop {
-            tokio::time::sleep(SERVING_LOOK).await;
+        for look in 0u32.. {
+            let wait = if look < 10 { SERVING_LOOK } else { SERVING_LOOK_LATER };
+            tokio::time::sleep(wait).await;
             let mut told = None;
             match &admin {
                 Some(asked) => match asked.info(ANSWER).await {
@@ -119,7 +121,7 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pac
     idle.set(idle.get().or(cx.settings.drain_idle));
     let task = crate::tasks::spawn(async move {
         let told = match &admin {
-            Some(admin) => said_closed(&family, admin, || cx.later(Event::Stopping(id))).await,
+            Some(admin) => said_closed(&cx, &family, admin).await,
             None => None,
         };
         closed(&family, told.as_ref()).await;
@@ -130,6 +132,7 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pac
             cx.send(Message::Counts(id, Since::all(info), false));
         }
         let (mut closing, mut hanging) = (Closing::new(idle), Hanging::default());
+        let mut untold = false;
         for look in 0u32.. {
             match &admin {
                 Some(asked) => match asked.info(ANSWER).await {
@@ -143,8 +146,12 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pac
                         close_idle(&cx, &family, &mut closing, asked, &info).await;
                     }
                     Err(NoAnswer::InTime) => {}
-                    Err(NoAnswer::Closed) => admin = None,
+                    Err(NoAnswer::Closed) => {
+                        admin = None;
+                        untold = true;
+                    }
                 },
+                None if std::mem::take(&mut untold) => cx.send(Message::CannotTell(id)),
                 // Nothing is left but its exit.
                 None if is_haproxy && hanging.look(family.workers()) => {
                     // The last client may have left after the last answer.
@@ -196,15 +203,18 @@ async fn close_idle(
     }
 }
 
-/// Waits until haproxy says that it has closed its listeners, and calls `stopping` when it says that it
+/// Waits until haproxy says that it has closed its listeners, and tells when it says that it
 /// stops; none if its connection ends first, or is silent when no process has a descriptor of them any more.
-async fn said_closed(family: &Family, admin: &Admin, stopping: impl Fn()) -> Option<Info> {
-    let mut said = false;
+async fn said_closed(cx: &Context, family: &Family, admin: &Admin) -> Option<Info> {
+    let (mut said, mut left) = (false, None);
     loop {
         match admin.info(ANSWER).await {
             Ok(info) => {
                 if info.stopping && !std::mem::replace(&mut said, true) {
-                    stopping();
+                    cx.later(Event::Stopping(family.id));
+                }
+                if left.replace(info.connections) != Some(info.connections) {
+                    cx.send(Message::Left(family.id, info.connections));
                 }
                 if family.says_closed(&info) {
                     return Some(info);

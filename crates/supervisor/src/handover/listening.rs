@@ -191,7 +191,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let local = tokio::task::LocalSet::new();
         let missing = local.block_on(&runtime.expect("a runtime"), async {
-            let listening = Listening::Asked(Admin::resume(ours.into(), |_| ()), 2);
+            let listening = Listening::Asked(Admin::resume(ours.into(), 0, |_| ()), 2);
             // A minute for what answers; nothing at all for what is silent.
             let limit = if closes { 60_000 } else { 50 };
             listening.missing(Duration::from_millis(limit)).await

@@ -96,7 +96,7 @@ impl Handover {
         let cx = cx.clone();
         let task = crate::tasks::spawn(async move {
             let begun = Instant::now();
-            let watched = proof.watch(|event| cx.later(event)).await;
+            let watched = proof.watch(&cx).await;
             let took = begun.elapsed();
             match watched {
                 Ok(shown) => tracing::debug!(

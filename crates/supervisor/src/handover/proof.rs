@@ -27,8 +27,10 @@ use bindonce_sys::watch::Ticks;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use crate::context::Context;
 use crate::generations::admin::{Admin, NoAnswer};
 use crate::generations::listeners::HeldListener;
+use crate::message::Message;
 
 /// How long each queue must stand still.
 const STILL: Duration = Duration::from_millis(5);
@@ -83,7 +85,8 @@ impl Proof {
     ///
     /// # Errors
     /// Those of the kernel's timer; the timeline's deadline then ends the handover.
-    pub(crate) async fn watch(self, tell: impl Fn(Event)) -> io::Result<Shown> {
+    pub(crate) async fn watch(self, cx: &Context) -> io::Result<Shown> {
+        let tell = |event| cx.later(event);
         let answered = Rc::new(Notify::new());
         let mut questions = JoinSet::new();
         let counts: Vec<_> = self
@@ -170,6 +173,9 @@ impl Proof {
             }
             if report <= now {
                 report = now + PAUSE_AGAIN;
+                // What ends with one that has to be ended.
+                let left = |count: &Rc<Count>| Some(Message::Left(count.id, count.left.get()?));
+                counts.iter().filter_map(left).for_each(|left| cx.send(left));
                 tell(Event::Unproved(observe(&queues, &counts, now)));
             }
         }
@@ -332,6 +338,8 @@ impl Queue {
 struct Count {
     id: GenerationId,
     value: Cell<Option<u64>>,
+    /// How many connections it has.
+    left: Cell<Option<u64>>,
     /// When the first question was sent whose answer was this value.
     unchanged: Cell<Instant>,
     /// When the last question was sent that was answered.
@@ -350,6 +358,7 @@ impl Count {
         Self {
             id,
             value: Cell::new(None),
+            left: Cell::new(None),
             unchanged: now.clone(),
             asked: now.clone(),
             answered: now,
@@ -373,6 +382,7 @@ impl Count {
                         }
                         self.unchanged.set(asked);
                     }
+                    self.left.set(Some(info.connections));
                     self.asked.set(asked);
                     self.answered.set(now);
                 }

@@ -118,7 +118,7 @@ const IDLE_CLOSED: Family = Family::counter(
 );
 const CUT: Family = Family::counter(
     "bindonce_connections_cut",
-    "Connections that generations had when they were told to exit.",
+    "Connections that ended with the generations that had them.",
 );
 const UNKNOWN: Family = Family::counter(
     "bindonce_unknown_acceptors",

@@ -126,7 +126,7 @@ impl Report {
         self.counts.idle_closed += count;
     }
 
-    /// So many connections were cut by haproxy itself.
+    /// So many connections ended with their generation.
     pub(crate) fn cut(&mut self, count: u64) {
         self.counts.connections_cut += count;
     }
@@ -147,7 +147,6 @@ impl Report {
         signal: Number,
         (reason, cut): (Reason, u64),
     ) {
-        self.counts.connections_cut += cut;
         let said_before = self.last_warning.replace((id, reason)) == Some((id, reason));
         let signal = signal.as_str();
         let why = match reason {
@@ -155,7 +154,7 @@ impl Report {
             Reason::Handover | Reason::Shutdown => {
                 return tracing::debug!(generation = id.0, pid, signal, "signalled");
             }
-            _ if said_before => {
+            _ if said_before && cut == 0 => {
                 return tracing::debug!(generation = id.0, pid, signal, "signalled again");
             }
             Reason::TakenOver => {

@@ -24,12 +24,13 @@ pub(crate) struct Now<'a> {
 }
 
 impl Report {
-    /// The answer to the clients that wait for a reload.
+    /// The answer to the clients that wait for a reload; `cut`: how many connections were cut since it began.
     pub(crate) fn outcome(
         &mut self,
         cx: &Context,
         outcome: &Outcome,
         now: Now<'_>,
+        cut: u64,
     ) -> control::Answer {
         match outcome {
             Outcome::Serving { id, ended, alone } => {
@@ -37,7 +38,12 @@ impl Report {
                 self.measured.ended((!alone).then_some("not-alone"));
                 let ended: Vec<_> = ended.iter().map(|id| id.0).collect();
                 if !ended.is_empty() {
-                    tracing::warn!(generation = id.0, ?ended, "older generations had to be ended");
+                    tracing::warn!(
+                        generation = id.0,
+                        ?ended,
+                        cut,
+                        "older generations had to be ended"
+                    );
                 }
                 if !alone {
                     return Err(strangers(cx, *id, &now));
@@ -46,6 +52,9 @@ impl Report {
                     [] => "serving alone".to_owned(),
                     ended => format!("serving alone; older generations had to be ended: {ended:?}"),
                 };
+                if cut > 0 {
+                    text.push_str(&format!("; connections cut: {cut}"));
+                }
                 let (read_otherwise, startup) = match now.generations.get(id) {
                     Some(one) => {
                         (one.own.lines.iter().cloned().collect(), one.output.tail.startup())
@@ -70,6 +79,7 @@ impl Report {
                     generation: id.0,
                     pid,
                     ended,
+                    cut,
                     left,
                     none_kept,
                     read_otherwise,

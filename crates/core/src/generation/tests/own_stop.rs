@@ -100,3 +100,17 @@ fn one_that_listens_again_while_the_queues_are_watched_is_waited_for() {
     scenario.on(Event::Stopped(ONE));
     assert_eq!(answers(&scenario.on(Event::Proved)), [serves(TWO)]);
 }
+
+/// It cannot be told from one that drains: it accepts no more, and has said so.
+#[test]
+fn one_that_is_late_to_close_its_listeners_ends_as_one_that_drains() {
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::Pause));
+    scenario.on(Event::Proved);
+    scenario.on(Event::Stopping(ONE));
+    scenario.on(Event::DrainTimeout(ONE, 500 * MS));
+    let (signal, reason) = (Signal::Terminate, Reason::DrainTimeout);
+    let ends = Action::Signal { id: ONE, signal, reason };
+    assert!(scenario.pass(Duration::from_secs(1)).contains(&ends));
+}
