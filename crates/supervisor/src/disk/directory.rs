@@ -391,7 +391,7 @@ mod tests {
             "generations": [{"id": 3, "pid": 4711, "start_time": 123, "state": "draining", "ready": true,
             "master_worker": true, "configuration": 2, "since": 1760000000001, "listeners": ["127.0.0.1:80"],
             "own_devices": ["eth9"], "own_lines": ["a"], "reloads_before": 5, "start_ms": 12, "drain_idle_ms": 5000,
-            "drain_timeout_ms": 60000, "counted": {"requests": 8, "bytes": 9}, "after": {"requests": 1, "bytes": 2},
+            "drain_timeout_ms": 60000, "counted": {"requests": 8, "bytes": 9}, "told": 11, "after": {"requests": 1, "bytes": 2},
             "idle_closed": 6}]}"#;
         let saved = parse(Path::new("state.json"), text.as_bytes()).expect("a state");
         let generation = &saved.generations[0];
