@@ -2,7 +2,7 @@
 """Programs as Debian ships them under `bindonce run --intercept`, and nothing else: reloads under load, with the
 sockets that listen seen throughout; and what the filter costs a program.
 
-    tests/measure/intercept.py [--times 20] [--clients 8] [--calls 2000000] [--throughput] [--only NAME]
+    tests/measure/intercept.py [--times 20] [--clients 8] [--calls 2000000] [--throughput] [--pairs 7] [--only NAME]
 """
 
 import argparse
@@ -22,6 +22,7 @@ parser.add_argument("--times", type=int, default=20)
 parser.add_argument("--clients", type=int, default=8)
 parser.add_argument("--calls", type=int, default=10_000_000, help="of each system call in one sample")
 parser.add_argument("--throughput", action="store_true", help="only that: about a minute for each version of haproxy, and for nginx")
+parser.add_argument("--pairs", type=int, default=7, help="of each program, for the throughput: more, where the machine is busy")
 parser.add_argument("--only", default="", help="only programs whose name begins with this, and not what the filter costs")
 arguments = parser.parse_args()
 
@@ -268,13 +269,13 @@ def pairs(name, rate):
     """New connections a second with the filter and without it, one after the other, each as often the first of the two. The ratio is the
     median of those of the pairs: what else the machine does changes slowly, and meets both."""
     rates = {False: [], True: []}
-    for turn in range(7):
+    for turn in range(arguments.pairs):
         for filtered in sorted(rates, reverse=turn % 2 == 1):
             with Stage() as stage:
                 rates[filtered].append(rate(stage, filtered))
     ratios = sorted(one / other for one, other in zip(rates[True], rates[False]))
     print(f"{name}: {statistics.median(rates[False]):,.0f} connections a second without the filter, {statistics.median(rates[True]):,.0f} "
-          f"with it: ratio {statistics.median(ratios):.3f} (median of 7 pairs; {ratios[0]:.3f} to {ratios[-1]:.3f})", flush=True)
+          f"with it: ratio {statistics.median(ratios):.3f} (median of {len(ratios)} pairs; {ratios[0]:.3f} to {ratios[-1]:.3f})", flush=True)
 
 
 def throughput():

@@ -86,6 +86,14 @@ impl<'a> Decoding<'a> {
         Ok(!elements.is_empty())
     }
 
+    /// Takes what was read of a `bind` so far; nothing of another method. Read, an element takes far more memory than its text.
+    pub fn take_bind(&mut self) -> Vec<Bind> {
+        match &mut self.call {
+            Call::Bind(elements) => std::mem::take(elements),
+            _ => Vec::new(),
+        }
+    }
+
     /// The call, once nothing more of it is to be read.
     #[must_use]
     pub fn finish(self) -> Call {

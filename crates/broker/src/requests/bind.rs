@@ -10,6 +10,7 @@ use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
 use bindonce_core::policy::Verb;
 use bindonce_core::registry::{MAX_CLAIM, Refusal, Want};
 use bindonce_daemon::rpc::{Caller, Reply, unwritten};
+use bindonce_wire::call::Decoding;
 use bindonce_wire::message::{BindReply, Request};
 use bindonce_wire::params::{Bind, Target};
 use bindonce_wire::{ErrorCode, RpcError};
@@ -32,58 +33,65 @@ pub(super) async fn bind(
     broker: &RefCell<Broker>,
     caller: &Caller,
     request: &Request<'_>,
-    elements: Vec<Bind>,
+    decoding: Decoding<'_>,
     turn: &mut Turn,
 ) -> Result<Option<Reply>, RpcError> {
-    let (wants, count) = Box::pin(read(broker, caller, elements)).await?;
+    let (wants, count) = Box::pin(read(broker, caller, decoding)).await?;
     if count > ANSWERED_AT_ONCE && !turn.has_come(&broker.borrow().large, caller.peer.uid) {
         return Ok(None);
     }
     Box::pin(claim(broker, caller, request, wants)).await.map(Some)
 }
 
-/// What is asked for, which the caller may have as things are, and how many listeners that is.
+/// What is asked for, which the caller may have as things are, and how many listeners that is. Some elements are read in a
+/// turn, and none is kept once it is understood.
 async fn read(
     broker: &RefCell<Broker>,
     caller: &Caller,
-    elements: Vec<Bind>,
+    mut decoding: Decoding<'_>,
 ) -> Result<(Vec<Want>, usize), RpcError> {
-    let mut wants = Vec::with_capacity(elements.len());
+    let mut wants = Vec::new();
     let mut count = 0_usize;
     let mut home = None;
-    for (index, element) in elements.into_iter().enumerate() {
-        if index % READ_AT_ONCE == READ_AT_ONCE - 1 {
-            yield_now().await;
+    loop {
+        let more = decoding.read(READ_AT_ONCE)?;
+        let elements = decoding.take_bind();
+        if !more {
+            wants.reserve_exact(elements.len());
         }
-        let Bind { target, tentative, change } = element;
-        let mut wanted = wanted(broker, target, change).map_err(|mut error| {
-            error.message = format!("params[{index}]: {}", error.message);
-            error
-        })?;
-        if let Wanted::Listen(spec) = &mut wanted {
-            let home = match &home {
-                Some(home) => home,
-                None => home.insert(Home::of(broker, caller).await?),
-            };
-            home.place(&mut spec.first)?;
-        }
-        let mut want = Want { wanted, tentative, change, held: true };
-        {
-            let broker = broker.borrow();
-            if let Wanted::Listen(spec) = &want.wanted {
-                want.held = broker.access.may_claim(caller, spec, change)?;
-                allow_name(&broker, caller, spec)?;
-            } else {
-                allow(&broker, caller, &want)?;
+        for Bind { target, tentative, change } in elements {
+            let mut wanted = wanted(broker, target, change).map_err(|mut error| {
+                error.message = format!("params[{}]: {}", wants.len(), error.message);
+                error
+            })?;
+            if let Wanted::Listen(spec) = &mut wanted {
+                let home = match &home {
+                    Some(home) => home,
+                    None => home.insert(Home::of(broker, caller).await?),
+                };
+                home.place(&mut spec.first)?;
             }
+            let mut want = Want { wanted, tentative, change, held: true };
+            {
+                let broker = broker.borrow();
+                if let Wanted::Listen(spec) = &want.wanted {
+                    want.held = broker.access.may_claim(caller, spec, change)?;
+                    allow_name(&broker, caller, spec)?;
+                } else {
+                    allow(&broker, caller, &want)?;
+                }
+            }
+            count = count.saturating_add(want.count());
+            if count > MAX_CLAIM {
+                return Err(answer::refused(&Refusal::TooMany { count, limit: MAX_CLAIM }));
+            }
+            wants.push(want);
         }
-        count = count.saturating_add(want.count());
-        if count > MAX_CLAIM {
-            return Err(answer::refused(&Refusal::TooMany { count, limit: MAX_CLAIM }));
+        if !more {
+            return Ok((wants, count));
         }
-        wants.push(want);
+        yield_now().await;
     }
-    Ok((wants, count))
 }
 
 /// Claims what is allowed, and answers with it.
@@ -290,9 +298,12 @@ mod tests {
     ) -> Result<Reply, RpcError> {
         let mut turn = Turn::default();
         let large = Rc::clone(&broker.borrow().large);
+        let elements = serde_json::to_string(&elements).expect("JSON");
+        let text = format!(r#"{{"method":"bind","params":{elements}}}"#);
+        let asked = Request::decode(text.as_bytes()).expect("a request");
         loop {
-            let elements = elements.clone();
-            match bind_in_turn(broker, caller, request, elements, &mut turn).await? {
+            let decoding = Decoding::new(&asked)?;
+            match bind_in_turn(broker, caller, request, decoding, &mut turn).await? {
                 Some(reply) => return Ok(reply),
                 None => turn.come(&large, caller.peer.uid).await,
             }
