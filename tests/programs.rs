@@ -319,6 +319,26 @@ fn a_stranger_that_accepts_is_named() {
     stage.reload(3);
 }
 
+/// It was never told to end, and waits for ever.
+#[test]
+fn one_that_has_closed_its_listener_by_itself_ends_with_the_supervisor() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let script = "import os, socket, time\n\
+        tell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+        tell.sendto(b'READY=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:])\n\
+        web = socket.socket(fileno=int(os.environ['web']))\n\
+        if os.environ['BINDONCE_GENERATION'] == '1': web.close()\n\
+        time.sleep(1000)\n";
+    let mut command = scene.bindonce("run");
+    let listen = format!("web={}", scene.address());
+    command.args(["--name", "web", "--listen", &listen, "--", "python3", "-c", script]);
+    let mut supervisor = Process::start(&mut command);
+    supervisor.wait_line(": serving generation=2 ");
+    assert!(supervisor.terminate().success(), "{}", supervisor.story());
+    assert!(supervisor.story().contains(": gone: SIGTERM generation=1 "), "{}", supervisor.story());
+}
+
 #[test]
 fn ready_said_by_a_stranger_is_ignored() {
     let scene = Scene::new();

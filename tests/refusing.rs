@@ -44,7 +44,7 @@ fn a_program_whose_calls_cannot_be_looked_at_is_started_without_or_not_at_all() 
     let script = "import os, socket, sys, time\n\
         tell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
         tell.sendto(b'READY=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:])\n\
-        socket.socket(fileno=int(os.environ['web']))\n\
+        web = socket.socket(fileno=int(os.environ['web']))\n\
         time.sleep(1000)\n";
     for (number, name) in REFUSED.into_iter().filter(|_| has_python()) {
         let scene = Scene::new();

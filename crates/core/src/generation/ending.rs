@@ -34,13 +34,16 @@ impl Timeline {
             return;
         };
         let drain = life.drain_timeout.unwrap_or(self.settings.drain_timeout);
-        match life.stage {
-            Stage::Stopping { .. } => {}
+        let told = match life.stage {
+            Stage::Stopping { .. } => true,
             // Something else told it to stop; a serving generation must be started again.
-            Stage::Serving { .. } => out.push(Action::WatchStop(id)),
+            Stage::Serving { .. } => {
+                out.push(Action::WatchStop(id));
+                false
+            }
             _ => return,
-        }
-        life.stage = Stage::Draining { until: now.saturating_add(drain) };
+        };
+        life.stage = Stage::Draining { until: now.saturating_add(drain), told };
         out.push(Action::Detach(id));
     }
 
@@ -48,7 +51,7 @@ impl Timeline {
     pub(super) fn drain_within(&mut self, now: Moment, id: GenerationId, time: Moment) {
         let Some(life) = self.lives.get_mut(&id).filter(|life| life.lingers()) else { return };
         life.drain_timeout = Some(time);
-        if let Stage::Draining { until } = &mut life.stage {
+        if let Stage::Draining { until, .. } = &mut life.stage {
             *until = now.saturating_add(time);
         }
     }

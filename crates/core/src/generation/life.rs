@@ -26,8 +26,8 @@ pub(super) enum Stage {
     /// Told to stop, and may still accept: unless `proved`, by the accept queues. Looked
     /// at again, and signalled again, at `again`. `says`: it has confirmed the signal.
     Stopping { since: Moment, again: Moment, proved: bool, says: bool },
-    /// Has closed its listeners.
-    Draining { until: Moment },
+    /// Has closed its listeners. `told`: because it was told to stop here; else somebody else has told it, or nobody.
+    Draining { until: Moment, told: bool },
     /// Told to exit at once (SIGTERM), and until then may accept if it did before.
     Ending { kill: Moment, accepts: bool },
     /// Sent SIGKILL; the kernel ends it. The signal is repeated at this time, so that even here
@@ -69,7 +69,7 @@ impl Life {
     /// When this stage must be looked at again.
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self.stage {
-            Stage::Starting { until, .. } | Stage::Draining { until } => Some(until),
+            Stage::Starting { until, .. } | Stage::Draining { until, .. } => Some(until),
             Stage::Stopping { again, .. } => Some(again),
             Stage::Ending { kill, .. } => Some(kill),
             Stage::Killed { again, .. } => Some(again),

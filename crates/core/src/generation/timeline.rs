@@ -299,6 +299,14 @@ impl Timeline {
                 Some(Stage::Serving { .. }) if !again => {
                     self.soft_stop(now, id, false, Reason::Shutdown, out);
                 }
+                // It may have closed its listeners for whatever reason, and wait for ever.
+                Some(Stage::Draining { until, told: false }) if !again => {
+                    if let Some(life) = self.lives.get_mut(&id) {
+                        life.stage = Stage::Draining { until, told: true };
+                    }
+                    let (signal, reason) = (Signal::SoftStop, Reason::Shutdown);
+                    out.push(Action::Signal { id, signal, reason });
+                }
                 Some(Stage::Stopping { .. } | Stage::Draining { .. }) if !again => {}
                 Some(_) => self.terminate(now, id, Reason::Shutdown, out),
                 None => {}

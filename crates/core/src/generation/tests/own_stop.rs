@@ -114,3 +114,20 @@ fn one_that_is_late_to_close_its_listeners_ends_as_one_that_drains() {
     let ends = Action::Signal { id: ONE, signal, reason };
     assert!(scenario.pass(Duration::from_secs(1)).contains(&ends));
 }
+
+/// It has closed its listeners for whatever reason: nobody here has told it to end.
+#[test]
+fn one_that_has_stopped_by_itself_is_told_to_at_the_shutdown_once() {
+    let mut scenario = Scenario::serving();
+    let actions = scenario.on(Event::Stopped(ONE));
+    assert_eq!(signals(&actions), []);
+    let actions = scenario.on(Event::Shutdown);
+    assert_eq!(signals(&actions).iter().filter(|one| **one == (1, Signal::SoftStop)).count(), 1);
+    assert_eq!(signals(&scenario.on(Event::Tick)), []);
+    // One that was told drains.
+    let mut scenario = pausing();
+    scenario.on(Event::Proved);
+    scenario.on(Event::Stopped(ONE));
+    let actions = scenario.on(Event::Shutdown);
+    assert_eq!(signals(&actions), [(2, Signal::SoftStop)]);
+}
