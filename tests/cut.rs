@@ -132,6 +132,13 @@ fn the_drain_timeout_of_one_reload_can_be_longer_and_holds_over_an_upgrade() {
     assert_eq!(status(&scene)["connections_cut"], 0);
 }
 
+/// Waits until the supervisor knows of the two connections.
+fn both_are_known(scene: &Scene) {
+    eventually("the supervisor to know of both connections", || {
+        (status(scene)["generations"][0]["connections"] == 2).then_some(())
+    });
+}
+
 /// How many connections were cut, as the status tells.
 fn counted(scene: &Scene) -> u64 {
     status(scene)["connections_cut"].as_u64().expect("a number")
@@ -165,9 +172,7 @@ fn what_ends_with_a_generation_that_dies_is_counted_and_told() {
         let scene = Scene::new();
         let _broker = scene.broker();
         let (mut haproxy, _halves) = in_progress(&scene, &program, &[]);
-        eventually("the supervisor to know of both connections", || {
-            (status(&scene)["generations"][0]["connections"] == 2).then_some(())
-        });
+        both_are_known(&scene);
         let (_, pid) = haproxy.wait_serving(&scene);
         kill(Pid::from_raw(pid), SIGKILL).expect("killing it");
         eventually("generation 2 to serve", || {
@@ -185,9 +190,7 @@ fn what_ends_with_the_workers_of_a_master_that_dies_is_counted_and_told() {
     let scene = Scene::new();
     let _broker = scene.broker();
     let (mut haproxy, _halves) = in_progress(&scene, &program, &["--nested-master"]);
-    eventually("the supervisor to know of both connections", || {
-        (status(&scene)["generations"][0]["connections"] == 2).then_some(())
-    });
+    both_are_known(&scene);
     let (_, master) = haproxy.wait_serving(&scene);
     kill(Pid::from_raw(master), SIGKILL).expect("killing it");
     eventually("what was cut to be counted", || (counted(&scene) == 2).then_some(()));
@@ -216,9 +219,7 @@ fn what_a_shutdown_at_once_cuts_is_told() {
         let scene = Scene::new();
         let _broker = scene.broker();
         let (mut haproxy, _halves) = in_progress(&scene, &program, &[]);
-        eventually("the supervisor to know of both connections", || {
-            (status(&scene)["generations"][0]["connections"] == 2).then_some(())
-        });
+        both_are_known(&scene);
         let supervisor = Pid::from_raw(i32::try_from(haproxy.supervisor.pid()).expect("a pid"));
         kill(supervisor, SIGTERM).expect("the first");
         drains(&scene);

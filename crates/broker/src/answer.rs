@@ -14,11 +14,8 @@ use crate::listeners::{Denied, Held};
 pub(crate) fn bound(held: &Held, created: bool) -> Bound {
     let asked = &held.listener.address;
     let address = asked.to_string();
-    let name = match &held.listener {
-        named @ Listener { name: Some(_), .. } => named.label(),
-        unnamed if unnamed.is_named_by_address() => address.clone(),
-        unnamed => unnamed.label(),
-    };
+    let is_unnamed = held.listener.name.is_none() && held.listener.is_named_by_address();
+    let name = if is_unnamed { address.clone() } else { held.listener.label() };
     let bound = &held.opened.bound;
     let bound = if bound == asked { address.clone() } else { bound.to_string() };
     Bound { name, address, bound, created, inode: held.opened.inode }

@@ -47,7 +47,7 @@ impl Aside {
                     break;
                 }
             }
-            // Whoever asked may have given up meanwhile.
+            // The claim may have been given up meanwhile.
             let _ = send.send(sockets);
         };
         let thread = Some(worker::start("open", work).ok()?);

@@ -50,7 +50,11 @@ impl Opening {
         }
     }
 
-    fn take(mut self) -> Vec<Opened<Socket>> {
+    /// All of them. To hand out many is a turn of its own.
+    async fn take(mut self) -> Vec<Opened<Socket>> {
+        if self.sockets.len() > OPENED_AT_ONCE {
+            yield_now().await;
+        }
         let sockets = std::mem::take(&mut self.sockets);
         sockets.iter().for_each(|opened| self.unfinished.remove(opened.handle.path.as_ref()));
         sockets
@@ -223,7 +227,6 @@ async fn open_each(
     mut listeners: Vec<Listener>,
     mut opening: Opening,
 ) -> Result<Vec<Opened<Socket>>, Unopened> {
-    let many = listeners.len() > OPENED_AT_ONCE;
     let rest = if Aside::is_worth_it(&listeners) {
         listeners.split_off(listeners.len() / 2)
     } else {
@@ -243,13 +246,10 @@ async fn open_each(
         // There was no thread for these.
         opened = open_in_turns(broker, rest, &mut opening).await;
     }
-    if many {
-        // To hand out so many is a turn of its own.
-        yield_now().await;
-    }
+    let sockets = opening.take().await;
     match opened {
-        Ok(()) => Ok(opening.take()),
-        Err(denied) => Err((opening.take(), denied)),
+        Ok(()) => Ok(sockets),
+        Err(denied) => Err((sockets, denied)),
     }
 }
 
@@ -306,7 +306,7 @@ async fn open_beside_others(
             break;
         }
     }
-    let mut sockets: Vec<_> = opening.take().into_iter().map(Some).collect();
+    let mut sockets: Vec<_> = opening.take().await.into_iter().map(Some).collect();
     let mut in_order = places.into_iter().map(|place| sockets[place?].take());
     let before: Vec<_> = in_order.by_ref().map_while(std::convert::identity).collect();
     match failure {

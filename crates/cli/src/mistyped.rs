@@ -1,5 +1,5 @@
-//! What somebody probably meant whose command line is refused: what they know from haproxy, systemctl or a shell, as a
-//! command of ours. It stands below the error in place of what clap guesses from the letters.
+//! Hints for command lines that are refused: what a user of haproxy, of systemctl or of a shell probably meant, as a bindonce
+//! command. The hint stands below the error, in place of what clap guesses from the letters.
 
 use std::ffi::OsString;
 

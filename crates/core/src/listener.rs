@@ -1,6 +1,7 @@
 //! What a listener is: a name, an address and the options of its socket; and
 //! what a person writes to ask for one, or for a range of them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -120,25 +121,25 @@ impl ListenSpec {
     /// Its listeners in the order of their ports. In a range called `web` they
     /// are `web-8000`, `web-8001` and so on.
     pub fn expand(&self) -> impl Iterator<Item = Listener> + '_ {
-        self.expand_from(0)
+        self.expand_from(0).map(Cow::into_owned)
     }
 
-    /// The same without the first ones.
-    pub fn expand_from(&self, without: usize) -> impl Iterator<Item = Listener> + '_ {
+    /// The same without the first ones. Where it is no range nothing is copied: most are one listener.
+    pub fn expand_from(&self, without: usize) -> impl Iterator<Item = Cow<'_, Listener>> {
         let first = self.first.address.port().unwrap_or(0);
         let range = self.is_range();
         (first..=self.last_port.max(first)).skip(without).map(move |port| {
             if !range {
-                return self.first.clone();
+                return Cow::Borrowed(&self.first);
             }
             // A range's name leaves room for the port (checked when it was read).
             let name =
                 self.first.name.as_ref().and_then(|name| format!("{name}-{port}").parse().ok());
-            Listener {
+            Cow::Owned(Listener {
                 name,
                 address: self.first.address.with_port(port),
                 options: self.first.options.clone(),
-            }
+            })
         })
     }
 }

@@ -31,7 +31,7 @@ impl<T> Turns<T> {
         }
     }
 
-    /// Somebody of this user has a turn at once, because nobody waits: others who come meanwhile are before the next of this user.
+    /// Gives this user a turn at once, because nobody waits. Other users who come meanwhile have theirs before its next one.
     pub fn take(&mut self, user: u32) {
         self.last = Some(user);
     }

@@ -17,7 +17,7 @@ pub struct WhenWoken<F> {
 #[derive(Debug)]
 struct Bell {
     rung: AtomicBool,
-    /// Whoever polls this.
+    /// The waker of the task that polls this.
     outer: Mutex<Waker>,
 }
 

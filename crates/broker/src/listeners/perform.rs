@@ -144,8 +144,8 @@ impl Listeners {
                 self.registry.by_name(name).filter(is_astray).map(inode).into_iter().collect()
             }
             Wanted::Listen(spec) => {
-                let held = |one| self.registry.by_key(&one).filter(is_astray).map(inode);
-                spec.expand_from(from).take(most).filter_map(held).collect()
+                let held = |one: &Listener| self.registry.by_key(one).filter(is_astray).map(inode);
+                spec.expand_from(from).take(most).filter_map(|one| held(&one)).collect()
             }
         };
         inodes.into_iter().try_for_each(|inode| self.rebind_one(inode))

@@ -29,7 +29,7 @@ pub(crate) struct Socket {
     pub(crate) owned: Option<Owned>,
     /// Its record.
     mark: RefCell<Option<Mark>>,
-    /// How a reply told of it that did not create it, and its edition then.
+    /// Its text in a reply that did not create it, and the edition that the text is of.
     pub(crate) told: RefCell<Option<(u32, Box<[u8]>)>>,
     pub(crate) path: Option<UnixPath>,
 }

@@ -165,13 +165,10 @@ fn take_back_names(broker: &mut Broker, caller: &Caller, wants: &[Want]) -> Vec<
         return taken;
     }
     for want in wants {
-        match &want.wanted {
-            Wanted::Listen(spec) if spec.first.name.is_none() => {}
-            Wanted::Listen(spec) if spec.is_range() => {
-                taken.extend(spec.expand().filter_map(|it| broker.listeners.take_back(&it)));
-            }
-            Wanted::Listen(spec) => taken.extend(broker.listeners.take_back(&spec.first)),
-            Wanted::Named(_) => {}
+        let Wanted::Listen(spec) = &want.wanted else { continue };
+        if spec.first.name.is_some() {
+            let all = spec.expand_from(0);
+            taken.extend(all.filter_map(|it| broker.listeners.take_back(&it)));
         }
     }
     taken

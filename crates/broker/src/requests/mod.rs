@@ -59,10 +59,7 @@ async fn perform(
     turn: &mut Turn,
 ) -> Result<Option<Reply>, RpcError> {
     let caller = &link.caller;
-    if request.len() >= LARGE {
-        large(broker, caller, turn).await?;
-    }
-    let decoding = Decoding::new(request)?;
+    let decoding = begin(broker, caller, request, turn).await?;
     // Most are in boxes: many connections may wait for an answer, and each would have room for the largest.
     if request.method == "bind" {
         recovered(broker).await;
@@ -101,12 +98,19 @@ async fn perform(
     text.map(|text| Some(Reply::from(text)))
 }
 
-/// Waits until a large request may be read.
-async fn large(broker: &RefCell<Broker>, caller: &Caller, turn: &mut Turn) -> Result<(), RpcError> {
-    broker.borrow().access.known(caller)?;
-    let answers = Rc::clone(&broker.borrow().large);
-    turn.come(&answers, caller.peer.uid).await;
-    Ok(())
+/// Begins to read a request, a large one when its turn has come.
+async fn begin<'a>(
+    broker: &RefCell<Broker>,
+    caller: &Caller,
+    request: &'a Request<'a>,
+    turn: &mut Turn,
+) -> Result<Decoding<'a>, RpcError> {
+    if request.len() >= LARGE {
+        broker.borrow().access.known(caller)?;
+        let answers = Rc::clone(&broker.borrow().large);
+        turn.come(&answers, caller.peer.uid).await;
+    }
+    Decoding::new(request)
 }
 
 /// Reads a request, a large one in turns.
@@ -156,10 +160,8 @@ mod tests {
         assert!(text.len() >= LARGE);
         let request = Request::decode(text.as_bytes()).expect("a request");
         let mut turn = Turn::default();
-        let mut reading = Box::pin(async {
-            large(&broker, &known, &mut turn).await?;
-            read(Decoding::new(&request)?).await
-        });
+        let mut reading =
+            Box::pin(async { read(begin(&broker, &known, &request, &mut turn).await?).await });
         let mut context = Context::from_waker(Waker::noop());
         let mut turns = 1;
         let call = loop {
@@ -171,8 +173,12 @@ mod tests {
         drop(reading);
         assert_eq!(turns, 20);
         assert_eq!(call, Ok(Call::Release(vec!["web".to_owned(); count])));
-        // Before anything of it is read.
-        let denied = large(&broker, &unknown, &mut Turn::default()).await;
+        // Not even that its element is of the wrong kind is seen.
+        let text = format!(r#"{{"method":"join","params":["{}"]}}"#, "x".repeat(LARGE));
+        let request = Request::decode(text.as_bytes()).expect("a request");
+        let wrong = begin(&broker, &known, &request, &mut turn).await;
+        assert_eq!(wrong.expect_err("no generation").code, ErrorCode::INVALID_PARAMS);
+        let denied = begin(&broker, &unknown, &request, &mut Turn::default()).await;
         assert_eq!(denied.expect_err("no right").code, ErrorCode::DENIED);
     }
 }

@@ -26,7 +26,7 @@ pub(super) enum Stage {
     /// Told to stop, and may still accept: unless `proved`, by the accept queues. Looked
     /// at again, and signalled again, at `again`. `says`: it has confirmed the signal.
     Stopping { since: Moment, again: Moment, proved: bool, says: bool },
-    /// Has closed its listeners. `told`: because it was told to stop here; else somebody else has told it, or nobody.
+    /// Has closed its listeners. `told`: it was sent the signal to stop; otherwise another process has sent it, or it stopped by itself.
     Draining { until: Moment, told: bool },
     /// Told to exit at once (SIGTERM), and until then may accept if it did before.
     Ending { kill: Moment, accepts: bool },

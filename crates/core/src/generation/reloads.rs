@@ -14,7 +14,7 @@ pub(super) struct Reloads {
 }
 
 impl Reloads {
-    /// Somebody asks for one.
+    /// A client asks for a reload.
     pub(super) fn ask(&mut self, caller: Caller) {
         self.waiting.push(caller);
     }

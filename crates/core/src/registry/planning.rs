@@ -9,7 +9,7 @@ use super::event::Want;
 use super::ids::ListenerId;
 use super::plan::{New, Pending, Stop, Who, overlap};
 use super::refusal::Refusal;
-use crate::listener::{ListenSpec, Listener, Wanted};
+use crate::listener::{Listener, Wanted};
 use crate::name::Name;
 
 impl<H> Registry<H> {
@@ -69,15 +69,6 @@ impl<H> Registry<H> {
                     *room -= 1;
                     let id = self.named(plan, name)?;
                     let id = id.ok_or_else(|| Refusal::NotFound { wanted: name.to_string() })?;
-                    plan.entries.push((id, *tentative));
-                }
-                // Most are one listener, of which most are held: no copy is made of these.
-                Wanted::Listen(ListenSpec { first, .. }) if want.count() == 1 => {
-                    if *room == 0 {
-                        return Ok(false);
-                    }
-                    *room -= 1;
-                    let id = self.plan_one(plan, first, want)?;
                     plan.entries.push((id, *tentative));
                 }
                 Wanted::Listen(spec) => {

@@ -121,7 +121,7 @@ impl<H> Registry<H> {
             Wanted::Named(name) => usize::from(!self.index.name(name).is_some_and(is_leased)),
             Wanted::Listen(spec) => {
                 let is_new = |one: &Listener| !self.index.key(&one.key()).is_some_and(is_leased);
-                spec.expand_from(from).take(most).filter(is_new).count()
+                spec.expand_from(from).take(most).filter(|one| is_new(one)).count()
             }
         }
     }

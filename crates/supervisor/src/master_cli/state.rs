@@ -43,7 +43,7 @@ pub(crate) struct Master {
     pub(super) release: String,
 }
 
-/// What clients are told of this process and its reloads.
+/// What the master CLI tells its clients of this process and its reloads.
 pub(crate) struct History {
     /// When this process began.
     pub(super) began: Timestamp,
