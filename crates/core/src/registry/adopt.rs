@@ -25,7 +25,7 @@ impl<H> Registry<H> {
             .or_else(|| self.index.key(&key))
             .or_else(|| self.index.same_place(&key))
             .or_else(|| self.index.same_place(&key.bound(bound)))?;
-        let planned = || self.pending.values().find_map(|plan| plan.planned(id));
+        let planned = || self.pending.values().find_map(|plan| plan.opening.planned(id));
         let held = self.held.get(&id).map(|held| &held.listener);
         held.or_else(|| planned().map(|new| &new.listener)).map(Arc::as_ref)
     }

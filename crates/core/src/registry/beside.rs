@@ -37,7 +37,7 @@ impl<H> Registry<H> {
         }
         let checked = self.check_crowd(plan, &crowd);
         if checked.is_err() {
-            plan.overlaps.clear();
+            plan.opening.overlaps.clear();
             plan.crowd = crowd;
         }
         checked
@@ -56,12 +56,13 @@ impl<H> Registry<H> {
         for id in &crowd.new {
             self.narrow(plan, *id, &asked);
         }
-        let new = crowd.new.iter().filter_map(|id| Some((*id, &plan.planned(*id)?.key)));
+        let new = crowd.new.iter().filter_map(|id| Some((*id, &plan.opening.planned(*id)?.key)));
         for (id, other) in self.index.neighbours(new) {
-            let Some(asked_for) = plan.planned(id).map(|new| Arc::clone(&new.listener)) else {
+            let Some(asked_for) = plan.opening.planned(id).map(|new| Arc::clone(&new.listener))
+            else {
                 continue;
             };
-            let other_new = plan.place(other);
+            let other_new = plan.opening.place(other);
             if self.is_undecided(plan, other) {
                 return Err(self.wait_for(other));
             }
@@ -73,15 +74,16 @@ impl<H> Registry<H> {
                     return Err(overlap(asked_for, who).into());
                 }
             }
-            let Some(new) = plan.place(id) else { continue };
+            let Some(new) = plan.opening.place(id) else { continue };
             let neighbour = other_new.map_or(Neighbour::Held(other), Neighbour::New);
-            plan.overlaps.push(Overlap { new, other: neighbour });
+            plan.opening.overlaps.push(Overlap { new, other: neighbour });
             // The one that was entered first met nothing then.
-            plan.overlaps
+            plan.opening
+                .overlaps
                 .extend(other_new.map(|other| Overlap { new: other, other: Neighbour::New(new) }));
         }
-        plan.overlaps.sort_unstable();
-        plan.overlaps.dedup();
+        plan.opening.overlaps.sort_unstable();
+        plan.opening.overlaps.dedup();
         Ok(())
     }
 
@@ -130,17 +132,20 @@ impl<H> Registry<H> {
     /// connection would come to it, and without IPv4 it overlaps nothing. (The other way round,
     /// or with both new, it has IPv4 as soon as the other is gone.)
     fn narrow(&mut self, plan: &mut Pending<H>, id: ListenerId, asked: &HashSet<ListenerId>) {
-        let Some(key) = plan.planned(id).map(|new| new.key.clone()) else { return };
+        let Some(key) = plan.opening.planned(id).map(|new| new.key.clone()) else { return };
         let held = key.ipv4_wildcard().and_then(|ipv4| self.index.key(&ipv4));
         if let Some(narrowed) = key.narrowed() {
             if held.is_some_and(|id| self.held.contains_key(&id) && asked.contains(&id)) {
-                if let Some(new) = plan.planned_mut(id) {
+                if let Some(new) = plan.opening.planned_mut(id) {
                     self.index.remove(id, &key);
                     self.index.insert(id, &narrowed);
                     Arc::make_mut(&mut new.listener).options.v6only = true;
                     new.key = narrowed;
                     let listener = Arc::clone(&new.listener);
-                    let place = plan.place(id).and_then(|place| plan.to_open.get_mut(place));
+                    let place = plan
+                        .opening
+                        .place(id)
+                        .and_then(|place| plan.opening.to_open.get_mut(place));
                     place.into_iter().for_each(|it| *it = Arc::clone(&listener));
                 }
             }

@@ -33,7 +33,7 @@ impl<H> Registry<H> {
             let asked = Arc::clone(asked);
             return Err(Refusal::OptionsInRequest { asked, other, option, has }.into());
         }
-        let (has, backlog) = match (plan.planned(id), self.held.get(&id)) {
+        let (has, backlog) = match (plan.opening.planned(id), self.held.get(&id)) {
             (Some(new), _) => (&new.listener, new.listener.options.backlog),
             (None, Some(held)) => (&held.listener, Some(held.opened.backlog)),
             (None, None) => return Ok(()),

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::Registry;
 use super::event::{Action, Closing, Lease, Want};
 use super::held::{Held, Opened};
-use super::ids::{ConnectionId, ListenerId, MAX_CLAIM};
-use super::plan::{Outcome, Pending, Phase, Stop};
+use super::ids::{ConnectionId, MAX_CLAIM};
+use super::plan::{New, Outcome, Pending, Phase, Stop};
 use super::refusal::Refusal;
 use crate::listener::{Listener, Options};
 use crate::time::Timestamp;
@@ -85,7 +85,7 @@ impl<H> Registry<H> {
                         break;
                     }
                     Err(stop) => plan.phase = Phase::Undoing(stop.into()),
-                    Ok(true) if plan.new.is_empty() && plan.changes.is_empty() => {
+                    Ok(true) if plan.opening.new.is_empty() && plan.changes.is_empty() => {
                         if room < plan.entries.len() {
                             self.pin(&mut plan);
                         }
@@ -94,11 +94,12 @@ impl<H> Registry<H> {
                     Ok(true) => {
                         self.end_planning(connection);
                         self.pin(&mut plan);
-                        actions.push(if plan.new.is_empty() {
+                        actions.push(if plan.opening.new.is_empty() {
                             Action::Change(connection, plan.changes.clone())
                         } else {
-                            let listeners = std::mem::take(&mut plan.to_open);
-                            Action::Open(connection, listeners, std::mem::take(&mut plan.overlaps))
+                            let listeners = std::mem::take(&mut plan.opening.to_open);
+                            let overlaps = std::mem::take(&mut plan.opening.overlaps);
+                            Action::Open(connection, listeners, overlaps)
                         });
                         break;
                     }
@@ -168,8 +169,8 @@ impl<H> Registry<H> {
         let Some(mut plan) = self.pending.remove(&id) else {
             return close_all(opened, actions);
         };
-        let (asked, count) = (plan.new.len(), opened.len());
-        plan.opened = opened.into();
+        let (asked, count) = (plan.opening.new.len(), opened.len());
+        plan.opening.opened = opened.into();
         if count != asked {
             let refusal = Refusal::Miscounted { asked, opened: count };
             plan.phase = Phase::Undoing(Outcome::Refused(refusal));
@@ -192,7 +193,7 @@ impl<H> Registry<H> {
         let Some(mut plan) = self.pending.remove(&id) else {
             return close_all(opened, actions);
         };
-        plan.opened.extend(opened);
+        plan.opening.opened.extend(opened);
         plan.phase = Phase::Undoing(Outcome::NotDone);
         self.go_on(now, plan, self.at_once, actions);
     }
@@ -224,16 +225,13 @@ impl<H> Registry<H> {
             let Some((id, tentative)) = plan.entries.get(plan.leases.len()).copied() else { break };
             *room -= 1;
             // New listeners are entered in order, so one is new to the client when it is the next.
-            let next = plan.base + plan.ids_granted;
-            let created = id.0 == next;
-            if created {
-                if let (Some(new), Some(opened)) = (plan.new.pop_front(), plan.opened.pop_front()) {
-                    plan.ids_granted += 1;
-                    if opened.bound != new.listener.address {
-                        self.index.occupy(id, new.key.bound(&opened.bound));
-                    }
-                    self.held.insert(id, Box::new(Held::new(new.listener, opened, now, true)));
+            let new = plan.opening.grant(id);
+            let created = new.is_some();
+            if let Some((New { listener, key }, opened)) = new {
+                if opened.bound != listener.address {
+                    self.index.occupy(id, key.bound(&opened.bound));
                 }
+                self.held.insert(id, Box::new(Held::new(listener, opened, now, true)));
             }
             if let Some(held) = self.held.get_mut(&id) {
                 if let Some(name) = plan.named.remove(&id) {
@@ -247,7 +245,7 @@ impl<H> Registry<H> {
                     lease.insert(now);
                     held.leases += 1;
                 }
-                if plan.leases.len() < plan.pinned && !plan.is_own(id) {
+                if plan.leases.len() < plan.pinned && !plan.opening.is_own(id) {
                     held.leases -= 1;
                 }
             }
@@ -265,32 +263,24 @@ impl<H> Registry<H> {
         room: &mut usize,
         actions: &mut Vec<Action<H>>,
     ) -> bool {
-        if plan.opened.len() > plan.new.len() {
-            // A mistake of the shell.
-            close_all(plan.opened.drain(plan.new.len()..).collect(), actions);
-        }
+        // More than were asked for is a mistake of the shell.
+        let asked = plan.opening.new.len().min(plan.opening.opened.len());
+        close_all(plan.opening.opened.drain(asked..).collect(), actions);
         while *room > 0 {
             *room -= 1;
-            if let Some(new) = plan.new.pop_back() {
-                let id = ListenerId(plan.base + plan.ids_granted + plan.new.len() as u64);
+            if let Some((id, new, opened)) = plan.opening.give_up() {
                 self.index.remove(id, &new.key);
                 if let Some(name) = &new.listener.name {
                     self.index.remove_name(id, name);
                 }
-                if plan.opened.len() > plan.new.len() {
-                    if let Some(opened) = plan.opened.pop_back() {
-                        *room = room.saturating_sub(CLOSING);
-                        actions.push(Action::Close(
-                            opened.handle,
-                            new.listener,
-                            Closing::NeverHeld,
-                        ));
-                    }
+                if let Some(opened) = opened {
+                    *room = room.saturating_sub(CLOSING);
+                    actions.push(Action::Close(opened.handle, new.listener, Closing::NeverHeld));
                 }
             } else if plan.pinned > plan.leases.len() {
                 plan.pinned -= 1;
                 let (id, _) = plan.entries[plan.pinned];
-                if !plan.is_own(id) {
+                if !plan.opening.is_own(id) {
                     if let Some(held) = self.held.get_mut(&id) {
                         held.leases -= 1;
                         self.close_unconfirmed(id, actions);

@@ -205,7 +205,7 @@ impl<H> Registry<H> {
 
     /// How many are being opened for claims that are not decided.
     pub fn planned(&self) -> usize {
-        self.pending.values().map(Pending::len).sum()
+        self.pending.values().map(|plan| plan.opening.len()).sum()
     }
 
     /// What a connection's claim asks for that waits for another.

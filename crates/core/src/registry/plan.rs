@@ -19,16 +19,8 @@ pub(super) struct Pending<H> {
     pub(super) wants: Vec<Want>,
     /// and how much of that is planned: elements, and listeners of the next one.
     pub(super) planned: (usize, usize),
-    /// The id of the first new listener; those of the others follow.
-    pub(super) base: u64,
-    /// So many ids are kept for it.
-    pub(super) ids: u64,
-    /// The new listeners, without those that are granted.
-    pub(super) new: VecDeque<New>,
-    /// The same, to be opened.
-    pub(super) to_open: Vec<Arc<Listener>>,
-    /// The sockets of the new listeners, from when they are open.
-    pub(super) opened: VecDeque<Opened<H>>,
+    /// The new listeners among them.
+    pub(super) opening: Opening<H>,
     /// What the claim asks for, in order, and whether tentatively.
     pub(super) entries: Vec<(ListenerId, bool)>,
     /// Listeners that were held unnamed and get a name by this claim.
@@ -37,16 +29,31 @@ pub(super) struct Pending<H> {
     pub(super) pinned: usize,
     /// What is granted, of the first entries.
     pub(super) leases: Vec<Lease>,
-    /// So many new listeners are granted.
-    pub(super) ids_granted: u64,
     /// Held listeners that get other options by this claim.
     pub(super) changes: Vec<Change>,
     /// What overlaps, while the claim is planned.
     pub(super) crowd: Crowd,
-    /// New listeners that are opened beside others which they overlap.
-    pub(super) overlaps: Vec<Overlap>,
     /// The client has gone meanwhile.
     pub(super) gone: bool,
+}
+
+/// The new listeners of a claim, whose sockets the shell opens.
+#[derive(Debug)]
+pub(super) struct Opening<H> {
+    /// The id of the first; those of the others follow.
+    base: u64,
+    /// So many ids are kept for them.
+    ids: u64,
+    /// The listeners, without those that are granted.
+    pub(super) new: VecDeque<New>,
+    /// The same, for the shell.
+    pub(super) to_open: Vec<Arc<Listener>>,
+    /// Those that are opened beside others which they overlap.
+    pub(super) overlaps: Vec<Overlap>,
+    /// Their sockets, from when they are open.
+    pub(super) opened: VecDeque<Opened<H>>,
+    /// So many of them are granted.
+    pub(super) granted: u64,
 }
 
 /// What becomes of a claim in its next step.
@@ -83,46 +90,20 @@ pub(super) struct New {
 impl<H> Pending<H> {
     /// A claim of so many listeners, of which nothing is planned.
     pub(super) fn new(connection: ConnectionId, wants: Vec<Want>, base: u64, count: usize) -> Self {
-        let many = if count == 1 { 0 } else { count };
         Self {
             connection,
             phase: Phase::Planning,
             wants,
             planned: (0, 0),
-            base,
-            ids: count as u64,
-            new: VecDeque::with_capacity(many),
-            to_open: Vec::with_capacity(many),
-            opened: VecDeque::new(),
+            opening: Opening::new(base, count),
             entries: Vec::with_capacity(count),
             named: BTreeMap::new(),
             pinned: 0,
             leases: Vec::new(),
-            ids_granted: 0,
             changes: Vec::new(),
             crowd: Crowd::default(),
-            overlaps: Vec::new(),
             gone: false,
         }
-    }
-
-    /// Whether a listener is a new one of this claim.
-    pub(super) fn is_own(&self, id: ListenerId) -> bool {
-        id.0.checked_sub(self.base).is_some_and(|place| place < self.ids)
-    }
-
-    pub(super) fn planned(&self, id: ListenerId) -> Option<&New> {
-        self.new.get(self.place(id)?)
-    }
-
-    pub(super) fn planned_mut(&mut self, id: ListenerId) -> Option<&mut New> {
-        let place = self.place(id)?;
-        self.new.get_mut(place)
-    }
-
-    /// How many new listeners there are.
-    pub(super) fn len(&self) -> usize {
-        self.new.len()
     }
 
     /// Whether a held listener gets other options by it.
@@ -134,8 +115,63 @@ impl<H> Pending<H> {
     pub(super) fn names(&self, id: ListenerId) -> bool {
         self.named.contains_key(&id)
     }
+}
 
-    /// Where a new listener stands among them.
+impl<H> Opening<H> {
+    fn new(base: u64, count: usize) -> Self {
+        let many = if count == 1 { 0 } else { count };
+        Self {
+            base,
+            ids: count as u64,
+            new: VecDeque::with_capacity(many),
+            to_open: Vec::with_capacity(many),
+            overlaps: Vec::new(),
+            opened: VecDeque::new(),
+            granted: 0,
+        }
+    }
+
+    /// Whether a listener is one of these, granted or not.
+    pub(super) fn is_own(&self, id: ListenerId) -> bool {
+        id.0.checked_sub(self.base).is_some_and(|place| place < self.ids)
+    }
+
+    /// The id of the next that is planned.
+    pub(super) fn next_id(&self) -> ListenerId {
+        ListenerId(self.base + self.granted + self.new.len() as u64)
+    }
+
+    /// Takes the first out to be granted, with its socket, if this is its id.
+    pub(super) fn grant(&mut self, id: ListenerId) -> Option<(New, Opened<H>)> {
+        let is_next = id.0 == self.base + self.granted;
+        let next = is_next.then(|| self.new.pop_front().zip(self.opened.pop_front())).flatten()?;
+        self.granted += 1;
+        Some(next)
+    }
+
+    /// Takes the last out to be given up, with its socket if it has one.
+    pub(super) fn give_up(&mut self) -> Option<(ListenerId, New, Option<Opened<H>>)> {
+        let new = self.new.pop_back()?;
+        let is_open = self.opened.len() > self.new.len();
+        let opened = if is_open { self.opened.pop_back() } else { None };
+        Some((self.next_id(), new, opened))
+    }
+
+    pub(super) fn planned(&self, id: ListenerId) -> Option<&New> {
+        self.new.get(self.place(id)?)
+    }
+
+    pub(super) fn planned_mut(&mut self, id: ListenerId) -> Option<&mut New> {
+        let place = self.place(id)?;
+        self.new.get_mut(place)
+    }
+
+    /// How many there are that are not granted.
+    pub(super) fn len(&self) -> usize {
+        self.new.len()
+    }
+
+    /// Where one stands among them.
     pub(super) fn place(&self, id: ListenerId) -> Option<usize> {
         let place = usize::try_from(id.0.checked_sub(self.base)?).ok()?;
         (place < self.new.len()).then_some(place)

@@ -17,19 +17,19 @@ use crate::name::Name;
 impl<H> Registry<H> {
     /// Whether a listener is one of another claim, which is not granted yet as a whole. Every other one in the index is held.
     pub(super) fn is_undecided(&self, plan: &Pending<H>, id: ListenerId) -> bool {
-        !plan.is_own(id) && self.pending.values().any(|other| other.is_own(id))
+        !plan.opening.is_own(id) && self.pending.values().any(|other| other.opening.is_own(id))
     }
 
     /// To wait for the claim that decides about a listener.
     pub(super) fn wait_for(&self, id: ListenerId) -> Stop {
-        let other = self.pending.values().find(|other| other.is_own(id) || other.names(id));
+        let other = self.pending.values().find(|other| other.opening.is_own(id) || other.names(id));
         Stop::Wait(other.map(|other| other.connection))
     }
 
     /// The listener with a name, unless another claim decides who has the name.
     fn named(&self, plan: &Pending<H>, name: &Name) -> Result<Option<ListenerId>, Stop> {
         let Some(id) = self.index.name(name) else { return Ok(None) };
-        let own = || plan.is_own(id) || plan.named.get(&id) == Some(name);
+        let own = || plan.opening.is_own(id) || plan.named.get(&id) == Some(name);
         let held = self.held.get(&id).is_some_and(|held| held.listener.name.as_ref() == Some(name));
         if held && !self.is_undecided(plan, id) || own() {
             Ok(Some(id))
@@ -130,7 +130,7 @@ impl<H> Registry<H> {
             self.check_options(plan, id, asked, want.change)?;
             return Ok(id);
         }
-        let id = ListenerId(plan.base + plan.new.len() as u64);
+        let id = plan.opening.next_id();
         let overlaps = self.index.overlapping(&key).next().is_some();
         if overlaps {
             if let Some(other) = self.index.same_place(&key) {
@@ -146,14 +146,14 @@ impl<H> Registry<H> {
         if let Some(name) = &asked.name {
             self.index.insert_name(id, name);
         }
-        plan.to_open.push(Arc::clone(asked));
-        plan.new.push_back(New { listener: Arc::clone(asked), key });
+        plan.opening.to_open.push(Arc::clone(asked));
+        plan.opening.new.push_back(New { listener: Arc::clone(asked), key });
         Ok(id)
     }
 
     /// A listener that was asked for without a name takes the first name it is given.
     fn adopt(&mut self, plan: &mut Pending<H>, id: ListenerId, name: &Name) -> Result<(), Stop> {
-        let unnamed = match plan.planned(id) {
+        let unnamed = match plan.opening.planned(id) {
             Some(new) => new.listener.name.is_none(),
             None => self.held.get(&id).is_some_and(|held| held.listener.name.is_none()),
         };
@@ -172,7 +172,7 @@ impl<H> Registry<H> {
     pub(super) fn who(&self, plan: &Pending<H>, id: ListenerId) -> Option<Who> {
         match self.held.get(&id) {
             Some(held) => Some(Who::Held(held.described())),
-            None => plan.planned(id).map(|new| Who::New(Arc::clone(&new.listener))),
+            None => plan.opening.planned(id).map(|new| Who::New(Arc::clone(&new.listener))),
         }
     }
 
@@ -180,7 +180,7 @@ impl<H> Registry<H> {
     /// while the rest of the claim is decided.
     pub(super) fn pin(&mut self, plan: &mut Pending<H>) {
         for (id, _) in &plan.entries[plan.pinned..] {
-            if !plan.is_own(*id) {
+            if !plan.opening.is_own(*id) {
                 if let Some(held) = self.held.get_mut(id) {
                     held.leases += 1;
                 }
