@@ -61,10 +61,17 @@ pub(crate) struct Broker {
     pub(crate) large: Rc<LargeAnswers>,
     /// Listeners of the configuration that could not be bound.
     pub(crate) not_bound: Vec<NotBound>,
+    pub(crate) endpoint: Endpoint,
+}
+
+/// Where clients connect.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
     /// Path of the control socket.
     pub(crate) socket: PathBuf,
     /// Its file, if it stays for the next broker.
-    pub(crate) control: Option<UnixPath>,
+    pub(crate) file: Option<UnixPath>,
+    /// Since when there is a broker, by whichever binary.
     pub(crate) since: Timestamp,
 }
 
@@ -110,9 +117,7 @@ impl Broker {
             inquiry: Rc::default(),
             large: Rc::default(),
             not_bound: Vec::new(),
-            socket,
-            control: None,
-            since: now(),
+            endpoint: Endpoint { socket, file: None, since: now() },
         }
     }
 
@@ -224,11 +229,11 @@ impl Broker {
     /// The record of the broker and of the services, without listeners.
     fn manifest(&self) -> Manifest {
         let mut manifest = Manifest::new(VERSION);
-        manifest.header.broker.since = self.since.0;
+        manifest.header.broker.since = self.endpoint.since.0;
         manifest.header.broker.boot = identity::boot();
         manifest.header.broker.upgrades = self.upgrade.count();
         let file = |path: &UnixPath| manifest::File { dev: path.dev, ino: path.ino };
-        manifest.header.control = self.control.as_ref().map(file);
+        manifest.header.control = self.endpoint.file.as_ref().map(file);
         (manifest.services, manifest.header.floor) = self.succession.written();
         manifest
     }

@@ -99,7 +99,7 @@ pub(crate) async fn claim_unsettled(
 ) -> Result<Vec<Lease>, Denied> {
     let most = look(broker, id, &wants).await;
     let most = most.map_err(|denied| broker.borrow().listeners.denied(id, denied))?;
-    let decided = Rc::clone(&broker.borrow().listeners.decided);
+    let decided = broker.borrow().listeners.waiting.bell();
     let mut failure = None;
     let mut event = Event::Claim(id, wants);
     loop {
@@ -110,7 +110,7 @@ pub(crate) async fn claim_unsettled(
                 Event::More(id)
             }
             Next::Wait => {
-                while !broker.borrow_mut().listeners.retried.remove(&id) {
+                while !broker.borrow_mut().listeners.waiting.take(id) {
                     decided.notified().await;
                 }
                 if let Err(denial) = judge_again(broker, id, &allow).await {

@@ -88,6 +88,6 @@ fn status(broker: &RefCell<Broker>) -> String {
         "{listeners} listener{} held, {clients} client{} on {}",
         s(listeners),
         s(clients),
-        broker.socket.display()
+        broker.endpoint.socket.display()
     )
 }

@@ -52,7 +52,7 @@ impl Drop for File {
 }
 
 async fn beside(broker: &Rc<RefCell<Broker>>, pages: &Rc<Both>) {
-    let path = socket(&broker.borrow().socket);
+    let path = socket(&broker.borrow().endpoint.socket);
     match listen::open_control(&path, MODE) {
         Ok(opened) => {
             let _file = File(opened.path);

@@ -186,13 +186,13 @@ async fn begin(
     let socket = control.socket.clone();
     let runtime = |source| Error::Runtime { socket: socket.clone(), source };
     if let Some(store) = &store {
-        broker.borrow_mut().control = control.leave();
+        broker.borrow_mut().endpoint.file = control.leave();
         broker.borrow().rewrite();
         restored.stale.into_iter().for_each(|name| store.forget(name));
         store.keep_control(&listener).map_err(runtime)?;
         store.settle().await;
     } else {
-        broker.borrow_mut().control = control.path().cloned();
+        broker.borrow_mut().endpoint.file = control.path().cloned();
         broker.borrow().rewrite();
     }
     UnixListener::from_std(listener).map_err(runtime)
@@ -270,9 +270,9 @@ fn resume(
     let runtime = |source| Error::Runtime { socket: control.socket.clone(), source };
     let links = upgrade::resume(inherited, broker).map_err(runtime)?;
     let mut broker = broker.borrow_mut();
-    broker.control = control.path().cloned();
+    broker.endpoint.file = control.path().cloned();
     if broker.persistence.ledger.store().is_some() {
-        broker.control = control.leave();
+        broker.endpoint.file = control.leave();
     } else {
         broker.persistence.ledger.keep_in_file(StateFile::new(&control.socket));
     }

@@ -21,7 +21,7 @@ pub(crate) async fn html(broker: &RefCell<Broker>) -> String {
         let about = format!(
             "broker {VERSION}, pid {}, on {}, {} listeners",
             std::process::id(),
-            broker.socket.display(),
+            broker.endpoint.socket.display(),
             broker.listeners.registry.len()
         );
         StatusPage {

@@ -9,9 +9,10 @@ mod denied;
 mod names;
 mod perform;
 mod socket;
+mod waiting;
 pub(crate) mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
@@ -26,12 +27,12 @@ use bindonce_sys::clock::now;
 use bindonce_sys::limits::somaxconn;
 use bindonce_sys::listen::{self, Astray, can_go_astray};
 use bindonce_wire::result::Problem;
-use tokio::sync::Notify;
 
 use crate::persistence::Ledger;
 use crate::persistence::found::Found;
 
 use socket::{Closed, Owners};
+use waiting::Waiting;
 use watch::Guard;
 
 pub(crate) use denied::Denied;
@@ -52,10 +53,7 @@ pub(crate) struct Listeners {
     pub(crate) counts: Counts,
     /// What is being opened.
     pub(crate) unfinished: Rc<Unfinished>,
-    /// Claims that have waited for another and are to be tried again,
-    pub(crate) retried: BTreeSet<ConnectionId>,
-    /// rung when there are some.
-    pub(crate) decided: Rc<Notify>,
+    pub(crate) waiting: Waiting,
     /// Claims that are granted or given up in many steps.
     stepping: BTreeMap<ConnectionId, Stepping>,
     ledger: Rc<Ledger>,
@@ -113,8 +111,7 @@ impl Listeners {
             limits,
             counts: Counts::default(),
             unfinished: Rc::default(),
-            retried: BTreeSet::new(),
-            decided: Rc::default(),
+            waiting: Waiting::default(),
             stepping: BTreeMap::new(),
             ledger,
             reporter,
@@ -137,7 +134,7 @@ impl Listeners {
         actions.extend(self.registry.on(now(), Event::Gone(id)));
         let more = actions.iter().any(|action| matches!(action, Action::Leaving(_)));
         self.stepping.remove(&id);
-        self.retried.remove(&id);
+        self.waiting.take(id);
         self.perform(actions);
         more
     }

@@ -338,15 +338,13 @@ impl Listeners {
                     drop(last);
                 }
                 Action::Retry(id) => {
-                    self.retried.insert(id);
+                    self.waiting.decide(id);
                 }
                 _ => {}
             }
         }
         self.ledger.end_closed();
-        if !self.retried.is_empty() {
-            self.decided.notify_waiters();
-        }
+        self.waiting.ring();
         self.counts.closed += closed.len() as u64;
         closed
     }

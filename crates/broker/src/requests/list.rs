@@ -22,7 +22,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 use tokio::task::yield_now;
 
-use crate::broker::{Broker, VERSION};
+use crate::broker::{Broker, Endpoint, VERSION};
 use crate::large::Turn;
 use crate::listeners::Socket;
 use crate::listeners::changes::changes;
@@ -139,7 +139,8 @@ pub(super) async fn status(
     let problems = problems(broker, caller).await;
     let broker = broker.borrow();
     let registry = &broker.listeners.registry;
-    let (since, socket) = (broker.since.to_string(), broker.socket.display().to_string());
+    let Endpoint { since, socket, .. } = &broker.endpoint;
+    let (since, socket) = (since.to_string(), socket.display().to_string());
     let mut info = BrokerInfo::new(std::process::id(), VERSION, since, socket);
     info.upgrades = broker.upgrade.count();
     info.listeners = registry.len();

@@ -35,7 +35,7 @@ pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Resu
     let mut broker = broker.borrow_mut();
     let broker = &mut *broker;
     remove(header.unfinished);
-    broker.since = Timestamp(header.broker.since);
+    broker.endpoint.since = Timestamp(header.broker.since);
     broker.upgrade.done.set(header.broker.upgrades);
     let store = Store::new(header.store)?;
     let stored = store.is_some();
