@@ -212,3 +212,48 @@ fn what_another_thread_has_opened_under_the_number_stays() {
     });
     assert!(supervisor.terminate().success(), "{}", supervisor.story());
 }
+
+/// Each generation sets more on its sockets than the one before.
+const GROWS: &str = "\
+import errno, os, socket, sys, time
+first = os.environ['BINDONCE_GENERATION'] == '1'
+def bind(*wanted, family=socket.AF_INET, host='127.0.0.1', protocol=0, port):
+    one = socket.socket(family, socket.SOCK_STREAM, protocol)
+    for option in wanted:
+        if not first: one.setsockopt(*option)
+    try: one.bind((host, port))
+    except OSError as error: return errno.errorcode[error.errno]
+    one.listen()
+    kept.append(one)
+    return *(one.getsockopt(*option[:2]) for option in wanted), os.fstat(one.fileno()).st_ino
+kept, ports = [], [int(port) for port in sys.argv[1:]]
+print('grows', bind((6, 9, 7), (6, 23, 5), (0, 15, 1), (0, 19, 1), host='0.0.0.0', port=ports[0]), end=' ')
+print(bind((41, 26, 1), family=socket.AF_INET6, host='::', port=ports[1]), end=' ')
+print(bind(protocol=6 if first else 262, port=ports[2]), flush=True)
+time.sleep(1000)
+";
+
+/// TCP_DEFER_ACCEPT, TCP_FASTOPEN, IP_FREEBIND and IP_TRANSPARENT are changed in place; IPV6_V6ONLY and the protocol belong to a socket.
+#[test]
+fn what_a_newer_generation_wants_is_changed_in_place_or_refused() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("options of a newer generation: needs root, for IP_TRANSPARENT");
+    }
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let addresses: Vec<_> = (0..3).map(|_| scene.address()).collect();
+    let Some(mut supervisor) = run(&scene, &[], &python(GROWS, &addresses)) else { return };
+    reload(&scene);
+    let said = eventually("both generations to have said it", || {
+        let story = supervisor.story();
+        let said = story.lines().filter_map(|line| line.split_once("grows "));
+        let said: Vec<_> = said.map(|(_, said)| said.to_owned()).collect();
+        (said.len() == 2).then_some(said)
+    });
+    let inode = said[0].split_once(')').expect("the first").0.rsplit(' ').next().expect("one");
+    assert!(said[0].starts_with(&format!("(0, 0, 0, 0, {inode}) (0, ")), "{said:?}");
+    assert_eq!(said[1], format!("(7, 5, 1, 1, {inode}) EADDRINUSE EADDRINUSE"));
+    let story = supervisor.story();
+    assert_eq!(story.matches("refused (EADDRINUSE)").count(), 2, "{story}");
+    assert!(supervisor.terminate().success(), "{}", supervisor.story());
+}
