@@ -2,10 +2,11 @@
 """Programs as Debian ships them under `bindonce run --intercept`, and nothing else: reloads under load, with the
 sockets that listen seen throughout; and what the filter costs a program.
 
-    tests/measure/intercept.py [--times 20] [--clients 8] [--calls 2000000] [--throughput] [--realtime] [--only NAME]
+    tests/measure/intercept.py [--times 20] [--clients 8] [--calls 2000000] [--throughput] [--only NAME]
 """
 
 import argparse
+import itertools
 import math
 import os
 import pathlib
@@ -24,10 +25,9 @@ parser.add_argument("--times", type=int, default=20)
 parser.add_argument("--clients", type=int, default=8)
 parser.add_argument("--calls", type=int, default=10_000_000, help="of each system call in one sample")
 parser.add_argument("--throughput", action="store_true", help="only that: about two minutes for each version of haproxy, and for nginx")
-parser.add_argument("--starts", type=int, default=5, help="of each program, for the throughput")
-parser.add_argument("--slices", type=int, default=16, help="of each server in one start, for the throughput")
-parser.add_argument("--slice", type=float, default=0.25, help="seconds of one")
-parser.add_argument("--realtime", action="store_true", help="servers and load before all else (SCHED_RR), where the machine is busy")
+parser.add_argument("--starts", type=int, default=8, help="of each program, for the throughput")
+parser.add_argument("--slices", type=int, default=12, help="of each server in one start, for the throughput: a multiple of 6")
+parser.add_argument("--slice", type=float, default=0.2, help="seconds of one")
 parser.add_argument("--only", default="", help="only programs whose name begins with this, and not what the filter costs")
 arguments = parser.parse_args()
 
@@ -279,7 +279,7 @@ def middle(ratios):
 
 def compare(name, servers):
     """Three servers at once on one processor: without bindonce, as a generation with its filter, and without again as the control, each asked
-    in short slices by turns (1 2 3 3 2 1), so that what else the machine does meets all. `servers` starts them on a stage and gives their pids.
+    in short slices by turns, each as often before and after each other one, so that what else the machine does meets all. `servers` starts them on a stage and gives their pids.
     The ratios are those of slices that follow each other, over a few starts, since no two processes of one program are equally fast."""
     first, second = sorted(os.sched_getaffinity(0))[:2]
     kinds = {"k": "on connections that stay open", "c": "on a new connection for each request"}
@@ -293,9 +293,7 @@ def compare(name, servers):
             subprocess.run(["cc", "-O2", "-o", program, ROOT / "tests/measure/slices.c"], check=True)
             load = stage.start("slices", [program, *(str(PORT + at) for at in range(3))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                start_new_session=True)
-            for pid in [load.pid, *pids] if arguments.realtime else []:
-                subprocess.run(["chrt", "--all-tasks", "--rr", "--pid", "1", str(pid)], check=True)
-            order = [0, 1, 2, 2, 1, 0] * (arguments.slices // 2)
+            order = [at for turn in itertools.permutations(range(3)) for at in turn] * (arguments.slices // 6)
             for mode in kinds:
                 for turn, at in enumerate([*range(3), *order]):
                     before = spent(pids[at])
@@ -310,8 +308,9 @@ def compare(name, servers):
         rate, cost = rates[mode], costs[mode]
         speed, share = ([middle([theirs / plain for plain, theirs in zip(rate[0], rate[at])]) for at in (1, 2)],
                         [middle([plain / theirs for plain, theirs in zip(cost[0], cost[at])]) for at in (1, 2)])
-        print(f"{name}, {how}: {statistics.median(rate[0]):,.0f} requests a second and {statistics.median(cost[0]) / 1000:.2f} us of its processor for each "
-              f"without bindonce. With the filter, median of {len(rate[0])} pairs of slices and where it lies with 95 %:\n"
+        each, busy = statistics.median(cost[0]), statistics.median(rate * cost for rate, cost in zip(rate[0], cost[0]))
+        print(f"{name}, {how}: {statistics.median(rate[0]):,.0f} requests a second and {each / 1000:.2f} us of its processor for each without bindonce, "
+              f"which is busy for {busy / 1e7:.0f} %. With the filter, median of {len(rate[0])} pairs of slices and where it lies with 95 %:\n"
               f"    ratio of requests a second {speed[0]}; without twice: {speed[1]}\n"
               f"    ratio of processor time for each {share[0]}; without twice: {share[1]}", flush=True)
 
