@@ -3,6 +3,7 @@
 mod ends;
 mod haproxy;
 mod hostile;
+mod neighbours;
 mod programs;
 mod sockets;
 mod unseen;

@@ -2,11 +2,14 @@
 """Programs as Debian ships them under `bindonce run --intercept`, and nothing else: reloads under load, with the
 sockets that listen seen throughout; and what the filter costs a program.
 
-    tests/measure/intercept.py [--times 20] [--clients 8] [--calls 2000000] [--throughput] [--pairs 7] [--only NAME]
+    tests/measure/intercept.py [--times 20] [--clients 8] [--calls 2000000] [--throughput] [--only NAME]
 """
 
 import argparse
+import itertools
+import math
 import os
+import pathlib
 import shutil
 import signal
 import statistics
@@ -15,14 +18,16 @@ import sys
 import threading
 import time
 
-from stage import PORT, Stage, ask, binary, haproxies, isolate, listening, told, wait_for
+from stage import PORT, ROOT, Stage, ask, binary, haproxies, isolate, listening, told, wait_for
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--times", type=int, default=20)
 parser.add_argument("--clients", type=int, default=8)
 parser.add_argument("--calls", type=int, default=10_000_000, help="of each system call in one sample")
-parser.add_argument("--throughput", action="store_true", help="only that: about a minute for each version of haproxy, and for nginx")
-parser.add_argument("--pairs", type=int, default=7, help="of each program, for the throughput: more, where the machine is busy")
+parser.add_argument("--throughput", action="store_true", help="only that: about two minutes for each version of haproxy, and for nginx")
+parser.add_argument("--starts", type=int, default=8, help="of each program, for the throughput")
+parser.add_argument("--slices", type=int, default=12, help="of each server in one start, for the throughput: a multiple of 6")
+parser.add_argument("--slice", type=float, default=0.2, help="seconds of one")
 parser.add_argument("--only", default="", help="only programs whose name begins with this, and not what the filter costs")
 arguments = parser.parse_args()
 
@@ -265,48 +270,93 @@ def cost():
               f"ratio {without / with_it:.3f}", flush=True)
 
 
-def pairs(name, rate):
-    """New connections a second with the filter and without it, one after the other, each as often the first of the two. The ratio is the
-    median of those of the pairs: what else the machine does changes slowly, and meets both."""
-    rates = {False: [], True: []}
-    for turn in range(arguments.pairs):
-        for filtered in sorted(rates, reverse=turn % 2 == 1):
-            with Stage() as stage:
-                rates[filtered].append(rate(stage, filtered))
-    ratios = sorted(one / other for one, other in zip(rates[True], rates[False]))
-    print(f"{name}: {statistics.median(rates[False]):,.0f} connections a second without the filter, {statistics.median(rates[True]):,.0f} "
-          f"with it: ratio {statistics.median(ratios):.3f} (median of {len(ratios)} pairs; {ratios[0]:.3f} to {ratios[-1]:.3f})", flush=True)
+def middle(ratios):
+    """The median, and between which of them it lies with 95 % (order statistics)."""
+    ratios, reach = sorted(ratios), 0.98 * len(ratios) ** 0.5
+    low, high = max(0, int(len(ratios) / 2 - reach)), min(len(ratios) - 1, math.ceil(len(ratios) / 2 + reach))
+    return f"{statistics.median(ratios):.3f} ({ratios[low]:.3f} to {ratios[high]:.3f})"
+
+
+def compare(name, servers):
+    """Three servers at once on one processor: without bindonce, as a generation with its filter, and without again as the control, each asked
+    in short slices by turns, each as often before and after each other one, so that what else the machine does meets all. `servers` starts them on a stage and gives their pids.
+    The ratios are those of slices that follow each other, over a few starts, since no two processes of one program are equally fast."""
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    kinds = {"k": "on connections that stay open", "c": "on a new connection for each request"}
+    rates, costs = ({mode: [[], [], []] for mode in kinds} for _ in range(2))
+    for _ in range(arguments.starts):
+        with Stage() as stage:
+            os.sched_setaffinity(0, {first})
+            pids = servers(stage)
+            os.sched_setaffinity(0, {second})
+            program = f"{stage.directory}/slices"
+            subprocess.run(["cc", "-O2", "-o", program, ROOT / "tests/measure/slices.c"], check=True)
+            load = stage.start("slices", [program, *(str(PORT + at) for at in range(3))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                               start_new_session=True)
+            order = [at for turn in itertools.permutations(range(3)) for at in turn] * (arguments.slices // 6)
+            for mode in kinds:
+                for turn, at in enumerate([*range(3), *order]):
+                    before = spent(pids[at])
+                    load.stdin.write(f"{at} {arguments.slice} {mode}\n")
+                    load.stdin.flush()
+                    requests, took = map(int, load.stdout.readline().split())
+                    if turn >= 3:  # the first of each warms it up
+                        rates[mode][at].append(requests / took * 1e9)
+                        costs[mode][at].append((spent(pids[at]) - before) / requests)
+            os.sched_setaffinity(0, {first, second})
+    for mode, how in kinds.items():
+        rate, cost = rates[mode], costs[mode]
+        speed, share = ([middle([theirs / plain for plain, theirs in zip(rate[0], rate[at])]) for at in (1, 2)],
+                        [middle([plain / theirs for plain, theirs in zip(cost[0], cost[at])]) for at in (1, 2)])
+        each, busy = statistics.median(cost[0]), statistics.median(rate * cost for rate, cost in zip(rate[0], cost[0]))
+        print(f"{name}, {how}: {statistics.median(rate[0]):,.0f} requests a second and {each / 1000:.2f} us of its processor for each without bindonce, "
+              f"which is busy for {busy / 1e7:.0f} %. With the filter, median of {len(rate[0])} pairs of slices and where it lies with 95 %:\n"
+              f"    ratio of requests a second {speed[0]}; without twice: {speed[1]}\n"
+              f"    ratio of processor time for each {share[0]}; without twice: {share[1]}", flush=True)
+
+
+def spent(pid):
+    """Nanoseconds of processor time that a process has used."""
+    threads = pathlib.Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads)
 
 
 def throughput():
-    """nginx with inherited descriptors and intercepted: the same socket. haproxy with the filter that sees its bind(2), and without:
-    a word of the configuration makes the difference."""
-    inherits = ["--listen", f"web=:{PORT}", "--variable", "NGINX={fds:;};", "--ready-delay", "300ms"]
+    """As [`compare`] does it: each program as it is, and intercepted, or haproxy with the filter of the hold and the net."""
+    def three(stage, run, file, text, command, who):
+        pids = []
+        for at in range(3):
+            own = stage.directory / f"{at}-{file}"
+            own.write_text(text(stage.directory, PORT + at))
+            under = [binary("bindonce"), "run", "--name", "web", *run, "--"] if at == 1 else []
+            process = stage.start(f"server{at}", [*under, *command(own)], start_new_session=True)
+            wait_for("it to answer", lambda: " 200 " in ask(port=PORT + at)[0])
+            pids.append(who(wait_for("it to serve", stage.serving)[1] if under else process.pid))
+        return pids
 
-    def nginx(stage, filtered):
-        os.chmod(stage.directory, 0o755)
-        command = next(found[2] for found in programs(stage.directory) if found[0] == "nginx")
-        how = ["--intercept"] if filtered else inherits
-        run = [binary("bindonce"), "run", "--name", "web", "--retire-signal", "SIGQUIT", *how, "--"]
-        stage.start("nginx", [*run, *command])
-        wait_for("nginx to answer", lambda: " 200 " in ask()[0])
-        return stage.over(stage.load(arguments.clients, duration="2s"))["per_second"]
+    def of_nginx(directory, port):
+        kinds = "".join(f"{kind}_temp_path {directory}/{port}-{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        return (f"daemon off; pid {directory}/{port}.pid; worker_processes 1;\nevents {{ worker_connections 1000; }}\n"
+                f"http {{ access_log off; keepalive_timeout 1h; keepalive_requests 1000000000; {kinds}\n"
+                f"server {{ listen {port}; location / {{ return 200 ok; }} }} }}\n")
 
-    def haproxy(stage, filtered):
-        word = "" if filtered else "insecure-fork-wanted"
-        stage.file.write_text(f"global\n  {word}\ndefaults\n  mode http\n  timeout client 9s\n"
-                              f"frontend web\n  bind :{PORT}\n  http-request return status 200\n")
-        stage.run(program)
-        return stage.over(stage.load(arguments.clients, duration="2s"))["per_second"]
+    def of_haproxy(_, port):
+        return (f"global\n  nbthread 1\ndefaults\n  mode http\n  timeout client 1h\nfrontend web\n  bind :{port}\n"
+                f"  http-request return status 200 content-type text/plain string ok\n")
 
-    for version, program in haproxies():
-        pairs(f"haproxy {version}", haproxy)
-    if shutil.which("nginx"):
-        pairs("nginx", nginx)
+    def child(pid):
+        return int(pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+    for version, program in (found for found in haproxies() if f"haproxy {found[0]}".startswith(arguments.only)):
+        compare(f"haproxy {version}", lambda stage: three(
+            stage, [], "haproxy.cfg", of_haproxy, lambda file: [program, "-db", "-f", file], lambda pid: pid))
+    if shutil.which("nginx") and "nginx".startswith(arguments.only):
+        compare("nginx", lambda stage: three(
+            stage, ["--intercept", "--retire-signal", "SIGQUIT"], "nginx.conf", of_nginx, lambda file: ["nginx", "-e", "stderr", "-c", file], child))
 
 
 isolate(alone=True)
-if not arguments.only:
+if arguments.throughput or not arguments.only:
     throughput()
     if arguments.throughput:
         sys.exit()

@@ -50,6 +50,8 @@ pub enum Kind {
     Udp,
     /// A UNIX stream.
     UnixStream,
+    /// Any other UNIX socket.
+    UnixOther,
     /// Any other.
     Other,
 }
@@ -104,6 +106,8 @@ pub enum Failure {
     InUse,
     /// EADDRNOTAVAIL.
     Unavailable,
+    /// This errno, as the kernel has given it to the broker.
+    Kernels(i32),
 }
 
 impl Socket {
@@ -157,7 +161,18 @@ impl Scope {
         use Decision::{Claim, Continue, Refuse};
         let address = match socket.address(target) {
             Ok(address) => address,
-            Err(why) => return Continue(why),
+            Err(why) => {
+                // It was named to be intercepted: the kernel's own socket would be a second one.
+                let is_named = socket.kind == Kind::UnixOther
+                    && matches!(socket.own(target), Own::At(address) if self.name(&address).is_some());
+                return match is_named {
+                    true => Refuse(
+                        Failure::Unavailable,
+                        "of UNIX sockets the broker has streams alone".to_owned(),
+                    ),
+                    false => Continue(why),
+                };
+            }
         };
         let named = address.as_ref().ok().and_then(|address| self.name(address));
         if named.is_none() && !self.named.is_empty() {
@@ -194,6 +209,20 @@ impl Scope {
                 None => Claim(listener),
             },
         }
+    }
+
+    /// Whether the file of a UNIX socket stays, although the program removes it: the path is intercepted, and the broker's socket would have
+    /// none. Who binds it next replaces what no broker holds.
+    pub fn keeps(&self, target: &Target) -> bool {
+        match target {
+            Target::Path(path) => Address::unix(path).is_ok_and(|path| self.name(&path).is_some()),
+            _ => false,
+        }
+    }
+
+    /// Whether it names a UNIX path.
+    pub fn has_paths(&self) -> bool {
+        self.named.iter().any(|listener| matches!(listener.address, Address::Unix(_)))
     }
 
     /// What names this address; one that is the very same first.
@@ -337,7 +366,7 @@ mod tests {
 
     #[test]
     fn what_is_for_datagrams_is_told_too() {
-        let socket = socket(Kind::Other, false);
+        let socket = socket(Kind::UnixOther, false);
         for (target, expected) in [
             (Target::Path("/run/log".to_owned()), "unix@/run/log"),
             (Target::Abstract(format!("{:\0<107}", "log")), "abns@log"),
@@ -351,6 +380,22 @@ mod tests {
         }
         let bound = Socket { bound: true, ..socket };
         assert_eq!(bound.own(&Target::Abstract("log".to_owned())), Own::Nothing);
+    }
+
+    #[test]
+    fn the_file_of_a_path_that_is_named_stays() {
+        let keeps = |named: &[&str], path: &str| scope(named).keeps(&Target::Path(path.to_owned()));
+        assert!(keeps(&["app=/run/a"], "/run/a"));
+        assert!(!keeps(&["app=/run/a", ":80"], "/run/b") && !keeps(&[], "/run/a"));
+        assert!(scope(&[":80", "/run/a"]).has_paths() && !scope(&[":80", "abns@a"]).has_paths());
+    }
+
+    #[test]
+    fn a_unix_socket_for_datagrams_that_is_named_is_refused() {
+        let (target, socket) = (Target::Path("/run/a".to_owned()), socket(Kind::UnixOther, false));
+        let decide = |named: &[&str]| scope(named).decide(&PORTS, &target, &socket);
+        assert!(matches!(decide(&["/run/a"]), Decision::Refuse(Failure::Unavailable, _)));
+        assert!(matches!(decide(&["/run/b"]), Decision::Continue(_)));
     }
 
     #[test]
@@ -373,13 +418,13 @@ mod tests {
 
     prop_compose! {
         fn any_socket()(
-            (kind, ipv6, bound, elsewhere) in (0..4_usize, any::<bool>(), any::<bool>(), any::<bool>()),
+            (kind, ipv6, bound, elsewhere) in (0..5_usize, any::<bool>(), any::<bool>(), any::<bool>()),
             (late_port, privileged, v6only, transparent) in any::<(bool, bool, bool, bool)>(),
             (freebind, blocking) in any::<(bool, bool)>(),
             interface in prop::option::of("[a-z/, ]{1,17}"),
             mode in prop::option::of(0..0o7777_u32),
         ) -> Socket {
-            let kind = [Kind::Tcp, Kind::Udp, Kind::UnixStream, Kind::Other][kind];
+            let kind = [Kind::Tcp, Kind::Udp, Kind::UnixStream, Kind::UnixOther, Kind::Other][kind];
             let options =
                 Options { v6only, transparent, freebind, blocking, interface, mode, ..Options::default() };
             Socket { kind, ipv6, bound, elsewhere, late_port, privileged, options }

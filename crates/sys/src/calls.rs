@@ -82,7 +82,12 @@ impl Calls {
 
     /// Lets the call succeed without doing it. No error if it was interrupted, or its process has ended.
     pub(crate) fn done(&self, id: u64) -> Result<(), Errno> {
-        self.answer(seccomp_notif_resp { id, val: 0, error: 0, flags: 0 })
+        self.succeed(id).map(drop)
+    }
+
+    /// The same; false if it was interrupted, or its process has ended.
+    pub(crate) fn succeed(&self, id: u64) -> Result<bool, Errno> {
+        self.send(seccomp_notif_resp { id, val: 0, error: 0, flags: 0 })
     }
 
     /// Lets the call fail. No error if it was interrupted, or its process has ended.
@@ -118,14 +123,19 @@ impl Calls {
         Errno::result(done).map(drop)
     }
 
-    fn answer(&self, mut answer: seccomp_notif_resp) -> Result<(), Errno> {
+    fn answer(&self, answer: seccomp_notif_resp) -> Result<(), Errno> {
+        self.send(answer).map(drop)
+    }
+
+    fn send(&self, mut answer: seccomp_notif_resp) -> Result<bool, Errno> {
         // SAFETY: the kernel reads one seccomp_notif_resp, of at most our size (`check_sizes`),
         // from `answer`, which lives through the call.
         let done = unsafe {
             libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer)
         };
         match Errno::result(done) {
-            Ok(_) | Err(Errno::ENOENT | Errno::EINPROGRESS) => Ok(()),
+            Ok(_) | Err(Errno::EINPROGRESS) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
             Err(errno) => Err(errno),
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! A task can have one such filter with a supervisor (a second one is `EBUSY`), and it cannot be taken off again. So all calls
 //! that anybody wants to be asked about are in one filter: kill(supervisor, SIGUSR1), by which haproxy says that it is ready
-//! ([`crate::hold`]), and bind(2) and listen(2) ([`crate::intercept`]), of haproxy bind(2) alone. What is not named here passes, from a table of the
-//! kernel (Linux 5.11).
+//! ([`crate::hold`]), and bind(2) and listen(2) ([`crate::intercept`]), of haproxy bind(2) alone; with UNIX paths unlink(2) too. What is not named
+//! here passes, from a table of the kernel (Linux 5.11).
 //!
 //! bind and listen have other numbers for programs of another word size on the same kernel: i386 (which also has them behind
 //! socketcall(2)) and x32 beside x86-64, 32-bit ARM beside aarch64. These are asked about as well.
@@ -25,6 +25,8 @@ pub(crate) struct Watched {
     pub(crate) binds: bool,
     /// listen(2).
     pub(crate) listens: bool,
+    /// unlink(2), with which programs remove the file of a UNIX socket before they bind it, and when they end.
+    pub(crate) unlinks: bool,
 }
 
 impl Watched {
@@ -32,6 +34,7 @@ impl Watched {
         match number {
             Number::Bind | Number::BindInMemory => self.binds,
             Number::Listen | Number::ListenInMemory => self.listens,
+            Number::Unlink | Number::UnlinkAt => self.unlinks,
             Number::Kill => self.readiness.is_some(),
         }
     }
@@ -67,27 +70,42 @@ pub(crate) enum Number {
     BindInMemory,
     /// listen(2) behind socketcall(2).
     ListenInMemory,
+    /// unlink(2).
+    Unlink,
+    /// unlinkat(2).
+    UnlinkAt,
     /// Any other that the filter names.
     Kill,
 }
 
-/// The calls that make a listener: architecture, number, first argument where that tells them apart.
-const SOCKETS: [(u32, u32, Option<u32>, Number); 10] = [
+/// The calls that make a listener or remove its file: architecture, number, first argument where that tells them apart.
+const SOCKETS: [(u32, u32, Option<u32>, Number); 17] = [
     (X86_64, 49, None, Number::Bind),
     (X86_64, 50, None, Number::Listen),
+    (X86_64, 87, None, Number::Unlink),
+    (X86_64, 263, None, Number::UnlinkAt),
     (X86_64, X32 | 49, None, Number::Bind),
     (X86_64, X32 | 50, None, Number::Listen),
+    (X86_64, X32 | 87, None, Number::Unlink),
+    (X86_64, X32 | 263, None, Number::UnlinkAt),
+    (I386, 10, None, Number::Unlink),
+    (I386, 301, None, Number::UnlinkAt),
     (I386, 361, None, Number::Bind),
     (I386, 363, None, Number::Listen),
     (I386, 102, Some(2), Number::BindInMemory),
     (I386, 102, Some(4), Number::ListenInMemory),
+    (AARCH64, 35, None, Number::UnlinkAt),
     (AARCH64, 200, None, Number::Bind),
     (AARCH64, 201, None, Number::Listen),
 ];
 
 /// The same of a 32-bit ARM program, whose kernel is not built for aarch64 alone.
-const ARM_SOCKETS: [(u32, u32, Option<u32>, Number); 2] =
-    [(ARM, 282, None, Number::Bind), (ARM, 284, None, Number::Listen)];
+const ARM_SOCKETS: [(u32, u32, Option<u32>, Number); 4] = [
+    (ARM, 10, None, Number::Unlink),
+    (ARM, 282, None, Number::Bind),
+    (ARM, 284, None, Number::Listen),
+    (ARM, 328, None, Number::UnlinkAt),
+];
 
 /// Which call it is that the kernel tells of.
 pub(crate) fn number(call: &seccomp_data) -> Number {
@@ -240,7 +258,8 @@ mod tests {
     #[test]
     fn every_way_to_bind_and_listen_is_asked_about_and_nothing_else() {
         let readiness = Some(4711);
-        let Ok(program) = program(Watched { readiness, binds: true, listens: true }) else {
+        let Ok(program) = program(Watched { readiness, binds: true, listens: true, unlinks: true })
+        else {
             return;
         };
         let asked = |call: &seccomp_data| run(&program, call) == libc::SECCOMP_RET_USER_NOTIF;
@@ -262,7 +281,7 @@ mod tests {
             }
         }
         // Each number with six first arguments, and of socketcall two of them.
-        assert_eq!(seen, if ours == X86_64 { 6 * 6 + 2 } else { 4 * 6 });
+        assert_eq!(seen, if ours == X86_64 { 12 * 6 + 2 } else { 7 * 6 });
         assert_eq!(libc::SYS_bind, if ours == X86_64 { 49 } else { 200 });
     }
 
@@ -273,11 +292,12 @@ mod tests {
         for (binds, expected) in
             [(true, libc::SECCOMP_RET_USER_NOTIF), (false, libc::SECCOMP_RET_ALLOW)]
         {
-            let watched = Watched { readiness: None, binds, listens: false };
+            let watched = Watched { readiness: None, binds, listens: false, unlinks: false };
             let Ok(program) = program(watched) else { return };
             assert_eq!(run(&program, &call(ours, bind, 0, 0)), expected);
             let other = |number| u32::try_from(number).expect("its number");
-            for (number, second) in [(libc::SYS_kill, 10), (libc::SYS_listen, 0)] {
+            let others = [(libc::SYS_kill, 10), (libc::SYS_listen, 0), (libc::SYS_unlinkat, 0)];
+            for (number, second) in others {
                 let call = call(ours, other(number), 0, second);
                 assert_eq!(run(&program, &call), libc::SECCOMP_RET_ALLOW);
             }

@@ -1,4 +1,4 @@
-//! bind(2) and listen(2) of a program, and its readiness signal, each of which waits until it is answered (seccomp_unotify(2)).
+//! bind(2), listen(2) and unlink(2) of a program, and its readiness signal, each of which waits until it is answered (seccomp_unotify(2)).
 //!
 //! Whether and how a call is answered is decided above; here it is received, looked at, and answered. What the program has
 //! in its memory is read once, and everything acts on that copy: another of its threads may write there meanwhile. What is
@@ -6,7 +6,7 @@
 //! by then. A call that the kernel does by itself in the end ([`Call::go_on`]) is done with what is in memory then, and with the
 //! program's own rights.
 //!
-//! A call is answered in any case: when a [`Call`] is dropped it fails (a signal succeeds), and when the last copy of the descriptor closes every
+//! A call is answered in any case: when a [`Call`] is dropped it fails (a signal succeeds, an unlink goes on), and when the last copy of the descriptor closes every
 //! call fails with ENOSYS. Another process may have a copy, with the [`ledger`] of what was received: what is to become of the calls where
 //! this process is killed is in [`unattended`].
 //!
@@ -163,7 +163,7 @@ impl Intercept {
     pub async fn next(&self) -> io::Result<Option<Call>> {
         while let Some(left) = self.shared.left() {
             if self.shared.calls.waits(left.0) {
-                return Ok(Some(self.take(left)));
+                return Ok(Some(self.take(left, true)));
             }
         }
         loop {
@@ -174,7 +174,7 @@ impl Intercept {
                     Ok(call) => {
                         let seccomp_data { nr, arch, args, .. } = call.data;
                         let received = (call.id, call.pid.cast_signed(), arch, nr, args);
-                        return Ok(Some(self.take(received)));
+                        return Ok(Some(self.take(received, false)));
                     }
                     Err(Errno::ENOENT | Errno::EINTR) => {}
                     Err(errno) => return Err(errno.into()),
@@ -183,7 +183,7 @@ impl Intercept {
         }
     }
 
-    fn take(&self, received: Received) -> Call {
+    fn take(&self, received: Received, again: bool) -> Call {
         let (id, pid, architecture, number, arguments) = received;
         self.shared.begin(received);
         let data = seccomp_data {
@@ -193,7 +193,7 @@ impl Intercept {
             args: arguments,
         };
         let number = filter::number(&data);
-        Call { shared: Arc::clone(&self.shared), id, pid, number, arguments }
+        Call { shared: Arc::clone(&self.shared), id, pid, number, arguments, again }
     }
 
     /// What was received and is not answered, for an image that gets the descriptor and answers it instead of this one.
@@ -216,6 +216,16 @@ pub struct Call {
     pid: i32,
     number: Number,
     arguments: [u64; 6],
+    again: bool,
+}
+
+/// What became of a call that a socket was given for.
+#[derive(Debug)]
+pub struct Gave {
+    /// What could not be replaced beside the descriptor that the call names, in words.
+    pub left: Vec<String>,
+    /// A signal came between the socket and the answer, or the process has ended: the same call may come again.
+    pub is_interrupted: bool,
 }
 
 impl Call {
@@ -229,9 +239,19 @@ impl Call {
         self.id
     }
 
+    /// Whether an earlier image or supervisor had received it: it may have given the socket and not answered.
+    pub fn comes_again(&self) -> bool {
+        self.again
+    }
+
     /// Whether it is listen(2).
     pub fn is_listen(&self) -> bool {
         matches!(self.number, Number::Listen | Number::ListenInMemory)
+    }
+
+    /// Whether it is unlink(2) or unlinkat(2).
+    pub fn is_unlink(&self) -> bool {
+        matches!(self.number, Number::Unlink | Number::UnlinkAt)
     }
 
     /// Whether it is the signal by which the program says that it is ready.
@@ -278,28 +298,35 @@ impl Call {
             Failure::Denied => Errno::EACCES,
             Failure::InUse => Errno::EADDRINUSE,
             Failure::Unavailable => Errno::EADDRNOTAVAIL,
+            Failure::Kernels(errno) => Errno::from_raw(errno),
         };
         self.end(|calls, id| calls.fail(id, errno));
     }
 
-    /// What puts this socket in the place of the program's own, and lets the call succeed; gives what could not be replaced
-    /// beside the descriptor that the call names, in words. On a thread: the program may have many descriptors to look through.
+    /// What puts this socket in the place of the program's own, and lets the call succeed. On a thread: the program may have many
+    /// descriptors to look through.
     ///
     /// # Errors
-    /// Those of ioctl(2) SECCOMP_IOCTL_NOTIF_ADDFD: `ENOENT` if the call waits no more, `EMFILE`. The call has failed then.
+    /// Those of ioctl(2) SECCOMP_IOCTL_NOTIF_ADDFD: `ENOENT` if the call waits no more, `EMFILE`; `EBADF` if the number is that
+    /// socket's no more. The call has failed then.
     pub fn give(
         self,
         socket: Arc<OwnedFd>,
         theirs: Theirs,
-    ) -> impl FnOnce() -> io::Result<Vec<String>> + Send + 'static {
+    ) -> impl FnOnce() -> io::Result<Gave> + Send + 'static {
         move || {
             let calls = &self.shared.calls;
             let put = replace::replace(calls, self.id, self.pid, &theirs, socket.as_fd());
-            match put {
-                Ok(_) => self.succeed(),
-                Err(_) => self.refuse(Failure::Unavailable),
-            }
-            Ok(put?)
+            let left = match put {
+                Ok(left) => left,
+                Err(errno) => {
+                    self.refuse(Failure::Unavailable);
+                    return Err(errno.into());
+                }
+            };
+            let mut arrives = false;
+            self.end(|calls, id| calls.succeed(id).map(|it| arrives = it));
+            Ok(Gave { left, is_interrupted: !arrives })
         }
     }
 
@@ -313,6 +340,7 @@ impl Drop for Call {
         self.shared.end(self.id, |calls, id| match self.number {
             // The supervisor has seen the signal.
             Number::Kill => calls.done(id),
+            Number::Unlink | Number::UnlinkAt => calls.go_on(id),
             _ => calls.fail(id, Errno::EADDRINUSE),
         });
     }

@@ -140,6 +140,23 @@ pub(crate) fn set(socket: BorrowedFd<'_>, level: c_int, option: c_int, value: c_
     done == 0
 }
 
+/// As many bytes of an option's value as the kernel gives; none has more than this in a socket that only listens.
+pub(crate) fn bytes(socket: BorrowedFd<'_>, level: c_int, option: c_int) -> Option<Vec<u8>> {
+    let mut value = [0_u8; 32];
+    let length = get(socket, level, option, value.as_mut_ptr().cast(), value.len())?;
+    value.get(..length).map(<[u8]>::to_vec)
+}
+
+/// Sets an option to such bytes. False if the kernel refuses it.
+pub(crate) fn set_bytes(socket: BorrowedFd<'_>, level: c_int, option: c_int, value: &[u8]) -> bool {
+    let Ok(length) = socklen_t::try_from(value.len()) else { return false };
+    // SAFETY: the kernel reads `length` bytes at `value`, which has as many and lives until the call returns.
+    let done = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), length)
+    };
+    done == 0
+}
+
 /// The seconds of SO_LINGER, -1 if it is off.
 fn linger(socket: BorrowedFd<'_>) -> Option<i64> {
     let mut value = libc::linger { l_onoff: 0, l_linger: 0 };

@@ -23,6 +23,9 @@ use crate::{executable, inherit, intercept, limits, signals};
 /// The word for [`crate::spawn::Launch::service`].
 pub(crate) const SERVICE: &str = "service";
 
+/// The word for [`crate::spawn::Launch::unlinks`].
+pub(crate) const UNLINKS: &str = "unlinks";
+
 /// The word for [`crate::spawn::Launch::binds`].
 pub(crate) const BINDS: &str = "binds";
 
@@ -59,6 +62,8 @@ pub struct Order {
     binds: bool,
     /// The supervisor is asked about bind(2) and listen(2) ([`crate::spawn::Launch::intercept`]).
     intercept: Asked,
+    /// And about unlink(2).
+    unlinks: bool,
     /// It is started as a service is ([`crate::spawn::Launch::service`]).
     service: bool,
     program: OsString,
@@ -67,7 +72,7 @@ pub struct Order {
 
 impl Order {
     /// Reads the words after [`crate::spawn::SUBCOMMAND`]:
-    /// `COUNT [PID] [binds | intercept | intercept-if-possible] [service] -- PROGRAM [ARG]...`.
+    /// `COUNT [PID] [binds | (intercept | intercept-if-possible) [unlinks]] [service] -- PROGRAM [ARG]...`.
     /// None if they are not what [`crate::spawn::Launch::start`] says.
     pub fn parse(mut words: impl Iterator<Item = OsString>) -> Option<Self> {
         let count = words.next()?.to_str()?.parse().ok()?;
@@ -83,6 +88,10 @@ impl Order {
         if intercept != Asked::Not {
             next = words.next()?;
         }
+        let unlinks = intercept != Asked::Not && next == UNLINKS;
+        if unlinks {
+            next = words.next()?;
+        }
         let binds = intercept == Asked::Not && next == BINDS;
         if binds {
             next = words.next()?;
@@ -92,7 +101,8 @@ impl Order {
             next = words.next()?;
         }
         let program = words.next().filter(|_| next == "--")?;
-        Some(Self { count, hold, binds, intercept, service, program, args: words.collect() })
+        let args = words.collect();
+        Some(Self { count, hold, binds, intercept, unlinks, service, program, args })
     }
 
     /// Becomes the program. Returns only if that failed, with what to say on standard
@@ -128,7 +138,8 @@ impl Order {
         }
         let no_new_privs = || !gains_privileges(&self.program);
         if self.hold.is_some() || self.binds {
-            let watched = Watched { readiness: self.hold, binds: self.binds, listens: false };
+            let (readiness, binds) = (self.hold, self.binds);
+            let watched = Watched { readiness, binds, listens: false, unlinks: false };
             // Where the kernel refuses the supervisor finds that nothing came, and has another way.
             if let Ok(listener) = filter::install(watched, no_new_privs()) {
                 // It may be gone; then nobody answers, and nothing is held.
@@ -136,7 +147,8 @@ impl Order {
             }
         }
         if self.intercept != Asked::Not {
-            let watched = Watched { readiness: None, binds: true, listens: true };
+            let unlinks = self.unlinks;
+            let watched = Watched { readiness: None, binds: true, listens: true, unlinks };
             let installed =
                 intercept::on_a_child().and_then(|()| filter::install(watched, no_new_privs()));
             match installed {
@@ -231,7 +243,9 @@ mod tests {
         let order = parse("1 intercept service -- sh").expect("an order");
         assert_eq!((order.hold, order.intercept, order.service), (None, Asked::Always, true));
         let order = parse("1 intercept-if-possible -- intercept").expect("an order");
-        assert_eq!((order.intercept, order.service), (Asked::IfPossible, false));
+        assert_eq!((order.intercept, order.unlinks), (Asked::IfPossible, false));
+        let order = parse("0 intercept unlinks service -- unlinks").expect("an order");
+        assert_eq!((order.intercept, order.unlinks, order.service), (Asked::Always, true, true));
         for bad in [
             "service -- sh",
             "1 service 7 -- sh",
@@ -239,6 +253,7 @@ mod tests {
             "1 intercept intercept -- sh",
             "1 binds 7 -- sh",
             "1 intercept binds -- sh",
+            "1 unlinks -- sh",
             "1 service sh",
             "",
             "x",

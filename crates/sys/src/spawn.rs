@@ -3,7 +3,7 @@
 //!
 //! A supervisor has threads and blocked signals, and between fork and exec almost
 //! nothing is safe to do. So it starts its own binary again, as the *shim*
-//! (`bindonce __shim COUNT [PID] [binds | intercept] [service] -- PROGRAM [ARG]...`), and sends the descriptors over a
+//! (`bindonce __shim COUNT [PID] [binds | intercept [unlinks]] [service] -- PROGRAM [ARG]...`), and sends the descriptors over a
 //! socket that is the shim's standard input. The shim is a fresh process with one
 //! thread: it receives, resets its signals, puts the descriptors in place, and
 //! becomes the program. The pid is the same from the first moment to the last.
@@ -66,6 +66,8 @@ pub struct Launch {
     pub binds: bool,
     /// Whether this process is asked about its bind(2) and listen(2) (`crate::intercept`), instead of holding it.
     pub intercept: Asked,
+    /// And about its unlink(2).
+    pub unlinks: bool,
     /// It is killed when this process ends, however that comes about, with what it has started and left in its
     /// process group.
     pub tied: bool,
@@ -110,6 +112,7 @@ impl Launch {
             hold: None,
             binds: false,
             intercept: Asked::Not,
+            unlinks: false,
             tied: false,
             service: false,
             stdout: Stdio::inherit(),
@@ -164,6 +167,7 @@ impl Launch {
                 Asked::Not => self.binds.then_some(shim::BINDS),
                 asked => Some(asked.word()),
             })
+            .args((self.unlinks && self.intercept != Asked::Not).then_some(shim::UNLINKS))
             .args(self.service.then_some(shim::SERVICE))
             .arg("--")
             .arg(self.program)

@@ -28,6 +28,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Until the next attempt.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// What the kernel says of an address to the broker as it would to the program.
+const KERNELS: [Errno; 7] = [
+    Errno::EADDRNOTAVAIL,
+    Errno::EINVAL,
+    Errno::ELOOP,
+    Errno::ENODEV,
+    Errno::ENOENT,
+    Errno::ENOTDIR,
+    Errno::EROFS,
+];
+
 /// How long the broker may take to end the leases of a connection that ends.
 const ENDED: Duration = Duration::from_secs(1);
 
@@ -202,10 +213,10 @@ impl Keeper {
         let failure = match error.refusal() {
             Some(refusal) if refusal.code == ErrorCode::DENIED => Failure::Denied,
             Some(refusal) if refusal.errno() == Some(Errno::EACCES as i32) => Failure::Denied,
-            Some(refusal) if refusal.errno() == Some(Errno::EADDRNOTAVAIL as i32) => {
-                Failure::Unavailable
-            }
-            Some(_) => Failure::InUse,
+            Some(refusal) => match refusal.errno() {
+                Some(errno) if KERNELS.contains(&Errno::from_raw(errno)) => Failure::Kernels(errno),
+                _ => Failure::InUse,
+            },
             None => {
                 *lease = None;
                 Failure::Unavailable

@@ -92,6 +92,14 @@ impl HeldListener {
         }
     }
 
+    /// Whether a client of its address reaches it: another socket may have a UNIX path by now, or none. True where the kernel does not tell.
+    pub(crate) fn leads_here(&self) -> bool {
+        match &self.bound {
+            Address::Unix(path) => diag::unix_is_at(self.inode, Path::new(path)).unwrap_or(true),
+            _ => true,
+        }
+    }
+
     /// Whether it has a queue that shows whether a process takes from it: connections that wait, or what clients of QUIC
     /// have sent.
     pub(crate) fn has_queue(&self) -> bool {
@@ -135,11 +143,7 @@ impl HeldListener {
                 let all = best.into_iter().chain(any.then_some(far));
                 all.map(|at| self.bound.with_ip(at)).collect()
             }
-            // Another socket may have the path by now.
-            Address::Unix(path) => {
-                let leads_here = diag::unix_is_at(self.inode, Path::new(path));
-                leads_here.unwrap_or(true).then(|| self.bound.clone()).into_iter().collect()
-            }
+            Address::Unix(_) => self.leads_here().then(|| self.bound.clone()).into_iter().collect(),
             Address::Abstract(_) | Address::Unpadded(_) => vec![self.bound.clone()],
             Address::Udp(_) => Vec::new(),
         }

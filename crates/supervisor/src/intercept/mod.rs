@@ -4,7 +4,7 @@
 //! One task for each generation takes its calls, one at a time: a program that floods us waits for itself. It lives for as
 //! long as a process has the filter, also one that has outlived its generation. What a call is about is looked at on a thread,
 //! since a page of the program's memory can stall; what becomes of it is decided in
-//! [`bindonce_core::intercept`]; [`steps`] is the part of it that the loop does. [`net`] is what is asked about haproxy.
+//! [`bindonce_core::intercept`]; a UNIX path that is intercepted keeps its file when the program removes it (unlink(2)); [`steps`] is the part of it that the loop does. [`net`] is what is asked about haproxy.
 
 pub(crate) mod asked;
 pub(crate) mod found;
@@ -13,7 +13,7 @@ pub(crate) mod seen;
 mod steps;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::identity;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::{Rc, Weak};
@@ -24,7 +24,7 @@ use bindonce_core::generation::GenerationId;
 use bindonce_core::intercept::{Decision, Failure, Own, Ports, Scope, Target};
 use bindonce_sys::hold::Hold;
 use bindonce_sys::intercept::{self as sys, Call, Intercept, Look, Theirs};
-use bindonce_sys::{spawn, worker};
+use bindonce_sys::{Errno, spawn, worker};
 use tokio::sync::{mpsc, oneshot};
 
 use self::asked::{Listens, Want};
@@ -154,6 +154,8 @@ struct Answers {
     ports: Ports,
     /// What the program was given, by inode. The generation has them: one that has left is to be closed.
     given: BTreeMap<u64, Weak<HeldListener>>,
+    /// Those of them that it has, and whose call was interrupted before it was answered: the same one comes again (before Linux 5.19).
+    interrupted: BTreeSet<u64>,
     /// The sockets of calls that were left to the kernel.
     left: CallsSeen,
     stalled: u32,
@@ -165,12 +167,13 @@ impl Answers {
         let given = given.map(|held| (held.inode, Rc::downgrade(held))).collect();
         let (cx, id, ports) = (cx.clone(), generation.id, sys::ports());
         let left = generation.own.calls.clone().unwrap_or_default();
-        Self { cx, id, rule, ports, given, left, stalled: 0 }
+        Self { cx, id, rule, ports, given, interrupted: BTreeSet::new(), left, stalled: 0 }
     }
 
     async fn answer(&mut self, call: Call) {
         if self.stalled >= STALLED {
             return match self.rule {
+                _ if call.is_unlink() => call.go_on(),
                 Rule::Program(_) => call.refuse(Failure::Unavailable),
                 Rule::Haproxy(_) => call.go_on(),
             };
@@ -184,6 +187,7 @@ impl Answers {
             }
         };
         match look {
+            Look { target, .. } if call.is_unlink() => self.unlink(call, target),
             // The kernel finds what is wrong with it.
             Look { socket: None, .. } => call.go_on(),
             Look { socket: Some(theirs), .. } if call.is_listen() => self.listen(call, &theirs),
@@ -204,14 +208,23 @@ impl Answers {
         }
     }
 
+    /// The file of the broker's socket stays: the next generation has it, and so have clients meanwhile.
+    fn unlink(&self, call: Call, target: Option<Target>) {
+        match (&self.rule, target) {
+            (Rule::Program(scope), Some(target)) if scope.keeps(&target) => {
+                let (id, pid) = (self.id.0, call.pid());
+                tracing::debug!(generation = id, pid, ?target, "unlink() answered, and not done");
+                call.succeed();
+            }
+            _ => call.go_on(),
+        }
+    }
+
     async fn bind(&mut self, call: Call, theirs: Theirs, target: &Target) {
         let (id, pid) = (self.id.0, call.pid());
-        if let Some(held) = self.given.get(&theirs.inode).and_then(Weak::upgrade) {
-            // Before Linux 5.19 a signal can come between the socket and the answer: the same call comes again.
-            let again = match target {
-                Target::Ip(at) => held.listener.address.ip() == Some(*at),
-                _ => false,
-            };
+        if self.given.get(&theirs.inode).and_then(Weak::upgrade).is_some() {
+            // It is bound, as the kernel finds too.
+            let again = call.comes_again() || self.interrupted.remove(&theirs.inode);
             return if again { call.succeed() } else { call.go_on() };
         }
         let (decision, line) = match &self.rule {
@@ -248,7 +261,10 @@ impl Answers {
         let is_new = self.given.insert(held.inode, Rc::downgrade(&held)).is_none();
         let given = worker::within(LOOK, call.give(Arc::clone(&held.fd), theirs)).await;
         match given.and_then(identity) {
-            Ok(left) => {
+            Ok(gave) => {
+                if gave.is_interrupted {
+                    self.interrupted.insert(held.inode);
+                }
                 // A program may bind one address as often as it likes.
                 let said = "bind() answered with the broker's";
                 if is_new {
@@ -256,7 +272,7 @@ impl Answers {
                 } else {
                     tracing::debug!(generation = id, pid, "{said} {text}");
                 }
-                for left in left {
+                for left in gave.left {
                     self.warn(pid, &format!("{text}: {left}"));
                 }
                 if !held.bound.listens() {
@@ -291,6 +307,9 @@ impl Answers {
     }
 
     fn unseen(&self, call: Call, error: &std::io::Error) {
+        if call.is_unlink() {
+            return call.go_on();
+        }
         if let Rule::Haproxy(_) = self.rule {
             tracing::debug!(generation = self.id.0, pid = call.pid(), %error, "a bind() was not seen");
             if error.kind() == std::io::ErrorKind::PermissionDenied {
@@ -309,12 +328,13 @@ impl Answers {
         let own = nix::unistd::getuid().as_raw();
         if let Some(left_out) = self.cx.reporter.refused(own, "intercepted call") {
             let errno = match failure {
-                Failure::Denied => "EACCES",
-                Failure::InUse => "EADDRINUSE",
-                Failure::Unavailable => "EADDRNOTAVAIL",
+                Failure::Denied => Errno::EACCES,
+                Failure::InUse => Errno::EADDRINUSE,
+                Failure::Unavailable => Errno::EADDRNOTAVAIL,
+                Failure::Kernels(errno) => Errno::from_raw(errno),
             };
             let (id, pid) = (self.id.0, call.pid());
-            tracing::error!(generation = id, pid, left_out, "refused ({errno}): {why}");
+            tracing::error!(generation = id, pid, left_out, "refused ({errno:?}): {why}");
         }
         call.refuse(failure);
     }

@@ -92,14 +92,21 @@ impl Supervisor {
             return drop(reply.send(Err((Failure::InUse, why))));
         };
         generation.own.lines.extend(line);
-        let has =
-            |held: &&Rc<HeldListener>| held.listener.key() == key || held.bound == listener.address;
-        if let Some(held) = generation.listeners.iter().find(has) {
+        // Who has removed the file of a path has a socket that nobody reaches, and the broker binds another one.
+        let has = |held: &&Rc<HeldListener>| {
+            let is_it = held.listener.key() == key || held.bound == listener.address;
+            is_it && held.leads_here()
+        };
+        // The file may have another mode now.
+        let mode = listener.options.mode;
+        let is_as_it_was =
+            |held: &&Rc<HeldListener>| has(held) && held.listener.options.mode == mode;
+        if let Some(held) = generation.listeners.iter().find(is_as_it_was) {
             let held = Rc::clone(held);
             return drop(reply.send(Ok(Given { held, alone: false })));
         }
         let news = generation.lease.news.clone();
-        let alone = !self.generations.listeners().any(|held| held.listener.key() == key);
+        let alone = !self.generations.listeners().any(|held| has(&held));
         // Where another generation has it the flag is as that one needs it.
         listener.options.blocking &= alone;
         let (send, claimed) = oneshot::channel();

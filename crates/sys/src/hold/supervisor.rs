@@ -172,8 +172,12 @@ mod tests {
         let (listener, given) = mpsc::channel();
         let (told, results) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let watched =
-                Watched { readiness: Some(getpid().as_raw()), binds: false, listens: false };
+            let watched = Watched {
+                readiness: Some(getpid().as_raw()),
+                binds: false,
+                listens: false,
+                unlinks: false,
+            };
             let installed = filter::install_with(watched, true, filter::INTERRUPTED);
             let refused = installed.is_err();
             listener.send((gettid(), installed)).expect("send");

@@ -1,10 +1,12 @@
 //! What a call is about: the program's own socket, and the address in its memory.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Component, Path, PathBuf};
 
 use bindonce_core::intercept::{Kind, Ports, Socket, Target};
 use bindonce_core::listener::Options;
@@ -24,7 +26,7 @@ use crate::{identity, limits};
 pub struct Look {
     /// The socket that it names, if it names one.
     pub socket: Option<Theirs>,
-    /// The address of a bind(2), if it can be read.
+    /// The address of a bind(2), if it can be read; the path of an unlink(2), if a socket has it.
     pub target: Option<Target>,
 }
 
@@ -59,6 +61,9 @@ pub(super) fn at(thread: i32, number: Number, arguments: &[u64; 6]) -> io::Resul
             };
             [word(0), word(4), word(8)]
         }
+        Number::Unlink => return unlinked(thread, libc::AT_FDCWD, arguments[0]),
+        Number::UnlinkAt if arguments[2] != 0 => return Ok(none),
+        Number::UnlinkAt => return unlinked(thread, arguments[0] as i32, arguments[1]),
         Number::Kill => return Ok(none),
     };
     let status = Status::of(thread)?;
@@ -88,6 +93,45 @@ pub(super) fn at(thread: i32, number: Number, arguments: &[u64; 6]) -> io::Resul
     Ok(Look { socket: Some(theirs), target })
 }
 
+/// Which socket's file is to be removed.
+fn unlinked(thread: i32, directory: RawFd, at: u64) -> io::Result<Look> {
+    let directory = match directory {
+        libc::AT_FDCWD => "cwd".to_owned(),
+        number => format!("fd/{number}"),
+    };
+    let path = text(thread, at)?.map(PathBuf::from);
+    let path = match path {
+        Some(path) if path.is_relative() => {
+            let directory = fs::read_link(format!("/proc/{thread}/{directory}")).ok();
+            directory.map(|directory| directory.join(path))
+        }
+        path => path,
+    };
+    let path = path.map(|path| plain(&path)).and_then(|path| path.to_str().map(str::to_owned));
+    let path = path.filter(|path| !sees_other_files(thread) && identity::file(path).is_some());
+    Ok(Look { socket: None, target: path.map(Target::Path) })
+}
+
+/// Reads a path of a thread, as long as one can be (PATH_MAX), once; None if there is none.
+fn text(thread: i32, at: u64) -> io::Result<Option<OsString>> {
+    const PAGE: u64 = 4096;
+    let (mut text, mut at) = (Vec::new(), at);
+    while text.len() < libc::PATH_MAX.cast_unsigned() as usize {
+        // What follows may be no memory.
+        let mut part = vec![0; usize::try_from(PAGE - at % PAGE).unwrap_or(1)];
+        if !read(thread, at, &mut part)? {
+            return Ok(None);
+        }
+        if let Some(end) = part.iter().position(|byte| *byte == 0) {
+            text.extend_from_slice(part.get(..end).unwrap_or_default());
+            return Ok(Some(OsString::from_vec(text)));
+        }
+        at = at.saturating_add(part.len() as u64);
+        text.extend(part);
+    }
+    Ok(None)
+}
+
 /// The descriptor table of a thread, which may have one of its own (unshare(2) with CLONE_FILES).
 ///
 /// # Errors
@@ -110,6 +154,7 @@ fn socket(fd: BorrowedFd<'_>, kind: SocketType) -> io::Result<Socket> {
         (SocketType::STREAM, Some(Protocol::TCP | Protocol::MPTCP)) if is_ip => Kind::Tcp,
         (SocketType::DGRAM, Some(Protocol::UDP)) if is_ip => Kind::Udp,
         (SocketType::STREAM, _) if family == AddressFamily::UNIX => Kind::UnixStream,
+        _ if family == AddressFamily::UNIX => Kind::UnixOther,
         _ => Kind::Other,
     };
     let ipv6 = family == AddressFamily::INET6;
@@ -135,16 +180,25 @@ fn target(thread: i32, at: u64, length: u64) -> io::Result<Option<Target>> {
         return Ok(None);
     }
     let mut target = parse(place);
-    if let Target::Path(path) = &mut target
-        && !path.starts_with('/')
-    {
+    if let Target::Path(path) = &mut target {
         let directory = fs::read_link(format!("/proc/{thread}/cwd"))?;
-        match directory.join(&*path).to_str() {
+        match plain(&directory.join(&*path)).to_str() {
             Some(whole) => *path = whole.to_owned(),
             None => target = Target::Other,
         }
     }
     Ok(Some(target))
+}
+
+/// The same path as a person would write it: without `.` and doubled slashes, and where it goes up, by what it leads to.
+fn plain(path: &Path) -> PathBuf {
+    let plain: PathBuf = path.components().collect();
+    let goes_up = plain.components().any(|part| part == Component::ParentDir);
+    let directory = plain.parent().filter(|_| goes_up).map(fs::canonicalize);
+    match (directory, plain.file_name()) {
+        (Some(Ok(directory)), Some(name)) => directory.join(name),
+        _ => plain,
+    }
 }
 
 /// Reads a sockaddr(3type), as long as its caller says that it is.
@@ -162,10 +216,13 @@ fn parse(bytes: &[u8]) -> Target {
         Some(libc::AF_INET6) if bytes.len() >= 24 => (|| {
             let ip = Ipv6Addr::from(<[u8; 16]>::try_from(part(8, 24)?).ok()?);
             let scope = part(24, 28).and_then(|scope| scope.try_into().ok());
-            let scope = u32::from_ne_bytes(scope.unwrap_or_default());
+            // Only there it means anything (inet6_bind in the kernel).
+            let has_scope = ip.is_unicast_link_local() || ip.is_multicast();
+            let scope = u32::from_ne_bytes(scope.filter(|_| has_scope).unwrap_or_default());
             Some(Target::Ip(SocketAddr::V6(SocketAddrV6::new(ip, port?, 0, scope))))
         })(),
-        Some(libc::AF_UNIX) => {
+        // The kernel takes no longer one (unix_validate_addr).
+        Some(libc::AF_UNIX) if bytes.len() <= size_of::<libc::sockaddr_un>() => {
             let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(str::to_owned).ok();
             match bytes.get(2..) {
                 Some([0, name @ ..]) => text(name).map(Target::Abstract),
@@ -267,13 +324,30 @@ mod tests {
         assert_eq!(parse(&ipv6), Target::Ip("[::1]:80".parse().expect("address")));
         assert_eq!(parse(&ipv6[..24]), Target::Ip("[::1]:80".parse().expect("address")));
         ipv6[24] = 2;
-        assert_eq!(parse(&ipv6), Target::Ip("[::1%2]:80".parse().expect("address")));
+        assert_eq!(parse(&ipv6), Target::Ip("[::1]:80".parse().expect("address")));
+        (ipv6[8], ipv6[9]) = (0xfe, 0x80);
+        assert_eq!(parse(&ipv6), Target::Ip("[fe80::1%2]:80".parse().expect("address")));
         assert_eq!(parse(b"\x01\0/run/a\0b"), Target::Path("/run/a".to_owned()));
         assert_eq!(parse(b"\x01\0\0a"), Target::Abstract("a".to_owned()));
         assert_eq!(parse(b"\x01\0"), Target::Other);
+        let mut long = [0; 111];
+        (long[0], long[2]) = (1, b'/');
+        assert_eq!(parse(&long[..110]), Target::Path("/".to_owned()));
+        assert_eq!(parse(&long), Target::Other);
         assert_eq!(parse(b"\x01\0\0\xff"), Target::Other);
         assert_eq!(parse(b"\x10\0"), Target::Other);
         assert_eq!(parse(b""), Target::Other);
+    }
+
+    #[test]
+    fn paths_are_written_as_a_person_would() {
+        for (path, expected) in [
+            ("/run//a/./b", "/run/a/b"),
+            ("/proc/self/../b", "/proc/b"),
+            ("/none/../b", "/none/../b"),
+        ] {
+            assert_eq!(plain(Path::new(path)), Path::new(expected));
+        }
     }
 
     #[test]
@@ -285,6 +359,10 @@ mod tests {
         assert!(read(me, at, &mut read_back).expect("read"));
         assert_eq!(read_back, there);
         assert!(!read(me, 8, &mut read_back).expect("read"));
+        assert_eq!(text(me, 8).expect("read"), None);
+        let path = c"/run/a";
+        let path_at = path.as_ptr().addr() as u64;
+        assert_eq!(text(me, path_at).expect("read").expect("a path"), "/run/a");
     }
 
     #[test]

@@ -18,10 +18,11 @@ use crate::numbers;
 type Waits = (RawFd, Vec<Registration>);
 
 /// Replaces it while the call `id` of this thread waits; gives what could not be, in words. The number that the call names comes
-/// last: before Linux 5.19 a signal may interrupt the call in between, and then it comes again with what is left to do.
+/// last: before Linux 5.19 a signal may interrupt the call in between, and then it comes again with what is left to do. Another thread
+/// may have closed it since, and opened something else in its place, which stays.
 ///
 /// # Errors
-/// Those of SECCOMP_IOCTL_NOTIF_ADDFD; the number that bind(2) names is as it was.
+/// Those of SECCOMP_IOCTL_NOTIF_ADDFD, and `EBADF` if the number that bind(2) names is not this socket's; it is as it was.
 pub(super) fn replace(
     calls: &Calls,
     id: u64,
@@ -47,7 +48,11 @@ pub(super) fn replace(
     {
         left.push(format!("its registration with epoll is lost: {error}"));
     }
-    calls.put(id, by, theirs.number, table.closes_on_exec(theirs.number))?;
+    let closes = table.closes_on_exec(theirs.number);
+    if !is_it(&theirs.number) {
+        return Err(Errno::EBADF);
+    }
+    calls.put(id, by, theirs.number, closes)?;
     Ok(left)
 }
 

@@ -13,7 +13,7 @@ use crate::filter::{self, Number};
 /// How they are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unattended {
-    /// bind(2) fails (EADDRNOTAVAIL), as where no broker answers; listen(2) goes on.
+    /// bind(2) fails (EADDRNOTAVAIL), as where no broker answers; listen(2) and unlink(2) go on.
     Fail,
     /// The kernel does them; the signal of readiness succeeds.
     GoOn,
@@ -116,7 +116,7 @@ mod tests {
         let (told, results) = mpsc::channel();
         let (go, goes) = mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
-            let watched = Watched { readiness: None, binds: true, listens: true };
+            let watched = Watched { readiness: None, binds: true, listens: true, unlinks: false };
             listener.send(filter::install(watched, true)).expect("send");
             let say = |result| told.send(result).expect("send");
             while let Ok(()) = goes.recv() {

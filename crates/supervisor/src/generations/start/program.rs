@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use bindonce_core::generation::GenerationId;
+use bindonce_core::intercept::Scope;
 use bindonce_core::name::Name;
 use bindonce_sys::inherit;
 use bindonce_sys::shim::Asked;
@@ -34,6 +35,7 @@ pub(crate) fn order(
         Some(_) if program.without_intercept => Asked::IfPossible,
         Some(_) => Asked::Always,
     };
+    launch.unlinks = program.intercept.as_ref().is_some_and(Scope::has_paths);
     let names: Vec<_> = listeners.iter().filter_map(|held| held.listener.name.clone()).collect();
     let descriptors: Vec<(Name, i32)> = names.iter().cloned().zip(inherit::FIRST..).collect();
     let mut set = |name: &str, value: String| launch.env.push((name.into(), value.into()));
