@@ -91,3 +91,16 @@ fn manifests_fit_kubernetes_and_this_binary() {
     assert_eq!(seen["checked"].as_array().map(Vec::len), Some(6), "{seen:#}");
     assert_eq!(seen["commands"], 8, "{seen:#}");
 }
+
+/// Debian's package of haproxy fails to install where a user `haproxy` has a number below 100, and the image's has 99. An engine in tests has no
+/// network, so its base has haproxy already and that part of the build does not run.
+#[test]
+fn the_image_installs_haproxy_before_its_user_gets_a_number_that_the_package_refuses() {
+    let file = root().join("deploy/container/Containerfile");
+    let file = std::fs::read_to_string(file).expect("the Containerfile");
+    let place = |word: &str| file.find(word).unwrap_or_else(|| panic!("{word:?} is in no line"));
+    let installed = place("apt-get install");
+    for numbered in ["groupadd", "useradd", "groupmod", "usermod"] {
+        assert!(installed < place(numbered), "{numbered} stands before the package");
+    }
+}
