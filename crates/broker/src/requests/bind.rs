@@ -403,7 +403,9 @@ mod tests {
         broker.borrow().persistence.ledger.begin();
         // The first of them is in what is written anew already.
         assert!(broker.borrow_mut().settle());
-        let released = release::release(&broker, &caller, &["first".to_owned()]).await;
+        let text = br#"{"method":"release","params":["first"]}"#;
+        let named = Request::decode(text).expect("a request");
+        let released = release::release(&broker, &caller, &named).await;
         assert_eq!(released, Ok(vec!["first".to_owned()]));
         held.retain(|listen| !listen.starts_with("first="));
         let later = bind(&broker, &caller, &request, many(1, "later", "later=")).await;
