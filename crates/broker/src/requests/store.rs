@@ -97,7 +97,7 @@ pub(super) async fn store(
     }
     let Sorted { found, wants, .. } = sorted;
     broker.borrow_mut().recovered(found, Some(uid));
-    let claimed = claims::claim(broker, link.caller.connection, wants).await;
+    let claimed = claims::claim(broker, link.caller.connection, wants.into()).await;
     broker.borrow().persistence.gate.donated.notify_one();
     let leases = match claimed {
         Ok(leases) => leases,
@@ -300,7 +300,7 @@ mod tests {
         let before = RefCell::new(before);
         let wanted = "web=127.0.0.1:0".parse().expect("a listener");
         let want = Want { wanted, tentative: false, change: false, held: false };
-        claims::claim(&before, connection, vec![want]).await.expect("granted");
+        claims::claim(&before, connection, vec![want].into()).await.expect("granted");
         let before = before.borrow();
         let (_, held) = before.listeners.registry.iter().next().expect("it");
         let text = serde_json::to_string(&held.entry()).expect("an entry");

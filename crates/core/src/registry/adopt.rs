@@ -130,7 +130,7 @@ mod tests {
             change: false,
             held: false,
         };
-        registry.on(NOW, Event::Claim(ConnectionId(1), vec![want]))
+        registry.on(NOW, Event::Claim(ConnectionId(1), vec![want].into()))
     }
 
     #[test]
