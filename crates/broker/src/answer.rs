@@ -1,5 +1,7 @@
 //! What the registry says, in the words of the wire.
 
+use std::sync::Arc;
+
 use bindonce_core::listener::Listener;
 use bindonce_core::registry::{Holder, Refusal};
 use bindonce_sys::Errno;
@@ -94,7 +96,7 @@ pub(crate) async fn claim_failed(inquiry: &Inquiry, failure: Denied) -> RpcError
 
 async fn not_opened(
     inquiry: &Inquiry,
-    listener: Box<Listener>,
+    listener: Arc<Listener>,
     error: bindonce_sys::Error,
 ) -> RpcError {
     if error.is_descriptor_limit() {

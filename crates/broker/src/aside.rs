@@ -1,8 +1,8 @@
-//! Listeners that are opened on a thread beside the one that serves: of many the kernel's part takes longest, and both
-//! halves of it are done at the same time.
+//! Listeners that are opened on a thread beside the one that serves: of many the kernel's part takes longest, and two
+//! threads do it in half the time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use bindonce_core::address::Address;
@@ -13,60 +13,65 @@ use tokio::sync::oneshot;
 /// A thread takes as long to start as a dozen sockets take to open.
 const MANY: usize = 128;
 
-type Outcome = Result<listen::Opened, bindonce_sys::Error>;
-
-/// Listeners that such a thread opens. Dropped, it has closed what it opened.
+/// A thread that opens listeners from the last one on, while the claim opens them from the first one on, until they meet.
+/// Dropped, it has closed what it opened.
 pub(crate) struct Aside {
-    opened: Option<oneshot::Receiver<Vec<Outcome>>>,
-    given_up: Arc<AtomicBool>,
+    /// How many were begun, by either.
+    begun: Arc<AtomicUsize>,
+    count: usize,
+    opened: Option<oneshot::Receiver<Vec<listen::Opened>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Aside {
-    /// Whether half of these may be opened so: many, and nothing but sockets comes of any of them.
-    pub(crate) fn is_worth_it(listeners: &[Listener]) -> bool {
-        let is_socket = |listener: &Listener| {
+    /// Begins, if these are many and nothing but sockets comes of any of them; None too if there is no thread for it.
+    pub(crate) fn begin(listeners: &[Arc<Listener>]) -> Option<Self> {
+        let is_socket = |listener: &Arc<Listener>| {
             listener.options.netns.is_none() && !matches!(listener.address, Address::Unix(_))
         };
-        listeners.len() >= MANY && listeners.iter().all(is_socket)
-    }
-
-    /// Begins; None if there is no thread for it.
-    pub(crate) fn begin(listeners: &[Listener]) -> Option<Self> {
-        let given_up = Arc::new(AtomicBool::new(false));
+        if listeners.len() < MANY || !listeners.iter().all(is_socket) {
+            return None;
+        }
+        let (count, begun) = (listeners.len(), Arc::new(AtomicUsize::new(0)));
         let (send, opened) = oneshot::channel();
-        let (stop, listeners) = (Arc::clone(&given_up), listeners.to_vec());
+        let (listeners, either) = (listeners.to_vec(), Arc::clone(&begun));
         let work = move || {
-            let mut sockets = Vec::with_capacity(listeners.len());
-            for listener in &listeners {
-                if stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                sockets.push(listen::open(listener));
-                if sockets.last().is_some_and(Result::is_err) {
-                    break;
-                }
-            }
+            let mine = listeners.iter().rev().take_while(|_| is_next(&either, count));
+            // The claim comes to one that cannot be opened, and finds out why.
+            let sockets = mine.map_while(|listener| listen::open(listener).ok()).collect();
             // The claim may have been given up meanwhile.
             let _ = send.send(sockets);
         };
         let thread = Some(worker::start("open", work).ok()?);
-        Some(Self { opened: Some(opened), given_up, thread })
+        Some(Self { begun, count, opened: Some(opened), thread })
     }
 
-    /// What became of each, in order, up to the first that could not be opened.
-    pub(crate) async fn finish(mut self) -> Vec<Outcome> {
-        match self.opened.take() {
+    /// Whether the claim opens the next one: the thread has not begun it.
+    pub(crate) fn leaves_next(&self) -> bool {
+        is_next(&self.begun, self.count)
+    }
+
+    /// What the thread has opened: the last listeners, in their order.
+    pub(crate) async fn finish(mut self) -> Vec<listen::Opened> {
+        let mut sockets = match self.opened.take() {
             // It is sent before the thread ends.
             Some(opened) => opened.await.unwrap_or_default(),
             None => Vec::new(),
-        }
+        };
+        sockets.reverse();
+        sockets
     }
+}
+
+/// Whether fewer than all were begun; if so, one more is.
+fn is_next(begun: &AtomicUsize, count: usize) -> bool {
+    begun.fetch_add(1, Ordering::Relaxed) < count
 }
 
 impl Drop for Aside {
     fn drop(&mut self) {
-        self.given_up.store(true, Ordering::Relaxed);
+        // It begins no more.
+        self.begun.store(self.count, Ordering::Relaxed);
         // Its sockets are closed when this ends, so that the next claim of the same addresses finds them free.
         drop(self.opened.take());
         if let Some(thread) = self.thread.take() {

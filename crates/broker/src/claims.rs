@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::registry::{
@@ -38,18 +39,18 @@ impl Opening {
     fn push(
         &mut self,
         broker: &Broker,
-        listener: Listener,
+        listener: &Arc<Listener>,
         socket: Result<listen::Opened, bindonce_sys::Error>,
     ) -> Result<(), Denied> {
         match socket {
             Ok(socket) => {
-                let mut socket = broker.listeners.opened(&listener, socket);
+                let mut socket = broker.listeners.opened(listener, socket);
                 socket.handle.owned = self.owned.pop();
                 self.unfinished.add(socket.handle.path.as_ref());
                 self.sockets.push(socket);
                 Ok(())
             }
-            Err(error) => Err(Denied::NotOpened(Box::new(listener), error)),
+            Err(error) => Err(Denied::NotOpened(Arc::clone(listener), error)),
         }
     }
 
@@ -215,7 +216,7 @@ type Unopened = (Vec<Opened<Socket>>, Denied);
 async fn open(
     broker: &RefCell<Broker>,
     id: ConnectionId,
-    listeners: Vec<Listener>,
+    listeners: Vec<Arc<Listener>>,
     overlaps: &[Overlap],
 ) -> Result<Vec<Opened<Socket>>, Unopened> {
     let owned = broker.borrow().listeners.reserve(id, listeners.len());
@@ -230,30 +231,26 @@ async fn open(
     }
 }
 
-/// Opens listeners in their order. The second half of many is opened on a thread beside this one.
+/// Opens listeners in their order; the last of many on a thread beside this one.
 async fn open_each(
     broker: &RefCell<Broker>,
-    mut listeners: Vec<Listener>,
+    listeners: Vec<Arc<Listener>>,
     mut opening: Opening,
 ) -> Result<Vec<Opened<Socket>>, Unopened> {
-    let rest = if Aside::is_worth_it(&listeners) {
-        listeners.split_off(listeners.len() / 2)
-    } else {
-        Vec::new()
-    };
-    let aside = if rest.is_empty() { None } else { Aside::begin(&rest) };
-    let mut opened = open_in_turns(broker, listeners, &mut opening).await;
-    let mut rest = rest.into_iter();
+    let aside = Aside::begin(&listeners);
+    let is_left = || aside.as_ref().is_none_or(Aside::leaves_next);
+    let mut rest = listeners.into_iter();
+    let first = std::iter::from_fn(|| if is_left() { rest.next() } else { None });
+    let mut opened = open_in_turns(broker, first, &mut opening).await;
     if let (Ok(()), Some(aside)) = (&opened, aside) {
-        let sockets = aside.finish().await;
-        opened = sockets
-            .into_iter()
-            .zip(rest.by_ref())
-            .try_for_each(|(socket, listener)| opening.push(&broker.borrow(), listener, socket));
-    }
-    if opened.is_ok() {
-        // There was no thread for these.
-        opened = open_in_turns(broker, rest, &mut opening).await;
+        let last = aside.finish().await;
+        // The thread opens fewer than it began where one of them cannot be opened.
+        let between = rest.len().saturating_sub(last.len());
+        opened = open_in_turns(broker, rest.by_ref().take(between), &mut opening).await;
+        opened = opened.and_then(|()| {
+            let mut each = rest.zip(last);
+            each.try_for_each(|(it, socket)| opening.push(&broker.borrow(), &it, Ok(socket)))
+        });
     }
     let sockets = opening.take().await;
     match opened {
@@ -264,7 +261,7 @@ async fn open_each(
 
 async fn open_in_turns(
     broker: &RefCell<Broker>,
-    listeners: impl IntoIterator<Item = Listener>,
+    listeners: impl IntoIterator<Item = Arc<Listener>>,
     opening: &mut Opening,
 ) -> Result<(), Denied> {
     // Each is freed in its turn.
@@ -273,7 +270,7 @@ async fn open_in_turns(
             yield_now().await;
         }
         let socket = listen::open(&listener);
-        opening.push(&broker.borrow(), listener, socket)?;
+        opening.push(&broker.borrow(), &listener, socket)?;
     }
     Ok(())
 }
@@ -281,12 +278,12 @@ async fn open_in_turns(
 /// Opens listeners of which some overlap others: the most general first, and what it overlaps beside it.
 async fn open_beside_others(
     broker: &RefCell<Broker>,
-    listeners: Vec<Listener>,
+    listeners: Vec<Arc<Listener>>,
     overlaps: &[Overlap],
     mut opening: Opening,
 ) -> Result<Vec<Opened<Socket>>, Unopened> {
     let mut places: Vec<Option<usize>> = vec![None; listeners.len()];
-    let mut sorted: Vec<(usize, Listener)> = listeners.into_iter().enumerate().collect();
+    let mut sorted: Vec<(usize, Arc<Listener>)> = listeners.into_iter().enumerate().collect();
     sorted.sort_by_key(|(_, listener)| listener.key().specificity());
     let mut failure = None;
     for (count, (index, listener)) in sorted.into_iter().enumerate() {
@@ -309,7 +306,7 @@ async fn open_beside_others(
             listen::open_beside(&listener, &fds)
         };
         places[index] = Some(opening.sockets.len());
-        if let Err(denied) = opening.push(&broker, listener, socket) {
+        if let Err(denied) = opening.push(&broker, &listener, socket) {
             places[index] = None;
             failure = Some(denied);
             break;

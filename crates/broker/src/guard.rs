@@ -91,7 +91,8 @@ fn look_after(broker: &Rc<RefCell<Broker>>, number: u64) {
         let inode = held.opened.inode;
         let fd = held.opened.handle.fd.as_fd();
         let backlog = held.listener.options.backlog.unwrap_or(u32::MAX);
-        let place = Listener { address: held.opened.bound.clone(), ..held.listener.clone() };
+        let place =
+            Listener { address: held.opened.bound.clone(), ..Listener::clone(&held.listener) };
         let others = broker.listeners.neighbours(&place);
         let others: Vec<_> = others.iter().map(|fd| fd.as_fd()).collect();
         let health = listen::repair_beside(fd, &place, backlog, &others);

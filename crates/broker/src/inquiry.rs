@@ -34,7 +34,7 @@ const NAMED: usize = 5;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Question {
     /// Which processes have a socket in the way of this listener.
-    InTheWay(Box<Listener>),
+    InTheWay(Arc<Listener>),
     /// Who else has one of these sockets, by inode.
     Sharing(Vec<u64>),
 }
@@ -209,7 +209,7 @@ mod tests {
             let socket = TcpListener::bind("127.0.0.1:0").expect("a socket");
             let listener = socket.local_addr().expect("its address").to_string();
             let listener: Listener = listener.parse().expect("a listener");
-            let question = Question::InTheWay(Box::new(listener));
+            let question = Question::InTheWay(Arc::new(listener));
             let inquiry = Inquiry::default();
             // One look is under way, and as many as like have asked for it.
             inquiry.0.known().looking = true;

@@ -168,27 +168,34 @@ impl Key {
     }
 
     /// Where in their order all those are that can overlap this one: from which key on, and whether they are
-    /// all that it covers, or only those at its address.
-    pub(crate) fn near(&self) -> Vec<(Self, bool)> {
+    /// all that it covers, or only those at its address. `wildcards`: whether there are any.
+    pub(crate) fn near(&self, wildcards: bool) -> impl Iterator<Item = (Self, bool)> + use<> {
         let first = |address| Self::new(address, false, None);
-        let Some(at) = self.ip() else { return vec![(first(self.address.clone()), false)] };
+        let near = |whole, at, other| [whole, at, other].into_iter().flatten();
+        let Some(at) = self.ip() else {
+            return near(None, Some((first(self.address.clone()), false)), None);
+        };
         if at.port() == 0 {
-            return Vec::new();
+            return near(None, None, None);
         }
         // The least at its place, whatever its kind.
         let at_ip = |ip: IpAddr| first(self.at(SocketAddr::new(ip, at.port())));
         let (v4, v6) = (Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into());
         let is_wildcard = at.ip().is_unspecified();
-        let mut near = vec![(at_ip(if at.is_ipv4() { v4 } else { v6 }), is_wildcard)];
-        if !is_wildcard {
-            near.push((at_ip(at.ip()), false));
-        }
-        if at.is_ipv4() {
-            near.push((at_ip(v6), false));
-        } else if self.is_dual() {
-            near.push((at_ip(v4), true));
-        }
-        near
+        let whole = (is_wildcard || wildcards)
+            .then(|| (at_ip(if at.is_ipv4() { v4 } else { v6 }), is_wildcard));
+        let same = (!is_wildcard).then(|| (at_ip(at.ip()), false));
+        let other = if at.is_ipv4() {
+            wildcards.then(|| (at_ip(v6), false))
+        } else {
+            self.is_dual().then(|| (at_ip(v4), true))
+        };
+        near(whole, same, other)
+    }
+
+    /// Whether it is every address of a family.
+    pub(crate) fn is_wildcard(&self) -> bool {
+        self.address.ip().is_some_and(|at| at.ip().to_canonical().is_unspecified())
     }
 
     /// The first of all keys of its protocol and port; None for a name.

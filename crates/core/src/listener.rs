@@ -1,9 +1,9 @@
 //! What a listener is: a name, an address and the options of its socket; and
 //! what a person writes to ask for one, or for a range of them.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::address::Address;
 use crate::error::Invalid;
@@ -76,7 +76,7 @@ impl FromStr for Listener {
         if spec.is_range() {
             return Err(Invalid::RangeHere(shown(text)));
         }
-        Ok(spec.first)
+        Ok(Arc::unwrap_or_clone(spec.first))
     }
 }
 
@@ -90,8 +90,8 @@ impl fmt::Display for Listener {
 /// ports and so stand for many listeners.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ListenSpec {
-    /// The listener at the first port of the range.
-    pub first: Listener,
+    /// The listener at the first port of the range. Shared with whatever comes of it: a claim of thousands copies none.
+    pub first: Arc<Listener>,
     /// The last port of a range; equal to the first port, or 0, where there is none.
     pub last_port: u16,
 }
@@ -121,21 +121,21 @@ impl ListenSpec {
     /// Its listeners in the order of their ports. In a range called `web` they
     /// are `web-8000`, `web-8001` and so on.
     pub fn expand(&self) -> impl Iterator<Item = Listener> + '_ {
-        self.expand_from(0).map(Cow::into_owned)
+        self.expand_from(0).map(Arc::unwrap_or_clone)
     }
 
     /// The same without the first ones. Where it is no range nothing is copied: most are one listener.
-    pub fn expand_from(&self, without: usize) -> impl Iterator<Item = Cow<'_, Listener>> {
+    pub fn expand_from(&self, without: usize) -> impl Iterator<Item = Arc<Listener>> + '_ {
         let first = self.first.address.port().unwrap_or(0);
         let range = self.is_range();
         (first..=self.last_port.max(first)).skip(without).map(move |port| {
             if !range {
-                return Cow::Borrowed(&self.first);
+                return Arc::clone(&self.first);
             }
             // A range's name leaves room for the port (checked when it was read).
             let name =
                 self.first.name.as_ref().and_then(|name| format!("{name}-{port}").parse().ok());
-            Cow::Owned(Listener {
+            Arc::new(Listener {
                 name,
                 address: self.first.address.with_port(port),
                 options: self.first.options.clone(),
@@ -146,6 +146,12 @@ impl ListenSpec {
 
 impl From<Listener> for ListenSpec {
     fn from(first: Listener) -> Self {
+        Arc::new(first).into()
+    }
+}
+
+impl From<Arc<Listener>> for ListenSpec {
+    fn from(first: Arc<Listener>) -> Self {
         let last_port = first.address.port().unwrap_or(0);
         Self { first, last_port }
     }
@@ -170,7 +176,8 @@ impl FromStr for ListenSpec {
         let (address, last_port) = Address::parse_range(plain.unwrap_or(place))?;
         if options.is_empty() {
             let options = Options { mptcp: plain.is_some(), ..Options::default() };
-            return Self { first: Listener { name, address, options }, last_port }.checked();
+            let first = Arc::new(Listener { name, address, options });
+            return Self { first, last_port }.checked();
         }
         let mut said: Options = options.parse()?;
         said.mptcp |= plain.is_some();
@@ -185,7 +192,7 @@ impl FromStr for ListenSpec {
                 why: "it is for IPv6 addresses",
             });
         }
-        Self { first, last_port }.checked()
+        Self { first: Arc::new(first), last_port }.checked()
     }
 }
 

@@ -6,6 +6,7 @@
 #![allow(missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use bindonce_core::listener::{Listener, Options, Wanted};
 use bindonce_core::policy::Peer;
@@ -103,7 +104,7 @@ struct World {
 /// What the registry waits for.
 #[derive(Debug)]
 enum Outstanding {
-    Open(Vec<Listener>),
+    Open(Vec<Arc<Listener>>),
     /// How many are to be changed.
     Change(usize),
     /// Another step of a claim.
@@ -111,7 +112,7 @@ enum Outstanding {
 }
 
 /// A part of what is held, for comparing before and after.
-type Picture = Vec<(u32, Listener, bool, usize)>;
+type Picture = Vec<(u32, Arc<Listener>, bool, usize)>;
 
 /// How many listeners of a claim are planned or granted in one step: all of these, or few.
 fn at_once() -> impl Strategy<Value = usize> {
@@ -195,7 +196,7 @@ impl World {
     }
 
     /// 1: what is being opened for two claims at the same time does not overlap, nor has it one name.
-    fn stands_apart(&self, id: ConnectionId, new: &[Listener]) -> Result<(), TestCaseError> {
+    fn stands_apart(&self, id: ConnectionId, new: &[Arc<Listener>]) -> Result<(), TestCaseError> {
         for (other, outstanding) in &self.outstanding {
             let Outstanding::Open(others) = outstanding else { continue };
             prop_assert!(*other != id, "one claim of a connection is opened at a time");
@@ -229,7 +230,7 @@ impl World {
     fn all_overlaps(
         &self,
         id: ConnectionId,
-        new: &[Listener],
+        new: &[Arc<Listener>],
         told: &[Overlap],
     ) -> Result<(), TestCaseError> {
         let views = self.registry.list();
@@ -301,8 +302,8 @@ impl World {
                 self.on(Event::ChangeFailed(id))?;
                 // Nothing that stays has other options than before. (A claim that waited for this may have
                 // given it a name.)
-                let same = |one: &(u32, Listener, bool, usize)| {
-                    let is = |other: &&(u32, Listener, bool, usize)| one.0 == other.0;
+                let same = |one: &(u32, Arc<Listener>, bool, usize)| {
+                    let is = |other: &&(u32, Arc<Listener>, bool, usize)| one.0 == other.0;
                     before.iter().find(is).is_some_and(|other| one.1.options == other.1.options)
                 };
                 prop_assert!(self.picture().iter().all(same));

@@ -2,6 +2,8 @@
 
 #![allow(missing_docs)]
 
+use std::sync::Arc;
+
 use bindonce_core::address::Address;
 use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
 use proptest::option;
@@ -144,7 +146,7 @@ proptest! {
 
     #[test]
     fn a_key_prints_a_listener_with_that_key(spec in spec()) {
-        let listener = Listener { name: None, ..spec.first };
+        let listener = Listener { name: None, ..Arc::unwrap_or_clone(spec.first) };
         let text = listener.key().to_string();
         let again: Listener = text.parse().expect("a key parses");
         prop_assert_eq!(again.key(), listener.key());

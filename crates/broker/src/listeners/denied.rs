@@ -1,5 +1,7 @@
 //! Why a claim got nothing.
 
+use std::sync::Arc;
+
 use bindonce_core::event::Kind;
 use bindonce_core::listener::Listener;
 use bindonce_core::registry::Refusal;
@@ -14,9 +16,9 @@ pub(crate) enum Denied {
     /// The registry refused it.
     Refused(Refusal),
     /// A socket could not be opened; this listener's.
-    NotOpened(Box<Listener>, bindonce_sys::Error),
+    NotOpened(Arc<Listener>, bindonce_sys::Error),
     /// A socket could not be changed; this listener's. All are as they were.
-    NotChanged(Box<Listener>, bindonce_sys::Error),
+    NotChanged(Arc<Listener>, bindonce_sys::Error),
     /// There would be more listeners than the configuration allows.
     TooMany {
         /// The limit's name.

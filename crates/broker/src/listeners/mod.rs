@@ -197,6 +197,7 @@ impl Listeners {
         for Found { listener, socket, exclusive, since, tentative, owner } in found {
             let mut opened = Opened { exclusive, ..self.opened(&listener, socket) };
             opened.handle.owned = owner.or(giver).map(|uid| self.owners.one_more(uid));
+            let listener = listener.into();
             adoptions.push(Adoption { listener, opened, since, tentative });
         }
         let actions = self.registry.on(now(), Event::Adopt(adoptions));

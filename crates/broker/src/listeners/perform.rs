@@ -2,6 +2,7 @@
 //! reports it.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
 
 use bindonce_core::event::Kind;
 use bindonce_core::listener::{Listener, Wanted};
@@ -27,7 +28,7 @@ const WATCHED_AT_ONCE: usize = 256;
 /// The next step of a claim.
 pub(crate) enum Next {
     /// These are to be opened.
-    Open(Vec<Listener>, Vec<Overlap>),
+    Open(Vec<Arc<Listener>>, Vec<Overlap>),
     /// These are to be changed.
     Change(Vec<Change>),
     /// It takes another step, after others have had their turn.
@@ -171,7 +172,7 @@ impl Listeners {
                 );
                 Ok(())
             }
-            Err(error) => Err(Denied::NotOpened(Box::new(listener), error)),
+            Err(error) => Err(Denied::NotOpened(listener, error)),
         }
     }
 
@@ -232,7 +233,7 @@ impl Listeners {
                         let socket = &held.opened.handle;
                         before.undo(socket.fd.as_fd(), socket.path.as_ref(), &held.listener);
                     }
-                    let listener = Box::new(held.listener.clone());
+                    let listener = Arc::clone(&held.listener);
                     return Err(Denied::NotChanged(listener, error));
                 }
             }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bindonce_core::listener::Listener;
 use bindonce_core::registry::{self, Closing, Opened};
@@ -18,7 +19,7 @@ use crate::persistence::{Mark, Recorded};
 pub(crate) type Held = registry::Held<Socket>;
 
 /// Why a listener was closed, which, and whose it was.
-pub(super) type Closed = (Closing, Listener, u32);
+pub(super) type Closed = (Closing, Arc<Listener>, u32);
 
 /// A listener's socket. A reply that is on its way shares it.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bindonce_core::address::Address;
 use bindonce_core::error::Invalid;
@@ -67,7 +68,7 @@ async fn read(
                     Some(home) => home,
                     None => home.insert(Home::of(broker, caller).await?),
                 };
-                home.place(&mut spec.first)?;
+                home.place(Arc::make_mut(&mut spec.first))?;
             }
             let mut want = Want { wanted, tentative, change, held: true };
             {

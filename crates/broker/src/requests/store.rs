@@ -146,7 +146,7 @@ fn sort(broker: &Broker, sockets: Vec<(Listener, OwnedFd, bool)>) -> Result<Sort
             if asked.address != *is && asked.address != *at {
                 return Err(refuse(format!("it is the socket of {}", held.listener)));
             }
-            held.listener.clone()
+            Listener::clone(&held.listener)
         } else {
             let found_here = match missing.get(&inode) {
                 Some(entry) => as_written(entry, &socket, fd).map_err(refuse)?,

@@ -121,7 +121,7 @@ fn become_account(
             .with_context(|| format!("cannot make the directory {}", directory.display()))?;
     }
     let listeners = config.listen.iter().filter_map(|wanted| match wanted {
-        Wanted::Listen(spec) => Some(&spec.first),
+        Wanted::Listen(spec) => Some(spec.first.as_ref()),
         Wanted::Named(_) => None,
     });
     keep.extend(privileges::needed(listeners.chain(&config.metrics)));

@@ -1,12 +1,14 @@
 //! Sockets that no claim opened: those that are taken over from before (an
 //! upgrade, a crash, another holder), and the one that takes a dead one's place.
 
+use std::sync::Arc;
+
 use super::Registry;
 use super::event::{Action, Adoption, Closing};
 use super::held::{Held, Opened};
 use super::ids::ListenerId;
 use crate::address::Address;
-use crate::listener::Listener;
+use crate::listener::{Listener, Options};
 
 impl<H> Registry<H> {
     /// A held listener by the inode of its socket. Looks at all of them.
@@ -25,7 +27,7 @@ impl<H> Registry<H> {
             .or_else(|| self.index.same_place(&key.bound(bound)))?;
         let planned = || self.pending.values().find_map(|plan| plan.planned(id));
         let held = self.held.get(&id).map(|held| &held.listener);
-        held.or_else(|| planned().map(|new| &new.listener))
+        held.or_else(|| planned().map(|new| &new.listener)).map(Arc::as_ref)
     }
 
     /// Enters what is held already. What cannot stand beside the rest (its name,
@@ -67,11 +69,8 @@ impl<H> Registry<H> {
         actions: &mut Vec<Action<H>>,
     ) {
         let Some(held) = self.held.get_mut(&id) else {
-            let listener = Listener {
-                name: None,
-                address: opened.bound.clone(),
-                options: crate::listener::Options::default(),
-            };
+            let options = Options::default();
+            let listener = Listener { name: None, address: opened.bound, options }.into();
             actions.push(Action::Close(opened.handle, listener, Closing::NeverHeld));
             return;
         };
@@ -105,7 +104,7 @@ mod tests {
     }
 
     fn adoption(handle: u32, listen: &str, bound: &str) -> Adoption<u32> {
-        let listener = listen.parse().expect(listen);
+        let listener = listen.parse::<Listener>().expect(listen).into();
         Adoption { listener, opened: opened(handle, bound), since: NOW, tentative: false }
     }
 

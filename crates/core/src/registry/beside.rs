@@ -7,6 +7,7 @@
 //! both, or a service whose generations have the other, or had it last. Everybody else is refused.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::Registry;
 use super::connection::State;
@@ -57,7 +58,7 @@ impl<H> Registry<H> {
         }
         let new = crowd.new.iter().filter_map(|id| Some((*id, &plan.planned(*id)?.key)));
         for (id, other) in self.index.neighbours(new) {
-            let Some(asked_for) = plan.planned(id).map(|new| new.listener.clone()) else {
+            let Some(asked_for) = plan.planned(id).map(|new| Arc::clone(&new.listener)) else {
                 continue;
             };
             let other_new = plan.place(other);
@@ -136,10 +137,11 @@ impl<H> Registry<H> {
                 if let Some(new) = plan.planned_mut(id) {
                     self.index.remove(id, &key);
                     self.index.insert(id, &narrowed);
-                    new.listener.options.v6only = true;
+                    Arc::make_mut(&mut new.listener).options.v6only = true;
                     new.key = narrowed;
+                    let listener = Arc::clone(&new.listener);
                     let place = plan.place(id).and_then(|place| plan.to_open.get_mut(place));
-                    place.into_iter().for_each(|listener| listener.options.v6only = true);
+                    place.into_iter().for_each(|it| *it = Arc::clone(&listener));
                 }
             }
         }

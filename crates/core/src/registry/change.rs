@@ -5,6 +5,8 @@
 //! namespace) belongs to a socket from bind(2) on and is never changed here: another
 //! key is another listener, and where the two cannot stand side by side the claim is refused.
 
+use std::sync::Arc;
+
 use super::Registry;
 use super::event::{Action, Change};
 use super::ids::{ConnectionId, ListenerId};
@@ -19,7 +21,7 @@ impl<H> Registry<H> {
         &self,
         plan: &mut Pending<H>,
         id: ListenerId,
-        asked: &Listener,
+        asked: &Arc<Listener>,
         change: bool,
     ) -> Result<(), Stop> {
         if let Some(planned) = plan.changes.iter().find(|planned| planned.listener == id) {
@@ -27,8 +29,8 @@ impl<H> Registry<H> {
                 return Ok(());
             };
             let address = asked.address.clone();
-            let other = Listener { name: None, address, options: planned.options.clone() };
-            let (asked, other) = (Box::new(asked.clone()), Box::new(other));
+            let other = Listener { name: None, address, options: planned.options.clone() }.into();
+            let asked = Arc::clone(asked);
             return Err(Refusal::OptionsInRequest { asked, other, option, has }.into());
         }
         let (has, backlog) = match (plan.planned(id), self.held.get(&id)) {
@@ -49,10 +51,10 @@ impl<H> Registry<H> {
                 return Ok(());
             }
             (Some(Who::Held(held)), _) => {
-                Refusal::Options { asked: Box::new(asked.clone()), option, has, held }
+                Refusal::Options { asked: Arc::clone(asked), option, has, held }
             }
             (Some(Who::New(other)), _) => {
-                Refusal::OptionsInRequest { asked: Box::new(asked.clone()), other, option, has }
+                Refusal::OptionsInRequest { asked: Arc::clone(asked), other, option, has }
             }
             (None, _) => return Ok(()),
         };
@@ -70,7 +72,7 @@ impl<H> Registry<H> {
         for (change, backlog) in std::mem::take(&mut plan.changes).into_iter().zip(backlogs) {
             // Nobody can have released it: the claim counts as a lease.
             if let Some(held) = self.held.get_mut(&change.listener) {
-                held.listener.options = change.options;
+                Arc::make_mut(&mut held.listener).options = change.options;
                 held.edition += 1;
                 held.opened.backlog = *backlog;
             }

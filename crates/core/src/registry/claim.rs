@@ -3,6 +3,7 @@
 //! another claim which is not decided yet waits for it.
 
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
 
 use super::Registry;
 use super::event::{Action, Closing, Lease};
@@ -237,7 +238,7 @@ impl<H> Registry<H> {
             }
             if let Some(held) = self.held.get_mut(&id) {
                 if let Some(name) = plan.named.remove(&id) {
-                    held.listener.name = Some(name);
+                    Arc::make_mut(&mut held.listener).name = Some(name);
                     held.edition += 1;
                 }
                 if !tentative {
@@ -309,7 +310,8 @@ impl<H> Registry<H> {
 /// Gives back sockets that belong to no claim.
 fn close_all<H>(opened: Vec<Opened<H>>, actions: &mut Vec<Action<H>>) {
     for opened in opened {
-        let listener = Listener { name: None, address: opened.bound, options: Options::default() };
+        let options = Options::default();
+        let listener = Listener { name: None, address: opened.bound, options }.into();
         actions.push(Action::Close(opened.handle, listener, Closing::NeverHeld));
     }
 }

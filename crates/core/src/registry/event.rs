@@ -1,5 +1,7 @@
 //! What happens to the registry, and what the shell must do about it.
 
+use std::sync::Arc;
+
 use crate::listener::{Listener, Options, Wanted};
 use crate::name::Name;
 use crate::policy::Peer;
@@ -97,7 +99,7 @@ pub enum Action<H> {
     /// Open these sockets, those that overlap others beside them, and answer with
     /// [`Event::Opened`] or [`Event::OpenFailed`]. At most one of these is outstanding for each
     /// connection. Claims that come meanwhile and meet what is being opened wait, others do not.
-    Open(ConnectionId, Vec<Listener>, Vec<Overlap>),
+    Open(ConnectionId, Vec<Arc<Listener>>, Vec<Overlap>),
     /// Change these sockets in place, all or none, and answer with [`Event::Changed`] or
     /// [`Event::ChangeFailed`]. Outstanding as [`Action::Open`] is, never beside it.
     Change(ConnectionId, Vec<Change>),
@@ -126,7 +128,7 @@ pub enum Action<H> {
     /// Answer that nothing was done, and why.
     Refuse(ConnectionId, Refusal),
     /// Close this socket.
-    Close(H, Listener, Closing),
+    Close(H, Arc<Listener>, Closing),
 }
 
 /// Why a socket is closed.
@@ -155,7 +157,7 @@ pub struct Lease {
 #[derive(Debug)]
 pub struct Adoption<H> {
     /// As it was asked for.
-    pub listener: Listener,
+    pub listener: Arc<Listener>,
     /// The socket and what is known of it.
     pub opened: Opened<H>,
     /// Since when it has been held.

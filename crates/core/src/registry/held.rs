@@ -1,5 +1,7 @@
 //! A listener that is held.
 
+use std::sync::Arc;
+
 use crate::address::Address;
 use crate::listener::{Key, Listener};
 use crate::name::Name;
@@ -31,7 +33,7 @@ pub struct Held<H> {
     /// The socket and what is known of it.
     pub opened: Opened<H>,
     /// As it was asked for first; its name may have been added by a later claim.
-    pub listener: Listener,
+    pub listener: Arc<Listener>,
     /// Since when.
     pub since: Timestamp,
     /// Whether it is closed with its last lease.
@@ -49,7 +51,7 @@ pub struct Held<H> {
 impl<H> Held<H> {
     /// Nobody uses it yet.
     pub(super) fn new(
-        listener: Listener,
+        listener: Arc<Listener>,
         opened: Opened<H>,
         since: Timestamp,
         tentative: bool,
@@ -101,6 +103,6 @@ impl<H> Held<H> {
     pub(super) fn described(&self) -> Box<HeldBy> {
         let asked = self.listener.address.port();
         let port = self.opened.bound.port().filter(|port| Some(*port) != asked);
-        Box::new(HeldBy { listener: self.listener.clone(), port, since: self.since })
+        Box::new(HeldBy { listener: Arc::clone(&self.listener), port, since: self.since })
     }
 }

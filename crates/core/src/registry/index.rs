@@ -13,6 +13,8 @@ use crate::name::Name;
 pub(super) struct Index {
     /// By what was asked for, and by the address that a socket has where another was asked for.
     keys: BTreeMap<Key, (ListenerId, Why)>,
+    /// How many of the keys are wildcards: without one, nothing but the same place overlaps a single address.
+    wildcards: usize,
     names: HashMap<Name, ListenerId>,
 }
 
@@ -46,7 +48,7 @@ impl Index {
             let next = self.keys.range(first..).next();
             next.is_some_and(|(other, _)| key.is_at_port_of(other))
         });
-        let near = any.then(|| key.near()).into_iter().flatten().flat_map(there);
+        let near = any.then(|| key.near(self.wildcards > 0)).into_iter().flatten().flat_map(there);
         near.filter(|(other, _)| key.overlaps(other)).map(|(_, (id, _))| *id)
     }
 
@@ -56,7 +58,7 @@ impl Index {
             let from = self.keys.range::<Key, _>(&first..);
             from.take_while(move |(other, _)| first.cmp_place(other).is_eq())
         };
-        let mut near = key.near().into_iter().flat_map(there);
+        let mut near = key.near(self.wildcards > 0).flat_map(there);
         near.find(|(other, _)| key.is_same_place(other)).map(|(_, (id, _))| *id)
     }
 
@@ -76,19 +78,24 @@ impl Index {
 
     /// Enters a listener under its key. The caller has looked for one at the same place.
     pub(super) fn insert(&mut self, id: ListenerId, key: &Key) {
-        self.keys.insert(key.clone(), (id, Why::Asked));
+        let before = self.keys.insert(key.clone(), (id, Why::Asked));
+        self.wildcards += usize::from(before.is_none() && key.is_wildcard());
     }
 
     /// Enters what a listener occupies in the kernel, which for port 0 is known
     /// only once it is bound.
     pub(super) fn occupy(&mut self, id: ListenerId, key: Key) {
-        self.keys.entry(key).or_insert((id, Why::Bound));
+        if let Entry::Vacant(entry) = self.keys.entry(key) {
+            self.wildcards += usize::from(entry.key().is_wildcard());
+            entry.insert((id, Why::Bound));
+        }
     }
 
     /// Takes a listener out.
     pub(super) fn remove(&mut self, id: ListenerId, key: &Key) {
         if self.keys.get(key).is_some_and(|(other, _)| *other == id) {
             self.keys.remove(key);
+            self.wildcards -= usize::from(key.is_wildcard());
         }
     }
 
@@ -96,6 +103,7 @@ impl Index {
     pub(super) fn vacate(&mut self, id: ListenerId, key: Key) {
         if let Entry::Occupied(entry) = self.keys.entry(key) {
             if *entry.get() == (id, Why::Bound) {
+                self.wildcards -= usize::from(entry.key().is_wildcard());
                 entry.remove();
             }
         }

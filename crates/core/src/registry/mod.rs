@@ -37,6 +37,7 @@ mod view;
 mod wants;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::listener::Listener;
 use crate::name::Name;
@@ -232,7 +233,7 @@ impl<H> Registry<H> {
     /// A name that a claim in hand still gives it stays.
     fn unname(&mut self, id: ListenerId) {
         if let Some(held) = self.held.get_mut(&id) {
-            if let Some(name) = held.listener.name.take() {
+            if let Some(name) = Arc::make_mut(&mut held.listener).name.take() {
                 held.edition += 1;
                 self.index.remove_name(id, &name);
             }
@@ -245,7 +246,7 @@ impl<H> Registry<H> {
             if held.listener.name.is_none() && !named && self.index.name(&name).is_none() {
                 held.edition += 1;
                 self.index.insert_name(id, &name);
-                held.listener.name = Some(name);
+                Arc::make_mut(&mut held.listener).name = Some(name);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! A claim that is being planned, or whose sockets are being opened.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use super::event::{Change, Lease, Overlap};
 use super::held::Opened;
@@ -26,7 +27,7 @@ pub(super) struct Pending<H> {
     /// The new listeners, without those that are granted.
     pub(super) new: VecDeque<New>,
     /// The same, to be opened.
-    pub(super) to_open: Vec<Listener>,
+    pub(super) to_open: Vec<Arc<Listener>>,
     /// The sockets of the new listeners, from when they are open.
     pub(super) opened: VecDeque<Opened<H>>,
     /// What the claim asks for, in order, and whether tentatively.
@@ -76,7 +77,7 @@ pub(super) enum Outcome {
 
 #[derive(Debug)]
 pub(super) struct New {
-    pub(super) listener: Listener,
+    pub(super) listener: Arc<Listener>,
     pub(super) key: Key,
 }
 
@@ -109,11 +110,6 @@ impl<H> Pending<H> {
     /// Whether a listener is a new one of this claim.
     pub(super) fn is_own(&self, id: ListenerId) -> bool {
         id.0.checked_sub(self.base).is_some_and(|place| place < self.ids)
-    }
-
-    /// Whether a listener is held, and this claim of it is not granted yet as a whole.
-    pub(super) fn grants(&self, id: ListenerId) -> bool {
-        !matches!(self.phase, Phase::Planning | Phase::Performing) && self.is_own(id)
     }
 
     pub(super) fn planned(&self, id: ListenerId) -> Option<&New> {
@@ -174,7 +170,7 @@ impl From<Refusal> for Stop {
 /// A listener in the way of a claim: one that is held, or another part of the claim.
 pub(super) enum Who {
     Held(Box<HeldBy>),
-    New(Box<Listener>),
+    New(Arc<Listener>),
 }
 
 /// What was found on the way, and is decided when the whole request is known.
@@ -183,11 +179,10 @@ pub(super) struct Crowd {
     /// New ones that overlap something.
     pub(super) new: Vec<ListenerId>,
     /// Wildcards of both families that were asked for, of which those of IPv6 alone are held.
-    pub(super) narrow: Vec<(Listener, ListenerId)>,
+    pub(super) narrow: Vec<(Arc<Listener>, ListenerId)>,
 }
 
-pub(super) fn overlap(asked: Listener, who: Who) -> Refusal {
-    let asked = Box::new(asked);
+pub(super) fn overlap(asked: Arc<Listener>, who: Who) -> Refusal {
     match who {
         Who::New(other) => Refusal::OverlapInRequest { asked, other },
         Who::Held(held) => Refusal::Overlap { asked, held },

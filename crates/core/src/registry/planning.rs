@@ -4,6 +4,8 @@
 //! part of the same request finds the first as it finds those that are held; a
 //! claim that comes to nothing takes its entries out again.
 
+use std::sync::Arc;
+
 use super::Registry;
 use super::event::Want;
 use super::ids::ListenerId;
@@ -14,14 +16,9 @@ use crate::listener::{Listener, Wanted};
 use crate::name::Name;
 
 impl<H> Registry<H> {
-    /// Whether a listener is held, and no claim is about to decide about it.
-    fn is_decided(&self, id: ListenerId) -> bool {
-        self.held.contains_key(&id) && !self.pending.values().any(|other| other.grants(id))
-    }
-
-    /// Whether a listener is being opened for another claim.
+    /// Whether a listener is one of another claim, which is not granted yet as a whole. Every other one in the index is held.
     pub(super) fn is_undecided(&self, plan: &Pending<H>, id: ListenerId) -> bool {
-        !plan.is_own(id) && !self.is_decided(id)
+        !plan.is_own(id) && self.pending.values().any(|other| other.is_own(id))
     }
 
     /// To wait for the claim that decides about a listener.
@@ -35,7 +32,11 @@ impl<H> Registry<H> {
         let Some(id) = self.index.name(name) else { return Ok(None) };
         let own = || plan.is_own(id) || plan.named.get(&id) == Some(name);
         let held = self.held.get(&id).is_some_and(|held| held.listener.name.as_ref() == Some(name));
-        if held && self.is_decided(id) || own() { Ok(Some(id)) } else { Err(self.wait_for(id)) }
+        if held && !self.is_undecided(plan, id) || own() {
+            Ok(Some(id))
+        } else {
+            Err(self.wait_for(id))
+        }
     }
 
     /// Plans some more; true when all is planned. Where it has to wait it can be called again.
@@ -93,18 +94,18 @@ impl<H> Registry<H> {
     fn plan_one(
         &mut self,
         plan: &mut Pending<H>,
-        asked: &Listener,
+        asked: &Arc<Listener>,
         want: &Want,
     ) -> Result<ListenerId, Stop> {
         let key = asked.key();
         let found = self.index.key(&key);
         if want.held && found.is_none() {
-            return Err(Refusal::NotHeld(Box::new(asked.clone())).into());
+            return Err(Refusal::NotHeld(Arc::clone(asked)).into());
         }
         let found = found.or_else(|| {
             let narrow = self.index.key(&key.narrowed()?)?;
             self.held.contains_key(&narrow).then(|| {
-                plan.crowd.narrow.push((asked.clone(), narrow));
+                plan.crowd.narrow.push((Arc::clone(asked), narrow));
                 narrow
             })
         });
@@ -114,7 +115,7 @@ impl<H> Registry<H> {
         if let Some(name) = &asked.name {
             if let Some(owner) = self.named(plan, name)?.filter(|owner| Some(*owner) != found) {
                 if let Some(who) = self.who(plan, owner) {
-                    let (name, asked) = (name.clone(), Box::new(asked.clone()));
+                    let (name, asked) = (name.clone(), Arc::clone(asked));
                     return Err(match who {
                         Who::New(other) => Refusal::NameInRequest { name, asked, other },
                         Who::Held(held) => Refusal::Name { name, asked, held },
@@ -137,7 +138,7 @@ impl<H> Registry<H> {
                 let who = self.who(plan, other);
                 return Err(who.map_or_else(
                     || self.wait_for(other),
-                    |who| overlap(asked.clone(), who).into(),
+                    |who| overlap(Arc::clone(asked), who).into(),
                 ));
             }
             plan.crowd.new.push(id);
@@ -146,8 +147,8 @@ impl<H> Registry<H> {
         if let Some(name) = &asked.name {
             self.index.insert_name(id, name);
         }
-        plan.to_open.push(asked.clone());
-        plan.new.push_back(New { listener: asked.clone(), key });
+        plan.to_open.push(Arc::clone(asked));
+        plan.new.push_back(New { listener: Arc::clone(asked), key });
         Ok(id)
     }
 
@@ -172,7 +173,7 @@ impl<H> Registry<H> {
     pub(super) fn who(&self, plan: &Pending<H>, id: ListenerId) -> Option<Who> {
         match self.held.get(&id) {
             Some(held) => Some(Who::Held(held.described())),
-            None => plan.planned(id).map(|new| Who::New(Box::new(new.listener.clone()))),
+            None => plan.planned(id).map(|new| Who::New(Arc::clone(&new.listener))),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Why the registry refuses a request, in words that name both sides.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::connection::Holder;
 use crate::address::Address;
@@ -12,7 +13,7 @@ use crate::time::Timestamp;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldBy {
     /// The listener as it was asked for.
-    pub listener: Listener,
+    pub listener: Arc<Listener>,
     /// The port it got, where it asked for any free port.
     pub port: Option<u16>,
     /// Since when it is held.
@@ -41,7 +42,7 @@ pub enum Refusal {
     #[error("{asked} asks for {option}, but {held}, has {has}")]
     Options {
         /// What was asked for.
-        asked: Box<Listener>,
+        asked: Arc<Listener>,
         /// The option and value asked for.
         option: String,
         /// What the held listener has instead.
@@ -51,16 +52,16 @@ pub enum Refusal {
     },
     /// It is not held, and the client may only use what is.
     #[error("{0} is not held, and may only be used, not created")]
-    NotHeld(Box<Listener>),
+    NotHeld(Arc<Listener>),
     /// Two parts of one request ask for one address with different options.
     #[error(
         "{asked} and {other} in the same request are one address with two settings: {option}, {has}"
     )]
     OptionsInRequest {
         /// What was asked for second.
-        asked: Box<Listener>,
+        asked: Arc<Listener>,
         /// What was asked for first.
-        other: Box<Listener>,
+        other: Arc<Listener>,
         /// The option and value of the second.
         option: String,
         /// What the first has instead.
@@ -72,7 +73,7 @@ pub enum Refusal {
         /// The name.
         name: Name,
         /// What was asked for.
-        asked: Box<Listener>,
+        asked: Arc<Listener>,
         /// The listener that has the name.
         held: Box<HeldBy>,
     },
@@ -82,15 +83,15 @@ pub enum Refusal {
         /// The name.
         name: Name,
         /// What was asked for second.
-        asked: Box<Listener>,
+        asked: Arc<Listener>,
         /// What was asked for first.
-        other: Box<Listener>,
+        other: Arc<Listener>,
     },
     /// It overlaps a listener that is held by another owner, or is the same address.
     #[error("{asked} overlaps {held}")]
     Overlap {
         /// What was asked for.
-        asked: Box<Listener>,
+        asked: Arc<Listener>,
         /// The listener in its way.
         held: Box<HeldBy>,
     },
@@ -110,9 +111,9 @@ pub enum Refusal {
     #[error("{asked} overlaps {other}, in the same request")]
     OverlapInRequest {
         /// What was asked for second.
-        asked: Box<Listener>,
+        asked: Arc<Listener>,
         /// What was asked for first.
-        other: Box<Listener>,
+        other: Arc<Listener>,
     },
     /// No listener has this name or address.
     #[error("no listener is held for {wanted}")]

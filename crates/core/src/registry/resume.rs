@@ -57,6 +57,7 @@ impl<H> Registry<H> {
 mod tests {
     use super::super::{Adoption, Closing, ConnectionId, Event, Label, Opened, State};
     use super::*;
+    use crate::listener::Listener;
     use crate::policy::Peer;
     use crate::time::Timestamp;
 
@@ -65,7 +66,7 @@ mod tests {
     #[test]
     fn a_registry_with_its_connections_goes_on_in_the_next_image() {
         let adoption = |handle: u32, listen: &str, tentative| Adoption {
-            listener: listen.parse().expect(listen),
+            listener: listen.parse::<Listener>().expect(listen).into(),
             opened: Opened {
                 handle,
                 bound: format!("0.0.0.0:{handle}").parse().expect("address"),

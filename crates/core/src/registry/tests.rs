@@ -37,8 +37,8 @@ impl Shell {
         self.registry.on(Timestamp(self.now), event)
     }
 
-    fn open(&mut self, listeners: &[Listener]) -> Vec<Opened<u32>> {
-        let open = |listener: &Listener| {
+    fn open(&mut self, listeners: &[Arc<Listener>]) -> Vec<Opened<u32>> {
+        let open = |listener: &Arc<Listener>| {
             self.opened += 1;
             let port = 40_000 + self.opened as u16;
             let bound = match listener.address.port() {

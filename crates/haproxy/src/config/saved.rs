@@ -109,6 +109,6 @@ pub(super) mod listener {
         from: D,
     ) -> Result<Listener, D::Error> {
         let spec: ListenSpec = String::deserialize(from)?.parse().map_err(D::Error::custom)?;
-        Ok(spec.first)
+        Ok(std::sync::Arc::unwrap_or_clone(spec.first))
     }
 }

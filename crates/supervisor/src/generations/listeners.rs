@@ -37,7 +37,7 @@ pub(crate) struct HeldListener {
 
 /// Reads what [`HeldListener::listener`] prints as.
 pub(crate) fn read(text: &str) -> Option<Listener> {
-    text.parse::<ListenSpec>().ok().map(|spec| spec.first)
+    text.parse::<ListenSpec>().ok().map(|spec| Arc::unwrap_or_clone(spec.first))
 }
 
 /// The descriptors of the sockets that older generations have, by inode.
