@@ -13,7 +13,7 @@ use std::rc::Rc;
 use bindonce_core::event::Kind;
 use bindonce_core::listener::{Key, Wanted};
 use bindonce_core::policy::{Peer, Rule};
-use bindonce_core::registry::{ConnectionId, Holder, Lease, Registry};
+use bindonce_core::registry::{ConnectionId, Holder, Lease, Registry, Spent};
 use bindonce_core::succession::Record;
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::rpc::Clients;
@@ -59,6 +59,8 @@ pub(crate) struct Broker {
     pub(crate) inquiry: Rc<Inquiry>,
     /// Large answers in progress: one at a time for each user.
     pub(crate) large: Rc<LargeAnswers>,
+    /// What claims have asked for that are decided.
+    pub(crate) spent: Rc<Spent>,
     /// Listeners of the configuration that could not be bound.
     pub(crate) not_bound: Vec<NotBound>,
     pub(crate) endpoint: Endpoint,
@@ -116,6 +118,7 @@ impl Broker {
             outlived: Rc::default(),
             inquiry: Rc::default(),
             large: Rc::default(),
+            spent: Rc::default(),
             not_bound: Vec::new(),
             endpoint: Endpoint { socket, file: None, since: now() },
         }
@@ -147,17 +150,20 @@ impl Broker {
         self.connect(Peer { pid: std::process::id(), uid, gid: 0 })
     }
 
-    /// The work that may follow the reply to a claim: watches the new listeners and writes outdated records anew, many in many turns.
+    /// The work that may follow the reply to a claim: watches the new listeners, writes outdated records anew and frees what was
+    /// asked for, many in many turns.
     /// True if there are more. The record of a listener itself may not come later:
     /// this process may be killed as soon as a client has the listener, and the next broker must know.
     pub(crate) fn settle(&mut self) -> bool {
         let renews = self.is_outdated() && self.renew(RENEWED_AT_ONCE);
-        self.listeners.watch_new() || renews
+        let frees = self.spent.free_some();
+        self.listeners.watch_new() || renews || frees
     }
 
     /// A reply is on its way: the first part of that work. The rest has turns of its own.
     pub(crate) fn replied(&mut self) {
-        if self.listeners.watch_new() {
+        let frees = self.spent.free_some();
+        if self.listeners.watch_new() || frees {
             self.listeners.guard.unsettled.notify_one();
         }
         self.tidy();

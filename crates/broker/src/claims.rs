@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::registry::{
-    ConnectionId, Event, Lease, Neighbour, Opened, Overlap, Refusal, Want,
+    ConnectionId, Event, Lease, Neighbour, Opened, Overlap, Refusal, Want, Wants,
 };
 use bindonce_sys::listen;
 use bindonce_wire::RpcError;
@@ -22,6 +22,9 @@ const OPENED_AT_ONCE: usize = 32;
 
 /// So many wanted listeners are looked at in one turn: about a microsecond each.
 const LOOKED_AT_ONCE: usize = 256;
+
+/// So many elements are passed in one turn of which nothing has to be looked at.
+const PASSED_AT_ONCE: usize = 4096;
 
 /// Sockets that are opened for a claim, until it has them all.
 struct Opening {
@@ -75,7 +78,7 @@ impl Drop for Opening {
 pub(crate) async fn claim(
     broker: &RefCell<Broker>,
     id: ConnectionId,
-    wants: Vec<Want>,
+    wants: Wants,
 ) -> Result<Vec<Lease>, Denied> {
     let outcome = claim_unsettled(broker, id, wants, |_, _| Ok(())).await;
     settle(broker).await;
@@ -94,7 +97,7 @@ pub(crate) async fn settle(broker: &RefCell<Broker>) {
 pub(crate) async fn claim_unsettled(
     broker: &RefCell<Broker>,
     id: ConnectionId,
-    wants: Vec<Want>,
+    wants: Wants,
     allow: impl Fn(&Broker, &Want) -> Result<(), RpcError>,
 ) -> Result<Vec<Lease>, Denied> {
     let most = look(broker, id, &wants).await;
@@ -165,20 +168,26 @@ async fn judge_again(
             yield_now().await;
         }
         let broker = broker.borrow();
-        let waiting = broker.listeners.registry.waiting(id);
-        let Some(rest) = waiting.get(from..).filter(|rest| !rest.is_empty()) else { break };
-        rest.iter().take(LOOKED_AT_ONCE).try_for_each(|want| allow(&broker, want))?;
+        let Some(waiting) = broker.listeners.registry.waiting(id) else { break };
+        if waiting.get(from).is_none() {
+            break;
+        }
+        let some = (from..from + LOOKED_AT_ONCE).map_while(|place| waiting.get(place));
+        some.into_iter().try_for_each(|want| allow(&broker, want))?;
     }
     Ok(())
 }
 
 /// Looks at the wanted listeners before they are claimed: what no client reaches is bound anew. Gives how many leases the claim comes to
 /// at most: those that its connection has already do not count, and are looked for only where that matters.
-async fn look(broker: &RefCell<Broker>, id: ConnectionId, wants: &[Want]) -> Result<usize, Denied> {
-    let asked = wants.iter().map(Want::count).fold(0, usize::saturating_add);
+async fn look(broker: &RefCell<Broker>, id: ConnectionId, wants: &Wants) -> Result<usize, Denied> {
+    let asked = wants.count();
     let fits = broker.borrow().listeners.room_for_leases(id, asked).is_ok();
     let (mut new, mut looked) = (0, 0);
-    for want in wants {
+    for (place, want) in wants.iter().enumerate() {
+        if place % PASSED_AT_ONCE == PASSED_AT_ONCE - 1 {
+            yield_now().await;
+        }
         let rebinds = listeners::may_be_unreachable(want);
         for from in (0..want.count()).step_by(LOOKED_AT_ONCE) {
             if fits && !rebinds {
@@ -340,7 +349,7 @@ mod tests {
         let clients = [(); 2].map(|()| broker.connect_itself());
         let unfinished = Rc::clone(&broker.listeners.unfinished);
         let broker = RefCell::new(broker);
-        let wants = || -> Vec<Want> {
+        let wants = || -> Wants {
             let path = |number| format!("{}/{number}", directory.display());
             let want = |number| Want {
                 wanted: path(number).parse().expect("a path"),
@@ -386,7 +395,7 @@ mod tests {
         let free = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = free.local_addr().expect("its address").port();
         let place = |number: usize| format!("127.78.{}.{}:{port}", number / 250, number % 250 + 1);
-        let wants = || -> Vec<Want> {
+        let wants = || -> Wants {
             let want = |number| Want {
                 wanted: place(number).parse().expect("an address"),
                 tentative: false,

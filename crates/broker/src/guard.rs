@@ -257,7 +257,7 @@ mod tests {
             change: false,
             held: false,
         };
-        let wants = ["a", "b", "c", "d"].map(want).into();
+        let wants = ["a", "b", "c", "d"].map(want).into_iter().collect();
         claims::claim(&broker, connection, wants).await.expect("granted");
         let fds: Vec<_> = broker
             .borrow()

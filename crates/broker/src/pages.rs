@@ -72,7 +72,7 @@ async fn on_listener(broker: &Rc<RefCell<Broker>>, pages: &Rc<Both>, config: &Co
     let wanted = Wanted::Listen(listener.clone().into());
     let want = Want { wanted, tentative: false, change: true, held: false };
     let own = broker.borrow_mut().connect_itself();
-    let leases = match claims::claim(broker, own, vec![want]).await {
+    let leases = match claims::claim(broker, own, vec![want].into()).await {
         Ok(leases) => leases,
         Err(denied) => {
             let inquiry = Rc::clone(&broker.borrow().inquiry);

@@ -33,7 +33,7 @@
 //! registry.on(now, Event::Connected(two, peer));
 //!
 //! // Nobody has the address yet: it is to be opened.
-//! let actions = registry.on(now, Event::Claim(one, vec![want.clone()]));
+//! let actions = registry.on(now, Event::Claim(one, vec![want.clone()].into()));
 //! let [Action::Open(_, listeners, _)] = &actions[..] else { panic!("{actions:?}") };
 //! let opened = Opened {
 //!     handle: 7,
@@ -47,7 +47,7 @@
 //! assert!(matches!(actions[..], [Action::Grant(..)]));
 //!
 //! // The second client gets the same listener, and nothing is opened.
-//! let actions = registry.on(now, Event::Claim(two, vec![want]));
+//! let actions = registry.on(now, Event::Claim(two, vec![want].into()));
 //! assert!(matches!(actions[..], [Action::Grant(..)]));
 //! assert_eq!(registry.len(), 1);
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -383,7 +383,7 @@ impl World {
         }
         // A tentative listener lives by its leases, or by a claim in hand; and no claim waits for one that is not there.
         if self.outstanding.is_empty() {
-            prop_assert!(self.clients.values().all(|id| self.registry.waiting(*id).is_empty()));
+            prop_assert!(self.clients.values().all(|id| self.registry.waiting(*id).is_none()));
             for view in &held {
                 prop_assert!(!view.held.tentative || !view.holders.is_empty());
             }
@@ -514,7 +514,7 @@ proptest! {
             })
             .collect();
         let before = world.picture();
-        let actions = world.on(Event::Claim(id, wants))?;
+        let actions = world.on(Event::Claim(id, wants.into()))?;
         prop_assert_eq!(world.picture(), before);
         match &actions[..] {
             [Action::Grant(_, leases)] => prop_assert!(leases.iter().all(|lease| !lease.created)),

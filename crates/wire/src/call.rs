@@ -2,6 +2,7 @@
 
 use crate::elements::Elements;
 use crate::error::RpcError;
+use crate::framing::AT_ONCE;
 use crate::message::Request;
 use crate::params::{Bind, Events, Give, Joining};
 
@@ -37,7 +38,7 @@ impl Call {
     /// Reads the method and its parameters.
     pub fn decode(request: &Request<'_>) -> Result<Self, RpcError> {
         let mut decoding = Decoding::new(request)?;
-        decoding.read(usize::MAX)?;
+        while decoding.read(usize::MAX)? {}
         Ok(decoding.call)
     }
 }
@@ -69,12 +70,16 @@ impl<'a> Decoding<'a> {
         Ok(Self { elements, call })
     }
 
-    /// Reads so many elements, or what is left. True if there are more.
+    /// Reads so many elements at most, and no more than are parsed at once. True if there are more.
     pub fn read(&mut self, most: usize) -> Result<bool, RpcError> {
         let Self { elements: Some(elements), call } = self else { return Ok(false) };
+        let enough = elements.left().saturating_sub(AT_ONCE);
         for _ in 0..most {
             if elements.is_empty() {
                 return Ok(false);
+            }
+            if elements.left() < enough {
+                break;
             }
             match call {
                 Call::Bind(all) => all.push(elements.next()?),
@@ -92,6 +97,20 @@ impl<'a> Decoding<'a> {
             Call::Bind(elements) => std::mem::take(elements),
             _ => Vec::new(),
         }
+    }
+
+    /// The same of a `release`.
+    pub fn take_release(&mut self) -> Vec<String> {
+        match &mut self.call {
+            Call::Release(elements) => std::mem::take(elements),
+            _ => Vec::new(),
+        }
+    }
+
+    /// How many elements are read.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.elements.as_ref().map_or(0, Elements::read)
     }
 
     /// The call, once nothing more of it is to be read.

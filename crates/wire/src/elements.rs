@@ -1,20 +1,18 @@
-//! The elements of a request's `params`, read one by one: a request may have many thousands, and none of them is
-//! read before it is its turn.
+//! The elements of a request's `params`, parsed one by one: a request may have many thousands, and none of them is
+//! looked at before it is its turn.
 
 use serde::Deserialize;
 
 use crate::error::RpcError;
-use crate::message::{Request, without_place};
-
-/// What JSON takes for white space.
-const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
+use crate::framing::AT_ONCE;
+use crate::message::Request;
 
 /// The elements that are not read yet.
 #[derive(Debug)]
 pub(crate) struct Elements<'a> {
     request: &'a Request<'a>,
     /// From the next element on, or from the end of the array.
-    rest: &'a str,
+    rest: &'a [u8],
     /// How many are read.
     read: usize,
 }
@@ -22,12 +20,11 @@ pub(crate) struct Elements<'a> {
 impl<'a> Elements<'a> {
     /// Those of an array that has at least one.
     pub(crate) fn of(request: &'a Request<'a>) -> Result<Self, RpcError> {
-        let text = request.params_text();
-        let Some(inside) = text.trim_start_matches(SPACE).strip_prefix('[') else {
+        let Some(inside) = without_space(request.params_text()).strip_prefix(b"[") else {
             return Err(request.invalid("expected an array as `params`".to_owned()));
         };
-        let rest = inside.trim_start_matches(SPACE);
-        if rest.starts_with(']') {
+        let rest = without_space(inside);
+        if rest.starts_with(b"]") {
             return Err(request.invalid("`params` is empty: name at least one listener".to_owned()));
         }
         Ok(Self { request, rest, read: 0 })
@@ -35,22 +32,53 @@ impl<'a> Elements<'a> {
 
     /// Whether all are read.
     pub(crate) fn is_empty(&self) -> bool {
-        self.rest.starts_with(']')
+        self.rest == b"]"
     }
 
-    /// Reads the next one. An error says which one it is.
+    /// How many are read.
+    pub(crate) fn read(&self) -> usize {
+        self.read
+    }
+
+    /// How many bytes are not read yet.
+    pub(crate) fn left(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// Reads the next one, with what separates it from the one behind it. An error says which one it is.
     pub(crate) fn next<T: Deserialize<'a>>(&mut self) -> Result<T, RpcError> {
-        // One value; the rest is looked at when it is its turn.
-        let mut values = serde_json::Deserializer::from_str(self.rest).into_iter();
-        let value = values.next().unwrap_or_else(|| Err(serde::de::Error::custom("there is none")));
-        let value = value.map_err(|error: serde_json::Error| {
-            self.request.invalid(format!("params[{}]: {}", self.read, without_place(&error)))
-        })?;
-        let rest =
-            self.rest.get(values.byte_offset()..).unwrap_or_default().trim_start_matches(SPACE);
-        self.rest = rest.strip_prefix(',').unwrap_or(rest).trim_start_matches(SPACE);
+        // No longer one is parsed: all are objects or strings, which have no other end before it.
+        let at_once = &self.rest[..self.rest.len().min(AT_ONCE)];
+        let mut values = serde_json::Deserializer::from_slice(at_once).into_iter();
+        let is_cut = at_once.len() < self.rest.len();
+        let value = match values.next() {
+            Some(Ok(value)) => value,
+            Some(Err(error)) if !(is_cut && error.is_eof()) => {
+                let what = format!("params[{}]: ", self.read);
+                return Err(self.request.unread(&what, self.rest, &error));
+            }
+            _ => return Err(self.too_long()),
+        };
+        let behind = without_space(self.rest.get(values.byte_offset()..).unwrap_or_default());
+        let next = behind.strip_prefix(b",").map(without_space);
+        self.rest = match next.filter(|next| !next.starts_with(b"]")) {
+            Some(next) => next,
+            None if behind == b"]" => behind,
+            None if without_space(behind).len() < behind.len() => return Err(self.too_long()),
+            None => {
+                return Err(self
+                    .request
+                    .not_json(behind, "expected `,` and another element, or `]`"));
+            }
+        };
         self.read += 1;
         Ok(value)
+    }
+
+    fn too_long(&self) -> RpcError {
+        let message =
+            format!("params[{}]: longer than {AT_ONCE} bytes, white space included", self.read);
+        self.request.invalid(message)
     }
 
     /// Reads the only one.
@@ -62,4 +90,10 @@ impl<'a> Elements<'a> {
             Err(self.request.invalid("`params` has more than one element".to_owned()))
         }
     }
+}
+
+/// The text without the white space at its beginning, as far as that is looked at at once.
+fn without_space(text: &[u8]) -> &[u8] {
+    let is_space = |byte: &&u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+    &text[text.iter().take(AT_ONCE).take_while(is_space).count()..]
 }

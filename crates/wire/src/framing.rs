@@ -10,9 +10,13 @@
 //!
 //! A request longer than the cap gives one [`Frame::TooLarge`] when it passes the cap; the rest of it is
 //! counted and thrown away, and the next request is seen. At most the cap is ever held.
+//!
+//! A long request is never parsed in one step, which would take a millisecond for each mebibyte: the reader notes where its
+//! longest value in brackets stands, and that is left for when its elements are read ([`Text`]).
 
 use std::fmt;
 use std::mem;
+use std::ops::{Deref, Range};
 
 use memchr::memchr3;
 
@@ -22,11 +26,52 @@ use crate::error::{ErrorCode, RpcError};
 /// protocol needs more than four.
 pub const MAX_DEPTH: u32 = 64;
 
+/// So many bytes of JSON are parsed at once: what is longer is parsed in parts, or refused.
+pub(crate) const AT_ONCE: usize = 16 * 1024;
+
+/// The text of a request: one object or array whose brackets are balanced, without white space around it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    bytes: Vec<u8>,
+    large: Range<usize>,
+}
+
+impl Text {
+    /// Where the longest of the values in brackets stands that its members have, if that is so long that it is not
+    /// parsed at once; empty if none is.
+    pub(crate) fn large(&self) -> Range<usize> {
+        self.large.clone()
+    }
+
+    /// The same of a text that is there as a whole.
+    pub(crate) fn large_of(text: &[u8]) -> Range<usize> {
+        let mut nesting = Nesting::default();
+        if matches!(text.first(), Some(b'{' | b'[')) {
+            let _ = nesting.advance(text);
+        }
+        nesting.large
+    }
+}
+
+impl Deref for Text {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl From<Vec<u8>> for Text {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { large: Self::large_of(&bytes), bytes }
+    }
+}
+
 /// What the stream contained.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
-    /// One object or array whose brackets are balanced, without white space around it.
-    Request(Vec<u8>),
+    /// A request.
+    Request(Text),
     /// The stream cannot be cut any further: nothing more comes, and the connection must end.
     Malformed {
         /// What is wrong with the byte.
@@ -41,7 +86,7 @@ pub enum Frame {
 impl Frame {
     /// How much memory it takes, about.
     pub fn memory(&self) -> usize {
-        let text = if let Self::Request(text) = self { text.capacity() } else { 0 };
+        let text = if let Self::Request(text) = self { text.bytes.capacity() } else { 0 };
         text + size_of::<Self>() + 16
     }
 
@@ -179,6 +224,7 @@ impl Scanner {
                     } else {
                         self.buffer = Vec::new();
                     }
+                    let large = nesting.large.clone();
                     match step {
                         Err((_, reason)) => return Some(self.lose(reason, bytes as u64)),
                         Ok((_, true)) => self.state = State::Between,
@@ -188,7 +234,8 @@ impl Scanner {
                         return Some(Frame::TooLarge);
                     }
                     if fits && matches!(self.state, State::Between) {
-                        return Some(Frame::Request(mem::take(&mut self.buffer)));
+                        let bytes = mem::take(&mut self.buffer);
+                        return Some(Frame::Request(Text { bytes, large }));
                     }
                 }
             }
@@ -213,6 +260,10 @@ struct Nesting {
     escaped: bool,
     /// Bytes of the request so far.
     bytes: usize,
+    /// Where the value in brackets began that a member has, or had last.
+    begun: usize,
+    /// [`Text::large`], of those that are complete.
+    large: Range<usize>,
 }
 
 impl Nesting {
@@ -238,6 +289,9 @@ impl Nesting {
                     b'{' | b'[' => {
                         self.open = self.open << 1 | u64::from(*byte == b'{');
                         self.depth += 1;
+                        if self.depth == 2 {
+                            self.begun = self.bytes + at;
+                        }
                     }
                     b'}' | b']' if (self.open & 1 == 1) != (*byte == b'}') => {
                         return Err((at, Reason::WrongBracket));
@@ -247,6 +301,11 @@ impl Nesting {
                         self.depth -= 1;
                         if self.depth == 0 {
                             return Ok((at + 1, true));
+                        }
+                        let value = self.begun..self.bytes.saturating_add(at + 1);
+                        let longest = value.len() > self.large.len().max(AT_ONCE);
+                        if self.depth == 1 && longest {
+                            self.large = value;
                         }
                     }
                     _ => {}

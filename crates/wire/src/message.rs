@@ -5,6 +5,9 @@
 //! missing, and a request without `id` gets its reply, with `id` null, because the
 //! client of multibinder sends none.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use bindonce_core::text::shown;
 use serde::de::{DeserializeOwned, Deserializer, IgnoredAny};
 use serde::{Deserialize, Serialize};
@@ -12,6 +15,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::{ErrorCode, RpcError};
+use crate::framing::{AT_ONCE, Text};
 use crate::params;
 
 /// What ties a reply to its request.
@@ -44,22 +48,31 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
-/// A request whose parameters have not been looked at yet.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A request whose parameters have not been looked at yet. Long ones need not even be JSON: their elements are parsed
+/// when they are read.
+#[derive(Debug, Clone)]
 pub struct Request<'a> {
-    #[serde(default, borrow)]
-    jsonrpc: Option<std::borrow::Cow<'a, str>>,
     /// Goes back with the reply.
-    #[serde(default)]
     pub id: Id,
     /// What to do.
     pub method: String,
+    /// An empty array if there are none.
+    params: &'a [u8],
+    /// All of it, to say where in it a mistake is.
+    frame: &'a [u8],
+}
+
+/// All of a request but what is between the brackets of a long value.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope<'a> {
+    #[serde(default, borrow)]
+    jsonrpc: Option<Cow<'a, str>>,
+    #[serde(default)]
+    id: Id,
+    method: String,
     #[serde(default, borrow)]
     params: Option<&'a RawValue>,
-    /// All of it, to say where in it a mistake is.
-    #[serde(skip)]
-    frame: &'a [u8],
 }
 
 /// A request that cannot be answered with a result, and the reply that it gets.
@@ -72,35 +85,64 @@ pub struct Rejected {
 }
 
 impl<'a> Request<'a> {
-    /// Reads one frame of [`framing`](crate::framing).
+    /// Reads one frame of [`framing`](crate::framing), which is looked through for where its long value stands.
     pub fn decode(frame: &'a [u8]) -> Result<Self, Rejected> {
+        Self::read(frame, Text::large_of(frame))
+    }
+
+    /// Reads one frame as the [`Scanner`](crate::framing::Scanner) gives it. Takes no longer for a long one.
+    pub fn of(text: &'a Text) -> Result<Self, Rejected> {
+        Self::read(text, text.large())
+    }
+
+    fn read(frame: &'a [u8], large: Range<usize>) -> Result<Self, Rejected> {
         if frame.first() == Some(&b'[') {
             let error = RpcError::new(ErrorCode::INVALID_REQUEST, "a batch is not a request")
                 .with_hint("send each request as an object of its own");
             return Err(Rejected { id: Id::Null, error });
         }
+        // Only `params` may be a value in brackets: any other member that is one is refused, whatever is in it.
+        let inside = if large.is_empty() { 0..0 } else { large.start + 1..large.end - 1 };
+        let (before, behind) = (&frame[..inside.start], &frame[inside.end..]);
+        if before.len() + behind.len() > 2 * AT_ONCE {
+            let message =
+                format!("a request has at most {} bytes beside its `params`", 2 * AT_ONCE);
+            let error = RpcError::new(ErrorCode::INVALID_REQUEST, message)
+                .with_hint("the members beside it are jsonrpc, id and method");
+            return Err(Rejected { id: Id::Null, error });
+        }
+        let text =
+            if large.is_empty() { Cow::Borrowed(frame) } else { [before, behind].concat().into() };
+        let place = |at: usize| if at < before.len() { at } else { at + inside.len() };
         // A member is refused where it stands: only a second look tells whether all of it is JSON.
-        let at_all = |error| serde_json::from_slice::<IgnoredAny>(frame).err().unwrap_or(error);
-        let request = match serde_json::from_slice(frame).map_err(at_all) {
-            Ok(request) => Self { frame, ..request },
-            Err(error) if error.is_data() => {
-                return Err(Rejected {
-                    id: id_of(frame),
-                    error: RpcError::new(ErrorCode::INVALID_REQUEST, without_place(&error))
-                        .with_hint("a request has the members jsonrpc, id, method and params"),
-                });
-            }
-            Err(error) => {
-                return Err(Rejected { id: Id::Null, error: not_json(frame, 0, &error) });
-            }
-        };
-        if let Some(version) = request.jsonrpc.as_deref().filter(|version| *version != "2.0") {
-            let message = format!("`jsonrpc` is {:?}, not \"2.0\"", shown(version));
+        let at_all = |error| serde_json::from_slice::<IgnoredAny>(&text).err().unwrap_or(error);
+        let Envelope { jsonrpc, id, method, params } =
+            match serde_json::from_slice(&text).map_err(at_all) {
+                Ok(envelope) => envelope,
+                Err(error) if error.is_data() => {
+                    return Err(Rejected {
+                        id: id_of(&text),
+                        error: RpcError::new(ErrorCode::INVALID_REQUEST, without_place(&error))
+                            .with_hint("a request has the members jsonrpc, id, method and params"),
+                    });
+                }
+                Err(error) => {
+                    let error = not_json(place(place_of(&text, &error)), &without_place(&error));
+                    return Err(Rejected { id: Id::Null, error });
+                }
+            };
+        if let Some(version) = jsonrpc.filter(|version| *version != "2.0") {
+            let message = format!("`jsonrpc` is {:?}, not \"2.0\"", shown(&version));
             let error = RpcError::new(ErrorCode::INVALID_REQUEST, message)
                 .with_hint("this is JSON-RPC 2.0: send \"jsonrpc\":\"2.0\" or leave it out");
-            return Err(Rejected { id: request.id, error });
+            return Err(Rejected { id, error });
         }
-        Ok(request)
+        let params = params.map_or(&b"[]"[..], |params| {
+            let begin = params.get().as_ptr().addr() - text.as_ptr().addr();
+            let end = begin + params.get().len();
+            &frame[place(begin)..place(end - 1) + 1]
+        });
+        Ok(Self { id, method, params, frame })
     }
 
     /// How many bytes it has.
@@ -110,23 +152,31 @@ impl<'a> Request<'a> {
         self.frame.len()
     }
 
-    /// Reads the parameters as the method takes them.
+    /// Reads the parameters as the method takes them, one that takes few.
     pub fn params<T: Deserialize<'a>>(&self) -> Result<T, RpcError> {
-        let text = self.params_text();
-        serde_json::from_str(text).map_err(|error| {
-            if error.is_data() {
-                self.invalid(without_place(&error))
-            } else {
-                let begin = text.as_ptr().addr() - self.frame.as_ptr().addr();
-                not_json(text.as_bytes(), begin, &error)
-            }
-        })
+        if self.params.len() > AT_ONCE {
+            return Err(self.invalid(format!("`params` is longer than {AT_ONCE} bytes")));
+        }
+        serde_json::from_slice(self.params).map_err(|error| self.unread("", self.params, &error))
+    }
+
+    /// The answer to a part of the request that cannot be read, with what it is.
+    pub(crate) fn unread(&self, what: &str, part: &[u8], error: &serde_json::Error) -> RpcError {
+        if error.is_data() {
+            return self.invalid(format!("{what}{}", without_place(error)));
+        }
+        self.not_json(&part[place_of(part, error).min(part.len())..], &without_place(error))
+    }
+
+    /// The answer to what is no JSON from `rest` on, a part of the request.
+    pub(crate) fn not_json(&self, rest: &[u8], reason: &str) -> RpcError {
+        not_json(rest.as_ptr().addr() - self.frame.as_ptr().addr(), reason)
     }
 
     /// For a method that takes no parameters: none, `null`, `[]` or `{}`.
     pub fn no_params(&self) -> Result<(), RpcError> {
         // What is longer is not nothing, and need not be read for that.
-        if self.params_text().len() < 1024 {
+        if self.params.len() < 1024 {
             match self.params::<Value>()? {
                 Value::Null => return Ok(()),
                 Value::Array(items) if items.is_empty() => return Ok(()),
@@ -139,9 +189,9 @@ impl<'a> Request<'a> {
         Err(RpcError::new(ErrorCode::INVALID_PARAMS, message).with_hint(hint))
     }
 
-    /// The parameters, which are JSON; an empty array if there are none.
-    pub(crate) fn params_text(&self) -> &'a str {
-        self.params.map_or("[]", RawValue::get)
+    /// The text of the parameters; an empty array if there are none.
+    pub(crate) fn params_text(&self) -> &'a [u8] {
+        self.params
     }
 
     /// The answer to parameters that the method does not take.
@@ -161,12 +211,17 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Says where the mistake is, in bytes from the beginning of the request, whose part `text` begins at `begin`.
-fn not_json(text: &[u8], begin: usize, error: &serde_json::Error) -> RpcError {
+/// Where in a text the mistake is, in bytes.
+fn place_of(text: &[u8], error: &serde_json::Error) -> usize {
     let lines = text.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
-    let at = begin + (lines.map(<[u8]>::len).sum::<usize>() + error.column()).saturating_sub(1);
-    RpcError::new(ErrorCode::PARSE, format!("not JSON at byte {at}: {}", without_place(error)))
-        .with_hint("a request is one JSON object, and its numbers fit a double; docs/protocol.md has examples")
+    (lines.map(<[u8]>::len).sum::<usize>() + error.column()).saturating_sub(1)
+}
+
+/// Says where the mistake is, in bytes from the beginning of the request.
+fn not_json(at: usize, reason: &str) -> RpcError {
+    RpcError::new(ErrorCode::PARSE, format!("not JSON at byte {at}: {reason}")).with_hint(
+        "a request is one JSON object, and its numbers fit a double; docs/protocol.md has examples",
+    )
 }
 
 /// The id of something that is no good request otherwise.
@@ -181,7 +236,7 @@ fn id_of(frame: &[u8]) -> Id {
 
 /// serde_json's message without its line and column, which mean nothing in a
 /// request of one line.
-pub(crate) fn without_place(error: &serde_json::Error) -> String {
+fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
     let text = text.strip_suffix(&place).unwrap_or(&text);
@@ -322,7 +377,7 @@ impl Notification {
         #[derive(Deserialize)]
         struct Envelope<'a> {
             #[serde(default, borrow)]
-            method: Option<std::borrow::Cow<'a, str>>,
+            method: Option<Cow<'a, str>>,
             #[serde(default, borrow)]
             params: Option<&'a RawValue>,
         }

@@ -33,7 +33,7 @@ fn whole(stream: &[u8]) -> Vec<Frame> {
 }
 
 fn request(text: &str) -> Frame {
-    Frame::Request(text.as_bytes().to_vec())
+    Frame::Request(text.as_bytes().to_vec().into())
 }
 
 fn malformed(reason: Reason, at: u64) -> Frame {
@@ -106,7 +106,7 @@ fn scanner_accepts(bytes: &[u8]) -> bool {
     let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
     let start = bytes.iter().position(|b| !blank(b)).unwrap_or(bytes.len());
     let end = bytes.iter().rposition(|b| !blank(b)).map_or(start, |last| last + 1);
-    scan(bytes, usize::MAX, &[usize::MAX]) == [Frame::Request(bytes[start..end].to_vec())]
+    scan(bytes, usize::MAX, &[usize::MAX]) == [Frame::Request(bytes[start..end].to_vec().into())]
 }
 
 proptest! {

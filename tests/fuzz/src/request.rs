@@ -4,7 +4,7 @@ use bindonce_core::listener::Wanted;
 use bindonce_fd::MAX_FDS;
 use bindonce_fd::batch::Transmission;
 use bindonce_wire::call::Call;
-use bindonce_wire::framing::{Frame, Scanner};
+use bindonce_wire::framing::{Frame, Scanner, Text};
 use bindonce_wire::message::{self, Reply, Request};
 use bindonce_wire::params::Target;
 use serde_json::Value;
@@ -40,9 +40,9 @@ fn scan(stream: &[u8], size: usize) -> Vec<Frame> {
     frames
 }
 
-fn answer(text: &[u8]) {
+fn answer(text: &Text) {
     assert!(text.len() <= CAP, "a request over the cap was held");
-    let request = match Request::decode(text) {
+    let request = match Request::of(text) {
         Ok(request) => request,
         Err(rejected) => return refuse(&message::encode_error(&rejected.id, &rejected.error)),
     };

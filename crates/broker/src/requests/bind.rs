@@ -9,7 +9,7 @@ use bindonce_core::address::Address;
 use bindonce_core::error::Invalid;
 use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
 use bindonce_core::policy::Verb;
-use bindonce_core::registry::{MAX_CLAIM, Refusal, Want};
+use bindonce_core::registry::{MAX_CLAIM, Refusal, Want, Wants};
 use bindonce_daemon::rpc::{Caller, Reply, unwritten};
 use bindonce_wire::call::Decoding;
 use bindonce_wire::message::{BindReply, Request};
@@ -37,29 +37,27 @@ pub(super) async fn bind(
     decoding: Decoding<'_>,
     turn: &mut Turn,
 ) -> Result<Option<Reply>, RpcError> {
-    let (wants, count) = Box::pin(read(broker, caller, decoding)).await?;
-    if count > ANSWERED_AT_ONCE && !turn.has_come(&broker.borrow().large, caller.peer.uid) {
+    let wants = Box::pin(read(broker, caller, decoding)).await?;
+    if wants.count() > ANSWERED_AT_ONCE && !turn.has_come(&broker.borrow().large, caller.peer.uid) {
+        drop(wants);
+        broker.borrow().listeners.guard.unsettled.notify_one();
         return Ok(None);
     }
     Box::pin(claim(broker, caller, request, wants)).await.map(Some)
 }
 
-/// What is asked for, which the caller may have as things are, and how many listeners that is. Some elements are read in a
+/// What is asked for, which the caller may have as things are. Some elements are read in a
 /// turn, and none is kept once it is understood.
 async fn read(
     broker: &RefCell<Broker>,
     caller: &Caller,
     mut decoding: Decoding<'_>,
-) -> Result<(Vec<Want>, usize), RpcError> {
-    let mut wants = Vec::new();
-    let mut count = 0_usize;
+) -> Result<Wants, RpcError> {
+    let mut wants = Wants::new(&broker.borrow().spent);
     let mut home = None;
     loop {
         let more = decoding.read(READ_AT_ONCE)?;
         let elements = decoding.take_bind();
-        if !more {
-            wants.reserve_exact(elements.len());
-        }
         for Bind { target, tentative, change } in elements {
             let mut wanted = wanted(broker, target, change).map_err(|mut error| {
                 error.message = format!("params[{}]: {}", wants.len(), error.message);
@@ -82,14 +80,14 @@ async fn read(
                     allow(&broker, caller, &want)?;
                 }
             }
-            count = count.saturating_add(want.count());
+            wants.push(want);
+            let count = wants.count();
             if count > MAX_CLAIM {
                 return Err(answer::refused(&Refusal::TooMany { count, limit: MAX_CLAIM }));
             }
-            wants.push(want);
         }
         if !more {
-            return Ok((wants, count));
+            return Ok(wants);
         }
         yield_now().await;
     }
@@ -100,7 +98,7 @@ async fn claim(
     broker: &RefCell<Broker>,
     caller: &Caller,
     request: &Request<'_>,
-    wants: Vec<Want>,
+    wants: Wants,
 ) -> Result<Reply, RpcError> {
     let taken = take_back_names(&mut broker.borrow_mut(), caller, &wants);
     let allow = |broker: &Broker, want: &Want| allow(broker, caller, want);
@@ -160,12 +158,12 @@ fn allow(broker: &Broker, caller: &Caller, want: &Want) -> Result<(), RpcError> 
 }
 
 /// Root and the broker's user have every name back that they ask for.
-fn take_back_names(broker: &mut Broker, caller: &Caller, wants: &[Want]) -> Vec<TakenName> {
+fn take_back_names(broker: &mut Broker, caller: &Caller, wants: &Wants) -> Vec<TakenName> {
     let mut taken = Vec::new();
     if !broker.access.owns_names(caller) {
         return taken;
     }
-    for want in wants {
+    for want in wants.iter() {
         let Wanted::Listen(spec) = &want.wanted else { continue };
         if spec.first.name.is_some() {
             let all = spec.expand_from(0);
@@ -349,7 +347,7 @@ mod tests {
         assert_eq!(bound.expect("bound").descriptors.len(), 100);
         assert_eq!(used.expect_err("denied").code, ErrorCode::DENIED);
         // Nothing of it waits any more.
-        assert!(broker.borrow().listeners.registry.waiting(uses.connection).is_empty());
+        assert!(broker.borrow().listeners.registry.waiting(uses.connection).is_none());
         assert!(!broker.borrow().listeners.registry.is_used(uses.connection));
     }
 
@@ -404,7 +402,9 @@ mod tests {
         broker.borrow().persistence.ledger.begin();
         // The first of them is in what is written anew already.
         assert!(broker.borrow_mut().settle());
-        let released = release::release(&broker, &caller, &["first".to_owned()]).await;
+        let text = br#"{"method":"release","params":["first"]}"#;
+        let named = Request::decode(text).expect("a request");
+        let released = release::release(&broker, &caller, &named).await;
         assert_eq!(released, Ok(vec!["first".to_owned()]));
         held.retain(|listen| !listen.starts_with("first="));
         let later = bind(&broker, &caller, &request, many(1, "later", "later=")).await;

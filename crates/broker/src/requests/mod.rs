@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 use bindonce_core::policy::Verb;
 use bindonce_daemon::rpc::{self, Caller, Link, Reply, encode};
+use bindonce_fd::MAX_FDS;
 use bindonce_wire::call::{Call, Decoding};
 use bindonce_wire::message::Request;
 use bindonce_wire::result::{PingResult, ReleaseResult};
@@ -65,14 +66,15 @@ async fn perform(
         recovered(broker).await;
         return bind::bind(broker, caller, request, decoding, turn).await;
     }
+    if request.method == "release" {
+        drop(decoding);
+        recovered(broker).await;
+        let released = Box::pin(release::release(broker, caller, request)).await?;
+        return encode(request, &ReleaseResult { released }).map(|text| Some(text.into()));
+    }
     let text = match Box::pin(read(decoding)).await? {
         Call::Join(joining) => {
             encode(request, &Box::pin(join::join(broker, caller, joining)).await?)
-        }
-        Call::Release(names) => {
-            recovered(broker).await;
-            let released = Box::pin(release::release(broker, caller, &names)).await?;
-            encode(request, &ReleaseResult { released })
         }
         Call::List => Box::pin(list::list(broker, caller, request, turn)).await,
         Call::Status => Box::pin(list::status(broker, caller, request, turn)).await,
@@ -116,6 +118,9 @@ async fn begin<'a>(
 /// Reads a request, a large one in turns.
 async fn read(mut decoding: Decoding<'_>) -> Result<Call, RpcError> {
     while decoding.read(READ_AT_ONCE)? {
+        if decoding.count() > MAX_FDS {
+            return Err(store::too_many());
+        }
         yield_now().await;
     }
     Ok(decoding.finish())
@@ -129,7 +134,7 @@ async fn recovered(broker: &RefCell<Broker>) {
 
 #[cfg(test)]
 mod tests {
-    use std::task::{Context, Waker};
+    use std::task::{Context, Poll, Waker};
 
     use bindonce_core::policy::{Peer, Rule, Who};
     use bindonce_daemon::Journal;
@@ -138,47 +143,75 @@ mod tests {
     use crate::config::Limits;
     use crate::listeners::watch::Guard;
 
-    /// Otherwise a client could make all others wait for as long as a mebibyte takes to be read, also one that has no right.
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_large_request_is_read_in_turns_and_only_for_a_caller_with_rights() {
+    /// A broker with a rule for user 7, a client of that user, and one of another.
+    fn broker() -> (RefCell<Broker>, [Caller; 2]) {
         let guard = Guard::new().expect("a guard");
         let socket = "/nonexistent/bindonce.sock".into();
         let mut broker = Broker::new(socket, 0, 4096, guard, Journal::in_memory(None));
         let who = Who { uid: Some(7), gid: None };
-        let allow = vec![Verb::Bind];
-        let (addresses, names, services) = Default::default();
+        let allow = vec![Verb::Bind, Verb::Use, Verb::Release];
+        let (addresses, services) = Default::default();
+        let names = vec!["web".parse().expect("names")];
         let rule = Rule { who, allow, addresses, names, services };
         broker.configure(vec![rule], Limits::default());
-        let [known, unknown] = [7, 8].map(|uid| {
+        let callers = [7, 8].map(|uid| {
             let peer = Peer { pid: uid, uid, gid: uid };
             Caller { connection: broker.connect(peer), peer, groups: [].into(), network: None }
         });
-        let broker = RefCell::new(broker);
-        let count = 20 * READ_AT_ONCE;
-        let text =
-            format!(r#"{{"method":"release","params":[{}]}}"#, vec![r#""web""#; count].join(","));
-        assert!(text.len() >= LARGE);
+        (RefCell::new(broker), callers)
+    }
+
+    /// Otherwise a client could make all others wait for as long as a mebibyte takes to be read, and fill the memory with what
+    /// is made of it.
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_names_of_a_release_are_read_in_turns_and_not_kept() {
+        let (broker, [known, _]) = broker();
+        let listen = format!("web=abns@bindonce-release-{}", std::process::id());
+        let text = format!(r#"{{"method":"bind","params":[{{"listen":"{listen}"}}]}}"#);
         let request = Request::decode(text.as_bytes()).expect("a request");
-        let mut turn = Turn::default();
-        let mut reading =
-            Box::pin(async { read(begin(&broker, &known, &request, &mut turn).await?).await });
+        let decoding = Decoding::new(&request).expect("a call");
+        let bound = bind::bind(&broker, &known, &request, decoding, &mut Turn::default()).await;
+        assert!(bound.is_ok_and(|reply| reply.is_some()));
+        let count = 20 * READ_AT_ONCE;
+        let release = |names: &str| format!(r#"{{"method":"release","params":[{names}]}}"#);
+        let web = vec![r#""web""#; count].join(",");
+        let text = release(&format!(r#"{web},"other""#));
+        let request = Request::decode(text.as_bytes()).expect("a request");
+        let refused = release::release(&broker, &known, &request).await;
+        assert_eq!(refused.expect_err("one is not held").code, ErrorCode::NOT_FOUND);
+        let text = release(&web);
+        let request = Request::decode(text.as_bytes()).expect("a request");
+        let mut releasing = Box::pin(release::release(&broker, &known, &request));
         let mut context = Context::from_waker(Waker::noop());
         let mut turns = 1;
-        let call = loop {
-            match reading.as_mut().poll(&mut context) {
-                std::task::Poll::Pending => turns += 1,
-                std::task::Poll::Ready(call) => break call,
+        let released = loop {
+            match releasing.as_mut().poll(&mut context) {
+                Poll::Pending => turns += 1,
+                Poll::Ready(released) => break released,
             }
         };
-        drop(reading);
-        assert_eq!(turns, 20);
-        assert_eq!(call, Ok(Call::Release(vec!["web".to_owned(); count])));
+        assert_eq!((turns, released), (20, Ok(vec!["web".to_owned()])));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_large_request_is_read_only_for_a_caller_with_rights() {
+        let (broker, [known, unknown]) = broker();
         // Not even that its element is of the wrong kind is seen.
         let text = format!(r#"{{"method":"join","params":["{}"]}}"#, "x".repeat(LARGE));
         let request = Request::decode(text.as_bytes()).expect("a request");
-        let wrong = begin(&broker, &known, &request, &mut turn).await;
+        let wrong = begin(&broker, &known, &request, &mut Turn::default()).await;
         assert_eq!(wrong.expect_err("no generation").code, ErrorCode::INVALID_PARAMS);
         let denied = begin(&broker, &unknown, &request, &mut Turn::default()).await;
         assert_eq!(denied.expect_err("no right").code, ErrorCode::DENIED);
+    }
+
+    /// What is read of them takes ten times as much memory.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_store_of_more_than_can_come_is_refused_where_that_is_known() {
+        let elements = vec![r#"{"listen":"127.0.0.1:80"}"#; 10_000].join(",");
+        let text = format!(r#"{{"method":"store","params":[{elements},{{}}]}}"#);
+        let request = Request::decode(text.as_bytes()).expect("a request");
+        let refused = read(Decoding::new(&request).expect("a call")).await.expect_err("too many");
+        assert!(refused.message.starts_with("more than 253 listeners"), "{refused}");
     }
 }

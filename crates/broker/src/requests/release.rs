@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use bindonce_core::listener::{ListenSpec, Wanted};
 use bindonce_core::policy::Verb;
-use bindonce_core::registry::{ListenerId, Refusal, Releasing};
+use bindonce_core::registry::{ListenerId, Releasing};
 use bindonce_daemon::rpc::Caller;
-use bindonce_wire::RpcError;
+use bindonce_wire::call::Decoding;
+use bindonce_wire::message::Request;
+use bindonce_wire::{ErrorCode, RpcError};
 use tokio::task::yield_now;
 
 use super::text::{READ_AT_ONCE, invalid};
@@ -18,45 +20,28 @@ use crate::start;
 /// How long to wait for connections that have ended to give back what they had.
 const LEAVING: Duration = Duration::from_secs(5);
 
-/// Closes all of these, or none.
+/// Closes all that a request names, or none.
 pub(super) async fn release(
     broker: &RefCell<Broker>,
     caller: &Caller,
-    names: &[String],
+    request: &Request<'_>,
 ) -> Result<Vec<String>, RpcError> {
-    let mut wanted = Vec::with_capacity(names.len());
-    for (index, name) in names.iter().enumerate() {
-        if index % READ_AT_ONCE == READ_AT_ONCE - 1 {
-            yield_now().await;
-        }
-        let name: Wanted = name.parse().map_err(|error| invalid(&error))?;
-        let Broker { access, listeners, .. } = &*broker.borrow();
-        match &name {
-            Wanted::Named(name) => {
-                let held = listeners.registry.by_name(name);
-                let spec = held.map(|held| ListenSpec::from(held.listener.clone()));
-                access.allow(caller, Verb::Release, spec.as_ref())?;
-            }
-            Wanted::Listen(spec) => access.allow(caller, Verb::Release, Some(spec))?,
-        }
-        wanted.push(name);
-    }
-    let mut decided = decide(broker, caller, &wanted).await;
+    let mut decided = decide(broker, caller, request).await;
     // A holder that has hung up may not have been heard yet: give every task
     // whose connection has something to say a turn before refusing. One with many leases ends them
     // in many turns.
     let until = Instant::now() + LEAVING;
     for _ in 0..2 {
-        if !matches!(decided, Err(Refusal::InUse { .. })) {
+        if !decided.as_ref().is_err_and(|error| error.code == ErrorCode::IN_USE) {
             break;
         }
         yield_now().await;
         while broker.borrow().clients.some_leave() && Instant::now() < until {
             yield_now().await;
         }
-        decided = decide(broker, caller, &wanted).await;
+        decided = decide(broker, caller, request).await;
     }
-    let mut rest = decided.map_err(|refusal| answer::refused(&refusal))?;
+    let mut rest = decided?;
     let mut names = Vec::with_capacity(rest.len());
     while !rest.is_empty() {
         if !names.is_empty() {
@@ -72,21 +57,50 @@ pub(super) async fn release(
     Ok(names)
 }
 
-/// Which listeners these are, all of them or none; many in many turns.
+/// Which listeners these are, all of them or none. Some elements are read in a turn, and none is kept: a request may name
+/// many more than are held.
 async fn decide(
     broker: &RefCell<Broker>,
     caller: &Caller,
-    wanted: &[Wanted],
-) -> Result<Vec<ListenerId>, Refusal> {
+    request: &Request<'_>,
+) -> Result<Vec<ListenerId>, RpcError> {
+    let mut decoding = Decoding::new(request)?;
     let mut releasing = Releasing::default();
     loop {
-        let done = {
-            let registry = &broker.borrow().listeners.registry;
-            registry.decide_release(caller.connection, wanted, &mut releasing)?
-        };
-        if done {
+        let more = decoding.read(READ_AT_ONCE)?;
+        let wanted = allowed(&broker.borrow(), caller, &decoding.take_release())?;
+        loop {
+            let decided = {
+                let registry = &broker.borrow().listeners.registry;
+                registry.decide_release(caller.connection, &wanted, &mut releasing)
+            };
+            if decided.map_err(|refusal| answer::refused(&refusal))? {
+                break;
+            }
+            yield_now().await;
+        }
+        if !more {
             return Ok(releasing.ids);
         }
         yield_now().await;
     }
+}
+
+/// What these are, if the caller may release them.
+fn allowed(broker: &Broker, caller: &Caller, names: &[String]) -> Result<Vec<Wanted>, RpcError> {
+    let Broker { access, listeners, .. } = broker;
+    let mut wanted = Vec::with_capacity(names.len());
+    for name in names {
+        let name: Wanted = name.parse().map_err(|error| invalid(&error))?;
+        match &name {
+            Wanted::Named(name) => {
+                let held = listeners.registry.by_name(name);
+                let spec = held.map(|held| ListenSpec::from(held.listener.clone()));
+                access.allow(caller, Verb::Release, spec.as_ref())?;
+            }
+            Wanted::Listen(spec) => access.allow(caller, Verb::Release, Some(spec))?,
+        }
+        wanted.push(name);
+    }
+    Ok(wanted)
 }

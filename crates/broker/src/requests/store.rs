@@ -18,6 +18,7 @@ use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::policy::Verb;
 use bindonce_core::registry::Want;
 use bindonce_daemon::rpc::Link;
+use bindonce_fd::MAX_FDS;
 use bindonce_sys::clock::now;
 use bindonce_sys::identity::{self, Identity};
 use bindonce_sys::limits::is_chosen_port;
@@ -34,6 +35,16 @@ use crate::broker::Broker;
 use crate::claims;
 use crate::persistence::found::{Found, as_written};
 
+/// How descriptors are sent.
+const HOW: &str =
+    "send them with the first byte of the request, one for each listener, at most 253";
+
+/// More listeners than can come with a request.
+pub(super) fn too_many() -> RpcError {
+    let message = format!("more than {MAX_FDS} listeners are said to come with one request");
+    RpcError::new(ErrorCode::INVALID_PARAMS, message).with_hint(HOW)
+}
+
 /// Takes listeners, all or none.
 pub(super) async fn store(
     broker: &RefCell<Broker>,
@@ -48,9 +59,7 @@ pub(super) async fn store(
             gives.len(),
             received.len()
         );
-        return Err(RpcError::new(ErrorCode::INVALID_PARAMS, message).with_hint(
-            "send them with the first byte of the request, one for each listener, at most 253",
-        ));
+        return Err(RpcError::new(ErrorCode::INVALID_PARAMS, message).with_hint(HOW));
     }
     let home = Box::pin(Home::of(broker, &link.caller)).await?;
     let mut sockets = Vec::with_capacity(received.len());
@@ -88,7 +97,7 @@ pub(super) async fn store(
     }
     let Sorted { found, wants, .. } = sorted;
     broker.borrow_mut().recovered(found, Some(uid));
-    let claimed = claims::claim(broker, link.caller.connection, wants).await;
+    let claimed = claims::claim(broker, link.caller.connection, wants.into()).await;
     broker.borrow().persistence.gate.donated.notify_one();
     let leases = match claimed {
         Ok(leases) => leases,
@@ -291,7 +300,7 @@ mod tests {
         let before = RefCell::new(before);
         let wanted = "web=127.0.0.1:0".parse().expect("a listener");
         let want = Want { wanted, tentative: false, change: false, held: false };
-        claims::claim(&before, connection, vec![want]).await.expect("granted");
+        claims::claim(&before, connection, vec![want].into()).await.expect("granted");
         let before = before.borrow();
         let (_, held) = before.listeners.registry.iter().next().expect("it");
         let text = serde_json::to_string(&held.entry()).expect("an entry");

@@ -129,7 +129,7 @@ mod tests {
             change: false,
             held: false,
         };
-        registry.on(NOW, Event::Claim(ConnectionId(1), vec![want]))
+        registry.on(NOW, Event::Claim(ConnectionId(1), vec![want].into()))
     }
 
     #[test]

@@ -6,11 +6,12 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use super::Registry;
-use super::event::{Action, Closing, Lease, Want};
+use super::event::{Action, Closing, Lease};
 use super::held::{Held, Opened};
 use super::ids::{ConnectionId, MAX_CLAIM};
 use super::plan::{New, Outcome, Pending, Phase, Stop};
 use super::refusal::Refusal;
+use super::wants::Wants;
 use crate::listener::{Listener, Options};
 use crate::time::Timestamp;
 
@@ -22,14 +23,14 @@ impl<H> Registry<H> {
         &mut self,
         now: Timestamp,
         connection: ConnectionId,
-        wants: Vec<Want>,
+        wants: Wants,
         actions: &mut Vec<Action<H>>,
     ) {
         if self.pending.contains_key(&connection) {
             self.waiting.insert(connection, (wants, Some(connection)));
             return;
         }
-        let count = wants.iter().map(Want::count).fold(0, usize::saturating_add);
+        let count = wants.count();
         if count > MAX_CLAIM {
             let refusal = Refusal::TooMany { count, limit: MAX_CLAIM };
             actions.push(Action::Refuse(connection, refusal));

@@ -11,6 +11,7 @@ use super::connection::{Label, SavedConnection};
 use super::held::Opened;
 use super::ids::{ConnectionId, ListenerId};
 use super::refusal::Refusal;
+use super::wants::Wants;
 
 /// One element of a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub enum Event<H> {
     /// Somebody connected.
     Connected(ConnectionId, Peer),
     /// A connection asks for listeners.
-    Claim(ConnectionId, Vec<Want>),
+    Claim(ConnectionId, Wants),
     /// The answer to [`Action::Open`]: every socket, in order.
     Opened(ConnectionId, Vec<Opened<H>>),
     /// The other answer to [`Action::Open`]: one failed, these were opened before it. It also ends a

@@ -34,6 +34,7 @@ mod refusal;
 mod release;
 mod resume;
 mod view;
+mod wants;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -56,6 +57,7 @@ pub use ids::{ConnectionId, ListenerId, MAX_CLAIM};
 pub use refusal::{HeldBy, Refusal};
 pub use release::Releasing;
 pub use view::{Generation, View};
+pub use wants::{Spent, Wants};
 
 /// What is bound, under which name, and who uses it.
 #[derive(Debug)]
@@ -68,7 +70,7 @@ pub struct Registry<H> {
     /// Claims whose sockets are being opened or changed.
     pending: BTreeMap<ConnectionId, Pending<H>>,
     /// Claims that met what one of these is about, and of which connection.
-    waiting: BTreeMap<ConnectionId, (Vec<Want>, Option<ConnectionId>)>,
+    waiting: BTreeMap<ConnectionId, (Wants, Option<ConnectionId>)>,
     next: u64,
     /// The claim that is planned in many steps: one at a time, so that no two can wait for each other's parts.
     planning: Option<ConnectionId>,
@@ -209,8 +211,8 @@ impl<H> Registry<H> {
     }
 
     /// What a connection's claim asks for that waits for another.
-    pub fn waiting(&self, id: ConnectionId) -> &[Want] {
-        self.waiting.get(&id).map_or(&[], |(wants, _)| wants.as_slice())
+    pub fn waiting(&self, id: ConnectionId) -> Option<&Wants> {
+        self.waiting.get(&id).map(|(wants, _)| wants)
     }
 
     /// Whether none is held.

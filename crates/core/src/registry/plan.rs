@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::event::{Change, Lease, Overlap, Want};
+use super::event::{Change, Lease, Overlap};
 use super::held::Opened;
 use super::ids::{ConnectionId, ListenerId};
 use super::refusal::{HeldBy, Refusal};
+use super::wants::Wants;
 use crate::listener::{Key, Listener};
 use crate::name::Name;
 
@@ -16,7 +17,7 @@ pub(super) struct Pending<H> {
     pub(super) connection: ConnectionId,
     pub(super) phase: Phase,
     /// What is asked for,
-    pub(super) wants: Vec<Want>,
+    pub(super) wants: Wants,
     /// and how much of that is planned: elements, and listeners of the next one.
     pub(super) planned: (usize, usize),
     /// The new listeners among them.
@@ -89,7 +90,7 @@ pub(super) struct New {
 
 impl<H> Pending<H> {
     /// A claim of so many listeners, of which nothing is planned.
-    pub(super) fn new(connection: ConnectionId, wants: Vec<Want>, base: u64, count: usize) -> Self {
+    pub(super) fn new(connection: ConnectionId, wants: Wants, base: u64, count: usize) -> Self {
         Self {
             connection,
             phase: Phase::Planning,

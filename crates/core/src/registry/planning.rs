@@ -11,6 +11,7 @@ use super::event::Want;
 use super::ids::ListenerId;
 use super::plan::{New, Pending, Stop, Who, overlap};
 use super::refusal::Refusal;
+use super::wants::Wants;
 use crate::listener::{Listener, Wanted};
 use crate::name::Name;
 
@@ -58,7 +59,7 @@ impl<H> Registry<H> {
     fn plan_more(
         &mut self,
         plan: &mut Pending<H>,
-        wants: &[Want],
+        wants: &Wants,
         room: &mut usize,
     ) -> Result<bool, Stop> {
         while let Some(want @ Want { wanted, tentative, .. }) = wants.get(plan.planned.0) {

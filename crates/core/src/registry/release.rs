@@ -71,7 +71,7 @@ impl<H> Registry<H> {
         actions.push(Action::Released(caller, names, rest));
     }
 
-    /// Decides about some more of what is to be released; true when that is all. Then [`Event::ReleaseRest`](super::Event::ReleaseRest) closes
+    /// Decides about some more of what is to be released; true when that is all. Then further ones may follow, or [`Event::ReleaseRest`](super::Event::ReleaseRest) closes
     /// them: a listener that is claimed meanwhile stays open, as if it had been claimed afterwards.
     ///
     /// # Errors
@@ -107,6 +107,7 @@ impl<H> Registry<H> {
             }
             releasing.at = (releasing.at.0 + 1, 0);
         }
+        releasing.at = (0, 0);
         Ok(true)
     }
 

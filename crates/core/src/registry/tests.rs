@@ -53,7 +53,7 @@ impl Shell {
     }
 
     fn claim(&mut self, id: ConnectionId, wants: &[Want]) -> Result<Vec<(u32, bool)>, Refusal> {
-        let mut actions = self.on(Event::Claim(id, wants.to_vec()));
+        let mut actions = self.on(Event::Claim(id, wants.to_vec().into()));
         loop {
             actions = match actions.last() {
                 Some(Action::More(_)) => self.on(Event::More(id)),
@@ -123,7 +123,7 @@ fn a_changing_claim_changes_what_is_held_or_leaves_no_trace() {
     assert_eq!(shell.claim(ONE, &[changing(":80,backlog=64")]), Ok(vec![(1, false)]));
     let wants =
         [changing(":80,backlog=128,freebind"), changing(":81"), changing("/run/a,mode=0660")];
-    let actions = shell.on(Event::Claim(TWO, wants.to_vec()));
+    let actions = shell.on(Event::Claim(TWO, wants.to_vec().into()));
     let [Action::Open(TWO, listeners, _)] = &actions[..] else { panic!("{actions:?}") };
     let opened = shell.open(&listeners.clone());
     let actions = shell.on(Event::Opened(TWO, opened));
@@ -136,7 +136,7 @@ fn a_changing_claim_changes_what_is_held_or_leaves_no_trace() {
     assert!(matches!(actions[..], [Action::Close(3, ..), Action::NotOpened(TWO)]), "{actions:?}");
     assert!(shell.refused(&expected[..1]).contains("has backlog=64"));
     // Done: as asked for.
-    let actions = shell.on(Event::Claim(TWO, vec![wants[0].clone(), wants[2].clone()]));
+    let actions = shell.on(Event::Claim(TWO, vec![wants[0].clone(), wants[2].clone()].into()));
     assert!(matches!(&actions[..], [Action::Change(TWO, changes)] if changes.len() == 2));
     let actions = shell.on(Event::Changed(TWO, vec![128, 4096]));
     assert!(matches!(actions[..], [Action::Grant(TWO, _)]), "{actions:?}");
@@ -144,11 +144,11 @@ fn a_changing_claim_changes_what_is_held_or_leaves_no_trace() {
     assert_eq!(shell.claim(ONE, &same), Ok(vec![(1, false), (2, false)]));
     // One request, two values.
     let twice = vec![changing(":80,backlog=1"), changing(":80,backlog=2")];
-    let actions = shell.on(Event::Claim(ONE, twice));
+    let actions = shell.on(Event::Claim(ONE, twice.into()));
     let [Action::Refuse(ONE, refusal)] = &actions[..] else { panic!("{actions:?}") };
     assert!(refusal.to_string().contains("two settings"), "{refusal}");
     // What belongs to the key is another socket.
-    let actions = shell.on(Event::Claim(ONE, vec![changing(":80,interface=eth0")]));
+    let actions = shell.on(Event::Claim(ONE, vec![changing(":80,interface=eth0")].into()));
     let [Action::Refuse(ONE, refusal)] = &actions[..] else { panic!("{actions:?}") };
     assert!(refusal.hint().contains("a new socket is needed"), "{}", refusal.hint());
     assert_eq!(refusal.address(), Some(&":80".parse().expect("address")));
@@ -293,7 +293,7 @@ fn what_a_claim_gets_in_a_later_step_cannot_be_released_before() {
     shell.claim(ONE, &[want("a=:80"), want("b=:81")]).expect("claim");
     shell.on(Event::Gone(ONE));
     shell.on(Event::Connected(ONE, PEER));
-    let mut actions = shell.on(Event::Claim(TWO, vec![want(":80"), want(":81")]));
+    let mut actions = shell.on(Event::Claim(TWO, vec![want(":80"), want(":81")].into()));
     while !actions.iter().any(|action| matches!(action, Action::Granting(..))) {
         actions = shell.on(Event::More(TWO));
     }
@@ -347,9 +347,9 @@ fn of_two_services_that_claim_a_listener_at_once_one_gets_it() {
         shell.on(Event::Join(id, Label { service, generation: 1, pid: 99, state }));
     }
     // The first waits for a socket of its own; the second for that decision.
-    let first = shell.on(Event::Claim(TWO, vec![want(":80"), want(":81")]));
+    let first = shell.on(Event::Claim(TWO, vec![want(":80"), want(":81")].into()));
     let [Action::Open(_, listeners, _)] = &first[..] else { panic!("{first:?}") };
-    let second = Event::Claim(three, vec![want(":80")]);
+    let second = Event::Claim(three, vec![want(":80")].into());
     assert!(shell.on(second).is_empty());
     let opened = shell.open(&listeners.clone());
     let granted = shell.on(Event::Opened(TWO, opened));
@@ -363,7 +363,7 @@ fn an_ipv6_wildcard_beside_a_held_ipv4_one_is_opened_without_ipv4() {
     let mut shell = Shell::new();
     shell.claim(ONE, &[want(":80")]).expect("claim");
     let both = [want(":80"), want("[::]:80")];
-    let actions = shell.on(Event::Claim(ONE, both.to_vec()));
+    let actions = shell.on(Event::Claim(ONE, both.to_vec().into()));
     let [Action::Open(_, listeners, overlaps)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!((listeners[0].to_string().as_str(), &overlaps[..]), ("[::]:80,v6only", &[][..]));
     let opened = shell.open(&listeners.clone());
@@ -581,7 +581,7 @@ fn a_claim_waits_for_one_that_is_opened_only_where_they_meet() {
         want("late=:90"),
         Want { change: true, ..want(":92,backlog=6") },
     ];
-    let actions = shell.on(Event::Claim(ONE, first.to_vec()));
+    let actions = shell.on(Event::Claim(ONE, first.to_vec().into()));
     let [Action::Open(ONE, listeners, _)] = &actions[..] else { panic!("{actions:?}") };
     let listeners = listeners.clone();
     // What is held, and what is new and apart from it, does not wait.
@@ -606,7 +606,11 @@ fn a_claim_waits_for_one_that_is_opened_only_where_they_meet() {
         let id = ConnectionId(10 + number as u64);
         shell.on(Event::Connected(id, PEER));
         let change = text.contains("backlog");
-        assert_eq!(shell.on(Event::Claim(id, vec![Want { change, ..want(text) }])), [], "{text}");
+        assert_eq!(
+            shell.on(Event::Claim(id, vec![Want { change, ..want(text) }].into())),
+            [],
+            "{text}"
+        );
         assert_eq!(shell.registry.index.sizes(), sizes, "who waits has nothing");
         waiting.push(id);
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_wire::framing::Frame;
+use bindonce_wire::framing::{Frame, Text};
 use bindonce_wire::message::{Id, Request, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::task::yield_now;
@@ -133,8 +133,8 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
 }
 
 /// Has a request answered.
-async fn answer(link: &Rc<Link>, handler: &impl Handler, text: &[u8]) -> Reply {
-    let request = match Request::decode(text) {
+async fn answer(link: &Rc<Link>, handler: &impl Handler, text: &Text) -> Reply {
+    let request = match Request::of(text) {
         Ok(request) => request,
         Err(rejected) => return encode_error(&rejected.id, &rejected.error).into(),
     };
@@ -153,7 +153,7 @@ async fn answer(link: &Rc<Link>, handler: &impl Handler, text: &[u8]) -> Reply {
 fn too_much(link: &Link, handler: &impl Handler, frames: &[Frame]) -> End {
     let error = handler.refusal(Excess::Buffered);
     let id = frames.iter().find_map(|frame| match frame {
-        Frame::Request(text) => Request::decode(text).ok().map(|request| request.id),
+        Frame::Request(text) => Request::of(text).ok().map(|request| request.id),
         _ => None,
     });
     let _ = link.stream.try_write(&encode_error(&id.unwrap_or(Id::Null), &error));
