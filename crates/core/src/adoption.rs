@@ -132,7 +132,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unfit(unfit) => unfit.fmt(f),
-            Self::NotWanted => f.write_str("not asked for"),
+            Self::NotWanted => f.write_str("not among the listeners that were named"),
         }
     }
 }

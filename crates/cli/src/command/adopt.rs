@@ -196,7 +196,7 @@ fn left(running: &Running, plan: &Plan) -> String {
     let mut text = String::new();
     for (index, reason) in &plan.left {
         let Some(socket) = running.sockets.get(*index) else { continue };
-        let _ = writeln!(text, "  {}  left to it: {reason}", socket.candidate.listener);
+        let _ = writeln!(text, "  {}  not taken: {reason}", socket.candidate.listener);
     }
     for listener in &plan.missing {
         let _ = writeln!(text, "  {listener}  not there: it does not listen on it");

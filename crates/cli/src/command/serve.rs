@@ -166,11 +166,11 @@ async fn ended(signals: &SignalFd, signalled: &Watch, orders: &Orders) {
     loop {
         match signals.read() {
             Ok(Some(signal)) if matches!(signal.signo, Signal::SIGTERM | Signal::SIGINT) => {
-                tracing::info!(signal = %signal.signo, sender = signal.pid, "told to end");
+                tracing::info!(signal = %signal.signo, sender = signal.pid, "received a signal to stop");
                 return;
             }
             Ok(Some(signal)) if signal.signo == Signal::SIGUSR1 => {
-                tracing::info!(sender = signal.pid, "told to upgrade");
+                tracing::info!(sender = signal.pid, "received a signal to upgrade");
                 orders.upgrade();
                 continue;
             }

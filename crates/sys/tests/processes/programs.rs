@@ -9,6 +9,7 @@ use bindonce_sys::process::{Exit, Pidfd};
 use bindonce_sys::spawn::{Launch, Started};
 use bindonce_sys::tree;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::unistd::{Pid, getsid};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::Test;
@@ -156,7 +157,11 @@ fn tree() {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
         stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).expect("a state")
     };
-    // setsid(1) makes no process of its own here: it leads no group.
+    // setsid(1) makes no process of its own here: it leads no group. It may not have run yet.
+    let leads = |pid: &i32| getsid(Some(Pid::from_raw(*pid))).is_ok_and(|id| id.as_raw() == *pid);
+    while !tree::members(leader).iter().any(|pid| *pid != leader && leads(pid)) {
+        std::thread::yield_now();
+    }
     let members = tree::members(leader);
     assert_eq!((members.len(), members[0]), (4, leader), "{members:?}");
     let mut stopping = tree::Stopping::of(leader);
