@@ -272,6 +272,27 @@ def requests(path, seconds):
         client.stream.close()
 
 
+def large(method, elements, code):
+    """One request again and again, on new connections, that is refused with this code in the end."""
+    text = f'{{"id":1,"method":"{method}","params":[{elements}]}}'.encode()
+    assert 900_000 < len(text) < 1 << 20
+
+    def attack(path, seconds):
+        holder = Client(path)
+        holder.bind(f"127.0.0.1:{LARGE}")
+        for _ in until(seconds):
+            client = Client(path)
+            client.stream.sendall(text)
+            reply = client.reply()
+            assert reply.get("error", {}).get("code") == code, reply
+            client.stream.close()
+    return attack
+
+
+NAMES = ",".join([f'"127.0.0.1:{LARGE}"'] * 55_000)
+BROKEN = ",".join([f'{{"listen":"127.0.0.1:{LARGE}"}}'] * 34_000) + ",?"
+
+
 def leaving(path, seconds):
     """Asks for much and goes away without reading, on as many connections as it may have."""
     for _ in until(seconds):
@@ -308,6 +329,9 @@ ATTACKS = [
     ("5,000 listeners disconnected once", disconnect(5000, False)),
     ("20 listeners disconnected all the time", disconnect(20, True)),
     ("requests of 34,000 addresses", requests),
+    ("the same, no JSON at the end", large("bind", BROKEN, -32700)),
+    ("releases of 55,000 names", large("release", NAMES, -32007)),
+    ("an element of 1 MiB", large("bind", '{"listen":"' + "x" * 1_000_000 + '"}', -32602)),
     ("500 listeners asked for, never read", leaving),
     ("5,000 listeners claimed and released", releasing),
     ("5,000 held listeners claimed again", again),

@@ -41,6 +41,7 @@ pub use disk::place::{control_socket, events_file, service_directory, services};
 pub use disk::secret::whole as whole_secret;
 pub use error::Error;
 pub use generations::start::moved::own_sockets;
+pub use generations::start::rendered::rewritten as rewritten_preparation;
 pub use handover::watchdog;
 pub use kind::{Haproxy, Kind};
 pub use origin::{Origin, Text};

@@ -76,7 +76,8 @@ impl Stat {
         Self::read(pid, &String::from_utf8_lossy(line.get(..length)?))
     }
 
-    pub(crate) fn read(pid: i32, text: &str) -> Option<Self> {
+    /// Reads such a line of /proc. None if it is none.
+    pub fn read(pid: i32, text: &str) -> Option<Self> {
         // The second field is the name in parentheses, and the name may hold
         // anything, also spaces and parentheses: what follows begins after the last one.
         let (head, rest) = text.rsplit_once(')')?;

@@ -18,10 +18,8 @@ fn elements() -> String {
 fn framed(text: &str) -> Text {
     let mut scanner = Scanner::new(MAX_REQUEST);
     let mut frames = text.as_bytes().chunks(1000).filter_map(|mut piece| scanner.next(&mut piece));
-    match frames.next() {
-        Some(Frame::Request(frame)) => frame,
-        other => panic!("no request: {other:?}"),
-    }
+    let Some(Frame::Request(frame)) = frames.next() else { unreachable!("no request") };
+    frame
 }
 
 /// Reads a request as a server does; gives how many elements each step read.
@@ -49,7 +47,7 @@ fn no_step_parses_more_than_some_kibibytes() {
     let frame = framed(&text);
     let request = Request::of(&frame).expect("a request");
     assert_eq!((&request.id, request.method.as_str()), (&Id::from(7), "bind"));
-    let Ok(Call::Bind(binds)) = Call::decode(&request) else { panic!("another call") };
+    let Ok(Call::Bind(binds)) = Call::decode(&request) else { unreachable!("another call") };
     assert_eq!(binds.len(), COUNT);
     // Whoever has the whole text at once reads the same.
     let whole = Request::decode(text.as_bytes()).expect("a request");
@@ -78,7 +76,7 @@ fn what_is_no_json_behind_many_elements_is_told_when_it_is_its_turn() {
                 assert_eq!((place, reason), (at as u64, "a bracket"));
                 continue;
             }
-            other => panic!("{other:?}"),
+            other => unreachable!("{other:?}"),
         };
         assert!(Request::of(&frame).is_ok(), "{behind}");
         let error = read(&text).expect_err(behind);

@@ -13,31 +13,6 @@ use super::ids::{ConnectionId, ListenerId};
 use super::refusal::Refusal;
 use super::wants::Wants;
 
-/// One element of a claim.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Want {
-    /// Which listeners.
-    pub wanted: Wanted,
-    /// If this claim creates them, they are closed with their last lease unless
-    /// something confirms them before.
-    pub tentative: bool,
-    /// An option that was said and differs from what is held is changed on the
-    /// socket in place, instead of being a conflict.
-    pub change: bool,
-    /// Only what is held already is meant: its client may use it, and may not have it created.
-    pub held: bool,
-}
-
-impl Want {
-    /// How many listeners these are.
-    pub fn count(&self) -> usize {
-        match &self.wanted {
-            Wanted::Named(_) => 1,
-            Wanted::Listen(spec) => spec.count(),
-        }
-    }
-}
-
 /// A held listener whose socket is to get other options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {

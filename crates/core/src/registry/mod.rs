@@ -51,13 +51,13 @@ use leases::Leases;
 use plan::Pending;
 
 pub use connection::{Holder, Label, SavedConnection, SavedLease, State};
-pub use event::{Action, Adoption, Change, Closing, Event, Lease, Neighbour, Overlap, Want};
+pub use event::{Action, Adoption, Change, Closing, Event, Lease, Neighbour, Overlap};
 pub use held::{Held, Opened};
 pub use ids::{ConnectionId, ListenerId, MAX_CLAIM};
 pub use refusal::{HeldBy, Refusal};
 pub use release::Releasing;
 pub use view::{Generation, View};
-pub use wants::{Spent, Wants};
+pub use wants::{Spent, Want, Wants};
 
 /// What is bound, under which name, and who uses it.
 #[derive(Debug)]

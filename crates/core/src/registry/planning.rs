@@ -7,11 +7,10 @@
 use std::sync::Arc;
 
 use super::Registry;
-use super::event::Want;
 use super::ids::ListenerId;
 use super::plan::{New, Pending, Stop, Who, overlap};
 use super::refusal::Refusal;
-use super::wants::Wants;
+use super::wants::{Want, Wants};
 use crate::listener::{Listener, Wanted};
 use crate::name::Name;
 

@@ -5,9 +5,9 @@ use std::ops::Bound;
 
 use super::Registry;
 use super::connection::{Holder, State};
-use super::event::Want;
 use super::held::Held;
 use super::ids::{ConnectionId, ListenerId};
+use super::wants::Want;
 use crate::listener::{Listener, Wanted};
 use crate::name::Name;
 use crate::time::Timestamp;

@@ -5,10 +5,35 @@ use std::cell::RefCell;
 use std::mem;
 use std::rc::Rc;
 
-use super::event::Want;
+use crate::listener::Wanted;
 
 /// So many elements are in a part.
 const PART: usize = 1024;
+
+/// One element of a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Want {
+    /// Which listeners.
+    pub wanted: Wanted,
+    /// If this claim creates them, they are closed with their last lease unless
+    /// something confirms them before.
+    pub tentative: bool,
+    /// An option that was said and differs from what is held is changed on the
+    /// socket in place, instead of being a conflict.
+    pub change: bool,
+    /// Only what is held already is meant: its client may use it, and may not have it created.
+    pub held: bool,
+}
+
+impl Want {
+    /// How many listeners these are.
+    pub fn count(&self) -> usize {
+        match &self.wanted {
+            Wanted::Named(_) => 1,
+            Wanted::Listen(spec) => spec.count(),
+        }
+    }
+}
 
 /// The elements of a claim, and how many listeners these are.
 #[derive(Debug, Clone, Default)]
@@ -115,7 +140,6 @@ impl Spent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::listener::Wanted;
 
     fn want(text: &str) -> Want {
         let wanted: Wanted = text.parse().expect("a listener");

@@ -11,7 +11,7 @@ pub(crate) mod moved;
 
 mod order;
 mod program;
-mod rendered;
+pub(crate) mod rendered;
 
 pub(crate) use order::{ReadOptions, StartOptions};
 

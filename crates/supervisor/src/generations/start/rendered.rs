@@ -93,14 +93,30 @@ pub(super) fn words(kind: &Haproxy) -> Vec<Text> {
 /// Two lines of JSON: the facts, and the rendering without the texts of its copies.
 const NAME: &str = "bindonce-prepared.json";
 
+/// Reads the text of such a file.
+fn read(text: &[u8]) -> io::Result<(Facts, Rendering)> {
+    let end = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());
+    let (facts, rendering) = text.split_at(end);
+    Ok((serde_json::from_slice(facts)?, serde_json::from_slice(rendering)?))
+}
+
+/// Reads what a supervisor has written of a configuration that it has prepared, and writes it anew.
+///
+/// # Errors
+/// If it is nothing of that kind.
+pub fn rewritten(text: &[u8]) -> io::Result<Vec<u8>> {
+    let (facts, rendering) = read(text)?;
+    let mut text = serde_json::to_vec(&facts)?;
+    text.push(b'\n');
+    serde_json::to_writer(&mut text, &rendering)?;
+    Ok(text)
+}
+
 impl Rendered {
     /// Reads what is in this directory, for this haproxy.
     pub(super) fn load(kind: &Haproxy, directory: &Path) -> io::Result<Self> {
         let text = std::fs::read(directory.join(NAME))?;
-        let end = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());
-        let (facts, rendering) = text.split_at(end);
-        let facts: Facts = serde_json::from_slice(facts)?;
-        let rendering: Rendering = serde_json::from_slice(rendering)?;
+        let (facts, rendering) = read(&text)?;
         let copies: Vec<_> =
             rendering.files.iter().map(|file| directory.join(&file.name)).collect();
         let rendering = rendering.with_copies(&copies)?;
