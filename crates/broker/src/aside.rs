@@ -53,13 +53,18 @@ impl Aside {
 
     /// What the thread has opened: the last listeners, in their order.
     pub(crate) async fn finish(mut self) -> Vec<listen::Opened> {
-        let mut sockets = match self.opened.take() {
-            // It is sent before the thread ends.
-            Some(opened) => opened.await.unwrap_or_default(),
-            None => Vec::new(),
-        };
+        let Some(opened) = &mut self.opened else { return Vec::new() };
+        let mut sockets = opened.await.unwrap_or_default();
+        // It has nothing to close any more: nobody waits for its end.
+        drop(self.thread.take());
         sockets.reverse();
         sockets
+    }
+
+    /// The same where no more are needed.
+    pub(crate) async fn stop(self) -> Vec<listen::Opened> {
+        self.begun.store(self.count, Ordering::Relaxed);
+        self.finish().await
     }
 }
 

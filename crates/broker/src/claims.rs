@@ -231,32 +231,51 @@ async fn open(
     }
 }
 
-/// Opens listeners in their order; the last of many on a thread beside this one.
+/// Opens listeners in their order.
 async fn open_each(
     broker: &RefCell<Broker>,
     listeners: Vec<Arc<Listener>>,
     mut opening: Opening,
 ) -> Result<Vec<Opened<Socket>>, Unopened> {
-    let aside = Aside::begin(&listeners);
-    let is_left = || aside.as_ref().is_none_or(Aside::leaves_next);
-    let mut rest = listeners.into_iter();
-    let first = std::iter::from_fn(|| if is_left() { rest.next() } else { None });
-    let mut opened = open_in_turns(broker, first, &mut opening).await;
-    if let (Ok(()), Some(aside)) = (&opened, aside) {
-        let last = aside.finish().await;
-        // The thread opens fewer than it began where one of them cannot be opened.
-        let between = rest.len().saturating_sub(last.len());
-        opened = open_in_turns(broker, rest.by_ref().take(between), &mut opening).await;
-        opened = opened.and_then(|()| {
-            let mut each = rest.zip(last);
-            each.try_for_each(|(it, socket)| opening.push(&broker.borrow(), &it, Ok(socket)))
-        });
-    }
+    let opened = open_all(broker, listeners, &mut opening).await;
     let sockets = opening.take().await;
     match opened {
         Ok(()) => Ok(sockets),
         Err(denied) => Err((sockets, denied)),
     }
+}
+
+/// As [`open_each`]; the last of many on a thread beside this one.
+async fn open_all(
+    broker: &RefCell<Broker>,
+    listeners: Vec<Arc<Listener>>,
+    opening: &mut Opening,
+) -> Result<(), Denied> {
+    let aside = Aside::begin(&listeners);
+    let is_left = || aside.as_ref().is_none_or(Aside::leaves_next);
+    let mut rest = listeners.into_iter();
+    let first = std::iter::from_fn(|| if is_left() { rest.next() } else { None });
+    let opened = open_in_turns(broker, first, opening).await;
+    let Some(aside) = aside else { return opened };
+    if opened.is_err() {
+        let mut last = aside.stop().await;
+        while !last.is_empty() {
+            last.truncate(last.len().saturating_sub(OPENED_AT_ONCE));
+            yield_now().await;
+        }
+        return opened;
+    }
+    let last = aside.finish().await;
+    // The thread opens fewer than it began where one of them cannot be opened.
+    let between = rest.len().saturating_sub(last.len());
+    open_in_turns(broker, rest.by_ref().take(between), opening).await?;
+    for (count, (listener, socket)) in rest.zip(last).enumerate() {
+        if count % LOOKED_AT_ONCE == LOOKED_AT_ONCE - 1 {
+            yield_now().await;
+        }
+        opening.push(&broker.borrow(), &listener, Ok(socket))?;
+    }
+    Ok(())
 }
 
 async fn open_in_turns(
