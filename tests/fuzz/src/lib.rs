@@ -18,7 +18,7 @@
 //! | the `cluster-secret` | `secret` |
 //! | `/proc/PID/stat`, where others have chosen the name | `stat` |
 //!
-//! What else is read there is a number or a name that the kernel writes. libFuzzer feeds them (tests/fuzz/run); tests/corpus.rs replays seeds/ and some random inputs, so that what
+//! What else is read there is a number or a name that the kernel writes, or is only cut at a byte (`/proc/PID/environ`). libFuzzer feeds them (tests/fuzz/run); tests/corpus.rs replays seeds/ and some random inputs, so that what
 //! was found once stays found without a fuzzer.
 
 #![forbid(unsafe_code)]
