@@ -150,7 +150,7 @@ fn a_unix_path_that_a_program_removes_stays() {
         supervisor.wait_line("removed True False");
         assert_eq!((ask(), file()), (generation.to_string(), inode));
     }
-    // By somebody else: the next generation gets another one, and clients have it.
+    // Another process removes the file: the next generation gets a new socket, and clients reach it.
     fs::remove_file(&path).expect("remove");
     reload(&scene);
     assert_eq!(ask(), "4");

@@ -132,12 +132,7 @@ pub(crate) fn number(socket: BorrowedFd<'_>, level: c_int, option: c_int) -> Opt
 
 /// Sets such an option. False if the kernel refuses it.
 pub(crate) fn set(socket: BorrowedFd<'_>, level: c_int, option: c_int, value: c_int) -> bool {
-    let length = size_of::<c_int>() as socklen_t;
-    // SAFETY: `value` is an int that lives until the call returns, and `length` is its size.
-    let done = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length)
-    };
-    done == 0
+    set_bytes(socket, level, option, &value.to_ne_bytes())
 }
 
 /// As many bytes of an option's value as the kernel gives; none has more than this in a socket that only listens.

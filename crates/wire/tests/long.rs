@@ -49,7 +49,7 @@ fn no_step_parses_more_than_some_kibibytes() {
     assert_eq!((&request.id, request.method.as_str()), (&Id::from(7), "bind"));
     let Ok(Call::Bind(binds)) = Call::decode(&request) else { unreachable!("another call") };
     assert_eq!(binds.len(), COUNT);
-    // Whoever has the whole text at once reads the same.
+    // A text that is there as a whole gives the same request.
     let whole = Request::decode(text.as_bytes()).expect("a request");
     assert_eq!(format!("{whole:?}"), format!("{request:?}"));
 }

@@ -1,4 +1,4 @@
-//! What /proc says of a process, whose name others have chosen.
+//! `/proc/PID/stat` of a process whose name another user has chosen.
 
 use bindonce_sys::process::Stat;
 

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Until the next attempt.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// What the kernel says of an address to the broker as it would to the program.
+/// Errnos that depend on the address alone: the kernel would give the program the same.
 const KERNELS: [Errno; 7] = [
     Errno::EADDRNOTAVAIL,
     Errno::EINVAL,
