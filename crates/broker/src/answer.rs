@@ -26,8 +26,7 @@ pub(crate) fn bound(held: &Held, created: bool) -> Bound {
 /// Adds a listener to a reply. The text of one that was held before is kept: each reload asks for it again.
 pub(crate) fn push(reply: &mut BindReply, held: &Held, created: bool) -> serde_json::Result<()> {
     if created {
-        reply.push(&bound(held, created).encode()?);
-        return Ok(());
+        return reply.add(&bound(held, created));
     }
     let mut told = held.opened.handle.told.borrow_mut();
     match &*told {

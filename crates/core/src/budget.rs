@@ -8,6 +8,13 @@ use std::collections::BTreeMap;
 /// A user has one part in this many of what the others leave, where the server cannot take it back.
 const PART: usize = 32;
 
+/// Where that part is smaller than this, a user has this much of it, but no larger part than [`LARGER_PART`]: a claim of a thousand
+/// listeners goes out at once where few others have anything.
+const ENOUGH: usize = 1024;
+
+/// One part in this many of what the others leave.
+const LARGER_PART: usize = 8;
+
 /// How much is kept, and for whom.
 #[derive(Debug, Clone, Default)]
 pub struct Budget {
@@ -44,7 +51,8 @@ impl Budget {
     pub fn has_room(&self, uid: u32, more: usize) -> bool {
         let user = self.users.get(&uid).copied().unwrap_or_default();
         let left = self.limit.saturating_sub(self.all.saturating_sub(user));
-        user == 0 || user.saturating_add(more) <= left / PART
+        let most = (left / PART).max(ENOUGH.min(left / LARGER_PART));
+        user == 0 || user.saturating_add(more) <= most
     }
 
     /// What is kept for all together.
@@ -72,6 +80,19 @@ mod tests {
             assert!((500..=(1 << 19) / PART).contains(&has), "{has} for {uid}");
         }
         assert!(budget.has_room(100, 253) && budget.all() < 1 << 19);
+        // Where there is little, one user may have a thousand, and dozens of others a message each.
+        let mut budget = Budget::default();
+        budget.set_limit(10_000);
+        for uid in 0..12 {
+            let mut has = 0;
+            while budget.has_room(uid, 253) {
+                budget.change(uid, has, has + 253);
+                has += 253;
+            }
+            let most = if uid == 0 { 1012 } else { 253 };
+            assert!((most..=1012).contains(&has), "{has} for {uid}");
+        }
+        assert!(budget.has_room(12, 253) && budget.all() < 10_000, "{}", budget.all());
         // However little there is, the first message of a user may go.
         budget.set_limit(0);
         assert!(budget.has_room(100, 253) && !budget.has_room(0, 1));

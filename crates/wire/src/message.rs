@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use crate::error::{ErrorCode, RpcError};
 use crate::framing::{AT_ONCE, Text};
 use crate::params;
+use crate::result::Bound;
 
 /// What ties a reply to its request.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -297,10 +298,20 @@ impl BindReply {
 
     /// Adds a listener, as [`Bound::encode`](crate::result::Bound::encode) gives it.
     pub fn push(&mut self, bound: &[u8]) {
+        self.separate();
+        self.text.extend_from_slice(bound);
+    }
+
+    /// Adds a listener whose text is not kept.
+    pub fn add(&mut self, bound: &Bound) -> serde_json::Result<()> {
+        self.separate();
+        serde_json::to_writer(&mut self.text, bound)
+    }
+
+    fn separate(&mut self) {
         if !std::mem::take(&mut self.is_empty) {
             self.text.push(b',');
         }
-        self.text.extend_from_slice(bound);
     }
 
     /// All of it, ending in a line end.

@@ -84,11 +84,11 @@ impl Listeners {
 
     /// Some of a claim are granted: their records are made, and written with those of the others.
     fn grants(&mut self, id: ConnectionId, leases: &[Lease]) {
-        let held = leases.iter().filter_map(|lease| self.registry.held(lease.listener));
-        let text = self.ledger.records(held);
+        let changed = leases.iter().filter(|lease| lease.changed);
+        let held = changed.filter_map(|lease| self.registry.held(lease.listener));
         let step = self.stepping.entry(id).or_default();
+        self.ledger.add_records(&mut step.records, held);
         step.count += leases.len();
-        step.records.extend(text);
         let created = leases.iter().filter(|lease| lease.created);
         self.unsettled.extend(created.map(|lease| lease.listener));
     }

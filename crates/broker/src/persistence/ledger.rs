@@ -100,24 +100,25 @@ impl Ledger {
         self: &Rc<Self>,
         listeners: impl IntoIterator<Item = &'a R>,
     ) {
-        self.append(self.records(listeners));
+        let mut text = Vec::new();
+        self.add_records(&mut text, listeners);
+        self.append(text);
     }
 
-    /// The records of these that are new, to be [appended](Self::append).
-    pub(crate) fn records<'a, R: Recorded + 'a>(
+    /// Adds the records of these that are new to what will be [appended](Self::append).
+    pub(crate) fn add_records<'a, R: Recorded + 'a>(
         self: &Rc<Self>,
+        text: &mut Vec<u8>,
         listeners: impl IntoIterator<Item = &'a R>,
-    ) -> Vec<u8> {
-        let mut text = Vec::new();
+    ) {
         if matches!(*self.place.borrow(), Place::Nowhere) {
-            return text;
+            return;
         }
         for listener in listeners {
             if self.note(listener) {
-                manifest::opened(&mut text, &listener.entry());
+                manifest::opened(text, &listener.entry());
             }
         }
-        text
     }
 
     /// Brings a listener's mark up to date, and the listener into the store. False if nothing of it is
@@ -232,7 +233,9 @@ impl Ledger {
     /// Writes the next listeners anew.
     pub(crate) fn renew<R: Recorded>(self: &Rc<Self>, listeners: &[(ListenerId, &R)]) {
         // In the records until then, too.
-        self.write(self.records(listeners.iter().map(|(_, listener)| *listener)));
+        let mut text = Vec::new();
+        self.add_records(&mut text, listeners.iter().map(|(_, listener)| *listener));
+        self.write(text);
         if let Some(renewal) = &mut *self.renewal.borrow_mut() {
             listeners.iter().for_each(|(_, listener)| renewal.listeners.push(&listener.entry()));
             renewal.last = listeners.last().map(|(id, _)| *id).or(renewal.last);

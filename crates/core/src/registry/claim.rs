@@ -228,6 +228,7 @@ impl<H> Registry<H> {
             // New listeners are entered in order, so one is new to the client when it is the next.
             let new = plan.opening.grant(id);
             let created = new.is_some();
+            let mut changed = false;
             if let Some((New { listener, key }, opened)) = new {
                 if opened.bound != listener.address {
                     self.index.occupy(id, key.bound(&opened.bound));
@@ -242,6 +243,7 @@ impl<H> Registry<H> {
                 if !tentative {
                     held.confirm();
                 }
+                changed = held.grant();
                 if let Entry::Vacant(lease) = connection.leases.entry(id) {
                     lease.insert(now);
                     held.leases += 1;
@@ -250,7 +252,7 @@ impl<H> Registry<H> {
                     held.leases -= 1;
                 }
             }
-            plan.leases.push(Lease { listener: id, created });
+            plan.leases.push(Lease { listener: id, created, changed });
         }
         self.leases.add(connection.peer.uid, connection.leases.len() - before);
         plan.leases.len() == plan.entries.len()

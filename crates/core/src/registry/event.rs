@@ -126,6 +126,8 @@ pub struct Lease {
     pub listener: ListenerId,
     /// Whether this claim created it.
     pub created: bool,
+    /// Whether this [edition](super::Held::edition) of it was not granted before.
+    pub changed: bool,
 }
 
 /// A listener that is held already, to be entered without being opened.

@@ -46,6 +46,8 @@ pub struct Held<H> {
     pub(super) last_user: Option<Box<(Name, u32)>>,
     /// How often its name, its options or `tentative` has changed.
     pub(super) edition: u32,
+    /// The edition that was granted last.
+    granted: Option<u32>,
 }
 
 impl<H> Held<H> {
@@ -65,6 +67,7 @@ impl<H> Held<H> {
             leases: 0,
             last_user: None,
             edition: 0,
+            granted: None,
         }
     }
 
@@ -72,6 +75,11 @@ impl<H> Held<H> {
     /// written down of it under the same number is still true.
     pub fn edition(&self) -> u32 {
         self.edition
+    }
+
+    /// It is granted: whether its edition was not granted before.
+    pub(super) fn grant(&mut self) -> bool {
+        self.granted.replace(self.edition) != Some(self.edition)
     }
 
     /// It stays when its last lease ends.

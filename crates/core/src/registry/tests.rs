@@ -21,6 +21,8 @@ struct Shell {
     registry: Registry<u32>,
     opened: u32,
     now: u64,
+    /// The editions that were granted last.
+    granted: BTreeMap<ListenerId, u32>,
 }
 
 impl Shell {
@@ -34,7 +36,16 @@ impl Shell {
 
     fn on(&mut self, event: Event<u32>) -> Vec<Action<u32>> {
         self.now += 1000;
-        self.registry.on(Timestamp(self.now), event)
+        let actions = self.registry.on(Timestamp(self.now), event);
+        for action in &actions {
+            let Action::Grant(_, leases) = action else { continue };
+            for lease in leases {
+                let edition = self.registry.held(lease.listener).expect("granted").edition();
+                let before = self.granted.insert(lease.listener, edition);
+                assert_eq!(lease.changed, before != Some(edition), "{lease:?}");
+            }
+        }
+        actions
     }
 
     fn open(&mut self, listeners: &[Arc<Listener>]) -> Vec<Opened<u32>> {
