@@ -1,7 +1,6 @@
 //! `bindonce list`: every listener the broker holds.
 
 use std::fmt::Write as _;
-use std::process::ExitCode;
 
 use bindonce::{Client, HolderInfo, ListenerInfo, Problem};
 use serde_json::Value;
@@ -29,7 +28,7 @@ pub(crate) struct Args {
 }
 
 /// Prints what is held, as a table or as JSON.
-pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { json } = args;
     let result = Client::connect(&globals.socket_path())?.list()?;
     if json {
@@ -39,7 +38,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     } else {
         output::print(&format!("{}{}", table(&result.listeners), problems(&result.problems)))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Listeners as a table for people.

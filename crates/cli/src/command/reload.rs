@@ -1,7 +1,6 @@
 //! `bindonce reload`: a new generation on the files as they are now.
 
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -115,7 +114,7 @@ impl Wish {
 }
 
 /// Asks the supervisor of the service, and tells what it answers.
-pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { name, timeout, allow_empty, wait, drain_idle, drain_timeout } = args;
     let drained = match wait {
         Until::Serving => None,
@@ -126,7 +125,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     print(&text(&reloaded))?;
     match reloaded.drained {
         Some(Drained { left, .. }) if !left.is_empty() => Err(not_drained(&name, &left, drained)),
-        _ => Ok(ExitCode::SUCCESS),
+        _ => Ok(()),
     }
 }
 
