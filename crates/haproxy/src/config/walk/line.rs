@@ -8,11 +8,12 @@ use bindonce_core::address::Address;
 use super::Walk;
 use crate::config::address::is_descriptor;
 use crate::config::binds::{self, BindLine, Surroundings};
-use crate::config::claims::Claims;
+use crate::config::claims::{Claims, left_alone};
 use crate::config::options::BindOptions;
 use crate::config::own;
 use crate::config::quoting::printable;
 use crate::config::reader::Word;
+use crate::config::rendering::LeftAlone;
 use crate::config::sections::{Kind, Section};
 use crate::config::state::Done;
 use crate::config::{Error, Place};
@@ -57,7 +58,8 @@ impl Walk<'_> {
         match (section.kind, values[0]) {
             (Kind::Defaults, b"bind") => {
                 let reason = "haproxy does not allow bind in defaults";
-                self.claims.leave(section, written(words.get(1)), place, reason, None, Vec::new());
+                let left = left_alone(section, place, written(words.get(1)), reason);
+                self.claims.left_alone.push(left);
             }
             (Kind::Proxy | Kind::Peers | Kind::LogForward, b"bind")
             | (Kind::LogForward, b"dgram-bind")
@@ -75,21 +77,19 @@ impl Walk<'_> {
                     let text = written(words.get(2));
                     let own =
                         values.get(2).map(|word| binds::own_addresses(word, &self.surroundings()));
-                    let (section, own) = (&self.sections.open, own.unwrap_or_default());
-                    self.claims.leave(section, text, place, reason, None, own);
+                    let left = left_alone(&self.sections.open, place, text, reason);
+                    let own = own.unwrap_or_default();
+                    self.claims.left_alone.push(LeftAlone { own, ..left });
                 }
             }
             (Kind::Proxy, b"server") if values.get(2).is_some_and(|word| is_descriptor(word)) => {
                 section.keyword(&values);
                 let text = format!("server {}", printable(values[2]));
-                self.claims.leave(
-                    section,
-                    text,
-                    place,
-                    "a descriptor from outside",
-                    Some("cannot use file descriptor : Bad file descriptor".to_owned()),
-                    Vec::new(),
-                );
+                self.claims.left_alone.push(LeftAlone {
+                    descriptor: Some("cannot use file descriptor : Bad file descriptor".to_owned()),
+                    listens: false,
+                    ..left_alone(section, place, text, "a descriptor from outside")
+                });
             }
             _ => section.keyword(&values),
         }
@@ -180,7 +180,8 @@ impl Walk<'_> {
             let section = self.of_stats_socket(bound);
             return self.claim(&section);
         }
-        self.claims.leave(&self.sections.open, text, place, reason, descriptor, own);
+        let left = left_alone(&self.sections.open, place, text, reason);
+        self.claims.left_alone.push(LeftAlone { descriptor, own, ..left });
         Ok(())
     }
 
