@@ -59,6 +59,11 @@ pub fn lines(text: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
 }
 
 /// C's isspace() in the C locale.
+/// Where a part of a text begins.
+pub fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len()).position(|window| window == part)
+}
+
 fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
 }
