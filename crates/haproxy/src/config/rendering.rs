@@ -61,7 +61,6 @@ pub struct Change {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Binding {
     /// What to claim. It has a name only when `--listen` gave one.
-    #[serde(with = "saved::listener")]
     pub listener: Listener,
     /// It is a descriptor that haproxy would have inherited under this number.
     pub inherited: Option<RawFd>,
@@ -106,7 +105,7 @@ pub struct LeftAlone {
     /// haproxy listens there: false where it passes over the line.
     pub listens: bool,
     /// Where haproxy listens then, as far as the line tells: a `stats socket`, the local peer, a path for datagrams.
-    #[serde(default, with = "saved::addresses")]
+    #[serde(default)]
     pub own: Vec<Address>,
     /// The device that is why: it is not there, or was not when haproxy first bound the address.
     pub device: Option<String>,
