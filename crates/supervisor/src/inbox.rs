@@ -54,7 +54,7 @@ impl Supervisor {
                 self.report.counting.gone(id);
                 let text = error.to_string();
                 self.record(id, event::Kind::GenerationFailed, format!("not started: {text}"));
-                self.report.failed(Cause::new(text, error.hint()));
+                self.report.failure = Cause::new(text, error.hint());
                 self.feed(Event::StartFailed(id));
             }
             Message::Answers(id, info) => {
@@ -106,7 +106,7 @@ impl Supervisor {
             Message::IdleClosed(id, count) => {
                 if let Some(generation) = self.generations.get_mut(&id) {
                     generation.drain.idle_closed += count;
-                    self.report.idle_closed(count);
+                    self.report.counts.idle_closed += count;
                     self.requests.idle_closed(id, count);
                 }
             }
@@ -120,7 +120,7 @@ impl Supervisor {
             Message::NotReleased(kept) => self.leases.add(kept),
             Message::Detached(id, detached) => {
                 if let Some(pid) = self.generations.pid(id) {
-                    self.report.ghosts_removed(detached.removed);
+                    self.report.counts.ghosts_removed += detached.removed as u64;
                     // At the last stop no generation is left that could start otherwise.
                     let is_last = self.timeline.is_shutting_down();
                     self.handover.ghosts.ended(&self.cx, (id, pid), detached, is_last);

@@ -68,7 +68,7 @@ impl Supervisor {
             Action::Serving(id) => self.serving(id),
             Action::Gone(id) => self.gone(id),
             Action::Restart { died, configuration, after, rollback } => {
-                self.report.restarted();
+                self.report.counts.restarts += 1;
                 let wait = bindonce_core::duration::format(after);
                 if rollback {
                     let text = format!(
@@ -175,7 +175,7 @@ impl Supervisor {
 
     /// So many connections of a generation end with it.
     pub(crate) fn cut(&mut self, id: GenerationId, count: u64) {
-        self.report.cut(count);
+        self.report.counts.connections_cut += count;
         self.requests.cut(id, count);
     }
 
@@ -192,7 +192,8 @@ impl Supervisor {
         tracing::error!(generation = id.0, "{text}");
         self.record(id, event::Kind::GenerationFailed, text.as_str());
         let hint = "see why that takes so long, or raise --ready-timeout; then run `bindonce reload` again";
-        self.report.failed(Cause::new(text, (reason == Reason::NotReady).then(|| hint.to_owned())));
+        let hint = (reason == Reason::NotReady).then(|| hint.to_owned());
+        self.report.failure = Cause::new(text, hint);
     }
 
     fn serving(&mut self, id: GenerationId) {

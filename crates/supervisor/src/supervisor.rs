@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::control::ending::End;
 use crate::control::requests::Requests;
 use crate::control::upgrades::Upgrade;
-use crate::disk::directory::{Inherited, Saved, SavedGeneration};
+use crate::disk::directory::{COUNTERS, Inherited, KEPT, Saved, SavedGeneration};
 use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::admin::Admin;
@@ -65,10 +65,10 @@ impl Supervisor {
             timeline: Timeline::new(settings.timing.clone(), next),
             generations: Generations::default(),
             starts,
-            handover: Handover::new(settings.handover.ghosts, &cx.directory.kept())?,
+            handover: Handover::new(settings.handover.ghosts, &cx.directory.file(KEPT))?,
             leases: Leases::new(settings, saved.ours.clone(), Rc::clone(&cx.journal)),
             requests: Requests::default(),
-            report: Report::new(settings, cx.directory.counters(), &saved.lately),
+            report: Report::new(settings, cx.directory.file(COUNTERS), &saved.lately),
             upgrade: Upgrade::new(control, saved.upgrades),
             master,
             first: First { replaced: Vec::new(), starter: settings.first.starter.clone() },

@@ -62,7 +62,7 @@ impl Supervisor {
             Err(error) => {
                 let name = self.cx.settings.kind.name();
                 let text = format!("{name}, pid {pid}, cannot be watched: {error}");
-                self.report.failed(Cause::new(text, None));
+                self.report.failure = Cause::new(text, None);
                 return self.feed(Event::StartFailed(id));
             }
         };
@@ -147,7 +147,7 @@ impl Supervisor {
             let unseen = unseen.then_some(why);
             let hint = hint.or_else(|| nothing_to_listen_on(&words));
             let cause = Cause { words, in_its_words, unseen, ..Cause::new(text, hint) };
-            self.report.failed(refused.unwrap_or(cause));
+            self.report.failure = refused.unwrap_or(cause);
         }
         self.feed(Event::Exited(id));
     }

@@ -142,7 +142,7 @@ impl Supervisor {
                 }
                 let tail = self.master.failing.take_if(|(of, _)| of == id).map(|(_, tail)| tail);
                 let tail = tail.filter(|tail| !tail.startup().is_empty());
-                let cause = self.report.failure();
+                let cause = &self.report.failure;
                 let before = match &tail {
                     Some(_) if !cause.ours => String::new(),
                     _ => alerts(&cause.whole()),

@@ -12,7 +12,7 @@ use bindonce_sys::{listen, worker};
 
 use super::order::{Order, ReadOptions, StartOptions, passed};
 use super::rendered::{self, FIRST_DESCRIPTOR, Facts, Rendered};
-use crate::disk::directory::Directory;
+use crate::disk::directory::{CLUSTER_SECRET, Directory};
 use crate::disk::{fallback, secret};
 use crate::error::Error;
 use crate::generations::listeners::HeldListener;
@@ -71,7 +71,7 @@ pub(crate) async fn render(
     let admin = kind.admin && (is_master || rendering.surely_listens());
     let mut own = if admin { format!("{OURS}{ADMIN}") } else { String::new() };
     if rendering.lacks_cluster_secret() {
-        let secret = secret::cluster_secret(&directory.cluster_secret());
+        let secret = secret::cluster_secret(&directory.file(CLUSTER_SECRET));
         let secret = secret.map_err(Error::system("make a cluster-secret"))?;
         let head = if own.is_empty() { OURS } else { "" };
         own.push_str(&format!("{head}    cluster-secret {secret}\n"));
