@@ -108,7 +108,8 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let changed = supervisor.adopt(&saved, left, is_upgrade).await?;
     for id in asked_about {
         // What is left of a generation that is gone, for one: its calls fail.
-        let is_answered = supervisor.generations.get(&id).is_some_and(|it| it.intercept.is_some());
+        let is_answered =
+            supervisor.generations.get(&id).is_some_and(|it| it.own.intercept.is_some());
         if !is_answered {
             supervisor.handover.forget_calls(id);
         }

@@ -200,7 +200,7 @@ impl Supervisor {
         self.handover.tell(&Duty::None);
         let Some(generation) = self.generations.get_mut(&id) else { return };
         generation.lease.served = true;
-        generation.reloads_before = self.master.history.reloads;
+        generation.cli.reloads_before = self.master.history.reloads;
         self.master.forget();
         generation.output.started();
         generation.release();

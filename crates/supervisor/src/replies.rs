@@ -187,28 +187,33 @@ pub struct GenerationStatus {
     /// How many listeners it has.
     #[serde(default)]
     pub listeners: Option<usize>,
-    /// How many connections it has.
-    pub connections: Option<u64>,
-    /// Requests that have come on its connections since it stopped accepting; none while it accepts, or where nobody tells.
-    #[serde(default)]
-    pub requests_after: Option<u64>,
-    /// Bytes that it has sent since then.
-    #[serde(default)]
-    pub bytes_after: Option<u64>,
-    /// How many of its connections were closed because they were idle.
-    #[serde(default)]
-    pub idle_closed: u64,
+    /// Its connections.
+    #[serde(flatten)]
+    pub drain: DrainStatus,
     /// How long its start took, until it was ready.
     #[serde(default)]
     pub start_ms: Option<u64>,
     /// Resident memory in bytes.
     pub memory: Option<u64>,
-    /// What keeps a generation that drains.
-    #[serde(default)]
-    pub oldest_sessions: Vec<Session>,
     /// What else a newer supervisor sends.
     #[serde(flatten)]
     pub more: Map<String, Value>,
+}
+
+/// The connections of a generation, and what comes on them once it drains.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DrainStatus {
+    /// How many it has.
+    pub connections: Option<u64>,
+    /// Requests that have come on them since it stopped accepting; none while it accepts, or where nobody tells.
+    pub requests_after: Option<u64>,
+    /// Bytes that it has sent since then.
+    pub bytes_after: Option<u64>,
+    /// How many of them were closed because they were idle.
+    pub idle_closed: u64,
+    /// What keeps a generation that drains.
+    pub oldest_sessions: Vec<Session>,
 }
 
 /// An address that haproxy binds itself.

@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::control::ending::End;
 use crate::control::requests::Requests;
 use crate::control::upgrades::Upgrade;
-use crate::disk::directory::{COUNTERS, Inherited, KEPT, Saved, SavedGeneration};
+use crate::disk::directory::{COUNTERS, Inherited, KEPT, Saved, SavedGeneration, SavedOwn};
 use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::admin::Admin;
@@ -136,12 +136,14 @@ impl Supervisor {
             ready: generation.readiness.ready,
             master_worker: generation.cli.master_worker,
             configuration: self.timeline.configuration_of(generation.id).unwrap_or(generation.id).0,
-            since: generation.started.0,
+            since: generation.start.at.0,
             listeners: generation.listeners.iter().map(|h| h.listener.to_string()).collect(),
-            own_devices: generation.own.devices.clone(),
-            own_lines: generation.own.lines.clone(),
-            reloads_before: generation.reloads_before,
-            start_ms: generation.start.took().and_then(milliseconds),
+            own: SavedOwn {
+                own_devices: generation.own.devices.clone(),
+                own_lines: generation.own.lines.clone(),
+            },
+            reloads_before: generation.cli.reloads_before,
+            start_ms: generation.start.took.and_then(milliseconds),
             drain: generation
                 .drain
                 .saved(itself, generation.cli.admin.as_ref().map_or(0, Admin::told)),

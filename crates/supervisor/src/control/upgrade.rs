@@ -109,7 +109,7 @@ impl Supervisor {
         }
         for generation in self.generations.iter() {
             let id = generation.id;
-            if let Some(calls) = &generation.intercept {
+            if let Some(calls) = &generation.own.intercept {
                 inherited.calls.insert(id.0, calls.unanswered());
                 match calls.as_fd().try_clone_to_owned() {
                     Ok(fd) => drop(inherited.intercept.insert(id.0, leave(fd))),

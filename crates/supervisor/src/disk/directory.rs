@@ -120,16 +120,24 @@ pub(crate) struct SavedGeneration {
     pub(crate) since: u64,
     /// Its listeners, as they were claimed.
     pub(crate) listeners: Vec<String>,
-    /// Devices whose addresses it has bound by itself.
-    pub(crate) own_devices: BTreeSet<String>,
-    /// Lines that were read otherwise, and for which it has the broker's sockets.
-    pub(crate) own_lines: BTreeSet<String>,
+    #[serde(flatten)]
+    pub(crate) own: SavedOwn,
     /// How many reloads there had been when it began to serve.
     pub(crate) reloads_before: u64,
     /// How long its start took, in milliseconds.
     pub(crate) start_ms: Option<u64>,
     #[serde(flatten)]
     pub(crate) drain: SavedDrain,
+}
+
+/// What it has bound by itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SavedOwn {
+    /// Devices whose addresses it has.
+    pub(crate) own_devices: BTreeSet<String>,
+    /// Lines that were read otherwise, and for which it has the broker's sockets.
+    pub(crate) own_lines: BTreeSet<String>,
 }
 
 /// Descriptors that stay open over an exec of the supervisor by itself.

@@ -14,7 +14,7 @@ use bindonce_sys::process::Exit;
 use crate::broker::leases;
 use crate::generations::admin::Admin;
 use crate::generations::drain::Drain;
-use crate::generations::generation::{Generation, GivenBack, Start};
+use crate::generations::generation::{Generation, GivenBack};
 use crate::generations::own;
 use crate::generations::process::{self, Process};
 use crate::generations::progress;
@@ -66,7 +66,7 @@ impl Supervisor {
                 return self.feed(Event::StartFailed(id));
             }
         };
-        generation.start = Start::Begun(starting.begun);
+        generation.start.begun = Some(starting.begun);
         generation.drain = Drain::of_new();
         generation.own.devices = devices;
         // What it was given at its start it does not say that it listens on.

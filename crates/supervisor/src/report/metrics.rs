@@ -185,7 +185,7 @@ impl View<'_> {
             page.family(family, samples);
         };
         each(&AGE, &|generation| {
-            Some(Duration::from_millis(clock::now().0.saturating_sub(generation.started.0)).into())
+            Some(Duration::from_millis(clock::now().0.saturating_sub(generation.start.at.0)).into())
         });
         each(&CONNECTIONS, &|generation| Some(generation.drain.connections?.into()));
         each(&MEMORY, &|generation| Some(process::memory(generation.pid())?.into()));

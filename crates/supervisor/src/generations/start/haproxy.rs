@@ -137,10 +137,10 @@ pub(crate) fn order(
         // haproxy tells this pid, ours, when it has bound everything. No other pid is ever
         // given to it, so that it can pause no other process.
         launch.args.extend(["-sf".into(), std::process::id().to_string().into()]);
-        launch.hold =
+        launch.calls.hold =
             (how.older_alive && rendered.may_be_held()).then_some(std::process::id().cast_signed());
     }
-    launch.binds = rendered.may_be_held() && !rendered.rendering.binds_while_it_serves();
+    launch.calls.binds = rendered.may_be_held() && !rendered.rendering.binds_while_it_serves();
     Ok(Order { launch, messages: rendered.messages(), admin, notifications: None })
 }
 
