@@ -53,9 +53,8 @@ pub(crate) async fn render(
             let mut ours =
                 vec![("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];
             ours.extend(sockets.as_deref().map(|sockets| (MasterSocket::VARIABLE, sockets)));
-            let world = world.with(&crate::broker::not_theirs(), &ours);
-            let world = world.holding(how.devices).beside(how.haproxys);
-            let world = if how.again { world.again() } else { world };
+            let mut world = world.with(&crate::broker::not_theirs(), &ours);
+            (world.again, world.devices, world.haproxys) = (how.again, how.devices, how.haproxys);
             let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
             let rendering = Rendering::of(&command, supplied, &world)?;
             rendering.self_contained()?;
