@@ -102,16 +102,7 @@ pub fn take_apart(
     unset: Unset,
     variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>,
 ) -> Result<Line, Fault> {
-    let mut scanner = Scanner {
-        line,
-        unset,
-        at: 0,
-        taken: Line::default(),
-        value: Vec::new(),
-        open: false,
-        first_of_token: 0,
-        token: 0,
-    };
+    let mut scanner = Scanner { line, unset, ..Scanner::default() };
     scanner.skip_space();
     // A line in brackets opens a scope, which says nothing about listeners.
     if scanner.peek(0) == Some(b'[') {
@@ -122,6 +113,7 @@ pub fn take_apart(
     Ok(scanner.taken)
 }
 
+#[derive(Default)]
 struct Scanner<'a> {
     line: &'a [u8],
     unset: Unset,

@@ -69,6 +69,7 @@ impl Start {
 }
 
 /// haproxy's admin CLI, and what it has told. Empty for another program.
+#[derive(Default)]
 pub(crate) struct Cli {
     pub(crate) admin: Option<Admin>,
     /// Known when its admin socket has answered.

@@ -26,6 +26,7 @@ use crate::message::Message;
 use crate::origin::Origin;
 
 /// What the starts of a service need to know of each other.
+#[derive(Default)]
 pub(crate) struct Starts {
     /// Generations that are being started and have no process yet.
     in_progress: HashMap<GenerationId, Starting>,
@@ -87,18 +88,7 @@ pub(crate) struct ServingNow {
 
 impl Starts {
     pub(crate) fn new(read_before: bool, version: Option<Version>) -> Self {
-        Self {
-            in_progress: HashMap::new(),
-            configurations: BTreeMap::new(),
-            read_before,
-            may_be_empty: None,
-            unserved: Unserved::default(),
-            pid_file: PidFile::default(),
-            wanted: None,
-            given: None,
-            version,
-            watched: Watched::default(),
-        }
+        Self { read_before, version, ..Self::default() }
     }
 
     /// Begins a start beside the loop, which learns how it ended.
