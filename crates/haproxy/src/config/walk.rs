@@ -66,6 +66,24 @@ impl Input<'_> {
     }
 }
 
+/// A line that was taken apart, and where it is.
+#[derive(Clone, Copy)]
+struct Here<'a> {
+    /// The number of its file.
+    source: usize,
+    words: &'a [Word],
+    line: &'a [u8],
+    /// Where it begins in the file.
+    offset: usize,
+    place: &'a Place,
+}
+
+impl<'a> Here<'a> {
+    fn values(self) -> Vec<&'a [u8]> {
+        self.words.iter().map(|word| word.value.as_slice()).collect()
+    }
+}
+
 pub(super) struct Walk<'a> {
     input: Input<'a>,
     /// haproxy reads it as the worker of a master, which the supervisor stands in for.
@@ -334,7 +352,7 @@ impl<'a> Walk<'a> {
             if first.value.starts_with(b".") {
                 self.block(&words, &mut blocks, &place)?;
             } else if !blocks.masked() {
-                self.line(number, &words, line, offset, &place)?;
+                self.line(Here { source: number, words: &words, line, offset, place: &place })?;
             }
         }
         if blocks.is_open() && !self.must_ask() {

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use bindonce_core::address::Address;
 
-use super::Walk;
+use super::{Here, Walk};
+use crate::config::Error;
 use crate::config::address::is_descriptor;
 use crate::config::binds::{self, BindLine, Surroundings};
 use crate::config::claims::{Claims, left_alone};
@@ -16,7 +17,6 @@ use crate::config::reader::Word;
 use crate::config::rendering::LeftAlone;
 use crate::config::sections::{Kind, Section};
 use crate::config::state::Done;
-use crate::config::{Error, Place};
 
 /// Why addresses for QUIC are haproxy's own.
 const NO_QUIC: &str =
@@ -26,15 +26,9 @@ const TOO_OLD: &str = "haproxy knows this family of addresses from 3.1 on";
 const QUIC_OFF: &str = "the global section has switched QUIC off";
 
 impl Walk<'_> {
-    pub(super) fn line(
-        &mut self,
-        source: usize,
-        words: &[Word],
-        line: &[u8],
-        offset: usize,
-        place: &Place,
-    ) -> Result<(), Error> {
-        let values: Vec<&[u8]> = words.iter().map(|word| word.value.as_slice()).collect();
+    pub(super) fn line(&mut self, here: Here<'_>) -> Result<(), Error> {
+        let Here { words, line, offset, place, .. } = here;
+        let values = here.values();
         if let Some(kind) = Kind::of(values[0]) {
             if !self.first_pass {
                 self.end_section()?;
@@ -44,7 +38,7 @@ impl Walk<'_> {
         }
         let section = &mut self.sections.open;
         if section.kind == Kind::Global {
-            return self.global(source, words, line, offset, place);
+            return self.global(here);
         }
         if self.first_pass {
             return Ok(());
@@ -97,15 +91,9 @@ impl Walk<'_> {
     }
 
     /// A line of `global`, which may change something for the lines after it.
-    fn global(
-        &mut self,
-        source: usize,
-        words: &[Word],
-        line: &[u8],
-        offset: usize,
-        place: &Place,
-    ) -> Result<(), Error> {
-        let values: Vec<&[u8]> = words.iter().map(|word| word.value.as_slice()).collect();
+    fn global(&mut self, here: Here<'_>) -> Result<(), Error> {
+        let Here { source, words, offset, place, .. } = here;
+        let values = here.values();
         if values[0] == b"localpeer" && self.input.command.local_peer.is_some() {
             return Ok(());
         }
@@ -134,7 +122,7 @@ impl Walk<'_> {
         }
         if let [b"stats", b"socket", rest @ ..] = values.as_slice() {
             let address = rest.first().copied().unwrap_or_default();
-            return self.stats_socket(address, words, line, offset, place);
+            return self.stats_socket(address, here);
         }
         if let Some((range, text)) = self.global.take(words, &place.file, self.edits.copy(), offset)
         {
@@ -144,14 +132,8 @@ impl Walk<'_> {
     }
 
     /// haproxy binds it by itself, unless it is on a descriptor.
-    fn stats_socket(
-        &mut self,
-        address: &[u8],
-        words: &[Word],
-        line: &[u8],
-        offset: usize,
-        place: &Place,
-    ) -> Result<(), Error> {
+    fn stats_socket(&mut self, address: &[u8], here: Here<'_>) -> Result<(), Error> {
+        let Here { words, line, offset, place, .. } = here;
         let reason = "an admin socket belongs to one generation; the newest has it";
         let text = format!("stats socket {}", printable(address));
         let (mut descriptor, mut bound) = (None, None);
