@@ -21,9 +21,7 @@ fn status(scene: &Scene) -> serde_json::Value {
 
 /// haproxy under these options with two requests in progress, and the files of its next generation.
 fn in_progress(scene: &Scene, program: &Path, options: &[&str]) -> (Haproxy, [TcpStream; 2]) {
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let haproxy = Haproxy::start_with(scene, options, program, &file);
+    let (address, haproxy) = Haproxy::start_at(scene, options, program);
     let halves = [(); 2].map(|()| {
         let mut half = TcpStream::connect(address).expect("connecting");
         half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");

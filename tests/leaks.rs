@@ -63,9 +63,7 @@ fn broker_and_supervisor_through_good_and_bad_reloads() {
     };
     let scene = Scene::new();
     let broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let haproxy = Haproxy::start(&scene, &program, &file);
+    let (address, haproxy) = Haproxy::start_at(&scene, &[], &program);
     let settle = || {
         eventually("older generations to be gone", || (scene.haproxies().len() == 1).then_some(()));
     };

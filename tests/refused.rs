@@ -23,9 +23,7 @@ fn stage() -> Option<Stage> {
     let program = Haproxy::system()?;
     let scene = Scene::new();
     let broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let haproxy = Haproxy::start(&scene, &program, &file);
+    let (address, haproxy) = Haproxy::start_at(&scene, &[], &program);
     let mut plan = Plan::new(address);
     (plan.clients, plan.rate) = (4, Some(1000));
     let load = plan.start().expect("starting the load");

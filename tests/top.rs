@@ -46,9 +46,7 @@ fn a_person_reloads_retires_and_sees_the_broker_restart() {
     let Some(program) = Haproxy::system() else { return };
     let scene = Scene::new();
     let mut broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let _haproxy = Haproxy::start(&scene, &program, &file);
+    let (address, _haproxy) = Haproxy::start_at(&scene, &[], &program);
     let mut terminal = Terminal::start(&top(&scene));
     terminal.wait("the service", is(1, "serving"));
     terminal.wait_text(&format!("pid {}", broker.pid()));

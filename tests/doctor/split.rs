@@ -87,9 +87,7 @@ fn reloads_under_bindonce_give_no_finding() {
     let Some(program) = Haproxy::system() else { return };
     let scene = Scene::new();
     let _broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let _haproxy = Haproxy::start(&scene, &program, &file);
+    let (address, _haproxy) = Haproxy::start_at(&scene, &[], &program);
     let _draining = half_a_request(address);
     let script = "until [ -e \"$3\" ]; do \"$1\" reload --name web --socket \"$2\" || exit 1; done";
     let stop = scene.path("stop");
