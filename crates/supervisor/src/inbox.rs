@@ -151,12 +151,12 @@ impl Supervisor {
             Command::Reload { how, reply, pid } => {
                 if let Some((haproxy, caller)) = self.cx.settings.kind.haproxy().zip(how.caller) {
                     match haproxy.of(caller) {
-                        Ok(haproxy) => self.starts.want(haproxy),
+                        Ok(haproxy) => self.starts.wanted = Some(haproxy),
                         Err(error) => return drop(reply.send(Err(refused(&error)))),
                     }
                 }
                 if how.allow_empty {
-                    self.requests.allow_empty();
+                    self.requests.allow_empty = true;
                 }
                 if how.at_once {
                     self.master.hard = true;
@@ -180,7 +180,7 @@ impl Supervisor {
                 let pid = known.map(Generation::pid);
                 let connections = known.and_then(|generation| generation.drain.connections);
                 tracing::info!(generation = id.0, pid, connections, sender = by, "asked to end it");
-                self.requests.await_end(Retirement { id, pid, connections, reply });
+                self.requests.retirements.push(Retirement { id, pid, connections, reply });
                 self.feed(Event::Retire(id));
             }
             Command::Upgrade(reply) => self.upgrade.want(reply),

@@ -149,12 +149,12 @@ impl Supervisor {
         loop {
             self.report.announcer.alive();
             self.maybe_upgrade();
-            if let Some(ending) = self.end.decided() {
+            if let Some(ending) = self.end.decided {
                 return Ok(self.ended(ending));
             }
             let deadline = self.timeline.deadline().map(|at| self.cx.epoch + at);
             let keep_alive = async {
-                match self.report.announcer.keep_alive() {
+                match self.report.announcer.keep_alive {
                     Some(interval) => tokio::time::sleep(interval).await,
                     None => std::future::pending().await,
                 }

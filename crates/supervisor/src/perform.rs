@@ -10,6 +10,7 @@ use bindonce_core::generation::{
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::worker;
 
+use crate::control::requests::Awaited;
 use crate::disk::directory::remove_all;
 use crate::generations::start::{self, moved::Serving};
 use crate::generations::starts::{Plan, ServingNow};
@@ -86,7 +87,7 @@ impl Supervisor {
                     self.record(died, event::Kind::Restart, text);
                 }
             }
-            Action::Exit(ending) => self.end.decide(ending),
+            Action::Exit(ending) => self.end.decided = Some(ending),
         }
     }
 
@@ -109,15 +110,15 @@ impl Supervisor {
         let is_fresh = configuration == Configuration::Fresh;
         if is_fresh {
             self.report.reload_begins();
-            self.requests.reload_begins();
+            self.requests.cut = 0;
         }
-        self.requests.wait_for(None, None, None);
+        self.requests.awaited = Awaited::default();
         let devices = self.generations.listeners();
         let plan = Plan {
             id,
             configuration,
             served: self.generations.labels(serving),
-            may_be_empty: is_fresh && self.requests.take_allow_empty(),
+            may_be_empty: is_fresh && std::mem::take(&mut self.requests.allow_empty),
             devices: devices.filter_map(|held| held.listener.options.interface.clone()).collect(),
             known: self.generations.descriptors(),
             serving: serving.and_then(|id| self.generations.get(&id)).map(|one| {
@@ -165,7 +166,7 @@ impl Supervisor {
             let late = self.generations.get_mut(&id).zip(listeners);
             let late =
                 late.and_then(|(one, listeners)| compare::ask_resumed(&self.cx, one, listeners));
-            self.requests.wait_for(None, late, None);
+            self.requests.awaited = Awaited { late, ..Awaited::default() };
         }
         if let Err(error) = sent {
             // It has just ended by itself; its end is on its way to us.
@@ -217,7 +218,8 @@ impl Supervisor {
         let late = self.generations.get(&id).and_then(|generation| {
             compare::ask_late(&self.cx, generation, self.listeners(generation))
         });
-        self.requests.wait_for(Some(confirmed), late, unseen);
+        self.requests.awaited =
+            Awaited { confirmed: Some(confirmed), late, unseen, ..Awaited::default() };
         self.give_back();
         let of = self.timeline.configuration_of(id);
         if let Some(of) = of {
@@ -226,7 +228,7 @@ impl Supervisor {
         let written = of.and_then(|of| self.starts.write_pid_file(of));
         self.master.serve_late(&self.first.replaced);
         let written = self.first.serves(&self.cx, self.generations.get(&id), written);
-        self.requests.wait_for_pid_file(written);
+        self.requests.awaited.pid_file = written;
     }
 
     fn answer(&mut self, callers: &[Caller], outcome: &Outcome) {
@@ -237,10 +239,10 @@ impl Supervisor {
                 Outcome::Serving { alone: true, .. } => std::mem::take(&mut self.starts.unserved),
                 _ => Unserved::default(),
             },
-            broker: self.leases.broker().pid(),
+            broker: self.leases.broker.pid(),
         };
         let serves = now.serving.is_some();
-        let answer = self.report.outcome(&self.cx, outcome, now, self.requests.cut_meanwhile());
+        let answer = self.report.outcome(&self.cx, outcome, now, self.requests.cut);
         if serves && matches!(outcome, Outcome::Failed(..)) {
             self.first.serves_on();
         }

@@ -59,7 +59,7 @@ impl Supervisor {
         // Another process has the command that it is started with.
         let caller = saved.caller.as_ref().filter(|_| saved.inherited.is_some());
         if let (Some(haproxy), Some(caller)) = (settings.kind.haproxy(), caller) {
-            starts.was_given(haproxy.of(caller.clone())?);
+            starts.given = Some(haproxy.of(caller.clone())?);
         }
         Ok(Self {
             timeline: Timeline::new(settings.timing.clone(), next),
@@ -115,7 +115,7 @@ impl Supervisor {
             report: &self.report,
             rendering: self.timeline.serving().and_then(|id| self.rendering(id)),
             upgrades: self.upgrade.count,
-            broker_is_lost: self.leases.broker().is_lost(),
+            broker_is_lost: self.leases.broker.is_lost(),
         }
     }
 
@@ -151,7 +151,7 @@ impl Supervisor {
         Saved {
             next: self.timeline.next_id().0,
             generations: generations.collect(),
-            ours: self.leases.ours().clone(),
+            ours: self.leases.ours.clone(),
             inherited,
             upgrades: self.upgrade.count,
             history: self.master.history.saved(),

@@ -37,7 +37,8 @@ pub fn check(path: &std::path::Path, text: &[u8]) -> Result<String, crate::error
 impl Supervisor {
     /// Called when the loop has nothing to do: begins an upgrade that was asked for.
     pub(crate) fn maybe_upgrade(&mut self) {
-        let waited_for = self.requests.awaits_end() || self.timeline.reloads_waiting() > 0;
+        let waited_for =
+            !self.requests.retirements.is_empty() || self.timeline.reloads_waiting() > 0;
         let busy = !self.timeline.is_idle() || waited_for;
         if busy || !self.upgrade.begin() {
             return;

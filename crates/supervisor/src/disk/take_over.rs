@@ -310,7 +310,7 @@ async fn claim_again(
     let had = left.listeners(id);
     let claim = async {
         let mut lease = broker::connect(&cx.settings.broker.socket).await?;
-        leases.broker().note(&lease);
+        leases.broker.note(&lease);
         let service = &cx.settings.service;
         broker::join(&mut lease, service, id, None, bindonce::State::Starting).await?;
         let texts = saved.listeners.iter();
@@ -361,7 +361,7 @@ async fn claim_again(
 
 /// Logs which other processes hold our listeners: they may accept from them.
 fn name_strangers(cx: &Context, leases: &Leases, generations: &Generations) {
-    let (kind, broker) = (&cx.settings.kind, leases.broker().pid());
+    let (kind, broker) = (&cx.settings.kind, leases.broker.pid());
     let strangers = generations.strangers(kind, broker, generations.listeners());
     for (pid, command) in strangers {
         let text = "this process also holds listeners of the service and may accept from them; \

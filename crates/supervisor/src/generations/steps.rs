@@ -182,7 +182,7 @@ impl Supervisor {
         let mut ended = Vec::new();
         for GivenBack { known, of_master } in given_back {
             ended.push(known);
-            self.leases.left_open(of_master);
+            self.leases.open.extend(of_master);
         }
         leases::release_after(&self.cx, ended);
     }
