@@ -86,7 +86,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     if !settings.watch.is_empty() {
         // Before anything is read for the first generation.
         let files = files::Files::watch(settings.watch.clone())?;
-        watched.seen = Some(files.contents());
+        watched.seen = Some(files.contents);
         let changes = sender.clone();
         // The supervisor's loop ends only with the process.
         spawn(files.follow(move |contents| drop(changes.send(Message::Changed(contents)))));

@@ -25,8 +25,9 @@ use crate::generations::listeners::read;
 #[derive(Debug, Default)]
 pub(crate) struct Passed {
     descriptors: BTreeMap<RawFd, OwnedFd>,
-    /// Those that an earlier supervisor had too, which only the broker has by now.
-    known: Descriptors,
+    /// By the number that a configuration names: the listener of each, or why it is none. Also of those that an earlier supervisor
+    /// had, which only the broker has by now.
+    pub(crate) known: Descriptors,
 }
 
 impl Passed {
@@ -55,12 +56,7 @@ impl Passed {
         Ok(Self { descriptors, known })
     }
 
-    /// By the number that a configuration names: the listener of each, or why it is none.
-    pub(crate) fn known(&self) -> &Descriptors {
-        &self.known
-    }
-
-    /// The same, of those that are listeners, for the next supervisor.
+    /// Those that are listeners, for the next supervisor.
     pub(crate) fn listeners(&self) -> BTreeMap<RawFd, String> {
         let listeners = self.known.iter();
         listeners

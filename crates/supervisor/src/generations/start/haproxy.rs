@@ -46,7 +46,7 @@ pub(crate) async fn render(
     let (sockets, version) = (settings.master_cli.clone(), how.version);
     // Reading may resolve host names and ask haproxy about conditions: not on our thread.
     let limit = settings.timing.ready_timeout;
-    let world = kind.world(passed.known()).map_err(Error::system("find haproxy"))?;
+    let world = kind.world(&passed.known).map_err(Error::system("find haproxy"))?;
     let read =
         worker::within(limit, move || -> Result<(Rendering, Option<String>, Vec<u8>), Error> {
             let sockets = master_cli(&sockets, version, &command.program)?;
