@@ -31,8 +31,7 @@ fn next(scene: &Scene) -> Process {
 
 #[test]
 fn what_a_process_holds_comes_back_as_the_same_socket_and_what_nobody_holds_anew() {
-    let scene = Scene::new();
-    let mut first = scene.broker();
+    let (scene, mut first) = Scene::with_broker();
     let (held, lost) = (scene.address(), scene.address());
     let path = scene.path("app.sock").display().to_string();
     let wanted = [
@@ -86,8 +85,7 @@ fn serve_untracing(scene: &Scene, listen: &[String]) -> Process {
 
 #[test]
 fn a_client_gives_back_what_it_holds() {
-    let scene = Scene::new();
-    let mut first = scene.broker();
+    let (scene, mut first) = Scene::with_broker();
     let address = scene.address();
     let (entries, fds) = scene.wire().bind(&[&format!("web={address},backlog=7")]);
     first.kill();
@@ -154,8 +152,7 @@ fn a_broker_that_ends_in_order_leaves_what_is_in_use_to_the_next() {
 
 #[test]
 fn what_cannot_be_had_back_is_named_and_never_bound_twice() {
-    let scene = Scene::new();
-    let mut first = scene.broker();
+    let (scene, mut first) = Scene::with_broker();
     let address = scene.address();
     let (entries, fds) = scene.wire().bind(&[&format!("web={address}")]);
     first.kill();
@@ -180,8 +177,7 @@ fn what_cannot_be_had_back_is_named_and_never_bound_twice() {
 
 #[test]
 fn store_takes_only_what_is_what_it_is_said_to_be() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let socket =
         |text: &str| -> OwnedFd { std::net::TcpListener::bind(text).expect("bind").into() };
     let (one, two) = (scene.address(), scene.address());
