@@ -122,10 +122,8 @@ impl Passed {
         if let Some(fd) = self.descriptor(number) {
             client.store(&[give(listener, fd)]).await.map_err(Error::claim)?;
         }
-        let claim = [Claim::listen(listener.to_string())];
-        let lease = client.claim(&claim).await.map_err(Error::claim)?.pop();
-        let missing = || Error::system("claim")(std::io::ErrorKind::NotFound.into());
-        Ok((client, lease.ok_or_else(missing)?.into_fd()))
+        let fd = lease::claim_one(&mut client, Claim::listen(listener.to_string())).await?;
+        Ok((client, fd))
     }
 
     /// Gives the broker what these bindings name, to be claimed on the same connection.

@@ -108,13 +108,17 @@ fn remarks(listener: &ListenerInfo) -> String {
 }
 
 fn options(listener: &ListenerInfo) -> String {
-    let word = |(word, value): (&String, &Value)| match value {
+    let words: Vec<String> = option_words(listener).collect();
+    if words.is_empty() { "-".to_owned() } else { words.join(",") }
+}
+
+/// The options of a listener, as a person writes them.
+pub(super) fn option_words(listener: &ListenerInfo) -> impl Iterator<Item = String> {
+    listener.options.iter().map(|(word, value)| match value {
         Value::Bool(true) => word.clone(),
         Value::String(text) => format!("{word}={text}"),
         other => format!("{word}={other}"),
-    };
-    let words: Vec<String> = listener.options.iter().map(word).collect();
-    if words.is_empty() { "-".to_owned() } else { words.join(",") }
+    })
 }
 
 /// The first few of those who hold a listener.
