@@ -34,8 +34,7 @@ fn config(binds: &[String]) -> String {
 #[test]
 fn unix_names_that_haproxy_takes_are_served() {
     for program in haproxies() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let at = |name: &str| scene.path(name).display().to_string();
         std::fs::create_dir_all(scene.path("deep/er")).expect("directories");
         symlink(scene.path("deep/er"), scene.path("link")).expect("link");
@@ -114,8 +113,7 @@ fn an_interface_that_does_not_exist_is_left_to_haproxy_which_listens() {
 #[test]
 fn what_haproxy_refuses_is_refused() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     for (bind, reason) in [
         (format!("unix@/{}", "y".repeat(97)), "at most 97 bytes"),
         (format!("unix@{}", scene.path("none/../a.sock").display()), "No such file or directory"),

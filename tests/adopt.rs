@@ -256,8 +256,7 @@ fn a_process_of_another_user_is_asked_with_that_user_s_rights() {
         return skip("running something as another user needs root");
     }
     let Some(real) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let place = scene.path("theirs");
     fs::create_dir(&place).expect("a directory");
     for (path, mode) in [(scene.path(""), 0o755), (place.clone(), 0o777)] {

@@ -73,8 +73,7 @@ fn too_many_open_files_names_whose_limit_it_is() {
 
 #[test]
 fn too_many_open_files_of_the_broker_names_the_broker() {
-    let scene = Scene::new();
-    let mut broker = scene.broker();
+    let (scene, mut broker) = Scene::with_broker();
     let pid = broker.pid();
     let mut limit = scene.command("prlimit");
     finish(limit.args(["--pid", &pid.to_string(), "--nofile=40:40"])).ok();
@@ -98,8 +97,7 @@ fn too_many_open_files_of_the_broker_names_the_broker() {
 #[test]
 fn the_end_of_a_supervisor_says_what_stays_bound() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let file = scene.write("f.cfg", &config(address, 1));
     // Also of a listener that was there before the service.
@@ -149,8 +147,7 @@ fn the_cli_of_a_master_is_told_from_a_stats_socket() {
 #[test]
 fn a_script_that_starts_haproxy_works_as_the_advice_says() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let file = scene.write("f.cfg", &config(scene.address(), 1));
     let script = format!("#!/bin/sh\nexec {} \"$@\"\n", program.display());
     let script = scene.write("start-it", &script);
@@ -166,8 +163,7 @@ fn a_script_that_starts_haproxy_works_as_the_advice_says() {
 
 #[test]
 fn a_program_that_listens_elsewhere_is_told_so() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (given, taken) = (scene.address(), scene.address());
     let text = format!(
         "import os, socket, time\nos.closerange(3, 64)\ns = socket.socket()\n\
@@ -221,8 +217,7 @@ fn the_error_of_a_first_start_is_printed_once() {
 /// Also where it is ended for what it does not do: the end names the option.
 #[test]
 fn a_first_start_that_takes_too_long_is_told_so_at_the_end() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let file = scene.write("f.cfg", &config(scene.address(), 1));
     let slow = scene.write("slow", "#!/bin/sh\necho \"I am slow\" >&2\nexec sleep 60\n");
     std::fs::set_permissions(&slow, Permissions::from_mode(0o755)).expect("its mode");
@@ -238,8 +233,7 @@ fn a_first_start_that_takes_too_long_is_told_so_at_the_end() {
 #[test]
 fn an_address_of_another_broker_is_found_there() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let file = scene.write("f.cfg", &config(address, 1));
     let other = scene.path("other.sock").display().to_string();

@@ -183,8 +183,7 @@ fn ask_path(path: &Path) -> String {
 #[test]
 fn a_unix_path_that_is_removed_or_replaced_is_bound_anew_at_the_next_reload() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let directory = scene.path("sockets");
     fs::create_dir(&directory).expect("a directory");
     let path = directory.join("web.sock");

@@ -139,8 +139,7 @@ fn nothing_stays_bound_when_a_signal_ends_it() {
 
 #[test]
 fn a_haproxy_that_does_not_end_has_a_deadline() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let file = scene.write("f.cfg", &format!("frontend f\n    bind {address}\n"));
     let mut command = scene.bindonce("check");
@@ -171,8 +170,7 @@ fn a_configuration_that_cannot_be_read_has_the_same_deadline() {
 fn what_a_reload_would_change_is_accepted_and_left_as_it_is() {
     use std::os::unix::fs::PermissionsExt as _;
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, path) = (scene.address(), scene.path("app.sock"));
     let text = |backlog, mode| {
         let path = path.display();
@@ -199,8 +197,7 @@ fn what_a_reload_would_change_is_accepted_and_left_as_it_is() {
 #[test]
 fn what_a_reload_would_refuse_is_refused() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, other) = (scene.address(), scene.address());
     let mut somebody = scene.wire();
     somebody.call("bind", &serde_json::json!([{ "listen": other.to_string() }]));
@@ -233,8 +230,7 @@ fn haproxy_is_found_where_packages_put_it() {
     let Some(_) = Haproxy::system().filter(|path| path.starts_with("/usr/sbin")) else {
         return skip("haproxy is not in /usr/sbin");
     };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
     let mut command = scene.bindonce("check");
     command.env("PATH", "/usr/bin:/bin").args(["--", "haproxy", "-f"]).arg(&file);

@@ -40,8 +40,7 @@ const PASSED_OVER: &str = ".if !streq(\"$BRANCH\",b)\n    bind @\n.endif\n";
 
 fn compared(program: Option<PathBuf>) {
     let Some(program) = program else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, other) = (scene.address(), scene.address());
     let program = other_minded(&scene, &program);
     let abstract_name = format!("abns@compared-{}", std::process::id());
@@ -135,8 +134,7 @@ fn without_an_admin_socket_it_is_compared_too() {
     let nested = ("    master-worker\n", &["--no-admin", "--nested-master"][..]);
     let masters = Haproxy::with_masters().take(1).map(|program| (program, nested));
     for (program, (global, options)) in Haproxy::all().map(|one| (one, plain)).chain(masters) {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let (address, other) = (scene.address(), scene.address());
         let program = other_minded(&scene, &program);
         let write = |lines: &str, tag| {
@@ -164,8 +162,7 @@ fn without_an_admin_socket_it_is_compared_too() {
 #[test]
 fn where_it_is_not_to_be_seen_that_is_told() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let text = with(address, "", 1).replace("global\n", "global\n    noepoll\n");
     let file = scene.write("haproxy.cfg", &text);
@@ -202,8 +199,7 @@ fn beside_a_listener_that_shows_nothing_it_is_compared_before_the_older_one_stop
 #[test]
 fn a_configuration_whose_every_line_is_read_otherwise_serves_too() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let address = scene.address();
         let program = other_minded(&scene, &program);
         let admin = scene.path("admin.sock");
@@ -233,8 +229,7 @@ fn a_configuration_whose_every_line_is_read_otherwise_serves_too() {
 /// haproxy binds what it was not given: it gets the broker's socket, also in an upgraded supervisor.
 fn read_otherwise(program: Option<PathBuf>) {
     let Some(program) = program else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, other) = (scene.address(), scene.address());
     let program = other_minded(&scene, &program);
     let name = format!("abns@otherwise-{}-{}", std::process::id(), other.port());
@@ -305,8 +300,7 @@ fn what_is_started_anew_is_compared_and_serves() {
     for (arguments, bind) in
         [(&[][..], ""), (&["--no-admin"], ""), (&[], "    bind abns@compared-again-NAME\n")]
     {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let (address, other) = (scene.address(), scene.address());
         let flag = scene.path("flag");
         let test = format!("[ -e {} ]", flag.display());

@@ -49,8 +49,7 @@ fn counted(scene: &Scene, all: f64) {
 }
 
 fn of_all_generations(program: &Path) {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let kept = |tag| {
         let kept = "defaults\n    option idle-close-on-response\n";
@@ -109,8 +108,7 @@ fn of_haproxy_itself(scene: &Scene, count: u64) {
 }
 
 fn over_a_stats_file(program: &Path) {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let path = scene.path("counters/file");
     std::fs::create_dir(path.parent().expect("a directory")).expect("mkdir");

@@ -21,9 +21,7 @@ fn status(scene: &Scene) -> serde_json::Value {
 
 /// haproxy under these options with two requests in progress, and the files of its next generation.
 fn in_progress(scene: &Scene, program: &Path, options: &[&str]) -> (Haproxy, [TcpStream; 2]) {
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let haproxy = Haproxy::start_with(scene, options, program, &file);
+    let (address, haproxy) = Haproxy::start_at(scene, options, program);
     let halves = [(); 2].map(|()| {
         let mut half = TcpStream::connect(address).expect("connecting");
         half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");
@@ -55,8 +53,7 @@ const TIMEOUT: &str = "its connections did not end in time (--drain-timeout)";
 #[test]
 fn what_retire_cuts_is_counted_and_told() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let (haproxy, _halves) = in_progress(&scene, &program, &[]);
         haproxy.reload(&scene).ok();
         drains(&scene);
@@ -69,8 +66,7 @@ fn what_retire_cuts_is_counted_and_told() {
 #[test]
 fn what_max_draining_cuts_is_counted_and_told() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let (haproxy, _halves) = in_progress(&scene, &program, &["--max-draining", "1"]);
         haproxy.reload(&scene).ok();
         drains(&scene);
@@ -86,8 +82,7 @@ fn what_max_draining_cuts_is_counted_and_told() {
 #[test]
 fn what_drain_timeout_of_the_service_cuts_is_counted_and_told() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let (_haproxy, _halves) = in_progress(&scene, &program, &["--drain-timeout", "500ms"]);
         let words = ["--name", "web", "--wait", "drained"];
         let told = finish(scene.bindonce("reload").args(words)).ok();
@@ -99,8 +94,7 @@ fn what_drain_timeout_of_the_service_cuts_is_counted_and_told() {
 #[test]
 fn one_reload_can_have_a_drain_timeout_of_its_own() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let (_haproxy, _halves) = in_progress(&scene, &program, &[]);
         let words = ["--name", "web", "--wait", "drained", "--drain-timeout", "500ms"];
         let told = finish(scene.bindonce("reload").args(words)).ok();
@@ -112,8 +106,7 @@ fn one_reload_can_have_a_drain_timeout_of_its_own() {
 #[test]
 fn the_drain_timeout_of_one_reload_can_be_longer_and_holds_over_an_upgrade() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (_haproxy, mut halves) = in_progress(&scene, &program, &["--drain-timeout", "300ms"]);
     let words = ["--name", "web", "--drain-timeout", "1h"];
     finish(scene.bindonce("reload").args(words)).ok();
@@ -147,8 +140,7 @@ fn counted(scene: &Scene) -> u64 {
 #[test]
 fn what_is_cut_before_a_reload_is_over_is_counted_and_told() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let deaf = [Fault::Deaf(SIGTTOU, 0), Fault::Deaf(SIGUSR1, 0)];
         let program = with_faults(&scene, Guest::Haproxy, &program, &[(1, &deaf)]);
         let (_haproxy, _halves) = in_progress(&scene, &program, &["--retire-timeout", "500ms"]);
@@ -169,8 +161,7 @@ fn what_is_cut_before_a_reload_is_over_is_counted_and_told() {
 #[test]
 fn what_ends_with_a_generation_that_dies_is_counted_and_told() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let (mut haproxy, _halves) = in_progress(&scene, &program, &[]);
         both_are_known(&scene);
         let (_, pid) = haproxy.wait_serving(&scene);
@@ -187,8 +178,7 @@ fn what_ends_with_a_generation_that_dies_is_counted_and_told() {
 #[test]
 fn what_ends_with_the_workers_of_a_master_that_dies_is_counted_and_told() {
     let Some(program) = Haproxy::with_masters().next() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (mut haproxy, _halves) = in_progress(&scene, &program, &["--nested-master"]);
     both_are_known(&scene);
     let (_, master) = haproxy.wait_serving(&scene);
@@ -201,8 +191,7 @@ fn what_ends_with_the_workers_of_a_master_that_dies_is_counted_and_told() {
 #[test]
 fn what_is_cut_just_after_an_upgrade_of_the_supervisor_is_counted_and_told() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let (haproxy, _halves) = in_progress(&scene, &program, &[]);
         haproxy.reload(&scene).ok();
         drains(&scene);
@@ -216,8 +205,7 @@ fn what_is_cut_just_after_an_upgrade_of_the_supervisor_is_counted_and_told() {
 #[test]
 fn what_a_shutdown_at_once_cuts_is_told() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let (mut haproxy, _halves) = in_progress(&scene, &program, &[]);
         both_are_known(&scene);
         let supervisor = Pid::from_raw(i32::try_from(haproxy.supervisor.pid()).expect("a pid"));

@@ -72,8 +72,7 @@ fn signals_of_job_control_stop_no_broker_and_no_supervisor() {
 #[test]
 fn a_haproxy_that_cannot_bind_an_address_of_its_own_stops_nobody() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let occupied = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = occupied.local_addr().expect("its address");
     let text = config(scene.address(), 1);
@@ -164,8 +163,7 @@ fn standard_error_that_nobody_reads_holds_up_no_start_no_reload_and_no_end() {
 #[test]
 fn what_was_said_before_somebody_reads_standard_error_is_heard_then() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (reader, writer) = full_pipe();
     let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
     let mut run = scene.bindonce("run");
@@ -189,8 +187,7 @@ fn what_was_said_before_somebody_reads_standard_error_is_heard_then() {
 fn a_fault_that_is_sent_ends_a_broker_and_a_supervisor_at_once() {
     let Some(program) = Haproxy::system() else { return };
     for signal in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGABRT] {
-        let scene = Scene::new();
-        let mut broker = scene.broker();
+        let (scene, mut broker) = Scene::with_broker();
         let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
         let mut haproxy = Haproxy::start(&scene, &program, &file);
         for process in [&mut broker, &mut haproxy.supervisor] {
@@ -219,8 +216,7 @@ fn watchdog(haproxy: &Haproxy) -> Pid {
 #[test]
 fn a_watchdog_that_is_stopped_is_replaced_and_holds_up_no_end() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
     let mut haproxy = Haproxy::start(&scene, &program, &file);
     let first = watchdog(&haproxy);
@@ -267,8 +263,7 @@ fn hanging(scene: &Scene, program: &Path) -> PathBuf {
 /// The limit is for what is not stalled too, on a busy machine.
 fn goes_on_while_it_stalls(stall: Stall, reason: &str) {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let broker = scene.broker();
+    let (scene, broker) = Scene::with_broker();
     let text = format!(".if feature(EPOLL)\n.endif\n{}", config(scene.address(), 1));
     let file = scene.write("haproxy.cfg", &text);
     let program = hanging(&scene, &program);
@@ -335,8 +330,7 @@ fn a_broker_that_does_not_answer_is_abandoned() {
 #[test]
 fn a_client_that_does_not_read_holds_up_nobody() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let broker = scene.broker();
+    let (scene, broker) = Scene::with_broker();
     let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
     let mut haproxy = Haproxy::start(&scene, &program, &file);
     let mut deaf = Vec::new();

@@ -38,8 +38,7 @@ fn to_the_end(mut stream: &TcpStream) -> String {
 }
 
 fn closes_idle_ones_alone(program: &Path) {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let file = scene.write("haproxy.cfg", &keeps_idle(address, 1));
     let haproxy = Haproxy::start(&scene, program, &file);
@@ -142,8 +141,7 @@ impl Http2 {
 }
 
 fn goes_on_over_an_upgrade(program: &Path) {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let file = scene.write("haproxy.cfg", &keeps_idle(address, 1));
     let haproxy = Haproxy::start_with(&scene, &["--drain-idle", "2s"], program, &file);
@@ -181,8 +179,7 @@ fn idle_connections_are_closed_by_the_supervisor_of_after_an_upgrade() {
 }
 
 fn tells_what_haproxy_cuts(program: &Path) {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let text = |tag| {
         let stop = "global\n    hard-stop-after 500ms\n";

@@ -28,8 +28,7 @@ impl Dropped {
             return None;
         }
         let program = Haproxy::system()?;
-        let scene = Scene::new();
-        let broker = scene.broker();
+        let (scene, broker) = Scene::with_broker();
         let text = config(scene.address(), 1);
         let text = text.replace("maxconn 500\n", "maxconn 500\n    uid 65534\n    gid 65534\n");
         let file = scene.write("haproxy.cfg", &text);

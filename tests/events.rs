@@ -39,8 +39,7 @@ fn file(scene: &Scene) -> PathBuf {
 #[test]
 fn reloads_failures_and_kills_are_told_with_their_cause() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let path = scene.write("haproxy.cfg", &config(address, 1));
     let mut haproxy = Haproxy::start(&scene, &program, &path);
@@ -90,8 +89,7 @@ fn reloads_failures_and_kills_are_told_with_their_cause() {
 #[test]
 fn one_who_follows_misses_nothing_over_kills_and_upgrades() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let mut broker = scene.broker();
+    let (scene, mut broker) = Scene::with_broker();
     let address = scene.address();
     let path = scene.write("haproxy.cfg", &config(address, 1));
     let mut haproxy = Haproxy::start(&scene, &program, &path);
@@ -229,8 +227,7 @@ fn a_file_that_cannot_be_written_harms_nothing() {
         return skip("a file that root cannot write needs root to make it");
     }
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let path = scene.write("haproxy.cfg", &config(scene.address(), 1));
     // A directory stands where the file, and what is to replace it, should be.
     for name in ["events.jsonl", "events.jsonl.new"] {

@@ -27,8 +27,7 @@ peer.sendall(b"hello")
 
 #[test]
 fn a_program_of_the_systemd_convention_serves() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (web, admin) = (scene.address(), scene.address());
     let mut command = scene.bindonce("exec");
     command
@@ -47,8 +46,7 @@ fn a_program_of_the_systemd_convention_serves() {
 
 #[test]
 fn the_exit_code_and_the_arguments_are_the_programs_own() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = format!("web={}", scene.address());
     let run = |arguments: &[&str]| {
         finish(scene.bindonce("exec").args(["--listen", &address, "--"]).args(arguments))
@@ -61,8 +59,7 @@ fn the_exit_code_and_the_arguments_are_the_programs_own() {
 
 #[test]
 fn a_listener_already_held_is_claimed_by_name_alone() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     scene.run("bind", &[&format!("web={address}")]).ok();
     let shown =
@@ -85,8 +82,7 @@ c.sendall(b'HTTP/1.0 200 OK\\r\\n\\r\\nhello')
 
 #[test]
 fn a_program_that_waits_in_accept_is_given_a_listener_that_blocks() {
-    let scene = Scene::new();
-    let mut broker = scene.broker();
+    let (scene, mut broker) = Scene::with_broker();
     let address = scene.address();
     let exec = |options: &str| {
         let mut command = scene.bindonce("exec");

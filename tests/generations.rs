@@ -274,8 +274,7 @@ fn shows(scene: &Scene, expected: &[(u64, &str)]) {
 /// A generation takes over from another, and the broker's fault strikes when they stand at `at`;
 /// then a third takes over, as if nothing had been.
 fn story(kind: Kind, fault: Fault, at: Step) {
-    let scene = Scene::new();
-    let mut broker = scene.broker();
+    let (scene, mut broker) = Scene::with_broker();
     let accepting = Arc::new(AtomicUsize::new(0));
     let strike = |step: Step, broker: &mut Process| {
         if step == at {
@@ -324,8 +323,7 @@ fn story(kind: Kind, fault: Fault, at: Step) {
 /// A newer generation dies before it is let in, when the older one has stopped accepting for its
 /// sake; and perhaps the broker with it.
 fn death(kind: Kind, fault: Option<Fault>) {
-    let scene = Scene::new();
-    let mut broker = scene.broker();
+    let (scene, mut broker) = Scene::with_broker();
     let accepting = Arc::new(AtomicUsize::new(0));
     let old = Life::start(kind, &scene, &accepting);
     old.goes_on();

@@ -24,11 +24,8 @@ fn load(address: std::net::SocketAddr, clients: usize) -> Load {
 /// Reloads five times a second under twenty clients.
 fn reloads_under_load(program: Option<PathBuf>) {
     let Some(program) = program else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let haproxy = Haproxy::start(&scene, &program, &file);
+    let (scene, _broker) = Scene::with_broker();
+    let (address, haproxy) = Haproxy::start_at(&scene, &[], &program);
     let load = load(address, 20);
     assert!(load.wait_for(100, DEADLINE), "no answers");
 
@@ -85,11 +82,8 @@ fn signals_reload_too() {
     let Some(program) = Haproxy::system() else {
         return;
     };
-    let scene = Scene::new();
-    let _broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let haproxy = Haproxy::start(&scene, &program, &file);
+    let (scene, _broker) = Scene::with_broker();
+    let (address, haproxy) = Haproxy::start_at(&scene, &[], &program);
     let load = load(address, 4);
     for (tag, signal) in [("2", Signal::SIGHUP), ("3", Signal::SIGUSR2)] {
         scene.write("haproxy.cfg", &config(address, tag.parse().unwrap()));
@@ -122,11 +116,8 @@ fn many_reloads_at_once_all_get_an_answer() {
     let Some(program) = Haproxy::system() else {
         return;
     };
-    let scene = Scene::new();
-    let _broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let haproxy = Haproxy::start(&scene, &program, &file);
+    let (scene, _broker) = Scene::with_broker();
+    let (address, haproxy) = Haproxy::start_at(&scene, &[], &program);
     let (first, _) = haproxy.serving(&scene).expect("it serves");
     let load = load(address, 4);
     scene.write("haproxy.cfg", &config(address, 2));
@@ -151,11 +142,8 @@ fn a_killed_haproxy_is_started_again_and_none_is_refused() {
     let Some(program) = Haproxy::system() else {
         return;
     };
-    let scene = Scene::new();
-    let _broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    let (scene, _broker) = Scene::with_broker();
+    let (address, mut haproxy) = Haproxy::start_at(&scene, &[], &program);
     let inode = listening(address)[0].inode;
     let clients = 20;
     let load = load(address, clients);
@@ -179,11 +167,8 @@ fn a_request_in_progress_outlives_its_generation() {
     let Some(program) = Haproxy::system() else {
         return;
     };
-    let scene = Scene::new();
-    let _broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let haproxy = Haproxy::start(&scene, &program, &file);
+    let (scene, _broker) = Scene::with_broker();
+    let (address, haproxy) = Haproxy::start_at(&scene, &[], &program);
     let mut half = std::net::TcpStream::connect(address).expect("connecting");
     half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");
     // A second connection is accepted after the first: the first is haproxy's now.

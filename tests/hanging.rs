@@ -32,8 +32,7 @@ fn sleeps(pid: i32, thread: i32, call: &str) -> Option<u64> {
 }
 
 fn ends_one_that_hangs(program: &Path) {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let file = scene.write("haproxy.cfg", &on_one_thread(address, 1));
     // Its admin connection would belong to any thread.

@@ -11,8 +11,7 @@ use crate::harness::{Haproxy, Process, Scene, config, eventually, finish, listen
 
 #[test]
 fn list_shows_the_kernels_queue() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     scene.run("bind", &[&format!("web={address},backlog=50")]).ok();
     let _waiting: Vec<_> =
@@ -32,8 +31,7 @@ fn list_shows_the_kernels_queue() {
 
 #[test]
 fn bind_is_idempotent_and_release_closes() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     for _ in 0..2 {
         scene.run("bind", &[&address.to_string()]).ok();
@@ -47,8 +45,7 @@ fn bind_is_idempotent_and_release_closes() {
 
 #[test]
 fn status_is_json_for_scripts() {
-    let scene = Scene::new();
-    let broker = scene.broker();
+    let (scene, broker) = Scene::with_broker();
     let status: Value = serde_json::from_str(&scene.run("status", &["--json"]).ok()).expect("JSON");
     assert_eq!(status["broker"]["pid"], broker.pid(), "{status:#}");
     assert_eq!(status["broker"]["listeners"], 0);

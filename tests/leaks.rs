@@ -28,8 +28,7 @@ fn at_rest<T: PartialEq>(look: impl Fn() -> T) -> T {
 
 #[test]
 fn the_brokers_connections_and_listeners() {
-    let scene = Scene::new();
-    let broker = scene.broker();
+    let (scene, broker) = Scene::with_broker();
     scene.wire().call("ping", &serde_json::json!([]));
     let empty = at_rest(|| open_files(broker.pid()));
     let address = scene.address();
@@ -61,11 +60,8 @@ fn broker_and_supervisor_through_good_and_bad_reloads() {
     let Some(program) = Haproxy::system() else {
         return;
     };
-    let scene = Scene::new();
-    let broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let haproxy = Haproxy::start(&scene, &program, &file);
+    let (scene, broker) = Scene::with_broker();
+    let (address, haproxy) = Haproxy::start_at(&scene, &[], &program);
     let settle = || {
         eventually("older generations to be gone", || (scene.haproxies().len() == 1).then_some(()));
     };
@@ -104,8 +100,7 @@ fn resident_code(pid: u32) -> usize {
 
 #[test]
 fn what_a_connection_needed_of_the_brokers_code_is_not_resident_after_it() {
-    let scene = Scene::new();
-    let broker = scene.broker();
+    let (scene, broker) = Scene::with_broker();
     let mut wire = scene.wire();
     let look = || {
         wire.call("status", &serde_json::json!([]));

@@ -57,8 +57,7 @@ fn with_others(address: SocketAddr, others: &[String], tag: u64) -> String {
 /// Its listeners are closed, and clients are refused, while both older generations drain.
 fn closed_while_older_ones_drain(program: Option<PathBuf>) {
     let Some(program) = program else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, other) = (scene.address(), scene.address());
     let path = scene.path("other.sock");
     let name = format!("left-{}", std::process::id());
@@ -110,8 +109,7 @@ fn a_listener_that_left_is_closed_with_haproxy_3_2() {
 #[test]
 fn a_listener_that_left_is_closed_under_a_nested_master() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, other) = (scene.address(), scene.address());
     let path = scene.path("other.sock");
     let others = [other.to_string(), path.display().to_string()];
@@ -135,8 +133,7 @@ fn a_listener_that_left_is_closed_under_a_nested_master() {
 #[test]
 fn the_next_supervisor_does_not_bind_it_again() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, other) = (scene.address(), scene.address());
     let file = scene.write("haproxy.cfg", &with_others(address, &[other.to_string()], 1));
     let mut haproxy = Haproxy::start(&scene, &program, &file);
@@ -156,8 +153,7 @@ fn the_next_supervisor_does_not_bind_it_again() {
 #[test]
 fn a_listener_that_somebody_else_uses_stays() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, other) = (scene.address(), scene.address());
     let file = scene.write("haproxy.cfg", &with_others(address, &[other.to_string()], 1));
     let haproxy = Haproxy::start(&scene, &program, &file);
@@ -176,8 +172,7 @@ fn a_listener_that_somebody_else_uses_stays() {
 #[test]
 fn an_older_configuration_that_comes_back_has_its_listeners_again() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, other) = (scene.address(), scene.address());
     let file = scene.write("haproxy.cfg", &with_others(address, &[other.to_string()], 1));
     let haproxy = Haproxy::start(&scene, &program, &file);

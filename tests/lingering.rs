@@ -186,8 +186,7 @@ fn count(address: std::net::SocketAddr) -> u64 {
 /// when reloads follow each other.
 fn tables(program: Option<PathBuf>) {
     let Some(program) = program else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, peer) = (scene.address(), scene.address());
     let file = counting(&scene, address, peer);
     let haproxy = Haproxy::start(&scene, &program, &file);
@@ -222,8 +221,7 @@ fn stick_tables_reach_the_next_generation_with_haproxy_3_2() {
 #[test]
 fn a_host_that_only_the_newest_configuration_knows_is_known_at_once() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     // Any other host gets 503: there is no backend.
     let text = config(address, 1).replace("string ok", "string ok if { hdr(host) a }");

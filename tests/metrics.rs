@@ -115,8 +115,7 @@ fn what_happens_is_counted_by_whom_it_concerns() {
 
 #[test]
 fn who_is_slow_or_says_nonsense_keeps_nobody_out() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let mut silent: Vec<_> = (0..40).map(|_| unix(&scene, "broker.sock.metrics")).collect();
     for stream in &mut silent {
         // One that was put out for the next may have gone.

@@ -52,8 +52,7 @@ fn without_listener(address: SocketAddr) -> Vec<(&'static str, String)> {
 #[test]
 fn a_configuration_with_nothing_to_listen_on_is_refused_in_haproxys_words() {
     for program in programs() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let address = scene.address();
         let file = scene.write("haproxy.cfg", &config(address, 1));
         let haproxy = Haproxy::start(&scene, &program, &file);
@@ -79,8 +78,7 @@ fn a_configuration_with_nothing_to_listen_on_is_refused_in_haproxys_words() {
 #[test]
 fn nor_does_a_service_begin_with_it() {
     for program in programs() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let address = scene.address();
         for (what, text) in without_listener(address) {
             let file = scene.write("haproxy.cfg", &text);
@@ -96,8 +94,7 @@ fn nor_does_a_service_begin_with_it() {
 #[test]
 fn an_admin_socket_alone_takes_over_only_where_that_is_allowed() {
     for program in programs() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let address = scene.address();
         let stats = scene.path("stats.sock");
         let file = scene.write("haproxy.cfg", &config(address, 1));
@@ -119,8 +116,7 @@ fn an_admin_socket_alone_takes_over_only_where_that_is_allowed() {
 #[test]
 fn a_reload_that_drops_every_listener_for_others_says_so() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, other) = (scene.address(), scene.address());
     let file = scene.write("haproxy.cfg", &config(address, 1));
     let haproxy = Haproxy::start(&scene, &program, &file);
@@ -139,8 +135,7 @@ fn a_pipe_serves_once_and_a_reload_says_why_it_cannot_be_read_again() {
         "exec \"$B\" run --socket \"$S\" --name web -- \"$H\" -f <(cat haproxy.cfg)",
         "cat haproxy.cfg | exec \"$B\" run --socket \"$S\" --name web -- \"$H\" -f /dev/stdin",
     ] {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let address = scene.address();
         scene.write("haproxy.cfg", &config(address, 1));
         let mut command = scene.command("bash");
@@ -171,8 +166,7 @@ fn a_pipe_serves_once_and_a_reload_says_why_it_cannot_be_read_again() {
 #[test]
 fn a_file_that_is_being_written_is_taken_when_it_is_complete() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, other) = (scene.address(), scene.address());
     let file = scene.write("haproxy.cfg", &config(address, 1));
     let haproxy = Haproxy::start(&scene, &program, &file);

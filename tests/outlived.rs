@@ -100,8 +100,7 @@ fn a_listener_stays_with_the_process_that_has_it_and_ends_with_it() {
 /// The end of a connection is the end of what nobody else uses, at once.
 #[test]
 fn a_listener_of_a_generation_that_is_gone_ends_with_the_connection() {
-    let scene = Scene::new();
-    let mut broker = scene.broker();
+    let (scene, mut broker) = Scene::with_broker();
     let address = scene.address();
     let (mut supervisor, process) = generation(&scene, address);
     drop(process);

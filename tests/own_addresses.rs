@@ -27,8 +27,7 @@ struct Stage {
 
 impl Stage {
     fn start(program: &Path) -> Self {
-        let scene = Scene::new();
-        let broker = scene.broker();
+        let (scene, broker) = Scene::with_broker();
         let (address, stats) = (scene.address(), scene.address());
         let file = scene.write("haproxy.cfg", &with_stats(address, 1, &[stats]));
         let haproxy = Haproxy::start(&scene, program, &file);
@@ -149,8 +148,7 @@ fn a_supervisor_that_dies_meanwhile_leaves_nobody_paused() {
 #[test]
 fn an_abstract_name_is_let_go_of_where_haproxy_can_take_it_back() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let name = format!("own-{}-{}", std::process::id(), scene.address().port());
         let line = format!("global\n    stats socket abns@{name} level admin\n");
         let text = config(scene.address(), 1).replace("global\n", &line);
@@ -183,8 +181,7 @@ fn an_abstract_name_is_let_go_of_where_haproxy_can_take_it_back() {
 #[test]
 fn where_it_cannot_let_go_that_is_told_at_the_first_start() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let (address, stats) = (scene.address(), scene.address());
         let name = format!("given-{}-{}", std::process::id(), scene.address().port());
         let text = with_stats(address, 1, &[stats]) + &format!("    bind abns@{name}\n");
@@ -221,8 +218,7 @@ fn ask(mut stream: impl Read + Write) -> String {
 #[test]
 fn an_address_moves_to_a_bind_line() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let (address, stats, path) = (scene.address(), scene.address(), scene.path("own.sock"));
         let with = |tag, own: &str, bind: &str| {
             let text = config(address, tag).replace("global\n", &format!("global\n{own}"));
@@ -273,8 +269,7 @@ fn an_address_moves_to_a_bind_line() {
 #[test]
 fn a_stats_socket_beside_a_wildcard() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let address = scene.address();
         let with = |tag| {
             let text = config(address, tag).replace(
@@ -307,8 +302,7 @@ fn a_stats_socket_beside_a_wildcard() {
 #[test]
 fn a_socket_for_datagrams_is_told_by_its_line() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let directory = scene.path("haproxy.cfg").parent().expect("a directory").to_owned();
         let (name, web) = (format!("datagrams-{}", std::process::id()), scene.path("web.sock"));
         let text = |bind: &str| {

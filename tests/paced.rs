@@ -17,11 +17,8 @@ fn status(scene: &Scene) -> serde_json::Value {
 #[test]
 fn reloads_that_wait_are_answered_together_by_one_with_the_latest_files() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let mut haproxy = Haproxy::start_with(&scene, &["--min-interval", "1h"], &program, &file);
+    let (scene, _broker) = Scene::with_broker();
+    let (address, mut haproxy) = Haproxy::start_at(&scene, &["--min-interval", "1h"], &program);
     let mut reloads: Vec<_> =
         (0..3).map(|_| Process::start(scene.bindonce("reload").args(["--name", "web"]))).collect();
     eventually("three to wait", || (status(&scene)["reloads_waiting"] == 3).then_some(()));
@@ -40,11 +37,8 @@ fn reloads_that_wait_are_answered_together_by_one_with_the_latest_files() {
 #[test]
 fn a_reload_that_waits_has_its_turn() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let haproxy = Haproxy::start_with(&scene, &["--min-interval", "300ms"], &program, &file);
+    let (scene, _broker) = Scene::with_broker();
+    let (address, haproxy) = Haproxy::start_at(&scene, &["--min-interval", "300ms"], &program);
     for tag in 2..4 {
         scene.write("haproxy.cfg", &config(address, tag));
         haproxy.reload(&scene).ok();
@@ -55,8 +49,7 @@ fn a_reload_that_waits_has_its_turn() {
 #[test]
 fn a_start_that_makes_progress_may_take_longer_than_ready_timeout() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let file = scene.write("haproxy.cfg", &config(address, 1));
     let busy = scene.path("haproxy");

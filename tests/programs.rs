@@ -322,8 +322,7 @@ fn a_stranger_that_accepts_is_named() {
 /// It was never told to end, and waits for ever.
 #[test]
 fn one_that_has_closed_its_listener_by_itself_ends_with_the_supervisor() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let script = "import os, socket, time\n\
         tell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
         tell.sendto(b'READY=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:])\n\
@@ -341,8 +340,7 @@ fn one_that_has_closed_its_listener_by_itself_ends_with_the_supervisor() {
 
 #[test]
 fn ready_said_by_a_stranger_is_ignored() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     // Tells where it is to say that it is ready, and never does.
     let mut command = scene.bindonce("run");
@@ -372,8 +370,7 @@ fn ready_said_by_a_stranger_is_ignored() {
 
 #[test]
 fn descriptors_and_variables_are_what_was_asked_for() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (web, admin) = (scene.address(), scene.address());
     let script = "[ $LISTEN_PID = $$ ] && \
                   echo said $LISTEN_FDS $LISTEN_FDNAMES $web $admin_a $NGINX $ONE $GEN; \

@@ -21,8 +21,7 @@ fn assert_pong(reply: &Value, id: impl Into<Value>) {
 
 #[test]
 fn a_request_may_be_split_at_every_byte() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let request = json!({"jsonrpc": "2.0", "id": "ü\"}", "method": "bind",
                          "params": [{"listen": format!("a=127.0.0.1:{}", scene.address().port())}]});
     let request = request.to_string();
@@ -40,8 +39,7 @@ fn a_request_may_be_split_at_every_byte() {
 
 #[test]
 fn requests_in_one_segment_are_answered_in_order() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let mut wire = scene.wire();
     for separator in ["", "\n", " \r\n\t "] {
         let ping = |id| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"ping"}}"#);
@@ -55,8 +53,7 @@ fn requests_in_one_segment_are_answered_in_order() {
 
 #[test]
 fn the_answer_comes_after_the_writing_half_is_closed() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let mut wire = scene.wire();
     wire.send(PING.as_bytes());
     wire.close_write();
@@ -66,8 +63,7 @@ fn the_answer_comes_after_the_writing_half_is_closed() {
 
 #[test]
 fn errors_have_their_codes_and_harm_no_other_request() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let mut wire = scene.wire();
     let cases: [(&str, i64); 11] = [
         (r#"{"jsonrpc":"2.0","id":1,"method":"fly"}"#, -32601),
@@ -102,8 +98,7 @@ fn errors_have_their_codes_and_harm_no_other_request() {
 
 #[test]
 fn a_request_without_an_id_is_answered_with_null() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let mut wire = scene.wire();
     wire.send(br#"{"jsonrpc":"2.0","method":"ping"}"#);
     assert_pong(&wire.reply(), Value::Null);
@@ -111,8 +106,7 @@ fn a_request_without_an_id_is_answered_with_null() {
 
 #[test]
 fn more_than_a_mebibyte_is_refused_once_and_the_next_request_is_answered() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let mut wire = scene.wire();
     let huge = format!(
         r#"{{"jsonrpc":"2.0","id":1,"method":"ping","params":["{}"]}}"#,
@@ -127,8 +121,7 @@ fn more_than_a_mebibyte_is_refused_once_and_the_next_request_is_answered() {
 
 #[test]
 fn what_cannot_be_cut_into_requests_is_answered_once_and_ends_the_connection() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let deep = format!("{{\"id\":1,\"params\":{}{}}}", "[".repeat(1000), "]".repeat(1000));
     for bad in ["]]]", "GET / HTTP/1.1", "{\"id\":[1}", "{\"id\":\"cut off", &deep] {
         let mut wire = scene.wire();
@@ -144,8 +137,7 @@ fn what_cannot_be_cut_into_requests_is_answered_once_and_ends_the_connection() {
 
 #[test]
 fn arbitrary_bytes_never_stop_the_broker() {
-    let scene = Scene::new();
-    let mut broker = scene.broker();
+    let (scene, mut broker) = Scene::with_broker();
     // A generator with a fixed seed: a failure can be run again.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = move || {
@@ -189,8 +181,7 @@ fn arbitrary_bytes_never_stop_the_broker() {
 
 #[test]
 fn one_slow_client_delays_nobody() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let mut slow: Vec<_> = (0..50).map(|_| scene.wire()).collect();
     for wire in &mut slow {
@@ -210,8 +201,7 @@ fn one_slow_client_delays_nobody() {
 
 #[test]
 fn the_first_message_carries_all_text_and_253_descriptors_at_most() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let mut wire = scene.wire();
     let port = scene.address().port();
     let count = 600;
@@ -244,8 +234,7 @@ fn the_first_message_carries_all_text_and_253_descriptors_at_most() {
 
 #[test]
 fn multibinders_request_gets_text_and_descriptor_in_one_message() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let ask = |wire: &mut Wire, backlog: u32| {
         let params = json!([{"address": "127.0.0.1", "port": address.port(), "backlog": backlog}]);
@@ -281,8 +270,7 @@ fn foreign(interpreter: &str, places: &[&str], script: &str) {
     let Some(program) = program else {
         return skip(&format!("no {interpreter} is installed"));
     };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let mut command = scene.command(program);
     command.env("MULTIBINDER_SOCK", scene.socket()).env("BINDONCE_SOCKET", scene.socket());

@@ -57,8 +57,7 @@ fn with_quic(scene: &Scene, address: SocketAddr, tag: u64, more: &str) -> PathBu
 #[test]
 fn one_socket_for_quic_goes_from_generation_to_generation() {
     for program in ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched) {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let address = scene.address();
         let file = with_quic(&scene, address, 1, "    limited-quic\n");
         let mut haproxy = Haproxy::start(&scene, &program, &file);
@@ -104,8 +103,7 @@ const INITIAL: &[u8] = include_bytes!("harness/initial.bin");
 #[test]
 fn the_older_generation_finishes_its_handshakes_before_it_stops() {
     for program in ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched) {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let address = scene.address();
         let file = with_quic(&scene, address, 1, "    limited-quic\n");
         let mut haproxy = Haproxy::start(&scene, &program, &file);
@@ -132,8 +130,7 @@ fn without_quic_the_line_is_left_to_haproxy() {
     if String::from_utf8_lossy(&built.stdout).contains("+QUIC") {
         return skip("this haproxy has QUIC");
     }
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let file = with_quic(&scene, address, 1, "");
     let mut haproxy = Haproxy::begin(&scene, &[], &program, &file);
@@ -188,8 +185,7 @@ fn a_socket_for_quic_is_adopted_upgraded_and_restored() {
 #[test]
 fn what_is_wrong_with_a_line_for_quic_is_said_and_binds_nothing() {
     let Some(program) = Haproxy::fetched("3.0").or_else(|| Haproxy::fetched("3.2")) else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let refused = |arguments: &[&str], text: &str| {
         let file = scene.write("wrong.cfg", text);

@@ -31,8 +31,7 @@ fn next(scene: &Scene) -> Process {
 
 #[test]
 fn what_a_process_holds_comes_back_as_the_same_socket_and_what_nobody_holds_anew() {
-    let scene = Scene::new();
-    let mut first = scene.broker();
+    let (scene, mut first) = Scene::with_broker();
     let (held, lost) = (scene.address(), scene.address());
     let path = scene.path("app.sock").display().to_string();
     let wanted = [
@@ -73,19 +72,25 @@ fn what_a_process_holds_comes_back_as_the_same_socket_and_what_nobody_holds_anew
     assert!(!state.exists() && !fs::exists(&path).expect("the path"));
 }
 
+/// A broker that may trace nobody, so that it cannot take descriptors by itself.
+fn serve_untracing(scene: &Scene, listen: &[String]) -> Process {
+    let mut command = scene.command("setpriv");
+    command.args(["--bounding-set", "-sys_ptrace"]).arg(bindonce()).arg("serve");
+    command.arg("--socket").arg(scene.socket());
+    command.args(listen.iter().flat_map(|text| ["--listen", text]));
+    let process = Process::start(&mut command);
+    eventually("the broker", || Wire::try_connect(&scene.socket()));
+    process
+}
+
 #[test]
 fn a_client_gives_back_what_it_holds() {
-    let scene = Scene::new();
-    let mut first = scene.broker();
+    let (scene, mut first) = Scene::with_broker();
     let address = scene.address();
     let (entries, fds) = scene.wire().bind(&[&format!("web={address},backlog=7")]);
     first.kill();
     // It cannot take it itself: it may trace nobody.
-    let mut command = scene.command("setpriv");
-    command.args(["--bounding-set", "-sys_ptrace"]).arg(bindonce());
-    command.arg("serve").arg("--socket").arg(scene.socket());
-    let mut second = Process::start(&mut command);
-    eventually("the next broker", || Wire::try_connect(&scene.socket()));
+    let mut second = serve_untracing(&scene, &[]);
 
     let mut wire = scene.wire();
     // The name and the options are those that were written down.
@@ -113,15 +118,7 @@ fn a_broker_that_ends_in_order_leaves_what_is_in_use_to_the_next() {
     let (web, idle) = (scene.address(), scene.address());
     let path = scene.path("app.sock").display().to_string();
     let configured = [format!("web={web},backlog=7"), format!("idle={idle}")];
-    let serve = || {
-        let mut command = scene.command("setpriv");
-        command.args(["--bounding-set", "-sys_ptrace"]).arg(bindonce()).arg("serve");
-        command.arg("--socket").arg(scene.socket());
-        command.args(configured.iter().flat_map(|text| ["--listen", text]));
-        let process = Process::start(&mut command);
-        eventually("the broker", || Wire::try_connect(&scene.socket()));
-        process
-    };
+    let serve = || serve_untracing(&scene, &configured);
     let mut first = serve();
     let mut user = scene.wire();
     let wanted = ["web", &format!("app={path}")];
@@ -155,16 +152,11 @@ fn a_broker_that_ends_in_order_leaves_what_is_in_use_to_the_next() {
 
 #[test]
 fn what_cannot_be_had_back_is_named_and_never_bound_twice() {
-    let scene = Scene::new();
-    let mut first = scene.broker();
+    let (scene, mut first) = Scene::with_broker();
     let address = scene.address();
     let (entries, fds) = scene.wire().bind(&[&format!("web={address}")]);
     first.kill();
-    let mut command = scene.command("setpriv");
-    command.args(["--bounding-set", "-sys_ptrace"]).arg(bindonce());
-    command.arg("serve").arg("--socket").arg(scene.socket());
-    let mut second = Process::start(&mut command);
-    eventually("the next broker", || Wire::try_connect(&scene.socket()));
+    let mut second = serve_untracing(&scene, &[]);
     let error = scene.wire().error("bind", &json!([{"listen": address.to_string()}]));
     assert_eq!(error["code"], -32005, "{error}");
     assert_eq!(listening(address).len(), 1);
@@ -185,8 +177,7 @@ fn what_cannot_be_had_back_is_named_and_never_bound_twice() {
 
 #[test]
 fn store_takes_only_what_is_what_it_is_said_to_be() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let socket =
         |text: &str| -> OwnedFd { std::net::TcpListener::bind(text).expect("bind").into() };
     let (one, two) = (scene.address(), scene.address());

@@ -21,11 +21,8 @@ struct Stage {
 
 fn stage() -> Option<Stage> {
     let program = Haproxy::system()?;
-    let scene = Scene::new();
-    let broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let haproxy = Haproxy::start(&scene, &program, &file);
+    let (scene, broker) = Scene::with_broker();
+    let (address, haproxy) = Haproxy::start_at(&scene, &[], &program);
     let mut plan = Plan::new(address);
     (plan.clients, plan.rate) = (4, Some(1000));
     let load = plan.start().expect("starting the load");
@@ -162,8 +159,7 @@ fn a_first_start_that_fails_leaves_nothing_bound() {
     let Some(program) = Haproxy::system() else {
         return;
     };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let file = scene.write("haproxy.cfg", &(config(address, 1) + "    no-such-word\n"));
     let mut command = scene.bindonce("run");

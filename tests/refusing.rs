@@ -47,8 +47,7 @@ fn a_program_whose_calls_cannot_be_looked_at_is_started_without_or_not_at_all() 
         web = socket.socket(fileno=int(os.environ['web']))\n\
         time.sleep(1000)\n";
     for (number, name) in REFUSED.into_iter().filter(|_| has_python()) {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let listen = format!("web={}", scene.address());
         let start = |option: &str| {
             let mut command = scene.bindonce("run");
@@ -72,8 +71,7 @@ fn a_haproxy_whose_calls_cannot_be_seen_is_looked_at_afterwards() {
     for ((number, _), program) in
         REFUSED.into_iter().filter(|_| has_python()).zip(programs.iter().rev().chain(&programs))
     {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let (address, stats) = (scene.address(), scene.address());
         let write = |tag| {
             let text = crate::harness::config(address, tag);
@@ -100,8 +98,7 @@ fn a_haproxy_whose_calls_cannot_be_seen_is_looked_at_afterwards() {
 #[test]
 fn an_orderly_last_stop_warns_of_no_ghosts() {
     for program in crate::harness::Haproxy::all().filter(|_| has_python()) {
-        let scene = Scene::new();
-        let _broker = scene.broker();
+        let (scene, _broker) = Scene::with_broker();
         let address = scene.address();
         let file = scene.write("haproxy.cfg", &crate::harness::config(address, 1));
         let mut command = scene.bindonce("run");

@@ -46,8 +46,7 @@ fn a_rendered_configuration_is_one_that_haproxy_takes() {
     let Some(haproxy) = Haproxy::system() else {
         return;
     };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let file = scene.write("haproxy.cfg", &crate::harness::config(address, 1));
     finish(scene.bindonce("check").arg("--").arg(&haproxy).arg("-f").arg(&file)).ok();

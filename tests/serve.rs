@@ -13,8 +13,7 @@ use crate::harness::{Process, Scene, bindonce, finish, listening, skip};
 
 #[test]
 fn a_bound_listener_accepts_and_is_the_only_one() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let mut wire = scene.wire();
     let (first, held) = wire.bind(&[&format!("web={address}")]);
@@ -40,8 +39,7 @@ fn a_bound_listener_accepts_and_is_the_only_one() {
 /// The kernel would widen it while everybody waits.
 #[test]
 fn the_table_of_descriptors_is_wide_from_the_start() {
-    let scene = Scene::new();
-    let broker = scene.broker();
+    let (_scene, broker) = Scene::with_broker();
     let number = |file: &str, line: &str, place: usize| -> usize {
         let text = fs::read_to_string(format!("/proc/{}/{file}", broker.pid())).expect(file);
         let line = text.lines().find(|text| text.starts_with(line)).expect("a line");
@@ -53,8 +51,7 @@ fn the_table_of_descriptors_is_wide_from_the_start() {
 
 #[test]
 fn the_backlog_defaults_to_what_the_system_allows() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (plain, short) = (scene.address(), scene.address());
     scene.wire().bind(&[&plain.to_string(), &format!("{short},backlog=17")]);
     let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn").expect("somaxconn");
@@ -64,8 +61,7 @@ fn the_backlog_defaults_to_what_the_system_allows() {
 
 #[test]
 fn conflicts_are_named_before_any_system_call() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let port = scene.address().port();
     let mut wire = scene.wire();
     wire.bind(&[&format!("web=127.0.0.1:{port},backlog=100")]);
@@ -85,8 +81,7 @@ fn conflicts_are_named_before_any_system_call() {
 
 #[test]
 fn one_bad_listener_takes_none_of_its_request() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (free, taken) = (scene.address(), TcpListener::bind("127.0.0.1:0").expect("a socket"));
     let taken = (taken.local_addr().expect("address"), taken);
     let mut wire = scene.wire();
@@ -101,8 +96,7 @@ fn one_bad_listener_takes_none_of_its_request() {
 
 #[test]
 fn every_kind_of_address() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let port = scene.address().port();
     let path = scene.path("app.sock");
     let specs = [
@@ -134,8 +128,7 @@ fn every_kind_of_address() {
 
 #[test]
 fn a_stale_path_is_replaced_and_a_live_one_is_never_stolen() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (stale, live, file) = (scene.path("stale"), scene.path("live"), scene.path("file"));
     drop(std::os::unix::net::UnixListener::bind(&stale).expect("a path"));
     let _listener = std::os::unix::net::UnixListener::bind(&live).expect("a path");
@@ -181,8 +174,7 @@ fn the_socket_has_its_modes_and_goes_with_an_orderly_exit() {
 
 #[test]
 fn a_dead_brokers_path_is_replaced() {
-    let scene = Scene::new();
-    let mut broker = scene.broker();
+    let (scene, mut broker) = Scene::with_broker();
     broker.kill();
     assert!(scene.socket().exists(), "killed: nobody removed it");
     let _next = scene.broker();
@@ -206,8 +198,7 @@ fn listeners_of_the_command_line_are_bound_from_the_start() {
 
 #[test]
 fn release_is_refused_while_another_uses_the_listener() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let mut user = scene.wire();
     user.bind(&[&format!("web={address}")]);
@@ -223,8 +214,7 @@ fn release_is_refused_while_another_uses_the_listener() {
 
 #[test]
 fn a_tentative_listener_goes_with_its_last_lease() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, kept) = (scene.address(), scene.address());
     let mut wire = scene.wire();
     wire.call(
@@ -250,8 +240,7 @@ fn a_stranger_is_denied() {
         skip("only root can become another user");
         return;
     }
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     // The file mode keeps strangers out; opened up, the peer's credentials still do.
     fs::set_permissions(scene.socket(), fs::Permissions::from_mode(0o666)).expect("mode");
     let ask = r#"{"jsonrpc":"2.0","id":1,"method":"bind","params":[{"listen":"127.0.0.1:0"}]}"#;

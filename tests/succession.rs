@@ -65,8 +65,7 @@ fn handover(scene: &Scene) -> (Wire, Wire) {
 
 #[test]
 fn a_newer_generation_serves_when_the_older_one_has_stopped() {
-    let scene = Scene::new();
-    let mut broker = scene.broker();
+    let (scene, mut broker) = Scene::with_broker();
     // Neither hears anything unasked: one has not joined, one orders its generations itself.
     let (mut plain, mut other) = (scene.wire(), scene.wire());
     let joined = json!([{"service": "haproxy", "generation": 9, "pid": 1, "state": "serving"}]);
@@ -101,8 +100,7 @@ fn a_newer_generation_serves_when_the_older_one_has_stopped() {
 
 #[test]
 fn a_newer_generation_that_dies_before_it_is_let_in_changes_nothing() {
-    let scene = Scene::new();
-    let mut broker = scene.broker();
+    let (scene, mut broker) = Scene::with_broker();
     let (mut old, new) = handover(&scene);
     assert_eq!(old.reply(), retire(1, 2));
     drop(new);
@@ -139,8 +137,7 @@ fn a_peer_that_does_not_read_is_cut_off_and_the_newer_one_serves() {
 
 #[test]
 fn an_upgrade_in_the_middle_of_a_handover_is_not_noticed() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (mut old, mut new) = handover(&scene);
     scene.run("upgrade", &[]).ok();
     assert_eq!(old.reply(), retire(1, 2));
@@ -155,8 +152,7 @@ fn an_upgrade_in_the_middle_of_a_handover_is_not_noticed() {
 
 #[test]
 fn after_a_kill_the_one_that_served_is_waited_for_and_numbers_go_on() {
-    let scene = Scene::new();
-    let mut first = scene.broker();
+    let (scene, mut first) = Scene::with_broker();
     let _both = handover(&scene);
     first.kill();
     let mut second = scene.broker();
@@ -184,8 +180,7 @@ fn after_a_kill_the_one_that_served_is_waited_for_and_numbers_go_on() {
 
 #[test]
 fn a_service_has_one_user_and_one_way_of_being_ordered() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let mut first = scene.wire();
     say(&mut first, None, "serving");
     let plain = json!([{"service": "edge", "generation": 9, "state": "serving"}]);

@@ -26,8 +26,7 @@ fn debians_own_configuration_plus_a_frontend_works_unmodified() {
     if !nix::unistd::geteuid().is_root() {
         return skip("chroot and user need root");
     }
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     // The stats socket goes to the test's directory: the system's may be in use.
     let debian = debian.replace("/run/haproxy/", &format!("{}/", scene.path("").display()));
@@ -56,8 +55,7 @@ fn listeners_come_and_go_with_the_configuration() {
     let Some(program) = Haproxy::system() else {
         return;
     };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (first, second) = (scene.address(), scene.address());
     let file = scene.write("haproxy.cfg", &config(first, 1));
     let haproxy = Haproxy::start(&scene, &program, &file);
@@ -81,8 +79,7 @@ fn files_and_directories_are_read_in_haproxys_order() {
     let Some(program) = Haproxy::system() else {
         return;
     };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (first, second) = (scene.address(), scene.address());
     fs::create_dir(scene.path("conf.d")).expect("a directory");
     let text = config(first, 1);
@@ -109,8 +106,7 @@ fn a_configuration_that_names_its_descriptors_works_with_listen() {
     let Some(program) = Haproxy::system() else {
         return;
     };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let text = config(address, 1).replace(&format!("bind {address}"), "bind \"fd@${web}\"");
     let file = scene.write("haproxy.cfg", &text);
@@ -128,8 +124,7 @@ fn an_orderly_end_leaves_the_address_to_the_broker() {
     let Some(program) = Haproxy::system() else {
         return;
     };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let file = scene.write("haproxy.cfg", &config(address, 1));
     let mut haproxy = Haproxy::start(&scene, &program, &file);
@@ -155,8 +150,7 @@ fn a_second_supervisor_of_the_same_name_is_refused() {
     let Some(program) = Haproxy::system() else {
         return;
     };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
     let mut haproxy = Haproxy::start(&scene, &program, &file);
     let mut command = scene.bindonce("run");
@@ -226,8 +220,7 @@ fn a_template_of_multibinder_runs() {
     let Some(program) = Haproxy::system() else {
         return;
     };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let tag = format!("<%= bind_tcp('{}', {}) %>", address.ip(), address.port());
     let text = config(address, 1).replace(&address.to_string(), &tag);
@@ -239,8 +232,7 @@ fn a_template_of_multibinder_runs() {
 #[test]
 fn what_a_service_manager_says_reaches_nothing_that_is_started() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let names = ["LISTEN_PIDFDID", "LISTEN_FDNAMES", "MAINPID", "WATCHDOG_PID", "FDSTORE"];
     let named = |environment: &str| {
         let lines = environment.split(['\0', '\n']).filter_map(|line| line.split_once('='));

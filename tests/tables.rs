@@ -36,8 +36,7 @@ fn with_table(
 }
 
 fn keeps_its_table(program: &Path) {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, peer) = (scene.address(), scene.address());
     let file = scene.write("haproxy.cfg", &with_table(&scene, address, 1, peer));
     // 2.6 has nothing to learn, and waits 5 seconds for it.
@@ -66,8 +65,7 @@ fn reloads_in_quick_succession_lose_no_entry() {
 #[test]
 fn a_reload_does_not_wait_forever_for_a_table() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, peer) = (scene.address(), scene.address());
     let file = scene.write("haproxy.cfg", &config(address, 1));
     let arguments = ["--peers-timeout", "10ms"];

@@ -116,8 +116,7 @@ fn answer(mut stream: TcpStream, number: u64) {
 
 #[test]
 fn takeovers_lose_nothing_while_the_broker_is_upgraded_and_killed() {
-    let scene = Scene::new();
-    let mut broker = scene.broker();
+    let (scene, mut broker) = Scene::with_broker();
     let address = scene.address();
     let mut server = Server::start(0, scene.socket(), address)();
     let inodes = || listening(address).into_iter().map(|socket| socket.inode).collect::<Vec<_>>();

@@ -44,11 +44,8 @@ fn assert_given_back(terminal: &mut Terminal) {
 #[test]
 fn a_person_reloads_retires_and_sees_the_broker_restart() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let mut broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let _haproxy = Haproxy::start(&scene, &program, &file);
+    let (scene, mut broker) = Scene::with_broker();
+    let (address, _haproxy) = Haproxy::start_at(&scene, &[], &program);
     let mut terminal = Terminal::start(&top(&scene));
     terminal.wait("the service", is(1, "serving"));
     terminal.wait_text(&format!("pid {}", broker.pid()));

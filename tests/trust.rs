@@ -202,8 +202,7 @@ fn roots_supervisor_makes_nothing_where_others_could_replace_it() {
 #[test]
 fn a_socket_may_be_named_from_the_current_directory() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
     let mut command = scene.command(bindonce());
     command.current_dir(scene.path("")).args(["--socket", "broker.sock", "run", "--"]);

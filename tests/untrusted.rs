@@ -20,8 +20,7 @@ pub(crate) fn fit(what: &str, text: &str) {
 
 #[test]
 fn a_command_line_moves_no_cursor() {
-    let scene = Scene::new();
-    let mut broker = scene.broker();
+    let (scene, mut broker) = Scene::with_broker();
     let address = scene.address();
     let listener = TcpListener::bind(address).expect("bind");
     fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).expect("inherit it");

@@ -16,8 +16,7 @@ fn broker(wire: &mut crate::harness::Wire) -> Value {
 
 #[test]
 fn an_upgrade_keeps_sockets_connections_and_half_a_request() {
-    let scene = Scene::new();
-    let process = scene.broker();
+    let (scene, process) = Scene::with_broker();
     let address = scene.address();
     let path = scene.path("app.sock").display().to_string();
     let mut holder = scene.wire();

@@ -25,8 +25,7 @@ fn watched(scene: &Scene, arguments: &[&str], file: &Path) -> Option<Haproxy> {
 
 #[test]
 fn a_volume_that_is_swapped_is_reloaded_and_a_broken_one_is_reported() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let volume = scene.path("volume");
     fs::create_dir(&volume).expect("a directory");
@@ -53,8 +52,7 @@ fn a_volume_that_is_swapped_is_reloaded_and_a_broken_one_is_reported() {
 
 #[test]
 fn editors_and_touches_are_told_apart() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let directory = scene.path("conf.d");
     fs::create_dir(&directory).expect("a directory");
@@ -81,8 +79,7 @@ fn editors_and_touches_are_told_apart() {
 
 #[test]
 fn a_program_is_reloaded_when_what_was_named_changes() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let tag = scene.write("server.tag", "1\n");
     let Some(program) = Guest::Activated.program() else { return };
@@ -101,8 +98,7 @@ fn a_program_is_reloaded_when_what_was_named_changes() {
 
 #[test]
 fn a_path_that_is_not_there_is_told() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let missing = scene.path("none.cfg");
     let mut command = scene.bindonce("run");
     command.args(["--listen", &format!("web={}", scene.address()), "--ready-delay", "10ms"]);

@@ -94,8 +94,7 @@ fn lingering_tells_how_many_and_what_holds_the_oldest() {
 #[test]
 fn answering_is_a_replaced_generation_that_clients_stay_with() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let kept = "    close-spread-time 1h\ndefaults\n    option idle-close-on-response\n";
     let text_of = config(address, 1).replacen("defaults\n", kept, 1);

@@ -159,8 +159,7 @@ fn a_command_line_cannot_write_to_the_terminal() {
 /// device for it.
 #[test]
 fn a_file_that_never_ends_or_never_begins_is_left_alone() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let fifo = scene.path("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("a fifo");
     let plain = scene.write("plain.cfg", "global\n");

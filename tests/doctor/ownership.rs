@@ -8,8 +8,7 @@ use crate::harness::{Haproxy, Scene, config, eventually, skip};
 #[test]
 fn a_socket_that_haproxy_binds_itself_is_foreign() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, peer) = (scene.address(), scene.address());
     let peers = format!("peers p\n    peer {} {peer}\n", host_name());
     let file = scene.write("haproxy.cfg", &(config(address, 1) + &peers));
@@ -35,8 +34,7 @@ fn not_exclusive_is_a_note_for_a_plain_haproxy() {
 #[test]
 fn a_listener_that_was_adopted_is_not_exclusive() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let stats = scene.path("admin.sock");
     let expose = format!("stats socket {} level admin expose-fd listeners\n", stats.display());

@@ -40,8 +40,7 @@ fn a_stopped_haproxy_is_unserved_with_its_queue() {
 
 #[test]
 fn a_listener_without_a_service_is_unserved() {
-    let scene = Scene::new();
-    let broker = scene.broker();
+    let (scene, broker) = Scene::with_broker();
     let address = scene.address();
     scene.run("bind", &[&format!("web={address}")]).ok();
     let found = expect(&scene, "unserved");

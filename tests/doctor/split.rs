@@ -85,11 +85,8 @@ fn a_plain_reload_gives_no_finding() {
 #[test]
 fn reloads_under_bindonce_give_no_finding() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let _haproxy = Haproxy::start(&scene, &program, &file);
+    let (scene, _broker) = Scene::with_broker();
+    let (address, _haproxy) = Haproxy::start_at(&scene, &[], &program);
     let _draining = half_a_request(address);
     let script = "until [ -e \"$3\" ]; do \"$1\" reload --name web --socket \"$2\" || exit 1; done";
     let stop = scene.path("stop");
@@ -123,8 +120,7 @@ fn shared(scene: &Scene, program: &Path, address: SocketAddr) -> Process {
 #[test]
 fn stale_and_ghost_on_a_shared_socket() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let old = shared(&scene, &program, address);
     assert_eq!(findings(&scene), Vec::<Value>::new());

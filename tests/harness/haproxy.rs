@@ -83,6 +83,18 @@ impl Haproxy {
         haproxy
     }
 
+    /// The same on a configuration that answers with tag 1 at an address of its own, in `haproxy.cfg`.
+    #[track_caller]
+    pub(crate) fn start_at(
+        scene: &Scene,
+        arguments: &[&str],
+        program: &Path,
+    ) -> (SocketAddr, Self) {
+        let address = scene.address();
+        let file = scene.write("haproxy.cfg", &config(address, 1));
+        (address, Self::start_with(scene, arguments, program, &file))
+    }
+
     /// The same without the wait.
     #[track_caller]
     pub(crate) fn begin(scene: &Scene, arguments: &[&str], program: &Path, config: &Path) -> Self {

@@ -90,24 +90,25 @@ def bind_of_nothing(port):
     return raw(closed, ipv4(port)), raw(-1, ipv4(port)), raw(file, ipv4(port)), raw(path, ipv4(port)), outcome(os.close, file), outcome(os.close, path)
 
 
+def each(family, all_of, say):
+    """What is said of each, with a socket of its own."""
+    said = []
+    for what in all_of:
+        with socket.socket(family) as one:
+            said.append(say(one, what))
+    return said
+
+
 @case
 def lengths(port):
-    said = []
-    for length in (-1, 0, 1, 2, 15, 16, 17, 28, 128, 129, 4096):
-        one = socket.socket()
-        said.append(f"{length} {raw(one.fileno(), ipv4(port).ljust(4096, bytes(1)), length)}")
-        one.close()
-    return said
+    address = ipv4(port).ljust(4096, bytes(1))
+    return each(INET, (-1, 0, 1, 2, 15, 16, 17, 28, 128, 129, 4096), lambda one, length: f"{length} {raw(one.fileno(), address, length)}")
 
 
 @case
 def lengths_ipv6(port):
-    said = []
-    for length in (0, 16, 23, 24, 27, 28, 128, 129):
-        one = socket.socket(INET6)
-        said.append(f"{length} {raw(one.fileno(), ipv6(port).ljust(200, bytes(1)), length)}")
-        one.close()
-    return said
+    address = ipv6(port).ljust(200, bytes(1))
+    return each(INET6, (0, 16, 23, 24, 27, 28, 128, 129), lambda one, length: f"{length} {raw(one.fileno(), address, length)}")
 
 
 @case
@@ -297,12 +298,10 @@ def mapped(port):
 
 @case
 def scopes(port):
-    said = []
-    for host, scope in (("::1", 1), ("::1", 99), ("::", 1), ("fe80::1", 0), ("fe80::1", 99)):
-        one = socket.socket(INET6)
-        said.append(f"{host}%{scope} {raw(one.fileno(), ipv6(port, host, scope))} {one.getsockname()[3]}")
-        one.close()
-    return said
+    def say(one, where):
+        host, scope = where
+        return f"{host}%{scope} {raw(one.fileno(), ipv6(port, host, scope))} {one.getsockname()[3]}"
+    return each(INET6, (("::1", 1), ("::1", 99), ("::", 1), ("fe80::1", 0), ("fe80::1", 99)), say)
 
 
 @case

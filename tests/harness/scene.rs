@@ -53,6 +53,14 @@ impl Scene {
         Self { directory, isolated, port: std::cell::Cell::new(8000) }
     }
 
+    /// A place for one test, with a broker that answers.
+    #[track_caller]
+    pub(crate) fn with_broker() -> (Self, Process) {
+        let scene = Self::new();
+        let broker = scene.broker();
+        (scene, broker)
+    }
+
     /// Whether the test has a network of its own.
     pub(crate) fn is_isolated(&self) -> bool {
         self.isolated

@@ -93,8 +93,7 @@ fn is_confirmed(scene: &Scene) {
 /// It waits for a broker that does not answer, and the image that received it is another one when it does.
 #[test]
 fn a_bind_that_waits_while_the_supervisor_is_upgraded_is_answered_after_it() {
-    let scene = Scene::new();
-    let broker = scene.broker();
+    let (scene, broker) = Scene::with_broker();
     let Some(mut late) = Late::start(&scene) else { return };
     only(late.first);
     broker.signal(Signal::SIGSTOP);
@@ -116,8 +115,7 @@ fn image(process: &Process) -> Option<Vec<u8>> {
 /// The broker does not answer the new image: it goes on with the listeners that it has, and claims them when the broker is back.
 #[test]
 fn an_upgrade_while_the_broker_is_stopped_goes_on() {
-    let scene = Scene::new();
-    let broker = scene.broker();
+    let (scene, broker) = Scene::with_broker();
     let Some(mut late) = Late::start(&scene) else { return };
     let inode = only(late.first);
     broker.signal(Signal::SIGSTOP);
@@ -141,8 +139,7 @@ fn an_upgrade_while_the_broker_is_stopped_goes_on() {
 
 #[test]
 fn a_bind_after_the_supervisor_was_killed_is_answered_by_the_next_one() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let Some(mut late) = Late::start(&scene) else { return };
     let inode = only(late.first);
     late.supervisor.kill();
@@ -158,8 +155,7 @@ fn a_bind_after_the_supervisor_was_killed_is_answered_by_the_next_one() {
 /// The kernel tells of a call once: who is killed then has written it down for the next one.
 #[test]
 fn a_bind_that_a_killed_supervisor_had_received_is_answered_by_the_next_one() {
-    let scene = Scene::new();
-    let broker = scene.broker();
+    let (scene, broker) = Scene::with_broker();
     let Some(mut late) = Late::start(&scene) else { return };
     broker.signal(Signal::SIGSTOP);
     late.binds(&scene);
@@ -173,8 +169,7 @@ fn a_bind_that_a_killed_supervisor_had_received_is_answered_by_the_next_one() {
 
 #[test]
 fn without_a_next_supervisor_a_bind_fails_until_there_is_one() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, late) = (scene.address(), scene.address());
     let program = python(BINDER, &[address, late]);
     let Some(mut supervisor) = run(&scene, &[], &program) else { return };
@@ -216,8 +211,7 @@ fn without_a_next_supervisor_a_bind_fails_until_there_is_one() {
 /// Nobody answers it any more: no copy of the descriptor may be left, or it would wait for ever.
 #[test]
 fn a_process_that_has_outlived_its_generation_gets_an_error_when_the_next_supervisor_comes() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, late) = (scene.address(), scene.address());
     // The first process only waits.
     let script = BINDER.replace(
@@ -249,8 +243,7 @@ fn a_process_that_has_outlived_its_generation_gets_an_error_when_the_next_superv
 /// It does not answer calls, and says so; what the program has stays and is served.
 #[test]
 fn a_next_supervisor_without_intercept_lets_each_bind_fail() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, late) = (scene.address(), scene.address());
     let program = python(BINDER, &[address, late]);
     let Some(mut supervisor) = run(&scene, &[], &program) else { return };

@@ -89,8 +89,7 @@ fn kill_watchdogs(scene: &Scene) {
 /// A server that is added while it serves has it bind for each connection.
 fn binds_for_a_server(program: Option<PathBuf>) {
     let Some(program) = program else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (address, origin) = (scene.address(), scene.address());
     let file = without_a_server(&scene, address, origin);
     let mut haproxy = Haproxy::start(&scene, &program, &file);
@@ -149,8 +148,7 @@ fn haproxys_own_master_reloads_without_our_supervisor() {
 }
 
 fn reloads_by_itself(program: &Path) {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let admin = scene.path("adm.sock");
     let line = format!("maxconn 500\n    stats socket {}", admin.display());

@@ -7,8 +7,7 @@ use crate::harness::{Process, Scene, eventually, root, skip};
 
 #[test]
 fn where_the_kernel_refuses_a_program_has_its_sockets_by_listen_or_an_error() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let script = "import os, socket, time\n\
         web = socket.socket(fileno=int(os.environ['web']))\n\
@@ -53,8 +52,7 @@ fn where_the_kernel_refuses_a_program_has_its_sockets_by_listen_or_an_error() {
 
 #[test]
 fn a_hostile_program_harms_only_itself() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (named, other) = (scene.address(), scene.address());
     let ports = [named.port().to_string(), other.port().to_string()];
     let script = root().join("tests/harness/hostile.py");
@@ -92,8 +90,7 @@ fn a_hostile_program_harms_only_itself() {
 /// No filter sees it: it is told, with what to do, and what was bound by calls is not.
 #[test]
 fn what_is_bound_by_io_uring_is_told() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (ring, web) = (scene.address(), scene.address());
     let ports = [ring.port().to_string(), web.port().to_string()];
     let script = root().join("tests/harness/uring.py");

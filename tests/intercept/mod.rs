@@ -107,8 +107,7 @@ fn only(address: SocketAddr) -> u64 {
 
 #[test]
 fn generations_that_bind_by_themselves_share_one_socket_and_lose_nobody() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let script = scene.write("server.py", SERVER);
     let script = script.to_str().expect("a path");
@@ -133,8 +132,7 @@ fn generations_that_bind_by_themselves_share_one_socket_and_lose_nobody() {
 /// An older generation ends the socket of all: the broker's guard lets it listen again.
 #[test]
 fn a_program_that_shuts_its_listener_down_ends_it_for_nobody() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let script = scene.write("server.py", &SERVER.replace("server.close()", "server.shutdown(2)"));
     let script = script.to_str().expect("a path");
@@ -156,8 +154,7 @@ fn a_program_that_shuts_its_listener_down_ends_it_for_nobody() {
 
 #[test]
 fn a_program_that_finds_its_socket_listening_says_that_it_is_ready() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let script = "import os, socket, sys, time\n\
         web = socket.socket()\n\
@@ -177,8 +174,7 @@ fn a_program_that_finds_its_socket_listening_says_that_it_is_ready() {
 /// What stops a new generation reaches the thread that listens, and not only the one that takes signals for the process.
 #[test]
 fn a_thread_that_listens_is_held_in_it() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let (program, source) = (scene.path("threads"), root().join("tests/harness/threads.c"));
     let mut cc = Command::new("cc");

@@ -31,8 +31,7 @@ fn differences(names: impl Fn(&Path, &str) -> Vec<String>) -> Option<BTreeMap<St
         skip("odd ways to bind: needs root, for ports of its own");
         return None;
     }
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let script = root().join("tests/harness/neighbours.py").display().to_string();
     let ports: Vec<_> = (0..PORTS).map(|_| scene.address().port().to_string()).collect();
     let program = |directory: &Path| {
@@ -130,8 +129,7 @@ print('removed', os.path.exists('app.sock'), os.path.exists('other.sock'), flush
 
 #[test]
 fn a_unix_path_that_a_program_removes_stays() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let path = scene.path("app.sock");
     let name = path.display().to_string();
     let Some(mut supervisor) = run(&scene, &[&name], &python(REMOVES, &[])) else { return };
@@ -183,8 +181,7 @@ time.sleep(1000)
 
 #[test]
 fn what_another_thread_has_opened_under_the_number_stays() {
-    let scene = Scene::new();
-    let broker = scene.broker();
+    let (scene, broker) = Scene::with_broker();
     let addresses = [scene.address(), scene.address()];
     let program = python(REUSED, &addresses);
     let Some(mut supervisor) = run(&scene, &[], &program) else { return };
@@ -239,8 +236,7 @@ fn what_a_newer_generation_wants_is_changed_in_place_or_refused() {
     if !nix::unistd::geteuid().is_root() {
         return skip("options of a newer generation: needs root, for IP_TRANSPARENT");
     }
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let addresses: Vec<_> = (0..3).map(|_| scene.address()).collect();
     let Some(mut supervisor) = run(&scene, &[], &python(GROWS, &addresses)) else { return };
     reload(&scene);

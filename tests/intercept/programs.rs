@@ -12,8 +12,7 @@ use crate::harness::{Guest, Scene, eventually, skip};
 #[test]
 fn nginx_binds_and_reloads_by_itself_also_after_an_upgrade_of_the_supervisor() {
     let Some(nginx) = Guest::Nginx.program() else { return };
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (one, other) = (scene.address(), scene.address());
     let configuration = |other: SocketAddr| {
         let text = Guest::Nginx.config(&scene, one, 1);
@@ -48,8 +47,7 @@ fn nginx_binds_and_reloads_by_itself_also_after_an_upgrade_of_the_supervisor() {
 
 #[test]
 fn other_programs_of_debian_share_one_socket() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let port = address.port().to_string();
     let here = scene.path("");

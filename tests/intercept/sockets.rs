@@ -64,8 +64,7 @@ while True:
 
 #[test]
 fn a_socket_is_replaced_wherever_the_program_has_it() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let addresses: Vec<_> = (0..2).map(|_| scene.address()).collect();
     let program = python(BEFOREHAND, &addresses);
     let Some(mut supervisor) = run(&scene, &[], &program) else { return };
@@ -85,8 +84,7 @@ fn a_socket_is_replaced_wherever_the_program_has_it() {
 
 #[test]
 fn what_is_not_named_is_left_alone() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (named, other) = (scene.address(), scene.address());
     let only_named = format!("web={named}");
     let program = python(BINDER, &[named, other]);
@@ -99,8 +97,7 @@ fn what_is_not_named_is_left_alone() {
 
 #[test]
 fn udp_and_unix_sockets_are_shared_where_they_are_named() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let (web, dns) = (scene.address(), scene.address());
     let path = scene.path("app.sock");
     let script = "import os, socket, sys, time\n\

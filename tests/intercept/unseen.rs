@@ -22,8 +22,7 @@ time.sleep(1000)
 
 #[test]
 fn a_program_that_calls_no_listen_on_what_it_has_bound_is_told_so() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let port = scene.address().port().to_string();
     let mut command = scene.bindonce("run");
     // It must have bound by then.
@@ -40,8 +39,7 @@ fn a_program_that_calls_no_listen_on_what_it_has_bound_is_told_so() {
 
 #[test]
 fn a_program_that_listens_on_nothing_that_is_intercepted_is_told_so() {
-    let scene = Scene::new();
-    let _broker = scene.broker();
+    let (scene, _broker) = Scene::with_broker();
     let mut command = scene.bindonce("run");
     command.args(["--name", "web", "--ready-timeout", "300ms", "--intercept"]);
     command.args(["--", "python3", "-c", ANYWHERE]);

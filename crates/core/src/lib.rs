@@ -73,6 +73,7 @@ pub mod name;
 mod options;
 pub mod policy;
 pub mod registry;
+mod serial;
 pub mod succession;
 pub mod text;
 pub mod time;

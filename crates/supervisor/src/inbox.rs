@@ -54,7 +54,7 @@ impl Supervisor {
                 self.report.counting.gone(id);
                 let text = error.to_string();
                 self.record(id, event::Kind::GenerationFailed, format!("not started: {text}"));
-                self.report.failed(Cause::new(text, error.hint()));
+                self.report.failure = Cause::new(text, error.hint());
                 self.feed(Event::StartFailed(id));
             }
             Message::Answers(id, info) => {
@@ -106,7 +106,7 @@ impl Supervisor {
             Message::IdleClosed(id, count) => {
                 if let Some(generation) = self.generations.get_mut(&id) {
                     generation.drain.idle_closed += count;
-                    self.report.idle_closed(count);
+                    self.report.counts.idle_closed += count;
                     self.requests.idle_closed(id, count);
                 }
             }
@@ -120,7 +120,7 @@ impl Supervisor {
             Message::NotReleased(kept) => self.leases.add(kept),
             Message::Detached(id, detached) => {
                 if let Some(pid) = self.generations.pid(id) {
-                    self.report.ghosts_removed(detached.removed);
+                    self.report.counts.ghosts_removed += detached.removed as u64;
                     // At the last stop no generation is left that could start otherwise.
                     let is_last = self.timeline.is_shutting_down();
                     self.handover.ghosts.ended(&self.cx, (id, pid), detached, is_last);
@@ -151,12 +151,12 @@ impl Supervisor {
             Command::Reload { how, reply, pid } => {
                 if let Some((haproxy, caller)) = self.cx.settings.kind.haproxy().zip(how.caller) {
                     match haproxy.of(caller) {
-                        Ok(haproxy) => self.starts.want(haproxy),
+                        Ok(haproxy) => self.starts.wanted = Some(haproxy),
                         Err(error) => return drop(reply.send(Err(refused(&error)))),
                     }
                 }
                 if how.allow_empty {
-                    self.requests.allow_empty();
+                    self.requests.allow_empty = true;
                 }
                 if how.at_once {
                     self.master.hard = true;
@@ -180,7 +180,7 @@ impl Supervisor {
                 let pid = known.map(Generation::pid);
                 let connections = known.and_then(|generation| generation.drain.connections);
                 tracing::info!(generation = id.0, pid, connections, sender = by, "asked to end it");
-                self.requests.await_end(Retirement { id, pid, connections, reply });
+                self.requests.retirements.push(Retirement { id, pid, connections, reply });
                 self.feed(Event::Retire(id));
             }
             Command::Upgrade(reply) => self.upgrade.want(reply),

@@ -55,15 +55,18 @@ impl Haproxy {
     /// The system as this haproxy will see it; `passed` is what this process has inherited.
     pub(crate) fn world(&self, passed: &Descriptors) -> io::Result<System> {
         let Some(caller) = &self.caller else {
-            return Ok(System::new(&self.command.program)?.inheriting(passed.clone()));
+            let mut world = System::new(&self.command.program)?;
+            world.inherited.clone_from(passed);
+            return Ok(world);
         };
-        let passed = caller.passed.iter();
-        let passed = passed.filter_map(|(number, text)| Some((*number, Ok(read(text)?)))).collect();
         let bytes = |text: &OsStr| text.as_encoded_bytes().to_vec();
         let environment = caller.variables();
         let environment = environment.map(|(name, value)| (bytes(name), bytes(value)));
         let directory = caller.directory.clone();
-        Ok(System::at(&self.command.program, directory, environment.collect()).inheriting(passed))
+        let mut world = System::at(&self.command.program, directory, environment.collect());
+        let passed = caller.passed.iter();
+        world.inherited.extend(passed.filter_map(|(of, text)| Some((*of, Ok(read(text)?)))));
+        Ok(world)
     }
 
     /// Has it started as from its caller.

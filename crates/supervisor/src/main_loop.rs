@@ -15,9 +15,9 @@ use crate::broker;
 use crate::context::Context;
 use crate::control;
 use crate::control::ending::Ended;
-use crate::disk::directory::{Directory, Saved};
+use crate::disk::directory::{Directory, KEPT, METRICS, Saved};
 use crate::disk::take_over::{Inheritance, take_over};
-use crate::disk::{files, found, unread};
+use crate::disk::{files, found, place, unread};
 use crate::error::Error;
 use crate::generations::reaper;
 use crate::generations::starts::Watched;
@@ -48,12 +48,12 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let is_known = saved.as_ref().is_some_and(Saved::may_be_the_last);
     let mut saved = saved.unwrap_or_default();
     let mut left = Inheritance::take(&saved)?;
-    let kept = kept::fetch(&directory.kept());
+    let kept = kept::fetch(&directory.file(KEPT));
     let mut passed = match settings.kind.haproxy() {
         Some(_) => Passed::take(&saved.passed, std::mem::take(&mut left.passed))?,
         None => Passed::default(),
     };
-    let journal = Journal::open(&directory.events(), Some(settings.service.as_str()));
+    let journal = Journal::open(&directory.file(place::EVENTS), Some(settings.service.as_str()));
     journal.record(left.began());
     let reporter = Reporter::new(Rc::clone(&journal), nix::unistd::getuid().as_raw());
     // An upgrade has what serves, and goes on with it whatever the broker does.
@@ -70,7 +70,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let is_upgrade = left.control.is_some();
     let control = match left.control.take() {
         Some(control) => control,
-        None => control::bind(&directory.control())?,
+        None => control::bind(&directory.file(place::CONTROL))?,
     };
     let listener = control
         .try_clone()
@@ -86,7 +86,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     if !settings.watch.is_empty() {
         // Before anything is read for the first generation.
         let files = files::Files::watch(settings.watch.clone())?;
-        watched.seen = Some(files.contents());
+        watched.seen = Some(files.contents);
         let changes = sender.clone();
         // The supervisor's loop ends only with the process.
         spawn(files.follow(move |contents| drop(changes.send(Message::Changed(contents)))));
@@ -95,7 +95,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
         spawn(reaper::reap());
     }
     let (at, socket) = (settings.metrics.clone(), settings.broker.socket.clone());
-    spawn(metrics::keep(directory.metrics(), at, socket, sender.clone()));
+    spawn(metrics::keep(directory.file(METRICS), at, socket, sender.clone()));
     let replaced = replaced(&settings, &saved).await?;
     let cx = Context::new(settings, directory, reporter, Rc::new(passed), sender);
     master.serve(&cx)?;
@@ -108,7 +108,8 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let changed = supervisor.adopt(&saved, left, is_upgrade).await?;
     for id in asked_about {
         // What is left of a generation that is gone, for one: its calls fail.
-        let is_answered = supervisor.generations.get(&id).is_some_and(|it| it.intercept.is_some());
+        let is_answered =
+            supervisor.generations.get(&id).is_some_and(|it| it.own.intercept.is_some());
         if !is_answered {
             supervisor.handover.forget_calls(id);
         }
@@ -148,12 +149,12 @@ impl Supervisor {
         loop {
             self.report.announcer.alive();
             self.maybe_upgrade();
-            if let Some(ending) = self.end.decided() {
+            if let Some(ending) = self.end.decided {
                 return Ok(self.ended(ending));
             }
             let deadline = self.timeline.deadline().map(|at| self.cx.epoch + at);
             let keep_alive = async {
-                match self.report.announcer.keep_alive() {
+                match self.report.announcer.keep_alive {
                     Some(interval) => tokio::time::sleep(interval).await,
                     None => std::future::pending().await,
                 }
@@ -249,7 +250,7 @@ impl Supervisor {
         if matches!(ending, Ending::Shutdown) {
             self.say_what_stays();
         }
-        self.end.how(ending, self.report.failure())
+        self.end.how(ending, &self.report.failure)
     }
 }
 

@@ -25,8 +25,9 @@ use crate::generations::listeners::read;
 #[derive(Debug, Default)]
 pub(crate) struct Passed {
     descriptors: BTreeMap<RawFd, OwnedFd>,
-    /// Those that an earlier supervisor had too, which only the broker has by now.
-    known: Descriptors,
+    /// By the number that a configuration names: the listener of each, or why it is none. Also of those that an earlier supervisor
+    /// had, which only the broker has by now.
+    pub(crate) known: Descriptors,
 }
 
 impl Passed {
@@ -55,12 +56,7 @@ impl Passed {
         Ok(Self { descriptors, known })
     }
 
-    /// By the number that a configuration names: the listener of each, or why it is none.
-    pub(crate) fn known(&self) -> &Descriptors {
-        &self.known
-    }
-
-    /// The same, of those that are listeners, for the next supervisor.
+    /// Those that are listeners, for the next supervisor.
     pub(crate) fn listeners(&self) -> BTreeMap<RawFd, String> {
         let listeners = self.known.iter();
         listeners
@@ -126,10 +122,8 @@ impl Passed {
         if let Some(fd) = self.descriptor(number) {
             client.store(&[give(listener, fd)]).await.map_err(Error::claim)?;
         }
-        let claim = [Claim::listen(listener.to_string())];
-        let lease = client.claim(&claim).await.map_err(Error::claim)?.pop();
-        let missing = || Error::system("claim")(std::io::ErrorKind::NotFound.into());
-        Ok((client, lease.ok_or_else(missing)?.into_fd()))
+        let fd = lease::claim_one(&mut client, Claim::listen(listener.to_string())).await?;
+        Ok((client, fd))
     }
 
     /// Gives the broker what these bindings name, to be claimed on the same connection.

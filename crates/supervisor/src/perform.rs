@@ -10,6 +10,7 @@ use bindonce_core::generation::{
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::worker;
 
+use crate::control::requests::Awaited;
 use crate::disk::directory::remove_all;
 use crate::generations::start::{self, moved::Serving};
 use crate::generations::starts::{Plan, ServingNow};
@@ -68,7 +69,7 @@ impl Supervisor {
             Action::Serving(id) => self.serving(id),
             Action::Gone(id) => self.gone(id),
             Action::Restart { died, configuration, after, rollback } => {
-                self.report.restarted();
+                self.report.counts.restarts += 1;
                 let wait = bindonce_core::duration::format(after);
                 if rollback {
                     let text = format!(
@@ -86,7 +87,7 @@ impl Supervisor {
                     self.record(died, event::Kind::Restart, text);
                 }
             }
-            Action::Exit(ending) => self.end.decide(ending),
+            Action::Exit(ending) => self.end.decided = Some(ending),
         }
     }
 
@@ -109,15 +110,15 @@ impl Supervisor {
         let is_fresh = configuration == Configuration::Fresh;
         if is_fresh {
             self.report.reload_begins();
-            self.requests.reload_begins();
+            self.requests.cut = 0;
         }
-        self.requests.wait_for(None, None, None);
+        self.requests.awaited = Awaited::default();
         let devices = self.generations.listeners();
         let plan = Plan {
             id,
             configuration,
             served: self.generations.labels(serving),
-            may_be_empty: is_fresh && self.requests.take_allow_empty(),
+            may_be_empty: is_fresh && std::mem::take(&mut self.requests.allow_empty),
             devices: devices.filter_map(|held| held.listener.options.interface.clone()).collect(),
             known: self.generations.descriptors(),
             serving: serving.and_then(|id| self.generations.get(&id)).map(|one| {
@@ -165,7 +166,7 @@ impl Supervisor {
             let late = self.generations.get_mut(&id).zip(listeners);
             let late =
                 late.and_then(|(one, listeners)| compare::ask_resumed(&self.cx, one, listeners));
-            self.requests.wait_for(None, late, None);
+            self.requests.awaited = Awaited { late, ..Awaited::default() };
         }
         if let Err(error) = sent {
             // It has just ended by itself; its end is on its way to us.
@@ -175,7 +176,7 @@ impl Supervisor {
 
     /// So many connections of a generation end with it.
     pub(crate) fn cut(&mut self, id: GenerationId, count: u64) {
-        self.report.cut(count);
+        self.report.counts.connections_cut += count;
         self.requests.cut(id, count);
     }
 
@@ -192,14 +193,15 @@ impl Supervisor {
         tracing::error!(generation = id.0, "{text}");
         self.record(id, event::Kind::GenerationFailed, text.as_str());
         let hint = "see why that takes so long, or raise --ready-timeout; then run `bindonce reload` again";
-        self.report.failed(Cause::new(text, (reason == Reason::NotReady).then(|| hint.to_owned())));
+        let hint = (reason == Reason::NotReady).then(|| hint.to_owned());
+        self.report.failure = Cause::new(text, hint);
     }
 
     fn serving(&mut self, id: GenerationId) {
         self.handover.tell(&Duty::None);
         let Some(generation) = self.generations.get_mut(&id) else { return };
         generation.lease.served = true;
-        generation.reloads_before = self.master.history.reloads;
+        generation.cli.reloads_before = self.master.history.reloads;
         self.master.forget();
         generation.output.started();
         generation.release();
@@ -216,7 +218,8 @@ impl Supervisor {
         let late = self.generations.get(&id).and_then(|generation| {
             compare::ask_late(&self.cx, generation, self.listeners(generation))
         });
-        self.requests.wait_for(Some(confirmed), late, unseen);
+        self.requests.awaited =
+            Awaited { confirmed: Some(confirmed), late, unseen, ..Awaited::default() };
         self.give_back();
         let of = self.timeline.configuration_of(id);
         if let Some(of) = of {
@@ -225,7 +228,7 @@ impl Supervisor {
         let written = of.and_then(|of| self.starts.write_pid_file(of));
         self.master.serve_late(&self.first.replaced);
         let written = self.first.serves(&self.cx, self.generations.get(&id), written);
-        self.requests.wait_for_pid_file(written);
+        self.requests.awaited.pid_file = written;
     }
 
     fn answer(&mut self, callers: &[Caller], outcome: &Outcome) {
@@ -236,10 +239,10 @@ impl Supervisor {
                 Outcome::Serving { alone: true, .. } => std::mem::take(&mut self.starts.unserved),
                 _ => Unserved::default(),
             },
-            broker: self.leases.broker().pid(),
+            broker: self.leases.broker.pid(),
         };
         let serves = now.serving.is_some();
-        let answer = self.report.outcome(&self.cx, outcome, now, self.requests.cut_meanwhile());
+        let answer = self.report.outcome(&self.cx, outcome, now, self.requests.cut);
         if serves && matches!(outcome, Outcome::Failed(..)) {
             self.first.serves_on();
         }

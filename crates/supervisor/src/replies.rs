@@ -1,4 +1,5 @@
-//! What a supervisor answers on its control socket, for it to write and for `bindonce` to read.
+//! What a supervisor answers on its control socket, for it to write and for `bindonce` to read; and what `reload` takes, for
+//! the reverse.
 //!
 //! What an older supervisor does not send is read as its default, and [`Status`] and [`GenerationStatus`] keep what
 //! a newer one sends besides.
@@ -10,6 +11,8 @@ use bindonce_wire::{ErrorCode, RpcError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::origin::Origin;
+
 /// The reply to `ping`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Pong {
@@ -20,6 +23,43 @@ pub struct Pong {
     /// The generation that serves.
     #[serde(default)]
     pub serving: Option<u64>,
+}
+
+/// How a client wants a reload. What it does not say is not sent: a supervisor refuses what it does not know.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReloadParams {
+    /// Nothing may be left to listen on.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub allow_empty: bool,
+    /// It is to be started with the command of this process from then on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller: Option<Origin>,
+    /// Older generations end as soon as the new one serves.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub at_once: bool,
+    /// It is answered when the older generations are gone, or after this time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_drained_ms: Option<u64>,
+    /// Connections of older generations that are idle for this long are closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_idle_ms: Option<u64>,
+    /// Older generations are ended after this time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_timeout_ms: Option<u64>,
+}
+
+impl ReloadParams {
+    /// As JSON: no parameters where it says nothing, which any version takes.
+    ///
+    /// # Errors
+    /// What cannot be JSON.
+    pub fn json(&self) -> serde_json::Result<Value> {
+        match *self == Self::default() {
+            true => Ok(Value::Array(Vec::new())),
+            false => serde_json::to_value(self),
+        }
+    }
 }
 
 /// The reply to `reload`: a new generation serves.
@@ -187,28 +227,33 @@ pub struct GenerationStatus {
     /// How many listeners it has.
     #[serde(default)]
     pub listeners: Option<usize>,
-    /// How many connections it has.
-    pub connections: Option<u64>,
-    /// Requests that have come on its connections since it stopped accepting; none while it accepts, or where nobody tells.
-    #[serde(default)]
-    pub requests_after: Option<u64>,
-    /// Bytes that it has sent since then.
-    #[serde(default)]
-    pub bytes_after: Option<u64>,
-    /// How many of its connections were closed because they were idle.
-    #[serde(default)]
-    pub idle_closed: u64,
+    /// Its connections.
+    #[serde(flatten)]
+    pub drain: DrainStatus,
     /// How long its start took, until it was ready.
     #[serde(default)]
     pub start_ms: Option<u64>,
     /// Resident memory in bytes.
     pub memory: Option<u64>,
-    /// What keeps a generation that drains.
-    #[serde(default)]
-    pub oldest_sessions: Vec<Session>,
     /// What else a newer supervisor sends.
     #[serde(flatten)]
     pub more: Map<String, Value>,
+}
+
+/// The connections of a generation, and what comes on them once it drains.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DrainStatus {
+    /// How many it has.
+    pub connections: Option<u64>,
+    /// Requests that have come on them since it stopped accepting; none while it accepts, or where nobody tells.
+    pub requests_after: Option<u64>,
+    /// Bytes that it has sent since then.
+    pub bytes_after: Option<u64>,
+    /// How many of them were closed because they were idle.
+    pub idle_closed: u64,
+    /// What keeps a generation that drains.
+    pub oldest_sessions: Vec<Session>,
 }
 
 /// An address that haproxy binds itself.

@@ -30,8 +30,6 @@ pub struct Settings {
     pub timing: timeline::Settings,
     /// How long connections of an older generation may be idle before they are closed; none: as haproxy does by itself.
     pub drain_idle: Option<Duration>,
-    /// How long a start waits until the generation that serves has learned its stick tables.
-    pub peers_timeout: Duration,
     /// How a handover is done.
     pub handover: HandoverSettings,
     /// Files and directories whose change is a reload.
@@ -60,6 +58,8 @@ pub struct BrokerSettings {
 pub struct HandoverSettings {
     /// Whether it connects to listeners where no client waits.
     pub probe: bool,
+    /// How long a start waits until the generation that serves has learned its stick tables.
+    pub peers_timeout: Duration,
     /// What is done about ghosts.
     pub ghosts: Ghosts,
 }

@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::control::ending::End;
 use crate::control::requests::Requests;
 use crate::control::upgrades::Upgrade;
-use crate::disk::directory::{Inherited, Saved, SavedGeneration};
+use crate::disk::directory::{COUNTERS, Inherited, KEPT, Saved, SavedGeneration, SavedOwn};
 use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::admin::Admin;
@@ -59,16 +59,16 @@ impl Supervisor {
         // Another process has the command that it is started with.
         let caller = saved.caller.as_ref().filter(|_| saved.inherited.is_some());
         if let (Some(haproxy), Some(caller)) = (settings.kind.haproxy(), caller) {
-            starts.was_given(haproxy.of(caller.clone())?);
+            starts.given = Some(haproxy.of(caller.clone())?);
         }
         Ok(Self {
             timeline: Timeline::new(settings.timing.clone(), next),
             generations: Generations::default(),
             starts,
-            handover: Handover::new(settings.handover.ghosts, &cx.directory.kept())?,
+            handover: Handover::new(settings.handover.ghosts, &cx.directory.file(KEPT))?,
             leases: Leases::new(settings, saved.ours.clone(), Rc::clone(&cx.journal)),
             requests: Requests::default(),
-            report: Report::new(settings, cx.directory.counters(), &saved.lately),
+            report: Report::new(settings, cx.directory.file(COUNTERS), &saved.lately),
             upgrade: Upgrade::new(control, saved.upgrades),
             master,
             first: First { replaced: Vec::new(), starter: settings.first.starter.clone() },
@@ -115,7 +115,7 @@ impl Supervisor {
             report: &self.report,
             rendering: self.timeline.serving().and_then(|id| self.rendering(id)),
             upgrades: self.upgrade.count,
-            broker_is_lost: self.leases.broker().is_lost(),
+            broker_is_lost: self.leases.broker.is_lost(),
         }
     }
 
@@ -136,12 +136,14 @@ impl Supervisor {
             ready: generation.readiness.ready,
             master_worker: generation.cli.master_worker,
             configuration: self.timeline.configuration_of(generation.id).unwrap_or(generation.id).0,
-            since: generation.started.0,
+            since: generation.start.at.0,
             listeners: generation.listeners.iter().map(|h| h.listener.to_string()).collect(),
-            own_devices: generation.own.devices.clone(),
-            own_lines: generation.own.lines.clone(),
-            reloads_before: generation.reloads_before,
-            start_ms: generation.start.took().and_then(milliseconds),
+            own: SavedOwn {
+                own_devices: generation.own.devices.clone(),
+                own_lines: generation.own.lines.clone(),
+            },
+            reloads_before: generation.cli.reloads_before,
+            start_ms: generation.start.took.and_then(milliseconds),
             drain: generation
                 .drain
                 .saved(itself, generation.cli.admin.as_ref().map_or(0, Admin::told)),
@@ -149,7 +151,7 @@ impl Supervisor {
         Saved {
             next: self.timeline.next_id().0,
             generations: generations.collect(),
-            ours: self.leases.ours().clone(),
+            ours: self.leases.ours.clone(),
             inherited,
             upgrades: self.upgrade.count,
             history: self.master.history.saved(),

@@ -4,7 +4,7 @@
 //! before it accepts anything. A supervisor that answers this signal with SIGSTOP comes late now
 //! and then, and in between two generations accept. So the shim asks the kernel, before it
 //! becomes the program, to tell the supervisor of exactly this call instead of doing it
-//! ([`crate::spawn::Launch::hold`]): the program stays inside kill() until the supervisor lets it go on
+//! ([`crate::spawn::Intercepted::hold`]): the program stays inside kill() until the supervisor lets it go on
 //! ([`Hold::release`]), to which the call has succeeded then; the signal itself is not sent.
 //!
 //! Only that one call is looked at: any other system call, any other signal, and SIGUSR1 to anybody

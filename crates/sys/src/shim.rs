@@ -23,10 +23,10 @@ use crate::{executable, inherit, intercept, limits, signals};
 /// The word for [`crate::spawn::Launch::service`].
 pub(crate) const SERVICE: &str = "service";
 
-/// The word for [`crate::spawn::Launch::unlinks`].
+/// The word for [`crate::spawn::Intercepted::unlinks`].
 pub(crate) const UNLINKS: &str = "unlinks";
 
-/// The word for [`crate::spawn::Launch::binds`].
+/// The word for [`crate::spawn::Intercepted::binds`].
 pub(crate) const BINDS: &str = "binds";
 
 /// Whether a supervisor is asked about bind(2) and listen(2) of a program.
@@ -60,7 +60,7 @@ pub struct Order {
     hold: Option<i32>,
     /// The supervisor is asked about bind(2), where the kernel lets it.
     binds: bool,
-    /// The supervisor is asked about bind(2) and listen(2) ([`crate::spawn::Launch::intercept`]).
+    /// The supervisor is asked about bind(2) and listen(2) ([`crate::spawn::Intercepted::intercept`]).
     intercept: Asked,
     /// And about unlink(2).
     unlinks: bool,

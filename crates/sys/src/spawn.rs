@@ -59,15 +59,8 @@ pub struct Launch {
     /// Descriptors, from 3 up in this order, each with the variable that says its number; no
     /// variable is set where that is empty. The caller can share them without making copies.
     pub descriptors: Vec<(String, Arc<OwnedFd>)>,
-    /// Hold it when it sends SIGUSR1 to this pid, the supervisor's own; see [`crate::hold`] for what
-    /// that means for the program.
-    pub hold: Option<i32>,
-    /// Ask this process about its bind(2) (`crate::intercept`), where the kernel lets us.
-    pub binds: bool,
-    /// Whether this process is asked about its bind(2) and listen(2) (`crate::intercept`), instead of holding it.
-    pub intercept: Asked,
-    /// And about its unlink(2).
-    pub unlinks: bool,
+    /// Which of its calls this process is asked about.
+    pub calls: Intercepted,
     /// It is killed when this process ends, however that comes about, with what it has started and left in its
     /// process group.
     pub tied: bool,
@@ -81,6 +74,41 @@ pub struct Launch {
     pub stderr: Stdio,
 }
 
+/// Which calls of a program wait until the process that starts it has answered them.
+#[derive(Debug, Clone, Copy)]
+pub struct Intercepted {
+    /// Hold it when it sends SIGUSR1 to this pid, the supervisor's own; see [`crate::hold`] for what
+    /// that means for the program.
+    pub hold: Option<i32>,
+    /// Ask this process about its bind(2) (`crate::intercept`), where the kernel lets us.
+    pub binds: bool,
+    /// Whether this process is asked about its bind(2) and listen(2) (`crate::intercept`), instead of holding it.
+    pub intercept: Asked,
+    /// And about its unlink(2).
+    pub unlinks: bool,
+}
+
+impl Intercepted {
+    /// None of them.
+    const NONE: Self = Self { hold: None, binds: false, intercept: Asked::Not, unlinks: false };
+
+    fn any(self) -> bool {
+        self.hold.is_some() || self.binds || self.intercept != Asked::Not
+    }
+
+    /// The words for them in a [`crate::shim::Order`].
+    fn words(self) -> impl Iterator<Item = String> {
+        let hold = self.hold.filter(|_| self.intercept == Asked::Not);
+        let asked = match self.intercept {
+            Asked::Not => self.binds.then_some(shim::BINDS),
+            asked => Some(asked.word()),
+        };
+        let unlinks = (self.unlinks && self.intercept != Asked::Not).then_some(shim::UNLINKS);
+        let words = asked.into_iter().chain(unlinks).map(str::to_owned);
+        hold.map(|pid| pid.to_string()).into_iter().chain(words)
+    }
+}
+
 /// A program that was started. It is a child of this process, and stays a
 /// zombie until [`Pidfd::try_wait`] has told how it ended.
 #[derive(Debug)]
@@ -89,7 +117,7 @@ pub struct Started {
     pub pid: i32,
     /// The process itself; readable when it has ended.
     pub pidfd: Pidfd,
-    /// If [`Launch::hold`], [`Launch::binds`] or [`Launch::intercept`] was set, our end of the socket to the shim, for [`receive_hold`].
+    /// If [`Launch::calls`] names any, our end of the socket to the shim, for [`receive_hold`].
     pub shim: Option<OwnedFd>,
     /// If [`Launch::tied`] was set, what ends it with this process. To be released when its group has ended.
     pub tether: Option<Tether>,
@@ -109,10 +137,7 @@ impl Launch {
             env_remove: Vec::new(),
             cwd: None,
             descriptors: Vec::new(),
-            hold: None,
-            binds: false,
-            intercept: Asked::Not,
-            unlinks: false,
+            calls: Intercepted::NONE,
             tied: false,
             service: false,
             stdout: Stdio::inherit(),
@@ -162,12 +187,7 @@ impl Launch {
             .arg0("bindonce")
             .arg(SUBCOMMAND)
             .arg(self.descriptors.len().to_string())
-            .args(self.hold.filter(|_| self.intercept == Asked::Not).map(|pid| pid.to_string()))
-            .args(match self.intercept {
-                Asked::Not => self.binds.then_some(shim::BINDS),
-                asked => Some(asked.word()),
-            })
-            .args((self.unlinks && self.intercept != Asked::Not).then_some(shim::UNLINKS))
+            .args(self.calls.words())
             .args(self.service.then_some(shim::SERVICE))
             .arg("--")
             .arg(self.program)
@@ -198,7 +218,7 @@ impl Launch {
             tether: tied,
             ours,
             descriptors: self.descriptors,
-            holds: self.hold.is_some() || self.binds || self.intercept != Asked::Not,
+            holds: self.calls.any(),
         })
     }
 }
@@ -271,8 +291,8 @@ fn late(error: io::Error) -> Error {
     }
 }
 
-/// What holds a program that was started with [`Launch::hold`], or asks about one with [`Launch::binds`] or
-/// [`Launch::intercept`]: the descriptor for [`crate::intercept::Intercept::new`]. None if the kernel, or the filter of a container, did not let the
+/// What holds a program that was started with [`Intercepted::hold`], or asks about one with [`Intercepted::binds`] or
+/// [`Intercepted::intercept`]: the descriptor for [`crate::intercept::Intercept::new`]. None if the kernel, or the filter of a container, did not let the
 /// shim have one. It waits for no longer than the shim lives, a few milliseconds.
 pub async fn receive_hold(shim: OwnedFd) -> Option<OwnedFd> {
     let watch = crate::watch::Watch::new(&shim).ok()?;

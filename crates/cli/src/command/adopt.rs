@@ -111,12 +111,11 @@ fn take(args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         );
     }
     let held = if args.dry_run { Vec::new() } else { store(&running, &plan, globals)? };
-    let text = if args.json {
-        format!("{}\n", serde_json::to_string_pretty(&json(&running, &plan, args, &held))?)
+    if args.json {
+        output::print_json(&json(&running, &plan, args, &held))?;
     } else {
-        text(&running, &plan, args, command.as_deref())
-    };
-    output::print(&text)?;
+        output::print(&text(&running, &plan, args, command.as_deref()))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -276,12 +275,11 @@ fn retire(pid: i32, args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> 
         })
         .collect::<anyhow::Result<_>>()?;
     let retired = adopt::retire(pid, &served, args.lossy, args.retire_timeout)?;
-    let done = if args.json {
-        format!("{}\n", serde_json::to_string_pretty(&retired_json(&retired))?)
+    if args.json {
+        output::print_json(&retired_json(&retired))?;
     } else {
-        retired_text(pid, &retired)
-    };
-    output::print(&done)?;
+        output::print(&retired_text(pid, &retired))?;
+    }
     Ok(if retired.others.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

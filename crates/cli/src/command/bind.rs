@@ -1,7 +1,6 @@
 //! `bindonce bind`: have the broker bind addresses and keep them.
 
 use std::fmt::Write as _;
-use std::process::ExitCode;
 
 use bindonce::{Claim, Client, Lease};
 use bindonce_core::listener::ListenSpec;
@@ -34,15 +33,14 @@ pub(crate) struct Args {
 }
 
 /// Binds all of them or none, and prints each with the address it got.
-pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { listen, json } = args;
     let claims: Vec<Claim> = listen.iter().map(|spec| Claim::listen(spec.to_string())).collect();
     let leases = Client::connect(&globals.socket_path())?.claim(&claims)?;
     if json {
         let listeners: Vec<_> = leases.iter().map(entry).collect();
         let result = serde_json::json!({ "listeners": listeners });
-        output::print_json(&result)?;
-        return Ok(ExitCode::SUCCESS);
+        return output::print_json(&result);
     }
     let mut text = String::new();
     for lease in leases {
@@ -53,8 +51,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
             name => writeln!(text, "{name} {what} at {}", lease.bound()),
         };
     }
-    output::print(&text)?;
-    Ok(ExitCode::SUCCESS)
+    output::print(&text)
 }
 
 /// One listener, in the words of the wire.

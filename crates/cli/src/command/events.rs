@@ -1,7 +1,5 @@
 //! `bindonce events`: the last things that happened, and what happens from now on.
 
-use std::process::ExitCode;
-
 use anyhow::bail;
 use bindonce::Event;
 use bindonce_core::name::Name;
@@ -47,7 +45,7 @@ pub(crate) struct Args {
 }
 
 /// Prints events, oldest first.
-pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { name, follow, json } = args;
     let socket = globals.socket_path();
     let recent = events::recent(&socket, name.as_ref());
@@ -58,7 +56,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         for sourced in events::follow(&socket, name, recent.last) {
             print(&sourced, json)?;
         }
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
     match (recent.silent.into_iter().next(), name) {
         // Half of it is better than nothing, and must not pass for the whole.
@@ -67,7 +65,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
             "service \"{name}\" has no events; start it with `bindonce run --name {name}`, or see \
              `bindonce status` for those that there are"
         ),
-        (None, _) => Ok(ExitCode::SUCCESS),
+        (None, _) => Ok(()),
     }
 }
 

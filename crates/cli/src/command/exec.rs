@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use anyhow::{Context, bail};
 use bindonce::{Claim, Client, Name};
@@ -49,7 +49,7 @@ pub(crate) struct Args {
 /// # Errors
 /// A [`clap::Error`] for names that cannot be told apart (exit code 2); else what
 /// the broker or the system refused.
-pub(crate) fn run(args: Args, globals: &crate::globals::Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &crate::globals::Globals) -> anyhow::Result<()> {
     let Args { listen, command } = args;
     let Some((program, arguments)) = command.split_first() else {
         bail!("there is no program to execute");

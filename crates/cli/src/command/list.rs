@@ -1,7 +1,6 @@
 //! `bindonce list`: every listener the broker holds.
 
 use std::fmt::Write as _;
-use std::process::ExitCode;
 
 use bindonce::{Client, HolderInfo, ListenerInfo, Problem};
 use serde_json::Value;
@@ -29,7 +28,7 @@ pub(crate) struct Args {
 }
 
 /// Prints what is held, as a table or as JSON.
-pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { json } = args;
     let result = Client::connect(&globals.socket_path())?.list()?;
     if json {
@@ -39,7 +38,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     } else {
         output::print(&format!("{}{}", table(&result.listeners), problems(&result.problems)))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Listeners as a table for people.
@@ -109,13 +108,17 @@ fn remarks(listener: &ListenerInfo) -> String {
 }
 
 fn options(listener: &ListenerInfo) -> String {
-    let word = |(word, value): (&String, &Value)| match value {
+    let words: Vec<String> = option_words(listener).collect();
+    if words.is_empty() { "-".to_owned() } else { words.join(",") }
+}
+
+/// The options of a listener, as a person writes them.
+pub(super) fn option_words(listener: &ListenerInfo) -> impl Iterator<Item = String> {
+    listener.options.iter().map(|(word, value)| match value {
         Value::Bool(true) => word.clone(),
         Value::String(text) => format!("{word}={text}"),
         other => format!("{word}={other}"),
-    };
-    let words: Vec<String> = listener.options.iter().map(word).collect();
-    if words.is_empty() { "-".to_owned() } else { words.join(",") }
+    })
 }
 
 /// The first few of those who hold a listener.

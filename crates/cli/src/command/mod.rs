@@ -54,28 +54,29 @@ pub(crate) enum Command {
     Services(services::Args),
 }
 
-/// Does it.
+/// Does it. The exit code of a command that has an outcome beside success and failure is its own.
 pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Run(args) => return run::run(*args, globals),
+        Command::Check(args) => return check::run(args, globals),
+        Command::Adopt(args) => return adopt::run(&args, globals),
+        Command::Doctor(args) => return doctor::run(args, globals),
         Command::Serve(args) => serve::run(args, globals),
-        Command::Run(args) => run::run(*args, globals),
         Command::Reload(args) => reload::run(args, globals),
         Command::Retire(args) => retire::run(args, globals),
         Command::Exec(args) => exec::run(args, globals),
         Command::Render(args) => render::run(args, globals),
-        Command::Check(args) => check::run(args, globals),
         Command::CheckConfig(args) => check_config::run(&args),
         Command::List(args) => list::run(args, globals),
         Command::Bind(args) => bind::run(args, globals),
-        Command::Adopt(args) => adopt::run(&args, globals),
         Command::Release(args) => release::run(args, globals),
         Command::Status(args) => status::run(args, globals),
         Command::Top(args) => top::run(args, globals),
         Command::Ping(args) => ping::run(args, globals),
-        Command::Doctor(args) => doctor::run(args, globals),
         Command::Demo(args) => demo::run(args, globals),
         Command::Events(args) => events::run(args, globals),
         Command::Upgrade(args) => upgrade::run(args, globals),
         Command::Services(args) => services::run(args, globals),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,6 @@
 //! `bindonce ping`: whether the broker or a supervisor answers. For health checks: one exchange, one
 //! line, one exit code.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -45,13 +44,12 @@ pub(crate) struct Args {
 }
 
 /// Asks, and tells the answer.
-pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { name, serving, timeout } = args;
     let Some(name) = name else {
         let mut client = Client::connect_within(&globals.socket_path(), timeout)?;
         let version = client.ping().context("the broker does not answer")?.version;
-        print(&format!("broker {version} answers\n"))?;
-        return Ok(ExitCode::SUCCESS);
+        return print(&format!("broker {version} answers\n"));
     };
     let socket = globals.socket_path();
     let path = control_socket(&socket, &name);
@@ -66,6 +64,5 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         ),
         None => "no generation serves".to_owned(),
     };
-    print(&format!("supervisor {version} of \"{name}\" answers, {serves}\n"))?;
-    Ok(ExitCode::SUCCESS)
+    print(&format!("supervisor {version} of \"{name}\" answers, {serves}\n"))
 }

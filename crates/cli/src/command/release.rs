@@ -1,7 +1,5 @@
 //! `bindonce release`: have the broker close listeners.
 
-use std::process::ExitCode;
-
 use bindonce::Client;
 use bindonce_core::listener::Wanted;
 
@@ -31,16 +29,14 @@ pub(crate) struct Args {
 }
 
 /// Closes all of them or none, and prints their names.
-pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { listeners, json } = args;
     let names: Vec<String> = listeners.iter().map(ToString::to_string).collect();
     let released = Client::connect(&globals.socket_path())?.release(&names)?;
     if json {
         let result = serde_json::json!({ "released": released });
-        output::print_json(&result)?;
-        return Ok(ExitCode::SUCCESS);
+        return output::print_json(&result);
     }
     let text: String = released.iter().map(|name| format!("{name} released\n")).collect();
-    output::print(&text)?;
-    Ok(ExitCode::SUCCESS)
+    output::print(&text)
 }

@@ -1,7 +1,6 @@
 //! `bindonce reload`: a new generation on the files as they are now.
 
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -9,7 +8,7 @@ use bindonce::Client;
 use bindonce_core::duration;
 use bindonce_core::name::Name;
 use bindonce_supervisor::control_socket;
-use bindonce_supervisor::replies::{Drained, Reloaded};
+use bindonce_supervisor::replies::{Drained, ReloadParams, Reloaded};
 
 use super::supervisors::missing;
 use crate::globals::Globals;
@@ -76,71 +75,48 @@ impl Until {
     }
 }
 
-/// How a reload is wanted.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Wish {
-    /// How long it may take.
-    pub(crate) timeout: Duration,
-    pub(crate) allow_empty: bool,
-    /// How long the older generations are waited for.
-    pub(crate) drained: Option<Duration>,
-    pub(crate) drain_idle: Option<Duration>,
-    pub(crate) drain_timeout: Option<Duration>,
-}
-
-impl Wish {
-    /// One that ends when the new generation serves.
-    pub(crate) fn serving(timeout: Duration) -> Self {
-        Self { timeout, allow_empty: false, drained: None, drain_idle: None, drain_timeout: None }
-    }
-
-    /// The parameters: nothing where it says nothing, since an older supervisor takes none.
-    fn parameters(&self) -> serde_json::Value {
-        let milliseconds =
-            |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).into();
-        let mut all = serde_json::Map::new();
-        all.extend(self.allow_empty.then(|| ("allow_empty".to_owned(), true.into())));
-        let times = [
-            ("wait_drained_ms", self.drained),
-            ("drain_idle_ms", self.drain_idle),
-            ("drain_timeout_ms", self.drain_timeout),
-        ];
-        all.extend(
-            times
-                .iter()
-                .filter_map(|(name, time)| Some(((*name).to_owned(), milliseconds((*time)?)))),
-        );
-        if all.is_empty() { serde_json::json!([]) } else { all.into() }
-    }
-}
-
 /// Asks the supervisor of the service, and tells what it answers.
-pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { name, timeout, allow_empty, wait, drain_idle, drain_timeout } = args;
     let drained = match wait {
         Until::Serving => None,
         Until::Drained(time) => Some(time.unwrap_or(timeout)),
     };
-    let wish = Wish { timeout, allow_empty, drained, drain_idle, drain_timeout };
-    let reloaded = call(&globals.socket_path(), &name, &wish)?;
+    let how = ReloadParams {
+        allow_empty,
+        wait_drained_ms: drained.map(milliseconds),
+        drain_idle_ms: drain_idle.map(milliseconds),
+        drain_timeout_ms: drain_timeout.map(milliseconds),
+        ..ReloadParams::default()
+    };
+    let limit = timeout.saturating_add(drained.unwrap_or_default());
+    let reloaded = call(&globals.socket_path(), &name, limit, &how)?;
     print(&text(&reloaded))?;
     match reloaded.drained {
         Some(Drained { left, .. }) if !left.is_empty() => Err(not_drained(&name, &left, drained)),
-        _ => Ok(ExitCode::SUCCESS),
+        _ => Ok(()),
     }
 }
 
-/// Asks for a reload, and tells which generation serves after it.
-pub(crate) fn ask(socket: &Path, name: &Name, wish: &Wish) -> anyhow::Result<String> {
-    Ok(text(&call(socket, name, wish)?))
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn call(socket: &Path, name: &Name, wish: &Wish) -> anyhow::Result<Reloaded> {
+/// Asks for a reload, which may take for `limit`, and tells which generation serves after it.
+pub(crate) fn ask(socket: &Path, name: &Name, limit: Duration) -> anyhow::Result<String> {
+    Ok(text(&call(socket, name, limit, &ReloadParams::default())?))
+}
+
+fn call(
+    socket: &Path,
+    name: &Name,
+    limit: Duration,
+    how: &ReloadParams,
+) -> anyhow::Result<Reloaded> {
     let path = control_socket(socket, name);
     let mut client = Client::connect(&path).map_err(|error| missing(socket, name, error))?;
-    client.set_timeout(wish.timeout.saturating_add(wish.drained.unwrap_or_default()))?;
-    let answer =
-        client.call("reload", &wish.parameters()).map_err(|error| failure(name, &error))?;
+    client.set_timeout(limit)?;
+    let answer = client.call("reload", &how.json()?).map_err(|error| failure(name, &error))?;
     Ok(serde_json::from_value(answer)?)
 }
 
@@ -271,18 +247,18 @@ mod tests {
         let drained = |time| Some(Until::Drained(time));
         assert_eq!(read[..3], [Some(Until::Serving), drained(None), drained(Some(minute))]);
         assert!(read[3..].iter().all(Option::is_none), "{read:?}");
-        let wish = Wish::serving(minute);
-        assert_eq!(wish.parameters(), serde_json::json!([]));
-        let wish = Wish {
+        let how = ReloadParams::default();
+        assert_eq!(how.json().expect("JSON"), serde_json::json!([]));
+        let how = ReloadParams {
             allow_empty: true,
-            drained: Some(minute),
-            drain_idle: Some(minute / 60),
-            drain_timeout: Some(minute / 30),
-            ..wish
+            wait_drained_ms: Some(milliseconds(minute)),
+            drain_idle_ms: Some(milliseconds(minute / 60)),
+            drain_timeout_ms: Some(milliseconds(minute / 30)),
+            ..how
         };
         let wanted = serde_json::json!({"allow_empty": true, "wait_drained_ms": 60000, "drain_idle_ms": 1000,
             "drain_timeout_ms": 2000});
-        assert_eq!(wish.parameters(), wanted);
+        assert_eq!(how.json().expect("JSON"), wanted);
     }
 
     #[test]

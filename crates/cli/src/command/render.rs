@@ -5,7 +5,6 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io;
 use std::io::Write as _;
-use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -60,7 +59,7 @@ pub(crate) struct Args {
 }
 
 /// Prints the copy or the table.
-pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<()> {
     let words =
         |files| ["haproxy", "--"].map(OsString::from).into_iter().chain::<Vec<_>>(files).collect();
     let command = if args.command.iter().any(|word| word == "-f" || word == "--") {
@@ -73,15 +72,14 @@ pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
     let world = System::new(&command.program).context("cannot tell the current directory")?;
     let rendering = read(&command, listeners, world, LIMIT)?;
     if args.explain {
-        output::print(&table(&rendering))?;
-        return Ok(ExitCode::SUCCESS);
+        return output::print(&table(&rendering));
     }
     // Not text: a configuration may contain any bytes.
     match io::stdout().write_all(&copy(&rendering)) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
         done => done.context("cannot write to standard output")?,
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Reads a configuration on a thread beside this one: what a file system or a name server does not answer is abandoned.

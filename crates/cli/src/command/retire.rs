@@ -1,7 +1,6 @@
 //! `bindonce retire`: ends a replaced generation now, with the connections that it has.
 
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -44,10 +43,9 @@ pub(crate) struct Args {
 }
 
 /// Asks the supervisor of the service, and tells what it answers.
-pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { name, generation } = args;
-    print(&ask(&globals.socket_path(), &name, generation)?)?;
-    Ok(ExitCode::SUCCESS)
+    print(&ask(&globals.socket_path(), &name, generation)?)
 }
 
 /// Has it ended, and says so.

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use anyhow::Context as _;
 use bindonce_broker::{Config, File, Orders};
@@ -61,7 +60,7 @@ pub(crate) struct Args {
 }
 
 /// Serves until a signal ends it.
-pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     logging::start(globals.log_format, &globals.log_level);
     let inherited = bindonce_broker::inherited()?;
     // An earlier image of this process has done so.
@@ -97,8 +96,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let runtime = runtime.context("cannot start the runtime")?;
     runtime.block_on(async {
         let watch = Watch::new(&signals).context("cannot wait for signals")?;
-        bindonce_broker::run(config, ended(&signals, &watch, &orders)).await?;
-        Ok(ExitCode::SUCCESS)
+        Ok(bindonce_broker::run(config, ended(&signals, &watch, &orders)).await?)
     })
 }
 

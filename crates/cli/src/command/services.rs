@@ -1,7 +1,5 @@
 //! `bindonce services`: the names of services, one a line, for the completions of shells.
 
-use std::process::ExitCode;
-
 use bindonce_supervisor as supervisor;
 
 use crate::globals::Globals;
@@ -12,8 +10,7 @@ use crate::output;
 pub(crate) struct Args {}
 
 /// Prints them. Nobody is asked: a shell waits for it while somebody types.
-pub(crate) fn run(_: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(_: Args, globals: &Globals) -> anyhow::Result<()> {
     let names = supervisor::services(&globals.socket_path());
-    output::print(&names.iter().map(|name| format!("{name}\n")).collect::<String>())?;
-    Ok(ExitCode::SUCCESS)
+    output::print(&names.iter().map(|name| format!("{name}\n")).collect::<String>())
 }

@@ -136,7 +136,7 @@ pub(crate) fn answers(socket: &Path) -> Vec<Answers> {
 fn answered(status: &Status) -> Answered {
     let Lately { seconds, requests, bytes, draining_requests, draining_bytes } = status.lately;
     let draining = status.generations.iter().filter(|one| one.state == "draining");
-    let connections = draining.clone().filter_map(|one| one.connections).sum();
+    let connections = draining.clone().filter_map(|one| one.drain.connections).sum();
     let pids = draining.filter_map(|one| one.pid).collect();
     Answered { seconds, requests, bytes, draining_requests, draining_bytes, pids, connections }
 }
@@ -175,8 +175,8 @@ pub(crate) fn text(supervisors: &[Supervisor]) -> String {
         rows.extend(status.generations.iter().map(row));
         text.push_str(&list::columns(&rows));
         for generation in &status.generations {
-            if let Some(requests @ 1..) = generation.requests_after {
-                let bytes = generation.bytes_after.unwrap_or_default();
+            if let Some(requests @ 1..) = generation.drain.requests_after {
+                let bytes = generation.drain.bytes_after.unwrap_or_default();
                 let plural = if requests == 1 { "" } else { "s" };
                 let _ = writeln!(
                     text,
@@ -184,7 +184,7 @@ pub(crate) fn text(supervisors: &[Supervisor]) -> String {
                     generation.generation
                 );
             }
-            for session in &generation.oldest_sessions {
+            for session in &generation.drain.oldest_sessions {
                 let age = duration::format(Duration::from_secs(session.age));
                 let _ = writeln!(
                     text,
@@ -216,7 +216,7 @@ fn row(generation: &GenerationStatus) -> [String; 8] {
         generation.state.clone(),
         or_dash(generation.age.map(|age| duration::format(Duration::from_secs(age)))),
         or_dash(generation.start_ms.map(|took| duration::format(Duration::from_millis(took)))),
-        or_dash(generation.connections),
+        or_dash(generation.drain.connections),
         or_dash(generation.memory.map(|bytes| format!("{}K", bytes / 1024))),
         or_dash(generation.version.clone()),
     ]

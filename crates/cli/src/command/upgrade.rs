@@ -2,7 +2,6 @@
 //! binary that is installed now, in place.
 
 use std::path::Path;
-use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use bindonce::Client;
@@ -37,22 +36,21 @@ pub(crate) struct Args {
 }
 
 /// Asks for the upgrade, and makes sure of it.
-pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     match args.name {
         Some(name) => supervisor(&name, globals),
         None => broker(globals),
     }
 }
 
-fn broker(globals: &Globals) -> anyhow::Result<ExitCode> {
+fn broker(globals: &Globals) -> anyhow::Result<()> {
     let mut client = Client::connect(&globals.socket_path())?;
     let result = client.call("upgrade", &[0; 0])?;
     let UpgradeResult { pid, version, .. } = serde_json::from_value(result)?;
-    print(&format!("the broker, pid {pid}, was upgraded and is bindonce {version} now\n"))?;
-    Ok(ExitCode::SUCCESS)
+    print(&format!("the broker, pid {pid}, was upgraded and is bindonce {version} now\n"))
 }
 
-fn supervisor(name: &Name, globals: &Globals) -> anyhow::Result<ExitCode> {
+fn supervisor(name: &Name, globals: &Globals) -> anyhow::Result<()> {
     let socket = globals.socket_path();
     let path = control_socket(&socket, name);
     let before = status(&socket, name)?;
@@ -70,8 +68,7 @@ fn supervisor(name: &Name, globals: &Globals) -> anyhow::Result<ExitCode> {
     if after.upgrades == before.upgrades || after.pid != before.pid {
         bail!("service \"{name}\" was not upgraded; its log says why");
     }
-    print(&format!("the supervisor of \"{name}\", pid {}, was upgraded\n", after.pid))?;
-    Ok(ExitCode::SUCCESS)
+    print(&format!("the supervisor of \"{name}\", pid {}, was upgraded\n", after.pid))
 }
 
 fn status(socket: &Path, name: &Name) -> anyhow::Result<Status> {

@@ -66,6 +66,7 @@ pub(super) fn rendering(
     inherited: Descriptors,
 ) -> anyhow::Result<Result<Rendering, bindonce_haproxy::config::Error>> {
     let world = System::new(&command.program).context("cannot tell the current directory")?;
-    let world = world.with(&inherit::SERVICE_MANAGER.map(Into::into), &[]).inheriting(inherited);
+    let mut world = world.with(&inherit::SERVICE_MANAGER.map(Into::into), &[]);
+    world.inherited = inherited;
     Ok(Rendering::of(command, Supplied::default(), &world))
 }

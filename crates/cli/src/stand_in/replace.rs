@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use bindonce::{Client, Give};
 use bindonce_core::name::Name;
 use bindonce_haproxy::config::{Command, Descriptors};
-use bindonce_supervisor::replies::Status;
+use bindonce_supervisor::replies::{ReloadParams, Status};
 use bindonce_supervisor::{Origin, control_socket, services};
 use bindonce_sys::{identity, inherit, log, peer};
 
@@ -81,7 +81,8 @@ pub(crate) fn reload(
     let stored = give(socket, command, known, &given, &mut caller.passed)?;
     let mut client = Client::connect(&control_socket(socket, service))?;
     client.set_timeout(RELOAD)?;
-    let how = serde_json::json!({ "caller": caller, "at_once": command.role.at_once });
+    let at_once = command.role.at_once;
+    let how = ReloadParams { caller: Some(caller), at_once, ..ReloadParams::default() };
     match client.call("reload", &how) {
         Ok(reply) => {
             // Warnings, for whoever has started this; an older supervisor sends none.

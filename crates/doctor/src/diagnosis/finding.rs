@@ -1,8 +1,7 @@
 //! One thing that is wrong: how bad it is, what it is about, and the condition with its numbers.
 
 use bindonce_core::address::Address;
-use serde::ser::SerializeSeq as _;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::condition::Condition;
 use super::kind::{Kind, Severity};
@@ -16,10 +15,8 @@ pub(crate) struct Finding {
     /// The name of the network namespace, if it is not the observer's own.
     pub(crate) network: Option<String>,
     /// The address that it is about.
-    #[serde(serialize_with = "address")]
     pub(crate) address: Option<Address>,
     /// Further addresses of which the same is true, for the same reason.
-    #[serde(serialize_with = "addresses")]
     pub(crate) also: Vec<Address>,
     /// The service that it is about.
     pub(crate) service: Option<String>,
@@ -109,19 +106,4 @@ impl Finding {
             && (self.pids.is_empty() && other.pids.is_empty()
                 || self.pids.iter().any(|pid| other.pids.contains(pid)))
     }
-}
-
-fn address<S: Serializer>(address: &Option<Address>, serializer: S) -> Result<S::Ok, S::Error> {
-    match address {
-        Some(address) => serializer.collect_str(address),
-        None => serializer.serialize_none(),
-    }
-}
-
-fn addresses<S: Serializer>(all: &[Address], serializer: S) -> Result<S::Ok, S::Error> {
-    let mut list = serializer.serialize_seq(Some(all.len()))?;
-    for address in all {
-        list.serialize_element(&format_args!("{address}"))?;
-    }
-    list.end()
 }

@@ -13,7 +13,7 @@ use bindonce_haproxy::stats::Stats;
 use serde::Serialize;
 
 use super::answers::Answers;
-use super::process::{Process, as_text};
+use super::process::Process;
 
 /// One look at the host.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -41,7 +41,6 @@ pub(crate) struct Look {
 pub(crate) struct Socket {
     /// The network namespace: [`Network::id`].
     pub(crate) network: u64,
-    #[serde(serialize_with = "as_text")]
     pub(crate) address: Address,
     pub(crate) interface: Option<String>,
     /// Whether clients of multipath TCP come here too.

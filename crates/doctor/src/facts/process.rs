@@ -169,7 +169,7 @@ impl Process {
 }
 
 /// Serialises what it prints as.
-pub(super) fn as_text<S: Serializer>(it: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_text<S: Serializer>(it: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(it)
 }
 

@@ -38,6 +38,40 @@ struct Bound {
     threads: bool,
 }
 
+/// Where an address is written.
+#[derive(Clone, Copy)]
+struct Written<'a> {
+    section: &'a Section,
+    line: &'a BindLine,
+    piece: &'a Piece,
+}
+
+impl Written<'_> {
+    fn left(self, reason: &'static str) -> LeftAlone {
+        left_alone(self.section, &self.line.place, self.piece.shown(), reason)
+    }
+}
+
+/// An address that haproxy binds by itself, or not at all, of which no more is known.
+pub(super) fn left_alone(
+    section: &Section,
+    place: &Place,
+    text: String,
+    reason: &'static str,
+) -> LeftAlone {
+    LeftAlone {
+        place: place.clone(),
+        section: section.label.clone(),
+        text,
+        reason: reason.into(),
+        descriptor: None,
+        listens: section.kind != Kind::Defaults,
+        own: Vec::new(),
+        device: None,
+        listeners: Vec::new(),
+    }
+}
+
 /// What there is to claim, and what haproxy binds by itself.
 #[derive(Debug)]
 pub(super) struct Claims {
@@ -84,10 +118,8 @@ impl Claims {
         let mut edits = Vec::new();
         for line in &section.lines {
             if let Some(reason) = idle {
-                self.leave_line(line, section, line.text.clone(), reason);
-                if let Some(left) = self.left_alone.last_mut() {
-                    left.listens = false;
-                }
+                let left = left_alone(section, &line.place, line.text.clone(), reason);
+                self.left_alone.push(LeftAlone { listens: false, ..left });
                 continue;
             }
             let listeners = |piece: &Piece| {
@@ -110,49 +142,6 @@ impl Claims {
         Ok(edits)
     }
 
-    /// An address that haproxy binds by itself, or not at all, whatever the rest of its section says.
-    pub(super) fn leave(
-        &mut self,
-        section: &Section,
-        text: String,
-        place: &Place,
-        reason: &'static str,
-        descriptor: Option<String>,
-        own: Vec<Address>,
-    ) {
-        self.left_alone.push(LeftAlone {
-            own,
-            place: place.clone(),
-            section: section.label.clone(),
-            listens: section.kind != Kind::Defaults && !text.starts_with("server "),
-            text,
-            reason: reason.into(),
-            descriptor,
-            device: None,
-            listeners: Vec::new(),
-        });
-    }
-
-    fn leave_line(
-        &mut self,
-        line: &BindLine,
-        section: &Section,
-        text: String,
-        reason: &'static str,
-    ) {
-        self.left_alone.push(LeftAlone {
-            place: line.place.clone(),
-            section: section.label.clone(),
-            text,
-            reason: reason.into(),
-            descriptor: None,
-            own: Vec::new(),
-            listens: true,
-            device: None,
-            listeners: Vec::new(),
-        });
-    }
-
     /// Gives the words for what the line claims.
     fn bind_line(
         &mut self,
@@ -163,21 +152,17 @@ impl Claims {
     ) -> Result<Vec<String>, Error> {
         let mut words = Vec::new();
         for piece in &line.pieces {
+            let written = Written { section, line, piece };
             match &piece.part {
                 Part::Alone(reason, own) => {
-                    self.leave_line(line, section, piece.shown(), reason);
-                    if let Some(left) = self.left_alone.last_mut() {
-                        left.own.clone_from(own);
-                    }
+                    self.left_alone.push(LeftAlone { own: own.clone(), ..written.left(reason) });
                 }
-                Part::Unbound(reason, ..) => {
-                    self.leave_line(line, section, piece.shown(), reason);
-                    if let Some(left) = self.left_alone.last_mut() {
-                        left.device.clone_from(&line.bind_options.interface);
-                        left.listeners = listeners(piece)?;
-                    }
-                }
-                Part::Foreign(number, why) => self.foreign(number, why, line, piece, section)?,
+                Part::Unbound(reason, ..) => self.left_alone.push(LeftAlone {
+                    device: line.bind_options.interface.clone(),
+                    listeners: listeners(piece)?,
+                    ..written.left(reason)
+                }),
+                Part::Foreign(number, why) => self.foreign(number, why, written)?,
                 Part::Inherited { prefix, number, listener } => {
                     let key = (listener.key(), 0);
                     if self.shares(&key, line, earlier) {
@@ -187,7 +172,7 @@ impl Claims {
                     let first = self.bindings.len();
                     let listener = listener.as_ref().clone();
                     let variable = self.names.of(&listener.address, None);
-                    self.claim(vec![listener], &variable, false, line, piece, section)?;
+                    self.claim(vec![listener], &variable, false, written)?;
                     if let Some(binding) = self.bindings.last_mut() {
                         binding.inherited = Some(*number);
                     }
@@ -218,7 +203,7 @@ impl Claims {
                         continue;
                     }
                     let first = self.bindings.len();
-                    self.claim(vec![listener], variable, false, line, piece, section)?;
+                    self.claim(vec![listener], variable, false, written)?;
                     earlier.insert(key, self.bound(String::new(), first, line));
                 }
                 Part::Listen(wanted) => {
@@ -230,7 +215,7 @@ impl Claims {
                         continue;
                     }
                     let first = self.bindings.len();
-                    let word = self.claim_piece(listeners, line, piece, section)?;
+                    let word = self.claim_piece(listeners, written)?;
                     earlier.insert(key, self.bound(word.clone(), first, line));
                     words.push(word);
                 }
@@ -261,23 +246,14 @@ impl Claims {
         true
     }
 
-    fn foreign(
-        &mut self,
-        number: &str,
-        why: &str,
-        line: &BindLine,
-        piece: &Piece,
-        section: &Section,
-    ) -> Result<(), Error> {
+    fn foreign(&mut self, number: &str, why: &str, written: Written<'_>) -> Result<(), Error> {
+        let Written { section, line, piece } = written;
         let earlier = section.lines.iter().take_while(|other| other.place != line.place);
-        let has_it = |other: &BindLine| {
-            let names = |piece: &Piece| matches!(&piece.part, Part::Foreign(n, _) if n == number);
-            other.options == line.options && other.pieces.iter().any(names)
-        };
-        let before = line.pieces.iter().take_while(|other| !std::ptr::eq(*other, piece));
-        let twice = before
-            .into_iter()
-            .any(|other| matches!(&other.part, Part::Foreign(n, _) if n == number));
+        let names = |piece: &Piece| matches!(&piece.part, Part::Foreign(n, _) if n == number);
+        let has_it =
+            |other: &BindLine| other.options == line.options && other.pieces.iter().any(names);
+        let mut before = line.pieces.iter().take_while(|other| !std::ptr::eq(*other, piece));
+        let twice = before.any(names);
         // As in `shares`.
         if !line.bind_options.threads && !twice && !earlier.into_iter().any(has_it) {
             self.occupied.add_foreign(number, &line.place)?;
@@ -287,10 +263,8 @@ impl Claims {
         } else {
             "a descriptor from outside; only haproxy knows its address"
         };
-        self.leave_line(line, section, piece.shown(), reason);
-        if let Some(left) = self.left_alone.last_mut() {
-            left.descriptor = Some(why.to_owned());
-        }
+        let descriptor = Some(why.to_owned());
+        self.left_alone.push(LeftAlone { descriptor, ..written.left(reason) });
         Ok(())
     }
 
@@ -298,14 +272,12 @@ impl Claims {
     fn claim_piece(
         &mut self,
         listeners: Vec<Listener>,
-        line: &BindLine,
-        piece: &Piece,
-        section: &Section,
+        written: Written<'_>,
     ) -> Result<String, Error> {
         if listeners.len() == 1 {
             let variable = self.names.of(&listeners[0].address, None);
             let word = descriptor(&variable, matches!(listeners[0].address, Address::Quic(_)));
-            self.claim(listeners, &variable, false, line, piece, section)?;
+            self.claim(listeners, &variable, false, written)?;
             return Ok(word);
         }
         let mut lists = Vec::new();
@@ -313,7 +285,7 @@ impl Claims {
             let last = part.last().and_then(|last| last.address.port());
             let variable = self.names.of(&part[0].address, last);
             lists.push(format!("${{{variable}}}"));
-            self.claim(part.to_vec(), &variable, true, line, piece, section)?;
+            self.claim(part.to_vec(), &variable, true, written)?;
         }
         Ok(lists.join(","))
     }
@@ -324,9 +296,7 @@ impl Claims {
         listeners: Vec<Listener>,
         variable: &str,
         list: bool,
-        line: &BindLine,
-        piece: &Piece,
-        section: &Section,
+        Written { section, line, piece }: Written<'_>,
     ) -> Result<(), Error> {
         let first = self.bindings.len();
         for listener in listeners {

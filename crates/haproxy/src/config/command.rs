@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use super::Error;
 
 /// A haproxy command, without its configuration files and what the supervisor does in its place.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Command {
     /// The program: a path, or a name to be found in `PATH`.
     pub program: OsString,
@@ -87,17 +87,7 @@ impl Command {
     {
         let mut words = words.into_iter().map(Into::into).peekable();
         let program = words.next().ok_or(Error::NoProgram)?;
-        let mut command = Self {
-            program,
-            arguments: Vec::new(),
-            files: Vec::new(),
-            directory: None,
-            local_peer: None,
-            nested_master: false,
-            master_sockets: Vec::new(),
-            role: Role::default(),
-            unsettled: Vec::new(),
-        };
+        let mut command = Self { program, ..Self::default() };
         while let Some(word) = words.next() {
             command.take(word, &mut words)?;
         }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::files::CFGFILES;
 use super::quoting;
-use super::reader::{Line, Word};
+use super::reader::{Line, Word, find};
 use super::rendering::{Change, Variable};
 use super::{Error, Place};
 
@@ -118,7 +118,7 @@ impl Edits {
         // `env(HAPROXY_CFGFILES)` is looked at while haproxy runs, and it is haproxy that sets it.
         const CALL: &[u8] = b"env(HAPROXY_CFGFILES)";
         let mut from = 0;
-        while let Some(at) = line[from..].windows(CALL.len()).position(|window| window == CALL) {
+        while let Some(at) = find(&line[from..], CALL) {
             let start = offset + from + at + b"env(".len();
             from += at + CALL.len();
             self.edit(start..start + CFGFILES.len(), OUR_CFGFILES.as_bytes().to_vec());

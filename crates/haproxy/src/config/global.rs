@@ -61,7 +61,7 @@ impl Global {
             b"stats-file" => self.stats_file.take(value(1)),
             b"no-quic" => self.no_quic = true,
             b"tune.quic.listen" => self.no_quic = value(1) == b"off",
-            b"daemon" => self.pid_file.daemon(),
+            b"daemon" => self.pid_file.is_daemon = true,
             b"pidfile" => self.pid_file.take(value(1), copy, place(0)),
             keyword => self.server_states.take(keyword, value(1)),
         }

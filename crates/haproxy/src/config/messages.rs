@@ -8,10 +8,11 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::str::FromStr;
 
-use super::reader;
+use super::reader::{self, find};
 use super::rendering::{Binding, Change, RenderedFile, Rendering};
-use super::{PathMap, Place};
+use super::{PathMap, Place, reread};
 
 /// How many bytes of a line haproxy quotes.
 const WIDTH: usize = 80;
@@ -125,8 +126,7 @@ impl Messages {
     /// The binding whose number follows `before` at the beginning of `text`.
     fn number(&self, text: &[u8], before: &[u8]) -> Option<(&Binding, usize)> {
         let digits = text.strip_prefix(before)?;
-        let length = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        let number: RawFd = std::str::from_utf8(&digits[..length]).ok()?.parse().ok()?;
+        let (number, length) = read_number::<RawFd>(digits)?;
         let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
         Some((self.rendering.bindings.get(index)?, before.len() + length))
     }
@@ -138,8 +138,7 @@ impl Messages {
             let start = [b"[", copy.as_slice(), b":"].concat();
             let Some(at) = find(message, &start) else { continue };
             let digits = &message[at + start.len()..];
-            let length = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
-            let number: usize = std::str::from_utf8(&digits[..length]).ok()?.parse().ok()?;
+            let (number, length) = read_number::<usize>(digits)?;
             if digits.get(length) == Some(&b']') && found.is_none_or(|(first, ..)| at < first) {
                 found = Some((at, file, number));
             }
@@ -215,14 +214,7 @@ impl ChangedLine {
         if changes.is_empty() {
             return None;
         }
-        let mut users = Vec::new();
-        let mut at = 0;
-        for change in &changes {
-            users.extend_from_slice(&copy[at..change.range.start]);
-            users.extend_from_slice(&change.was);
-            at = change.range.end;
-        }
-        users.extend_from_slice(&copy[at..]);
+        let users = reread::before(&copy, &changes);
         let place = Place { file: file.user_path.clone(), line: number };
         Some(Self { place, copy, users, changes, grown: 0 })
     }
@@ -251,12 +243,10 @@ impl ChangedLine {
         let Some(at) = find(message, POSITION).map(|at| at + POSITION.len()) else {
             return unchanged();
         };
-        let digits = message[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-        let number = std::str::from_utf8(&message[at..at + digits]).ok();
-        let Some(stated) = number.and_then(|number| number.parse::<usize>().ok()?.checked_sub(1))
-        else {
+        let Some((number @ 1.., digits)) = read_number::<usize>(&message[at..]) else {
             return unchanged();
         };
+        let stated = number - 1;
         let (position, quoting) = if find(message, b"too many words").is_some() {
             // This one counts in the line without quotes and with variables expanded.
             (stated.saturating_add_signed(self.grown), None)
@@ -273,8 +263,7 @@ impl ChangedLine {
     fn argument(&self, message: &[u8]) -> Option<usize> {
         const NUMBER: &[u8] = b"argument number ";
         let text = &message[find(message, NUMBER)? + NUMBER.len()..];
-        let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        let number: usize = std::str::from_utf8(&text[..digits]).ok()?.parse().ok()?;
+        let (number, _) = read_number::<usize>(text)?;
         // Only where words begin matters, not what is in them.
         let words =
             reader::words(&self.users, reader::Unset::default(), &|_| Some(b"x".to_vec())).ok()?;
@@ -286,6 +275,12 @@ impl ChangedLine {
         let (users, after) = excerpt(&self.users, position)?;
         Some(Quoting { line: Some((copy, users)), mark: (before, after) })
     }
+}
+
+/// The number that a text begins with, and how many digits it has.
+fn read_number<T: FromStr>(text: &[u8]) -> Option<(T, usize)> {
+    let length = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    Some((std::str::from_utf8(&text[..length]).ok()?.parse().ok()?, length))
 }
 
 /// What haproxy quotes of a line of which it marks one byte, and where the mark is in it:
@@ -306,8 +301,4 @@ fn excerpt(line: &[u8], position: usize) -> Option<(Vec<u8>, usize)> {
     let shown = line.get(left_out + 3..)?.iter().take(WIDTH - 6).map(plain);
     let text = b"...".iter().copied().chain(shown).chain(*b"...").collect();
     Some((text, WIDTH / 2))
-}
-
-fn find(text: &[u8], part: &[u8]) -> Option<usize> {
-    text.windows(part.len()).position(|window| window == part)
 }

@@ -12,7 +12,7 @@ use super::edits::Edits;
 pub(super) struct PidFile {
     /// The first line: its path, its copy, and where its keyword is there.
     first: Option<(Vec<u8>, usize, Range<usize>)>,
-    daemon: bool,
+    pub(super) is_daemon: bool,
 }
 
 impl PidFile {
@@ -21,16 +21,6 @@ impl PidFile {
         if !path.is_empty() {
             self.first.get_or_insert_with(|| (path.to_vec(), copy, keyword));
         }
-    }
-
-    /// A `daemon` line.
-    pub(super) fn daemon(&mut self) {
-        self.daemon = true;
-    }
-
-    /// Whether a line says `daemon`.
-    pub(super) fn is_daemon(&self) -> bool {
-        self.daemon
     }
 
     /// The file, if haproxy would write it: as a daemon or a master. A nested master would write it in any case,

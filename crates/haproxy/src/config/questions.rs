@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::quoting::{printable, quoted};
-use super::reader::Unset;
+use super::reader::{Unset, find};
 
 /// The variables that haproxy sets while it reads, as far as they are known (2.6 to 3.5-dev5).
 const PREDEFINED: [&str; 9] = [
@@ -147,10 +147,6 @@ fn notices(output: &[u8]) -> Vec<&[u8]> {
         rest = &rest[end..];
     }
     out
-}
-
-fn find(text: &[u8], part: &[u8]) -> Option<usize> {
-    text.windows(part.len()).position(|window| window == part)
 }
 
 /// All names that begin with `HAPROXY_` in a text.

@@ -59,6 +59,11 @@ pub fn lines(text: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
 }
 
 /// C's isspace() in the C locale.
+/// Where a part of a text begins.
+pub fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len()).position(|window| window == part)
+}
+
 fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
 }
@@ -97,16 +102,7 @@ pub fn take_apart(
     unset: Unset,
     variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>,
 ) -> Result<Line, Fault> {
-    let mut scanner = Scanner {
-        line,
-        unset,
-        at: 0,
-        taken: Line::default(),
-        value: Vec::new(),
-        open: false,
-        first_of_token: 0,
-        token: 0,
-    };
+    let mut scanner = Scanner { line, unset, ..Scanner::default() };
     scanner.skip_space();
     // A line in brackets opens a scope, which says nothing about listeners.
     if scanner.peek(0) == Some(b'[') {
@@ -117,6 +113,7 @@ pub fn take_apart(
     Ok(scanner.taken)
 }
 
+#[derive(Default)]
 struct Scanner<'a> {
     line: &'a [u8],
     unset: Unset,

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::binds::NO_DEVICE;
 use super::server_state::ServerState;
 use super::stats_file::StatsFile;
-use super::{Error, Place, saved};
+use super::{Error, Place, reader, saved};
 
 /// What the caller adds to the user's configuration.
 #[derive(Debug, Clone, Copy, Default)]
@@ -61,7 +61,6 @@ pub struct Change {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Binding {
     /// What to claim. It has a name only when `--listen` gave one.
-    #[serde(with = "saved::listener")]
     pub listener: Listener,
     /// It is a descriptor that haproxy would have inherited under this number.
     pub inherited: Option<RawFd>,
@@ -106,7 +105,7 @@ pub struct LeftAlone {
     /// haproxy listens there: false where it passes over the line.
     pub listens: bool,
     /// Where haproxy listens then, as far as the line tells: a `stats socket`, the local peer, a path for datagrams.
-    #[serde(default, with = "saved::addresses")]
+    #[serde(default)]
     pub own: Vec<Address>,
     /// The device that is why: it is not there, or was not when haproxy first bound the address.
     pub device: Option<String>,
@@ -232,22 +231,27 @@ impl Rendering {
     /// The bind line that may name an address and was not claimed: haproxy takes a branch that was
     /// not taken here, or expands the line in another way.
     pub fn unclaimed_bind(&self, address: &str) -> Option<Place> {
-        self.files.iter().find_map(|file| {
-            let text = String::from_utf8_lossy(&file.text);
-            let names = |line: &str| {
-                let mut words = line.split_ascii_whitespace();
-                let bind = matches!(words.next(), Some("bind" | "dgram-bind"));
-                bind && words.next().is_some_and(|word| may_stand_for(word, address))
-            };
-            let line = text.lines().position(names)? + 1;
-            Some(Place { file: file.user_path.clone(), line })
+        let names = |line: &str| {
+            let mut words = line.split_ascii_whitespace();
+            let bind = matches!(words.next(), Some("bind" | "dgram-bind"));
+            bind && words.next().is_some_and(|word| may_stand_for(word, address))
+        };
+        let (file, line, _) = self.lines().find(|(.., text)| names(text))?;
+        Some(Place { file: file.clone(), line })
+    }
+
+    /// The lines of the files, with the path that the user knows and their number.
+    fn lines(&self) -> impl Iterator<Item = (&PathBuf, usize, Cow<'_, str>)> {
+        self.files.iter().flat_map(|RenderedFile { user_path, text, .. }| {
+            let lines = reader::lines(text).map(|line| String::from_utf8_lossy(&text[line]));
+            lines.zip(1..).map(move |(line, number)| (user_path, number, line))
         })
     }
 
     /// Whether the text has a `bind` line at all, also one that was read as not being there.
     pub fn has_bind_line(&self) -> bool {
         let is_bind = |line: &str| line.split_ascii_whitespace().next() == Some("bind");
-        self.files.iter().any(|file| String::from_utf8_lossy(&file.text).lines().any(is_bind))
+        self.lines().any(|(.., line)| is_bind(&line))
     }
 
     /// Whether haproxy, or a program that it starts, may call bind(2) while it serves: for a connection to a server with
@@ -263,26 +267,19 @@ impl Rendering {
             let late = |w: &str| w.contains("quic") || starts(w) || of_server && w == "source";
             first == "source" || starts(first) || words.any(late)
         };
-        self.files.iter().any(|file| String::from_utf8_lossy(&file.text).lines().any(says))
+        self.lines().any(|(.., line)| says(&line))
     }
 
     /// The `bind ... ssl` lines whose TLS sessions no other generation can resume: haproxy makes the keys of their tickets anew at
     /// each start. As far as the text shows it.
     pub fn loses_tickets(&self) -> Vec<Place> {
-        let words = |line: &str| {
-            let text = line.split('#').next().unwrap_or_default();
-            text.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>()
-        };
-        let lines = self.files.iter().flat_map(|file| {
-            let text = String::from_utf8_lossy(&file.text).into_owned();
-            let lines: Vec<_> = text.lines().map(words).collect();
-            lines.into_iter().zip(1..).map(|(words, line)| (&file.user_path, line, words))
-        });
         let mut by_default = true;
         let mut places = Vec::new();
-        for (file, line, words) in lines {
-            let says = |word: &str| words.iter().skip(1).any(|one| one == word);
-            match words.first().map(String::as_str) {
+        for (file, line, text) in self.lines() {
+            let mut words = text.split('#').next().unwrap_or_default().split_ascii_whitespace();
+            let first = words.next();
+            let says = |word: &str| words.clone().any(|one| one == word);
+            match first {
                 Some("ssl-default-bind-options") => by_default &= !says("no-tls-tickets"),
                 Some("bind") if says("ssl") => {
                     let keeps = says("tls-ticket-keys") || says("no-tls-tickets");

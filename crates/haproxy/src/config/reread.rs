@@ -5,7 +5,7 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 
 use super::command::Command;
-use super::rendering::{Change, RenderedFile, Rendering};
+use super::rendering::{Change, Rendering};
 use super::world::World;
 use super::{Error, files};
 
@@ -45,20 +45,18 @@ impl Rendering {
             }
         }
         let now = files::read(command, world)?.into_iter().map(|source| (source.path, source.text));
-        Ok(users().map(|file| (file.user_path.clone(), file.users_text())).eq(now))
+        Ok(users().map(|file| (file.user_path.clone(), before(&file.text, &file.changes))).eq(now))
     }
 }
 
-impl RenderedFile {
-    /// The text of the user's file.
-    fn users_text(&self) -> Vec<u8> {
-        let (mut text, mut at) = (Vec::with_capacity(self.text.len()), 0);
-        for Change { range, was } in &self.changes {
-            text.extend_from_slice(self.text.get(at..range.start).unwrap_or_default());
-            text.extend_from_slice(was);
-            at = range.end;
-        }
-        text.extend_from_slice(self.text.get(at..).unwrap_or_default());
-        text
+/// A text as it was before the changes to it.
+pub(super) fn before(text: &[u8], changes: &[Change]) -> Vec<u8> {
+    let (mut was_text, mut at) = (Vec::with_capacity(text.len()), 0);
+    for Change { range, was } in changes {
+        was_text.extend_from_slice(text.get(at..range.start).unwrap_or_default());
+        was_text.extend_from_slice(was);
+        at = range.end;
     }
+    was_text.extend_from_slice(text.get(at..).unwrap_or_default());
+    was_text
 }

@@ -30,15 +30,17 @@ pub struct System {
     program: OsString,
     directory: PathBuf,
     environment: Environment,
-    again: bool,
+    /// This process has read the configuration before: a pipe without a name has nothing more to give, and is refused.
+    pub again: bool,
     /// With whose rights haproxy is asked, where it is not started by us.
     user: Option<User>,
-    /// Devices of listeners that are held.
-    devices: BTreeSet<String>,
+    /// Devices of listeners that are held: an address on one of them is the broker's even while the device is gone, because
+    /// haproxy could not bind it beside the listener.
+    pub devices: BTreeSet<String>,
     /// Devices whose addresses the haproxy that serves has bound by itself.
-    haproxys: BTreeSet<String>,
+    pub haproxys: BTreeSet<String>,
     /// Descriptors that haproxy would inherit: the listener of each, or why it is none.
-    inherited: Descriptors,
+    pub inherited: Descriptors,
     /// The device that new sockets of haproxy belong to.
     device: Option<String>,
 }
@@ -80,31 +82,6 @@ impl System {
     pub fn of_user(self, user: User) -> Self {
         // It is no child of ours.
         Self { user: Some(user), device: None, ..self }
-    }
-
-    /// The same, where this process has read the configuration before: a pipe without a name has
-    /// nothing more to give, and is refused.
-    pub fn again(self) -> Self {
-        Self { again: true, ..self }
-    }
-
-    /// The same, where listeners on these devices are held: an address on one of them is the broker's
-    /// even while the device is gone, because haproxy could not bind it beside the listener.
-    #[must_use]
-    pub fn holding(self, devices: BTreeSet<String>) -> Self {
-        Self { devices, ..self }
-    }
-
-    /// The same, for a haproxy that would inherit these.
-    #[must_use]
-    pub fn inheriting(self, inherited: Descriptors) -> Self {
-        Self { inherited, ..self }
-    }
-
-    /// The same, where the haproxy that serves has bound the addresses of these devices by itself.
-    #[must_use]
-    pub fn beside(self, haproxys: BTreeSet<String>) -> Self {
-        Self { haproxys, ..self }
     }
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use super::quoting::printable;
-use super::reader::lines;
+use super::reader::{find, lines};
 use super::{Error, Place};
 
 /// Whether a file is a template, by its name.
@@ -61,10 +61,6 @@ fn line_into(out: &mut Vec<u8>, line: &[u8]) -> bool {
     }
     out.extend_from_slice(rest);
     true
-}
-
-fn find(text: &[u8], part: &[u8]) -> Option<usize> {
-    text.windows(part.len()).position(|window| window == part)
 }
 
 /// The address in ` bind_tcp('IP', PORT) `, with or without parentheses' spaces.

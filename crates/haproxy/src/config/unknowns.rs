@@ -45,7 +45,7 @@ const KEYWORDS: [&[u8]; 27] = [
 #[derive(Debug)]
 pub(super) struct Unknowns<'a> {
     /// What haproxy has answered; None as long as nothing had to be asked.
-    answers: Option<&'a Answers>,
+    pub(super) answers: Option<&'a Answers>,
     asks: Cell<bool>,
     /// Terms of conditions that haproxy has not been asked about.
     terms: RefCell<BTreeSet<Vec<u8>>>,
@@ -54,10 +54,6 @@ pub(super) struct Unknowns<'a> {
 impl<'a> Unknowns<'a> {
     pub(super) fn new(answers: Option<&'a Answers>) -> Self {
         Self { answers, asks: Cell::new(false), terms: RefCell::default() }
-    }
-
-    pub(super) fn answers(&self) -> Option<&'a Answers> {
-        self.answers
     }
 
     /// Whether haproxy has to be asked before the reading can go on.

@@ -66,6 +66,24 @@ impl Input<'_> {
     }
 }
 
+/// A line that was taken apart, and where it is.
+#[derive(Clone, Copy)]
+struct Here<'a> {
+    /// The number of its file.
+    source: usize,
+    words: &'a [Word],
+    line: &'a [u8],
+    /// Where it begins in the file.
+    offset: usize,
+    place: &'a Place,
+}
+
+impl<'a> Here<'a> {
+    fn values(self) -> Vec<&'a [u8]> {
+        self.words.iter().map(|word| word.value.as_slice()).collect()
+    }
+}
+
 pub(super) struct Walk<'a> {
     input: Input<'a>,
     /// haproxy reads it as the worker of a master, which the supervisor stands in for.
@@ -140,7 +158,7 @@ impl<'a> Walk<'a> {
             let questions = self.unknowns.questions(self.input.sources, &self.state, variable);
             return Err(Stopped::Asks(questions));
         }
-        let answers = self.unknowns.answers();
+        let answers = self.unknowns.answers;
         if self.was_master() && !self.is_worker && self.input.is_worker(answers) {
             return Err(Stopped::UnderMaster);
         }
@@ -160,7 +178,7 @@ impl<'a> Walk<'a> {
         let master_worker = self.has_master();
         let role = &self.input.command.role;
         let is_master = master_worker || self.was_master();
-        let is_daemon = role.daemon || (self.global.pid_file.is_daemon() && !role.foreground);
+        let is_daemon = role.daemon || (self.global.pid_file.is_daemon && !role.foreground);
         let would_write = is_master || is_daemon;
         let own = &mut self.edits;
         let line =
@@ -236,7 +254,7 @@ impl<'a> Walk<'a> {
 
     /// Sets what haproxy sets before it reads the files, in each pass.
     fn begin(&mut self) {
-        let Some(answers) = self.unknowns.answers() else { return };
+        let Some(answers) = self.unknowns.answers else { return };
         for (name, value) in &answers.variables {
             match (name.as_str(), value) {
                 // These have times of their own.
@@ -259,7 +277,7 @@ impl<'a> Walk<'a> {
             self.state.set(CFGFILES, files::listed(self.input.sources));
         }
         if self.is_worker {
-            let answers = self.unknowns.answers();
+            let answers = self.unknowns.answers;
             let set = |name: &str| answers.is_some_and(|known| known.variable(name).is_some());
             lines = self.state.lines_back(|name| match std::str::from_utf8(name) {
                 Ok(STARTUP_VERSION | CFGFILES | MWORKER) => false,
@@ -322,7 +340,7 @@ impl<'a> Walk<'a> {
                 return Ok(());
             }
             if !self.first_pass {
-                let known = self.unknowns.answers().is_some();
+                let known = self.unknowns.answers.is_some();
                 let (state, name) = (&self.state, CFGFILES.as_bytes());
                 let listed = || state.get(name).filter(|_| known).cloned();
                 self.edits.name_files(&taken, line, offset, path, &listed);
@@ -334,7 +352,7 @@ impl<'a> Walk<'a> {
             if first.value.starts_with(b".") {
                 self.block(&words, &mut blocks, &place)?;
             } else if !blocks.masked() {
-                self.line(number, &words, line, offset, &place)?;
+                self.line(Here { source: number, words: &words, line, offset, place: &place })?;
             }
         }
         if blocks.is_open() && !self.must_ask() {

@@ -25,8 +25,8 @@ fn read_text(
     let directory = scratch.0.to_str().expect("path");
     let command = Command::parse(["haproxy", "-C", directory, "-f", "a.cfg"]).expect("command");
     let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
-    let world = System::new("haproxy".as_ref()).expect("world");
-    let world = world.holding(names(held)).beside(names(haproxys));
+    let mut world = System::new("haproxy".as_ref()).expect("world");
+    (world.devices, world.haproxys) = (names(held), names(haproxys));
     let rendering = Rendering::of(&command, Supplied::default(), &world).expect("rendering");
     let claimed = rendering.bindings.iter().map(|binding| binding.text.clone()).collect();
     (rendering.haproxys_devices(), claimed)

@@ -291,6 +291,13 @@ impl Keeper {
     }
 }
 
+/// Claims one listener.
+pub(crate) async fn claim_one(client: &mut Client, claim: Claim) -> Result<OwnedFd, Error> {
+    let lease = client.claim(&[claim]).await.map_err(Error::claim)?.pop();
+    let missing = || Error::system("claim")(std::io::ErrorKind::NotFound.into());
+    Ok(lease.ok_or_else(missing)?.into_fd())
+}
+
 /// Keeps one listener leased for as long as the supervisor runs: gives it back to the next broker when one is lost.
 pub(crate) async fn keep_one(mut client: Client, listener: &Listener, fd: &OwnedFd, socket: &Path) {
     loop {

@@ -29,12 +29,12 @@ const GIVEN_BACK: Duration = Duration::from_secs(2);
 
 /// What the service has of the broker.
 pub(crate) struct Leases {
-    broker: Rc<Broker>,
+    pub(crate) broker: Rc<Broker>,
     /// Names of the listeners that exist because of this service.
-    ours: BTreeSet<String>,
+    pub(crate) ours: BTreeSet<String>,
     /// Listeners of which a draining master of haproxy's own keeps a copy: when the broker has released them they are
     /// shut down, else clients would wait there until that master is gone.
-    open: Vec<Rc<HeldListener>>,
+    pub(crate) open: Vec<Rc<HeldListener>>,
     /// The newest generation that has served and is gone, with the names of its listeners.
     last: (GenerationId, BTreeSet<String>),
 }
@@ -43,15 +43,6 @@ impl Leases {
     pub(crate) fn new(settings: &Settings, ours: BTreeSet<String>, journal: Rc<Journal>) -> Self {
         let last = (GenerationId(0), BTreeSet::new());
         Self { broker: Rc::new(Broker::new(settings, journal)), ours, open: Vec::new(), last }
-    }
-
-    pub(crate) fn broker(&self) -> &Broker {
-        &self.broker
-    }
-
-    /// Names of the listeners that exist because of this service.
-    pub(crate) fn ours(&self) -> &BTreeSet<String> {
-        &self.ours
     }
 
     /// Names of the listeners that stay bound when the service ends, also those that were bound before it.
@@ -92,11 +83,6 @@ impl Leases {
         for label in created.map(|held| &held.label).filter(|label| !used.contains(*label)) {
             self.ours.remove(label);
         }
-    }
-
-    /// A draining master keeps these open.
-    pub(crate) fn left_open(&mut self, listeners: Vec<Rc<HeldListener>>) {
-        self.open.extend(listeners);
     }
 
     /// Takes the listeners that exist because of this service and that no generation uses: they are to be released. With

@@ -29,7 +29,8 @@ pub enum Ended {
 /// How a supervisor is about to end.
 #[derive(Default)]
 pub(crate) struct End {
-    decided: Option<Ending>,
+    /// What the timeline has decided: it has nothing left to do.
+    pub(crate) decided: Option<Ending>,
     /// The signal that ends it at once, and whether haproxy would have a master.
     by: Option<(Signal, bool)>,
 }
@@ -38,16 +39,6 @@ impl End {
     /// This signal ends it at once; the first one counts.
     pub(crate) fn at_once(&mut self, signal: Signal, is_master: bool) {
         self.by.get_or_insert((signal, is_master));
-    }
-
-    /// The timeline has nothing left to do.
-    pub(crate) fn decide(&mut self, ending: Ending) {
-        self.decided = Some(ending);
-    }
-
-    /// What the timeline has decided.
-    pub(crate) fn decided(&self) -> Option<Ending> {
-        self.decided
     }
 
     /// How it ends; with why the last generation failed.

@@ -25,7 +25,7 @@ use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
 use crate::error::Error;
-use crate::origin::Origin;
+use crate::replies::ReloadParams;
 
 /// How much clients may have. Root and the user of this process are limited by the accept queue alone, and
 /// may be idle.
@@ -49,7 +49,7 @@ const METHODS: [&str; 7] = ["reload", "retire", "status", "state", "events", "up
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Serve the files as they are now; asked for by this process.
-    Reload { how: How, reply: oneshot::Sender<Answer>, pid: i32 },
+    Reload { how: ReloadParams, reply: oneshot::Sender<Answer>, pid: i32 },
     /// End this generation, or the oldest one that drains; asked for by this process.
     Retire(Option<u64>, oneshot::Sender<Answer>, i32),
     /// Tell that the loop goes round, and which generation serves.
@@ -61,24 +61,6 @@ pub(crate) enum Command {
     /// Become the binary that is installed now. Answered only if that fails: else the connection
     /// ends, and the next one is served by the new binary.
     Upgrade(oneshot::Sender<Answer>),
-}
-
-/// How a client wants a reload.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct How {
-    /// Nothing may be left to listen on.
-    pub(crate) allow_empty: bool,
-    /// It is to be started with the command of this process from then on.
-    pub(crate) caller: Option<Origin>,
-    /// Older generations end as soon as the new one serves.
-    pub(crate) at_once: bool,
-    /// It is answered when the older generations are gone, or after this time.
-    pub(crate) wait_drained_ms: Option<u64>,
-    /// Connections of older generations that are idle for this long are closed.
-    pub(crate) drain_idle_ms: Option<u64>,
-    /// Older generations are ended after this time.
-    pub(crate) drain_timeout_ms: Option<u64>,
 }
 
 /// The result of a method, or its error.
@@ -161,10 +143,10 @@ async fn perform(request: &Request<'_>, pid: i32, ask: &impl Fn(Command)) -> Ans
 }
 
 /// The parameters of `reload`, each of which may be left out.
-fn how(request: &Request<'_>) -> Result<How, RpcError> {
+fn how(request: &Request<'_>) -> Result<ReloadParams, RpcError> {
     match request.no_params() {
-        Ok(()) => Ok(How::default()),
-        Err(_) => request.params::<How>(),
+        Ok(()) => Ok(ReloadParams::default()),
+        Err(_) => request.params(),
     }
 }
 

@@ -29,21 +29,28 @@ pub(crate) struct Requests {
     reloads: HashMap<Caller, Client>,
     last: u64,
     /// A client that waits for the next reload allows that nothing is left to listen on.
-    allow_empty: bool,
-    retirements: Vec<Retirement>,
+    pub(crate) allow_empty: bool,
+    /// Clients that wait until a generation is gone.
+    pub(crate) retirements: Vec<Retirement>,
     /// Connections that were cut since the last reload began.
-    cut: u64,
+    pub(crate) cut: u64,
     /// What clients wait for whose reload is done.
     draining: Vec<Rc<Draining>>,
+    pub(crate) awaited: Awaited,
+}
+
+/// What the answer to the reload in progress waits for.
+#[derive(Debug, Default)]
+pub(crate) struct Awaited {
     /// Ends when the broker knows which generation serves.
-    confirmed: Option<oneshot::Receiver<()>>,
+    pub(crate) confirmed: Option<oneshot::Receiver<()>>,
     /// The late answer of the serving generation about its listeners, where it is asked only after the handover, or
     /// after one that failed.
-    late: Option<oneshot::Receiver<Option<RpcError>>>,
+    pub(crate) late: Option<oneshot::Receiver<Option<RpcError>>>,
     /// Addresses that the serving generation listens on without a call that was seen, once they are looked for.
-    unseen: Option<oneshot::Receiver<BTreeSet<String>>>,
-    /// Ends when the pid file has our pid.
-    pid_file: Option<JoinHandle<bool>>,
+    pub(crate) unseen: Option<oneshot::Receiver<BTreeSet<String>>>,
+    /// Ends when the pid file has our pid: who has asked for the reload may read it at once.
+    pub(crate) pid_file: Option<JoinHandle<bool>>,
 }
 
 /// A client that waits for a reload.
@@ -83,41 +90,6 @@ impl Requests {
         caller
     }
 
-    /// A reload begins.
-    pub(crate) fn reload_begins(&mut self) {
-        self.cut = 0;
-    }
-
-    /// How many connections were cut since it began.
-    pub(crate) fn cut_meanwhile(&self) -> u64 {
-        self.cut
-    }
-
-    /// The next reload may leave nothing to listen on.
-    pub(crate) fn allow_empty(&mut self) {
-        self.allow_empty = true;
-    }
-
-    /// Whether the reload that begins may leave nothing to listen on.
-    pub(crate) fn take_allow_empty(&mut self) -> bool {
-        std::mem::take(&mut self.allow_empty)
-    }
-
-    /// The answer to the reload in progress waits for these.
-    pub(crate) fn wait_for(
-        &mut self,
-        confirmed: Option<oneshot::Receiver<()>>,
-        late: Option<oneshot::Receiver<Option<RpcError>>>,
-        unseen: Option<oneshot::Receiver<BTreeSet<String>>>,
-    ) {
-        (self.confirmed, self.late, self.unseen) = (confirmed, late, unseen);
-    }
-
-    /// The answer to the reload in progress waits for this too: who has asked for it may read the pid file at once.
-    pub(crate) fn wait_for_pid_file(&mut self, written: Option<JoinHandle<bool>>) {
-        self.pid_file = written;
-    }
-
     /// After how long these clients want idle connections of older generations closed.
     pub(crate) fn drain_idle(&self, callers: &[Caller]) -> Option<Duration> {
         callers.iter().filter_map(|id| self.reloads.get(id)?.drain_idle).min()
@@ -140,8 +112,8 @@ impl Requests {
         let awaited = answer.is_ok() && waiting.iter().any(|client| client.drained.is_some());
         let draining = awaited.then(|| Draining::new(older, self.cut));
         self.draining.extend(draining.clone());
-        let (confirmed, late, cx) = (self.confirmed.take(), self.late.take(), cx.clone());
-        let (unseen, pid_file) = (self.unseen.take(), self.pid_file.take());
+        let Awaited { confirmed, late, unseen, pid_file } = std::mem::take(&mut self.awaited);
+        let cx = cx.clone();
         crate::tasks::spawn(async move {
             // What the broker lists is what the caller is told, if the broker answers.
             if let Some(confirmed) = confirmed {
@@ -187,16 +159,6 @@ impl Requests {
             tokio::task::yield_now().await;
             cx.send(Message::Answered);
         });
-    }
-
-    /// A client waits until a generation is gone.
-    pub(crate) fn await_end(&mut self, retirement: Retirement) {
-        self.retirements.push(retirement);
-    }
-
-    /// Whether any client waits until a generation is gone.
-    pub(crate) fn awaits_end(&self) -> bool {
-        !self.retirements.is_empty()
     }
 
     /// So many idle connections of a generation were closed.

@@ -13,6 +13,7 @@ use bindonce_daemon::Happening;
 use bindonce_daemon::reexec::{self, Installed};
 
 use crate::disk::directory::{Inherited, Saved};
+use crate::generations::admin::Admin;
 use crate::message::Message;
 use crate::supervisor::Supervisor;
 
@@ -36,7 +37,8 @@ pub fn check(path: &std::path::Path, text: &[u8]) -> Result<String, crate::error
 impl Supervisor {
     /// Called when the loop has nothing to do: begins an upgrade that was asked for.
     pub(crate) fn maybe_upgrade(&mut self) {
-        let waited_for = self.requests.awaits_end() || self.timeline.reloads_waiting() > 0;
+        let waited_for =
+            !self.requests.retirements.is_empty() || self.timeline.reloads_waiting() > 0;
         let busy = !self.timeline.is_idle() || waited_for;
         if busy || !self.upgrade.begin() {
             return;
@@ -79,42 +81,34 @@ impl Supervisor {
         }
     }
 
-    /// Executes the binary; returns only if that fails, with the reason.
-    fn become_binary(&mut self, binary: &Installed) -> String {
+    /// What the new binary finds open, by number: `copies`, so that everything here is as it was should the exec fail.
+    fn inherited(&self, copies: &mut Vec<OwnedFd>) -> Result<Inherited, String> {
         let (pid, start_time) = reexec::this_process();
         let pid = pid.cast_signed();
         let mut inherited = Inherited { pid, start_time, ..Inherited::default() };
-        // Copies, so that everything here is as it was should the exec fail.
-        let mut copies: Vec<OwnedFd> = Vec::new();
         let mut leave = |fd: OwnedFd| {
             let number = fd.as_raw_fd();
             copies.push(fd);
             number
         };
-        match self.upgrade.control.try_clone() {
-            Ok(control) => inherited.control = leave(control),
-            Err(error) => return format!("the control socket cannot be kept: {error}"),
-        }
+        let lost = |what: &'static str| move |error| format!("{what} cannot be kept: {error}");
+        let control = self.upgrade.control.try_clone().map_err(lost("the control socket"))?;
+        inherited.control = leave(control);
         for socket in &self.master.sockets {
-            match socket.fd.try_clone() {
-                Ok(fd) => drop(inherited.master_cli.insert(socket.wanted.text.clone(), leave(fd))),
-                Err(error) => return format!("a socket of the master CLI cannot be kept: {error}"),
-            }
+            let fd = socket.fd.try_clone().map_err(lost("a socket of the master CLI"))?;
+            inherited.master_cli.insert(socket.wanted.text.clone(), leave(fd));
         }
         for (number, fd) in self.cx.passed.descriptors() {
-            match fd.try_clone() {
-                Ok(fd) => drop(inherited.passed.insert(number, leave(fd))),
-                Err(error) => return format!("an inherited descriptor cannot be kept: {error}"),
-            }
+            let fd = fd.try_clone().map_err(lost("an inherited descriptor"))?;
+            inherited.passed.insert(number, leave(fd));
         }
         for generation in self.generations.iter() {
             let id = generation.id;
-            if let Some(calls) = &generation.intercept {
+            if let Some(calls) = &generation.own.intercept {
                 inherited.calls.insert(id.0, calls.unanswered());
-                match calls.as_fd().try_clone_to_owned() {
-                    Ok(fd) => drop(inherited.intercept.insert(id.0, leave(fd))),
-                    Err(error) => return format!("an intercepted program cannot be kept: {error}"),
-                }
+                let fd = calls.as_fd().try_clone_to_owned();
+                let fd = fd.map_err(lost("an intercepted program"))?;
+                inherited.intercept.insert(id.0, leave(fd));
             }
             // The broker may not answer the new image for a while.
             let listeners = generation.listeners.iter();
@@ -126,11 +120,7 @@ impl Supervisor {
                     place.insert(leave(copy));
                 }
             }
-            let admin = generation
-                .cli
-                .admin
-                .as_ref()
-                .and_then(crate::generations::admin::Admin::connection);
+            let admin = generation.cli.admin.as_ref().and_then(Admin::connection);
             inherited.admin.extend(admin.map(|fd| (id.0, leave(fd))));
             let spares = generation.cli.spares.connections();
             let spares = spares.into_iter().map(|(level, fd)| (level, leave(fd)));
@@ -141,6 +131,16 @@ impl Supervisor {
                 inherited.stderr.insert(id.0, leave(pipe));
             }
         }
+        Ok(inherited)
+    }
+
+    /// Executes the binary; returns only if that fails, with the reason.
+    fn become_binary(&mut self, binary: &Installed) -> String {
+        let mut copies = Vec::new();
+        let inherited = match self.inherited(&mut copies) {
+            Ok(inherited) => inherited,
+            Err(error) => return error,
+        };
         let _left = match reexec::leave(copies.iter().map(|copy| copy.as_fd())) {
             Ok(left) => left,
             Err(error) => return format!("descriptors cannot be kept: {error}"),

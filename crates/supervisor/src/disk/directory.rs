@@ -28,11 +28,19 @@ use crate::generations::since::SavedLately;
 use crate::handover::watchdog::ProcessRef;
 use crate::origin::Origin;
 
-/// The name of the socket for metrics.
-const METRICS: &str = "metrics.sock";
+/// The socket at which metrics are scraped.
+pub(crate) const METRICS: &str = "metrics.sock";
 
-/// The name of the socket for what an earlier supervisor has left.
-const KEPT: &str = "kept.sock";
+/// The socket at which the next supervisor asks for connections that this one has left.
+pub(crate) const KEPT: &str = "kept.sock";
+
+/// Where haproxy's counters are kept.
+pub(crate) const COUNTERS: &str = "counters.json";
+
+/// Where the `cluster-secret` is kept.
+pub(crate) const CLUSTER_SECRET: &str = "cluster-secret";
+
+const STATE: &str = "state.json";
 
 /// No generation ever has a higher number: as many as a JSON number can tell apart.
 pub(crate) const LAST_ID: u64 = 1 << 53;
@@ -112,16 +120,24 @@ pub(crate) struct SavedGeneration {
     pub(crate) since: u64,
     /// Its listeners, as they were claimed.
     pub(crate) listeners: Vec<String>,
-    /// Devices whose addresses it has bound by itself.
-    pub(crate) own_devices: BTreeSet<String>,
-    /// Lines that were read otherwise, and for which it has the broker's sockets.
-    pub(crate) own_lines: BTreeSet<String>,
+    #[serde(flatten)]
+    pub(crate) own: SavedOwn,
     /// How many reloads there had been when it began to serve.
     pub(crate) reloads_before: u64,
     /// How long its start took, in milliseconds.
     pub(crate) start_ms: Option<u64>,
     #[serde(flatten)]
     pub(crate) drain: SavedDrain,
+}
+
+/// What it has bound by itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SavedOwn {
+    /// Devices whose addresses it has.
+    pub(crate) own_devices: BTreeSet<String>,
+    /// Lines that were read otherwise, and for which it has the broker's sockets.
+    pub(crate) own_lines: BTreeSet<String>,
 }
 
 /// Descriptors that stay open over an exec of the supervisor by itself.
@@ -202,8 +218,9 @@ impl Directory {
         Ok(Self { path, fallback: Fallback::default(), saved: RefCell::default(), _lock: lock })
     }
 
-    pub(crate) fn control(&self) -> PathBuf {
-        self.path.join(place::CONTROL)
+    /// Where a file or a socket of this name is.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
     }
 
     /// Where the admin socket of a generation is.
@@ -286,40 +303,10 @@ impl Directory {
         Ok(())
     }
 
-    /// Where events are kept, for the next supervisor too.
-    pub(crate) fn events(&self) -> PathBuf {
-        self.path.join(place::EVENTS)
-    }
-
-    /// Where metrics are scraped.
-    pub(crate) fn metrics(&self) -> PathBuf {
-        self.path.join(METRICS)
-    }
-
-    /// Where haproxy's counters are kept.
-    pub(crate) fn counters(&self) -> PathBuf {
-        self.path.join("counters.json")
-    }
-
-    /// Where the next supervisor asks for connections that this one has left.
-    pub(crate) fn kept(&self) -> PathBuf {
-        self.path.join(KEPT)
-    }
-
-    /// Where the `cluster-secret` is kept.
-    pub(crate) fn cluster_secret(&self) -> PathBuf {
-        self.path.join("cluster-secret")
-    }
-
-    /// Where the state is saved.
-    pub(crate) fn state(&self) -> PathBuf {
-        self.path.join("state.json")
-    }
-
     /// The state that the last supervisor saved; none is the same as an empty one. What cannot be read
     /// is moved aside, so that it can be examined: None then.
     pub(crate) fn load(&self) -> Option<Saved> {
-        let path = self.state();
+        let path = self.file(STATE);
         let failed = |why| Error::Directory { path: path.clone(), why };
         let text = state::read(&path, state::LARGEST).map_err(failed);
         let saved = text.and_then(|text| text.map_or(Ok(Saved::default()), |it| parse(&path, &it)));
@@ -352,7 +339,7 @@ impl Directory {
         }
         // Not known to be there until it is.
         self.saved.take();
-        state::exchange(&self.state(), &serde_json::to_vec(&saved)?)?;
+        state::exchange(&self.file(STATE), &serde_json::to_vec(&saved)?)?;
         self.saved.replace(Some(saved));
         Ok(())
     }

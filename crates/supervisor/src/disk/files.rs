@@ -38,7 +38,8 @@ pub(crate) struct Files {
     paths: Vec<PathBuf>,
     changes: Changes,
     watched: BTreeSet<Directory>,
-    contents: u64,
+    /// What is there, as a hash of all of it.
+    pub(crate) contents: u64,
 }
 
 impl Files {
@@ -51,11 +52,6 @@ impl Files {
             tracing::warn!(path = %path.display(), "this path of --watch is not there (yet)");
         }
         Ok(files)
-    }
-
-    /// What is there now, as a hash of all of it.
-    pub(crate) fn contents(&self) -> u64 {
-        self.contents
     }
 
     /// Calls `changed` after each burst of changes that has made a difference, with what is there then.

@@ -48,7 +48,7 @@ pub fn service_directory(socket: &Path, service: &Name) -> PathBuf {
 }
 
 /// The name of the control socket in the directory of a service.
-pub(super) const CONTROL: &str = "control.sock";
+pub(crate) const CONTROL: &str = "control.sock";
 
 /// The control socket of a service whose broker listens on `socket`.
 pub fn control_socket(socket: &Path, service: &Name) -> PathBuf {

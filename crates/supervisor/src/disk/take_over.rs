@@ -27,7 +27,6 @@ use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::admin::Admin;
 use crate::generations::drain::Drain;
-use crate::generations::generation::Start;
 use crate::generations::listeners::{HeldListener, Known};
 use crate::generations::process::{self, Process};
 use crate::generations::starts::Starts;
@@ -244,17 +243,15 @@ async fn find(
         .map_err(Error::system("watch a generation that was found"))?;
     generation.readiness.ready = true;
     generation.lease.served = true;
-    generation.own.devices.clone_from(&saved.own_devices);
-    generation.own.lines.clone_from(&saved.own_lines);
+    generation.own.devices.clone_from(&saved.own.own_devices);
+    generation.own.lines.clone_from(&saved.own.own_lines);
     generation.drain = Drain::resume(&saved.drain);
     generation.drain.connections = info.as_ref().map(|info| info.connections);
     generation.cli.version = info.as_ref().map(|info| info.version);
     generation.cli.answers = info.as_ref().and_then(|info| info.pid);
     generation.cli.release = info.map(|info| info.release);
-    generation.reloads_before = saved.reloads_before;
-    if let Some(took) = saved.start_ms {
-        generation.start = Start::Took(Duration::from_millis(took));
-    }
+    generation.cli.reloads_before = saved.reloads_before;
+    generation.start.took = saved.start_ms.map(Duration::from_millis);
     generation.cli.spares.resume(left.spares(id));
     let rendering = starts.rendering(GenerationId(saved.configuration));
     found::serve_again(cx, &mut generation, rendering, left.calls(id));
@@ -313,7 +310,7 @@ async fn claim_again(
     let had = left.listeners(id);
     let claim = async {
         let mut lease = broker::connect(&cx.settings.broker.socket).await?;
-        leases.broker().note(&lease);
+        leases.broker.note(&lease);
         let service = &cx.settings.service;
         broker::join(&mut lease, service, id, None, bindonce::State::Starting).await?;
         let texts = saved.listeners.iter();
@@ -364,7 +361,7 @@ async fn claim_again(
 
 /// Logs which other processes hold our listeners: they may accept from them.
 fn name_strangers(cx: &Context, leases: &Leases, generations: &Generations) {
-    let (kind, broker) = (&cx.settings.kind, leases.broker().pid());
+    let (kind, broker) = (&cx.settings.kind, leases.broker.pid());
     let strangers = generations.strangers(kind, broker, generations.listeners());
     for (pid, command) in strangers {
         let text = "this process also holds listeners of the service and may accept from them; \

@@ -17,7 +17,7 @@ pub(crate) async fn changed(cx: &Context, prepared: &Prepared) -> Option<String>
     if !cx.settings.kind.haproxy().is_some_and(|haproxy| rendered.is_of(haproxy)) {
         return Some("the command is another than it was started with".to_owned());
     }
-    let world = rendered.kind.world(cx.passed.known()).ok()?;
+    let world = rendered.kind.world(&cx.passed.known).ok()?;
     let (command, rendering) = (rendered.kind.command.clone(), (*rendered.rendering).clone());
     let read = worker::within(READ, move || rendering.reads_as_before(&command, &world)).await;
     match read.and_then(|read| read.map_err(std::io::Error::other)) {

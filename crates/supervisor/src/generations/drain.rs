@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::generations::since::Since;
+use crate::replies::DrainStatus;
 
 /// What becomes of the connections of a generation once it drains.
 #[derive(Default)]
@@ -60,6 +61,17 @@ impl Drain {
             since: saved.after,
             counted: saved.counted,
             ..Self::default()
+        }
+    }
+
+    /// For clients, without what only haproxy can tell.
+    pub(crate) fn status(&self) -> DrainStatus {
+        DrainStatus {
+            connections: self.connections,
+            requests_after: self.since.map(|since| since.requests),
+            bytes_after: self.since.map(|since| since.bytes),
+            idle_closed: self.idle_closed,
+            oldest_sessions: Vec::new(),
         }
     }
 

@@ -23,7 +23,7 @@ pub(crate) struct Family {
     /// That is haproxy's own master.
     pub(crate) has_master: bool,
     /// Inodes of the listeners, and those among them that connections wait in.
-    all: Vec<u64>,
+    pub(crate) all: Vec<u64>,
     queues: Vec<u64>,
 }
 
@@ -59,11 +59,6 @@ impl Family {
 
     fn without_master(&self, pids: Vec<i32>) -> BTreeSet<i32> {
         pids.into_iter().filter(|pid| !(self.has_master && *pid == self.pid)).collect()
-    }
-
-    /// The inodes of the listeners.
-    pub(crate) fn inodes(&self) -> &[u64] {
-        &self.all
     }
 
     /// Whether a process has one of the listeners.

@@ -37,9 +37,6 @@ pub(crate) struct Generation {
     pub(crate) pidfd: Rc<Pidfd>,
     /// The same process, as the watchdog and the next supervisor know it.
     pub(crate) named: ProcessRef,
-    /// When its process was started.
-    pub(crate) started: Timestamp,
-    /// How long its start takes, or has taken.
     pub(crate) start: Start,
     pub(crate) cli: Cli,
     pub(crate) output: Output,
@@ -47,44 +44,32 @@ pub(crate) struct Generation {
     pub(crate) listeners: Vec<Rc<HeldListener>>,
     pub(crate) lease: Lease,
     pub(crate) own: OwnAddresses,
-    /// Where its calls come from, if it is asked about any.
-    pub(crate) intercept: Option<Arc<Intercept>>,
-    /// How many reloads there had been when it began to serve.
-    pub(crate) reloads_before: u64,
     pub(crate) drain: Drain,
     pub(crate) tasks: Tasks,
 }
 
-/// How long a start takes: from its beginning, with what is read and claimed, until the generation is ready.
+/// Its start: from its beginning, with what is read and claimed, until the generation is ready.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Start {
-    /// It has begun.
-    Begun(Instant),
-    /// It is ready.
-    Took(Duration),
-    /// An earlier supervisor has started it, which has not told.
-    Unknown,
+pub(crate) struct Start {
+    /// When its process was started.
+    pub(crate) at: Timestamp,
+    /// When this supervisor began it, until it is ready.
+    pub(crate) begun: Option<Instant>,
+    /// How long it has taken; none if an earlier supervisor has started it, which has not told.
+    pub(crate) took: Option<Duration>,
 }
 
 impl Start {
     /// It is ready.
     pub(crate) fn ready(&mut self) -> Option<Duration> {
-        if let Self::Begun(begun) = *self {
-            *self = Self::Took(begun.elapsed());
-        }
-        self.took()
-    }
-
-    /// How long it has taken, where that is known.
-    pub(crate) fn took(self) -> Option<Duration> {
-        match self {
-            Self::Took(time) => Some(time),
-            Self::Begun(_) | Self::Unknown => None,
-        }
+        let took = self.begun.take().map(|begun| begun.elapsed());
+        self.took = took.or(self.took);
+        self.took
     }
 }
 
 /// haproxy's admin CLI, and what it has told. Empty for another program.
+#[derive(Default)]
 pub(crate) struct Cli {
     pub(crate) admin: Option<Admin>,
     /// Known when its admin socket has answered.
@@ -97,6 +82,8 @@ pub(crate) struct Cli {
     pub(crate) answers: Option<i32>,
     /// Its configuration or command line asks for haproxy's own master.
     pub(crate) master_worker: bool,
+    /// How many reloads the master CLI had counted when it began to serve.
+    pub(crate) reloads_before: u64,
 }
 
 /// Its standard error.
@@ -157,6 +144,8 @@ pub(crate) struct OwnAddresses {
     pub(crate) seen: Option<BTreeMap<u64, Option<String>>>,
     /// Of a program whose calls were seen from its start on: those of its own sockets.
     pub(crate) calls: Option<CallsSeen>,
+    /// Where its calls come from, if it is asked about any.
+    pub(crate) intercept: Option<Arc<Intercept>>,
     /// It is over with binding: what it binds from now on is not looked at.
     pub(crate) over: Rc<Cell<bool>>,
     /// Lines of its configuration, each with the address that it has bound for it and that was not claimed before: it has

@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// Waits for the generation that serves before this one is started, and says when that takes too long.
 pub(crate) async fn before_start(settings: &Settings, id: GenerationId, serving: &Admin) {
-    let limit = settings.peers_timeout.min(settings.timing.ready_timeout / 2);
+    let limit = settings.handover.peers_timeout.min(settings.timing.ready_timeout / 2);
     let learning = wait(serving, limit).await;
     if !learning.is_empty() {
         tracing::warn!(

@@ -21,7 +21,6 @@ use crate::generations::generation::{
 };
 use crate::generations::listeners::HeldListener;
 use crate::generations::output::{self, Tail};
-use crate::generations::spares::Spares;
 use crate::handover::watchdog::ProcessRef;
 use crate::message::Message;
 use bindonce_haproxy::cli::Info;
@@ -107,23 +106,13 @@ pub(crate) fn take_on(
         id,
         pidfd,
         named: ProcessRef { pid, start_time },
-        started,
-        start: Start::Unknown,
-        cli: Cli {
-            admin,
-            version: None,
-            release: None,
-            spares: Spares::default(),
-            answers: None,
-            master_worker,
-        },
+        start: Start { at: started, begun: None, took: None },
+        cli: Cli { admin, master_worker, ..Cli::default() },
         output: Output { tail, pipe },
         readiness: Readiness { passed: listeners.len(), ..Readiness::default() },
         listeners,
         lease: Lease { news, served: false, closed: false },
         own: OwnAddresses::default(),
-        intercept: None,
-        reloads_before: 0,
         drain: Drain::default(),
         tasks: Tasks::default(),
     };

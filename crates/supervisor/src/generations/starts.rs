@@ -26,6 +26,7 @@ use crate::message::Message;
 use crate::origin::Origin;
 
 /// What the starts of a service need to know of each other.
+#[derive(Default)]
 pub(crate) struct Starts {
     /// Generations that are being started and have no process yet.
     in_progress: HashMap<GenerationId, Starting>,
@@ -38,10 +39,10 @@ pub(crate) struct Starts {
     /// What the newest generation leaves of what served before it.
     pub(crate) unserved: Unserved,
     pid_file: PidFile,
-    /// What the next reload is to be started with.
-    wanted: Option<Haproxy>,
-    /// What a caller has given, since it serves.
-    given: Option<Haproxy>,
+    /// What the next reload is to be started with; it stays if it serves.
+    pub(crate) wanted: Option<Haproxy>,
+    /// What a caller has given, since it serves, perhaps to an earlier image of this process.
+    pub(crate) given: Option<Haproxy>,
     /// The version of the binary, where no admin socket tells it.
     pub(crate) version: Option<Version>,
     pub(crate) watched: Watched,
@@ -87,18 +88,7 @@ pub(crate) struct ServingNow {
 
 impl Starts {
     pub(crate) fn new(read_before: bool, version: Option<Version>) -> Self {
-        Self {
-            in_progress: HashMap::new(),
-            configurations: BTreeMap::new(),
-            read_before,
-            may_be_empty: None,
-            unserved: Unserved::default(),
-            pid_file: PidFile::default(),
-            wanted: None,
-            given: None,
-            version,
-            watched: Watched::default(),
-        }
+        Self { read_before, version, ..Self::default() }
     }
 
     /// Begins a start beside the loop, which learns how it ended.
@@ -191,16 +181,6 @@ impl Starts {
     /// A start has led to a process, or to none, or is called off; none if it was called off before.
     pub(crate) fn end(&mut self, id: GenerationId) -> Option<Starting> {
         self.in_progress.remove(&id)
-    }
-
-    /// The next reload is to be started with this; it stays if it serves.
-    pub(crate) fn want(&mut self, haproxy: Haproxy) {
-        self.wanted = Some(haproxy);
-    }
-
-    /// An earlier image of this process was given this.
-    pub(crate) fn was_given(&mut self, haproxy: Haproxy) {
-        self.given = Some(haproxy);
     }
 
     /// What a caller has given, since it serves.

@@ -14,7 +14,7 @@ use bindonce_sys::process::Exit;
 use crate::broker::leases;
 use crate::generations::admin::Admin;
 use crate::generations::drain::Drain;
-use crate::generations::generation::{Generation, GivenBack, Start};
+use crate::generations::generation::{Generation, GivenBack};
 use crate::generations::own;
 use crate::generations::process::{self, Process};
 use crate::generations::progress;
@@ -62,11 +62,11 @@ impl Supervisor {
             Err(error) => {
                 let name = self.cx.settings.kind.name();
                 let text = format!("{name}, pid {pid}, cannot be watched: {error}");
-                self.report.failed(Cause::new(text, None));
+                self.report.failure = Cause::new(text, None);
                 return self.feed(Event::StartFailed(id));
             }
         };
-        generation.start = Start::Begun(starting.begun);
+        generation.start.begun = Some(starting.begun);
         generation.drain = Drain::of_new();
         generation.own.devices = devices;
         // What it was given at its start it does not say that it listens on.
@@ -147,7 +147,7 @@ impl Supervisor {
             let unseen = unseen.then_some(why);
             let hint = hint.or_else(|| nothing_to_listen_on(&words));
             let cause = Cause { words, in_its_words, unseen, ..Cause::new(text, hint) };
-            self.report.failed(refused.unwrap_or(cause));
+            self.report.failure = refused.unwrap_or(cause);
         }
         self.feed(Event::Exited(id));
     }
@@ -182,7 +182,7 @@ impl Supervisor {
         let mut ended = Vec::new();
         for GivenBack { known, of_master } in given_back {
             ended.push(known);
-            self.leases.left_open(of_master);
+            self.leases.open.extend(of_master);
         }
         leases::release_after(&self.cx, ended);
     }

@@ -91,7 +91,7 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
                 leaves("another process has told this generation to stop");
             }
         }
-        let text = match listens_elsewhere(kind, family.pid, family.inodes()).await {
+        let text = match listens_elsewhere(kind, family.pid, &family.all).await {
             Some(addresses) => format!(
                 "this program has closed the sockets that it was given and listens on {addresses} by \
                  itself, where bindonce protects nothing: let it take the descriptors (LISTEN_FDS, or \

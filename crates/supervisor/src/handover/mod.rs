@@ -156,7 +156,7 @@ impl Handover {
 
     /// Gives the watchdog a copy of what the calls of a generation come from, if it is asked about any.
     pub(crate) fn keep_calls(&self, cx: &Context, generation: &Generation) {
-        let Some(calls) = &generation.intercept else { return };
+        let Some(calls) = &generation.own.intercept else { return };
         self.watchdog.borrow_mut().keep_calls(generation.id, how(cx), calls);
     }
 

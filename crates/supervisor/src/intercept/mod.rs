@@ -78,7 +78,7 @@ pub(crate) fn serve(
     calls: Arc<Intercept>,
     prepared: Option<Rc<Prepared>>,
 ) {
-    generation.intercept = Some(Arc::clone(&calls));
+    generation.own.intercept = Some(Arc::clone(&calls));
     let Some(program) = cx.settings.kind.program() else {
         return serve_haproxy(cx, generation, calls, prepared);
     };

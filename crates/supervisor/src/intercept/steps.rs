@@ -52,7 +52,7 @@ impl Supervisor {
     pub(crate) fn unanswerable(&mut self, id: GenerationId) {
         self.handover.forget_calls(id);
         if let Some(generation) = self.generations.get_mut(&id) {
-            generation.intercept = None;
+            generation.own.intercept = None;
         }
     }
 

@@ -50,8 +50,8 @@ impl Supervisor {
     fn process(&self, generation: &Generation) -> Process {
         Process {
             pid: generation.cli.answers.unwrap_or_else(|| generation.pid()),
-            reloads: self.master.history.reloads.saturating_sub(generation.reloads_before),
-            uptime: uptime(generation.started),
+            reloads: self.master.history.reloads.saturating_sub(generation.cli.reloads_before),
+            uptime: uptime(generation.start.at),
             version: generation.cli.release.clone().unwrap_or_default(),
         }
     }
@@ -112,7 +112,7 @@ impl Supervisor {
                 self.master.history.reloads += counts;
                 self.master.history.failed = 0;
                 let Some(generation) = self.generations.get_mut(id) else { return };
-                generation.reloads_before = self.master.history.reloads;
+                generation.cli.reloads_before = self.master.history.reloads;
                 let pid = generation.cli.answers.unwrap_or_else(|| generation.pid());
                 let version = generation.cli.version.unwrap_or_default();
                 let begun = match version >= Version::read("3.1") {
@@ -142,7 +142,7 @@ impl Supervisor {
                 }
                 let tail = self.master.failing.take_if(|(of, _)| of == id).map(|(_, tail)| tail);
                 let tail = tail.filter(|tail| !tail.startup().is_empty());
-                let cause = self.report.failure();
+                let cause = &self.report.failure;
                 let before = match &tail {
                     Some(_) if !cause.ours => String::new(),
                     _ => alerts(&cause.whole()),

@@ -79,16 +79,12 @@ impl Hub {
 
     /// Asks the loop what there is.
     pub(super) async fn look(&self) -> io::Result<Seen> {
-        let (reply, seen) = oneshot::channel();
-        self.cx.send(Message::Master(Ask::Look(reply)));
-        seen.await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.ask(Ask::Look).await
     }
 
     /// The same, when the first start has ended: its generation may answer clients of its own a moment before.
     pub(super) async fn begun(&self) -> io::Result<Seen> {
-        let (reply, seen) = oneshot::channel();
-        self.cx.send(Message::Master(Ask::Begun(reply)));
-        seen.await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.ask(Ask::Begun).await
     }
 
     /// The answer to `show env`: what a master has in its environment.
@@ -106,9 +102,13 @@ impl Hub {
     }
 
     pub(super) async fn reload(&self, hard: bool, pid: Option<i32>) -> io::Result<Reloaded> {
-        let (reply, outcome) = oneshot::channel();
-        self.cx.send(Message::Master(Ask::Reload { hard, pid, reply }));
-        outcome.await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.ask(|reply| Ask::Reload { hard, pid, reply }).await
+    }
+
+    async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> io::Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.cx.send(Message::Master(ask(reply)));
+        answer.await.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
@@ -127,6 +127,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
         let written = tokio::time::timeout(WRITE, self.stream.write_all(text)).await;
         written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+
+    /// The last that it is told.
+    pub(super) async fn end(&mut self, text: &[u8]) -> io::Result<Goes> {
+        self.say(text).await?;
+        Ok(Goes::Ends)
     }
 
     /// Receives more, for at most `limit`.

@@ -139,7 +139,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
                 }
             }
         };
-        if goes == Goes::On && self.session.has_prompt() {
+        if goes == Goes::On && self.session.prompt {
             // What it shows may have changed meanwhile.
             let seen = self.hub.look().await?;
             self.prompt(&seen).await?;

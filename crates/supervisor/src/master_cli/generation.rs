@@ -57,8 +57,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         // It was told to stop before it accepted the connection.
         seen = hub.look().await?;
     }
-    client.say(NOT_REACHED).await?;
-    Ok(Goes::Ends)
+    client.end(NOT_REACHED).await
 }
 
 async fn send(hub: &Hub, socket: &Path, request: &Request<'_>) -> io::Result<UnixStream> {
@@ -107,8 +106,7 @@ async fn ask_spare<S: AsyncRead + AsyncWrite + Unpin>(
         None => None,
     };
     let Some(answer) = answer else {
-        client.say(NOT_REACHED).await?;
-        return Ok(Goes::Ends);
+        return client.end(NOT_REACHED).await;
     };
     // It is asked with a prompt, so that it shows where an answer ends; for each line of a payload it says that it waits for more.
     let mut answer = answer.as_str();
@@ -129,8 +127,7 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin>(
     seen: &Seen,
 ) -> io::Result<Goes> {
     let Some(route) = seen.routes.get(&pid) else {
-        client.say(NOT_REACHED).await?;
-        return Ok(Goes::Ends);
+        return client.end(NOT_REACHED).await;
     };
     let Some(socket) = &route.socket else {
         if request.text.is_empty() {
@@ -153,8 +150,7 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin>(
     let permit = tokio::time::timeout(CONNECT, hub.to_generations.acquire()).await;
     let stream = tokio::time::timeout(CONNECT, UnixStream::connect(socket)).await;
     let (Ok(Ok(_permit)), Ok(Ok(mut stream))) = (permit, stream) else {
-        client.say(NOT_REACHED).await?;
-        return Ok(Goes::Ends);
+        return client.end(NOT_REACHED).await;
     };
     let more = client.input.take();
     let text = match request.text {

@@ -23,6 +23,7 @@ use crate::passed::Passed;
 use crate::settings::Settings;
 
 /// What the loop keeps for the master CLI.
+#[derive(Default)]
 pub(crate) struct Master {
     pub(crate) sockets: Vec<Socket>,
     /// Those that the haproxy has that is replaced.
@@ -44,6 +45,7 @@ pub(crate) struct Master {
 }
 
 /// What the master CLI tells its clients of this process and its reloads.
+#[derive(Default)]
 pub(crate) struct History {
     /// When this process began.
     pub(super) began: Timestamp,
@@ -93,18 +95,8 @@ impl Master {
             }
         }
         let same_process = left.control.is_some() && saved.history.began > 0;
-        Ok(Self {
-            sockets,
-            late,
-            history: History::resume(&saved.history, same_process),
-            begins: false,
-            beginning: Vec::new(),
-            hub: None,
-            failing: None,
-            waiting: HashMap::new(),
-            hard: false,
-            release: String::new(),
-        })
+        let history = History::resume(&saved.history, same_process);
+        Ok(Self { sockets, late, history, ..Self::default() })
     }
 
     /// The service begins: nothing of an earlier one serves.

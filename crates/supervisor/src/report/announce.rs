@@ -9,8 +9,8 @@ use bindonce_daemon::notify;
 /// The way to tell systemd; does nothing where nobody listens.
 #[derive(Debug, Default)]
 pub(crate) struct Announcer {
-    /// How often the keep-alive is due.
-    keep_alive: Option<Duration>,
+    /// How often the keep-alive is due: how long the loop may sleep before it must call [`Announcer::alive`].
+    pub(crate) keep_alive: Option<Duration>,
     /// When it was last told.
     announced: Option<Instant>,
     reloading: bool,
@@ -22,11 +22,6 @@ impl Announcer {
     /// Reads what systemd asks of this process.
     pub(crate) fn new(as_haproxy: bool) -> Self {
         Self { keep_alive: notify::watchdog(), as_haproxy, ..Self::default() }
-    }
-
-    /// How long the loop may sleep before it must call [`Announcer::alive`].
-    pub(crate) fn keep_alive(&self) -> Option<Duration> {
-        self.keep_alive
     }
 
     /// The loop turns; told to systemd no more often than it wants to know.

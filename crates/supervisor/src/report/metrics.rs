@@ -185,7 +185,7 @@ impl View<'_> {
             page.family(family, samples);
         };
         each(&AGE, &|generation| {
-            Some(Duration::from_millis(clock::now().0.saturating_sub(generation.started.0)).into())
+            Some(Duration::from_millis(clock::now().0.saturating_sub(generation.start.at.0)).into())
         });
         each(&CONNECTIONS, &|generation| Some(generation.drain.connections?.into()));
         each(&MEMORY, &|generation| Some(process::memory(generation.pid())?.into()));
@@ -309,10 +309,8 @@ async fn serve(listener: &Listener, opened: bool, pages: &Rc<Pages>) {
 async fn claim(listener: &Listener, socket: &Path) -> Result<(Client, OwnedFd), Error> {
     let mut client = broker::connect(socket).await?;
     let claim = Claim::listen(listener.to_string()).tentative().changing();
-    let claimed = client.claim(&[claim]).await;
-    let mut leases = claimed.map_err(Error::claim)?;
-    let missing = || Error::system("claim")(std::io::ErrorKind::NotFound.into());
-    Ok((client, leases.pop().ok_or_else(missing)?.into_fd()))
+    let fd = lease::claim_one(&mut client, claim).await?;
+    Ok((client, fd))
 }
 
 /// What makes the pages.

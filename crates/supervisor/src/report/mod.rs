@@ -33,14 +33,14 @@ use crate::settings::Settings;
 /// What is told, and what was told last.
 pub(crate) struct Report {
     pub(crate) announcer: Announcer,
-    counts: Counts,
+    pub(crate) counts: Counts,
     /// haproxy's own counters.
     pub(crate) counting: Counting,
     /// What all generations have done lately, and what those did that drain.
     lately: (Lately, Lately),
     measured: Measured,
     /// Why the last generation that failed did so.
-    failure: Cause,
+    pub(crate) failure: Cause,
     /// What haproxy has bound by itself, as far as it was told.
     pub(crate) foreign: ForeignBinds,
     /// What older generations have bound that could not be paused for it.
@@ -90,26 +90,6 @@ impl Report {
         self.announcer.ready(&format!("generation {id} serves, pid {pid}"));
     }
 
-    /// A generation has failed, for this reason.
-    pub(crate) fn failed(&mut self, cause: Cause) {
-        self.failure = cause;
-    }
-
-    /// Why the last generation that failed did so.
-    pub(crate) fn failure(&self) -> &Cause {
-        &self.failure
-    }
-
-    /// A configuration is started again because its generation died.
-    pub(crate) fn restarted(&mut self) {
-        self.counts.restarts += 1;
-    }
-
-    /// So many ghosts were removed.
-    pub(crate) fn ghosts_removed(&mut self, count: usize) {
-        self.counts.ghosts_removed += count as u64;
-    }
-
     /// A generation has done so much more, perhaps after it had stopped accepting.
     pub(crate) fn served(&mut self, more: Since, drains: bool) {
         let now = Instant::now();
@@ -119,16 +99,6 @@ impl Report {
             self.counts.bytes_after += more.bytes;
             self.lately.1.add(now, more);
         }
-    }
-
-    /// So many idle connections of an older generation were closed.
-    pub(crate) fn idle_closed(&mut self, count: u64) {
-        self.counts.idle_closed += count;
-    }
-
-    /// So many connections ended with their generation.
-    pub(crate) fn cut(&mut self, count: u64) {
-        self.counts.connections_cut += count;
     }
 
     /// What was done lately, for the next image of this process.

@@ -9,6 +9,7 @@ use serde_json::Map;
 use tokio::sync::oneshot;
 
 use crate::control;
+use crate::generations::drain::milliseconds;
 use crate::generations::generation::Generation;
 use crate::generations::since::LATELY;
 use crate::replies::{self, GenerationStatus, OwnAddress, Pong, Status};
@@ -42,7 +43,7 @@ impl View<'_> {
                 let Ok(answer) = admin.ask("show sess", SESSIONS).await else { continue };
                 let generations = status.generations.iter_mut();
                 for known in generations.filter(|known| known.generation == id) {
-                    known.oldest_sessions = oldest_sessions(&answer);
+                    known.drain.oldest_sessions = oldest_sessions(&answer);
                 }
             }
             // A client that has gone away no longer waits for it.
@@ -67,22 +68,14 @@ impl View<'_> {
                 generation: id.0,
                 state: state.to_string(),
                 pid,
-                since: generation.map(|known| known.started.to_string()),
+                since: generation.map(|known| known.start.at.to_string()),
                 // By the monotonic clock.
                 age: pid.and_then(process::age).map(|age| age.as_secs()),
                 version: generation.and_then(|known| known.cli.version).map(|v| v.to_string()),
                 listeners: generation.map(|known| known.listeners.len()),
-                connections: generation.and_then(|known| known.drain.connections),
-                requests_after: generation
-                    .and_then(|known| known.drain.since)
-                    .map(|it| it.requests),
-                bytes_after: generation.and_then(|known| known.drain.since).map(|it| it.bytes),
-                idle_closed: generation.map_or(0, |known| known.drain.idle_closed),
-                start_ms: generation
-                    .and_then(|known| known.start.took())
-                    .and_then(|took| u64::try_from(took.as_millis()).ok()),
+                drain: generation.map(|known| known.drain.status()).unwrap_or_default(),
+                start_ms: generation.and_then(|known| known.start.took).and_then(milliseconds),
                 memory: pid.and_then(process::memory),
-                oldest_sessions: Vec::new(),
                 more: Map::new(),
             }
         });

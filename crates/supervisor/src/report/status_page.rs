@@ -32,7 +32,7 @@ impl View<'_> {
                 number: id.0,
                 state: state.to_string(),
                 pid: known.map(|it| it.pid()),
-                since: known.map(|it| it.started),
+                since: known.map(|it| it.start.at),
                 connections: known.and_then(|it| it.drain.connections),
                 memory: known.and_then(|it| process::memory(it.pid())),
                 requests_after: known.and_then(|it| it.drain.since).map(|it| it.requests),

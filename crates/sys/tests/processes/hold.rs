@@ -46,7 +46,7 @@ impl Scene {
     /// None where nothing can be held.
     async fn new(mut launch: Launch) -> Option<Self> {
         let signals = SignalFd::new(&[Signal::SIGUSR1]).expect("signalfd");
-        launch.hold = Some(pid());
+        launch.calls.hold = Some(pid());
         let mut started = launch.start().expect("start");
         let received = spawn::receive_hold(started.shim.take().expect("a socket")).await;
         let calls = received.map(|fd| Arc::new(Intercept::new(fd, Vec::new()).expect("calls")));
@@ -194,7 +194,7 @@ fn dead_shim() {
     run(async {
         let mut launch = Launch::new("true");
         launch.env = vec![("TEST_SHIM_DIES".into(), "1".into())];
-        launch.hold = Some(pid());
+        launch.calls.hold = Some(pid());
         let mut started = launch.start().expect("start");
         let received = spawn::receive_hold(started.shim.take().expect("a socket"));
         let received = tokio::time::timeout(DEADLINE, received).await.expect("in time");
@@ -277,7 +277,7 @@ fn executes() {
     run(async {
         let mut launch = Launch::new(std::env::current_exe().expect("path"));
         launch.args = vec!["child".into(), "bind-and-exec".into()];
-        launch.intercept = Asked::Always;
+        launch.calls.intercept = Asked::Always;
         let mut started = launch.start().expect("start");
         let received = spawn::receive_hold(started.shim.take().expect("a socket")).await;
         let Some(fd) = received else {

@@ -29,9 +29,9 @@ use bindonce_sys::listen;
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Signal, SignalFd};
 use bindonce_sys::{executable, inherit, limits};
-use serde_json::Value;
 
 use self::haproxy::End;
+use crate::command::list;
 use crate::globals::Globals;
 use crate::stand_in;
 
@@ -294,12 +294,9 @@ fn held(service: &Name, listed: &[bindonce::ListenerInfo]) -> HashMap<Key, User>
                 User::Another(others.find(|other| Some(*other) != service).map(str::to_owned))
             }
         };
-        let options = listener.options.iter().map(|(name, value)| match value {
-            Value::Bool(true) => format!(",{name}"),
-            Value::String(text) => format!(",{name}={text}"),
-            other => format!(",{name}={other}"),
-        });
-        let text: String = std::iter::once(listener.address.clone()).chain(options).collect();
+        let options = list::option_words(listener);
+        let text: Vec<_> = std::iter::once(listener.address.clone()).chain(options).collect();
+        let text = text.join(",");
         Some((text.parse::<ListenSpec>().ok()?.first.key(), user))
     };
     listed.iter().filter_map(read).collect()

@@ -17,7 +17,6 @@ mod ways;
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -62,18 +61,18 @@ pub(crate) struct Args {
 }
 
 /// Shows both ways.
-pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<()> {
     let Args { haproxy, reloads, every } = args;
     let haproxy = find(haproxy)?;
     match show(haproxy, &Schedule { reloads, every }) {
         // The reader has closed the pipe; everything that was started has ended.
-        Err(error) if is_closed_pipe(&error) => Ok(ExitCode::SUCCESS),
+        Err(error) if is_closed_pipe(&error) => Ok(()),
         Err(error) => {
             // It may have been in the middle of a line.
             let _ = print_now("\n");
             Err(error)
         }
-        Ok(()) => Ok(ExitCode::SUCCESS),
+        shown => shown,
     }
 }
 

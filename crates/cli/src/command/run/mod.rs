@@ -203,9 +203,9 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
             max_draining: args.timing.max_draining,
         },
         drain_idle: args.timing.drain_idle,
-        peers_timeout: args.timing.peers_timeout,
         handover: HandoverSettings {
             probe: !args.no_probe,
+            peers_timeout: args.timing.peers_timeout,
             ghosts: match args.ghosts {
                 Ghosts::Auto => supervisor::Ghosts::Auto,
                 Ghosts::Detach => supervisor::Ghosts::Detach,

@@ -5,7 +5,6 @@ mod watch;
 
 pub(crate) use snapshot::{Snapshot, chain};
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use bindonce_core::duration;
@@ -42,12 +41,11 @@ pub(crate) struct Args {
 }
 
 /// Prints the broker's state, as text or as JSON.
-pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { json, watch, interval } = args;
     let socket = globals.socket_path();
     if watch {
-        watch::run(&socket, json, interval)?;
-        return Ok(ExitCode::SUCCESS);
+        return watch::run(&socket, json, interval);
     }
     let snapshot = Snapshot::take(&socket);
     if json {
@@ -56,5 +54,5 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         output::print(&snapshot.text())?;
     }
     snapshot.broker?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

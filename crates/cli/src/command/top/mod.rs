@@ -17,7 +17,6 @@ mod view;
 use std::io::{self, IsTerminal as _};
 use std::panic;
 use std::path::Path;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -79,7 +78,7 @@ pub(crate) struct Args {
 }
 
 /// Shows it until a key or a signal ends it, or the terminal is gone.
-pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let interval = args.interval.max(sources::SHORTEST);
     require_terminal()?;
     let socket = globals.socket_path();
@@ -112,7 +111,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     if let Some((action, _)) = &show.model.doing {
         output::print(&format!("{} continues; see `bindonce events`\n", action.gerund()))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Gives the terminal back at the end, whichever it is.

@@ -114,7 +114,7 @@ impl Service {
 
 impl From<GenerationStatus> for Generation {
     fn from(reported: GenerationStatus) -> Self {
-        let kept_by = reported.oldest_sessions.iter().map(|session| {
+        let kept_by = reported.drain.oldest_sessions.iter().map(|session| {
             format!("{} on {} to {}", session.source, session.frontend, session.server)
         });
         Self {
@@ -123,7 +123,7 @@ impl From<GenerationStatus> for Generation {
             kept_by: kept_by.collect(),
             state: reported.state,
             pid: reported.pid.map(i64::from),
-            connections: reported.connections,
+            connections: reported.drain.connections,
             memory: reported.memory,
             version: reported.version,
         }

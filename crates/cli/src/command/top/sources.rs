@@ -170,8 +170,9 @@ pub(super) fn act(socket: &Path, action: Action, news: SyncSender<News>) {
     thread::spawn(move || {
         let name = |service: &str| service.parse::<Name>().map_err(anyhow::Error::from);
         let outcome = match &action {
-            Action::Reload { service } => name(service)
-                .and_then(|name| reload::ask(&socket, &name, &reload::Wish::serving(RELOAD))),
+            Action::Reload { service } => {
+                name(service).and_then(|name| reload::ask(&socket, &name, RELOAD))
+            }
             Action::Retire { service, generation } => {
                 name(service).and_then(|name| retire::ask(&socket, &name, Some(*generation)))
             }

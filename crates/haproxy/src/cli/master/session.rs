@@ -43,7 +43,8 @@ pub struct Session {
     severity: Severity,
     /// The connection stays open after a line.
     pub interactive: bool,
-    prompt: bool,
+    /// It is shown a prompt.
+    pub prompt: bool,
     timed: bool,
     target: Target,
 }
@@ -242,11 +243,6 @@ impl Session {
             (false, false) => "prompt i\n",
             (false, true) => "prompt i timed\n",
         }
-    }
-
-    /// Whether it is shown a prompt.
-    pub fn has_prompt(&self) -> bool {
-        self.prompt
     }
 
     /// What is written when it waits for more of a payload.

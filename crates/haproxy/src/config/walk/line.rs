@@ -5,17 +5,18 @@ use std::ops::Range;
 
 use bindonce_core::address::Address;
 
-use super::Walk;
+use super::{Here, Walk};
+use crate::config::Error;
 use crate::config::address::is_descriptor;
 use crate::config::binds::{self, BindLine, Surroundings};
-use crate::config::claims::Claims;
+use crate::config::claims::{Claims, left_alone};
 use crate::config::options::BindOptions;
 use crate::config::own;
 use crate::config::quoting::printable;
 use crate::config::reader::Word;
+use crate::config::rendering::LeftAlone;
 use crate::config::sections::{Kind, Section};
 use crate::config::state::Done;
-use crate::config::{Error, Place};
 
 /// Why addresses for QUIC are haproxy's own.
 const NO_QUIC: &str =
@@ -25,15 +26,9 @@ const TOO_OLD: &str = "haproxy knows this family of addresses from 3.1 on";
 const QUIC_OFF: &str = "the global section has switched QUIC off";
 
 impl Walk<'_> {
-    pub(super) fn line(
-        &mut self,
-        source: usize,
-        words: &[Word],
-        line: &[u8],
-        offset: usize,
-        place: &Place,
-    ) -> Result<(), Error> {
-        let values: Vec<&[u8]> = words.iter().map(|word| word.value.as_slice()).collect();
+    pub(super) fn line(&mut self, here: Here<'_>) -> Result<(), Error> {
+        let Here { words, line, offset, place, .. } = here;
+        let values = here.values();
         if let Some(kind) = Kind::of(values[0]) {
             if !self.first_pass {
                 self.end_section()?;
@@ -43,7 +38,7 @@ impl Walk<'_> {
         }
         let section = &mut self.sections.open;
         if section.kind == Kind::Global {
-            return self.global(source, words, line, offset, place);
+            return self.global(here);
         }
         if self.first_pass {
             return Ok(());
@@ -57,7 +52,8 @@ impl Walk<'_> {
         match (section.kind, values[0]) {
             (Kind::Defaults, b"bind") => {
                 let reason = "haproxy does not allow bind in defaults";
-                self.claims.leave(section, written(words.get(1)), place, reason, None, Vec::new());
+                let left = left_alone(section, place, written(words.get(1)), reason);
+                self.claims.left_alone.push(left);
             }
             (Kind::Proxy | Kind::Peers | Kind::LogForward, b"bind")
             | (Kind::LogForward, b"dgram-bind")
@@ -75,21 +71,19 @@ impl Walk<'_> {
                     let text = written(words.get(2));
                     let own =
                         values.get(2).map(|word| binds::own_addresses(word, &self.surroundings()));
-                    let (section, own) = (&self.sections.open, own.unwrap_or_default());
-                    self.claims.leave(section, text, place, reason, None, own);
+                    let left = left_alone(&self.sections.open, place, text, reason);
+                    let own = own.unwrap_or_default();
+                    self.claims.left_alone.push(LeftAlone { own, ..left });
                 }
             }
             (Kind::Proxy, b"server") if values.get(2).is_some_and(|word| is_descriptor(word)) => {
                 section.keyword(&values);
                 let text = format!("server {}", printable(values[2]));
-                self.claims.leave(
-                    section,
-                    text,
-                    place,
-                    "a descriptor from outside",
-                    Some("cannot use file descriptor : Bad file descriptor".to_owned()),
-                    Vec::new(),
-                );
+                self.claims.left_alone.push(LeftAlone {
+                    descriptor: Some("cannot use file descriptor : Bad file descriptor".to_owned()),
+                    listens: false,
+                    ..left_alone(section, place, text, "a descriptor from outside")
+                });
             }
             _ => section.keyword(&values),
         }
@@ -97,15 +91,9 @@ impl Walk<'_> {
     }
 
     /// A line of `global`, which may change something for the lines after it.
-    fn global(
-        &mut self,
-        source: usize,
-        words: &[Word],
-        line: &[u8],
-        offset: usize,
-        place: &Place,
-    ) -> Result<(), Error> {
-        let values: Vec<&[u8]> = words.iter().map(|word| word.value.as_slice()).collect();
+    fn global(&mut self, here: Here<'_>) -> Result<(), Error> {
+        let Here { source, words, offset, place, .. } = here;
+        let values = here.values();
         if values[0] == b"localpeer" && self.input.command.local_peer.is_some() {
             return Ok(());
         }
@@ -134,7 +122,7 @@ impl Walk<'_> {
         }
         if let [b"stats", b"socket", rest @ ..] = values.as_slice() {
             let address = rest.first().copied().unwrap_or_default();
-            return self.stats_socket(address, words, line, offset, place);
+            return self.stats_socket(address, here);
         }
         if let Some((range, text)) = self.global.take(words, &place.file, self.edits.copy(), offset)
         {
@@ -144,14 +132,8 @@ impl Walk<'_> {
     }
 
     /// haproxy binds it by itself, unless it is on a descriptor.
-    fn stats_socket(
-        &mut self,
-        address: &[u8],
-        words: &[Word],
-        line: &[u8],
-        offset: usize,
-        place: &Place,
-    ) -> Result<(), Error> {
+    fn stats_socket(&mut self, address: &[u8], here: Here<'_>) -> Result<(), Error> {
+        let Here { words, line, offset, place, .. } = here;
         let reason = "an admin socket belongs to one generation; the newest has it";
         let text = format!("stats socket {}", printable(address));
         let (mut descriptor, mut bound) = (None, None);
@@ -180,7 +162,8 @@ impl Walk<'_> {
             let section = self.of_stats_socket(bound);
             return self.claim(&section);
         }
-        self.claims.leave(&self.sections.open, text, place, reason, descriptor, own);
+        let left = left_alone(&self.sections.open, place, text, reason);
+        self.claims.left_alone.push(LeftAlone { descriptor, own, ..left });
         Ok(())
     }
 

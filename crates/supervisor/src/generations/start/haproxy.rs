@@ -12,7 +12,7 @@ use bindonce_sys::{listen, worker};
 
 use super::order::{Order, ReadOptions, StartOptions, passed};
 use super::rendered::{self, FIRST_DESCRIPTOR, Facts, Rendered};
-use crate::disk::directory::Directory;
+use crate::disk::directory::{CLUSTER_SECRET, Directory};
 use crate::disk::{fallback, secret};
 use crate::error::Error;
 use crate::generations::listeners::HeldListener;
@@ -46,16 +46,15 @@ pub(crate) async fn render(
     let (sockets, version) = (settings.master_cli.clone(), how.version);
     // Reading may resolve host names and ask haproxy about conditions: not on our thread.
     let limit = settings.timing.ready_timeout;
-    let world = kind.world(passed.known()).map_err(Error::system("find haproxy"))?;
+    let world = kind.world(&passed.known).map_err(Error::system("find haproxy"))?;
     let read =
         worker::within(limit, move || -> Result<(Rendering, Option<String>, Vec<u8>), Error> {
             let sockets = master_cli(&sockets, version, &command.program)?;
             let mut ours =
                 vec![("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];
             ours.extend(sockets.as_deref().map(|sockets| (MasterSocket::VARIABLE, sockets)));
-            let world = world.with(&crate::broker::not_theirs(), &ours);
-            let world = world.holding(how.devices).beside(how.haproxys);
-            let world = if how.again { world.again() } else { world };
+            let mut world = world.with(&crate::broker::not_theirs(), &ours);
+            (world.again, world.devices, world.haproxys) = (how.again, how.devices, how.haproxys);
             let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
             let rendering = Rendering::of(&command, supplied, &world)?;
             rendering.self_contained()?;
@@ -71,7 +70,7 @@ pub(crate) async fn render(
     let admin = kind.admin && (is_master || rendering.surely_listens());
     let mut own = if admin { format!("{OURS}{ADMIN}") } else { String::new() };
     if rendering.lacks_cluster_secret() {
-        let secret = secret::cluster_secret(&directory.cluster_secret());
+        let secret = secret::cluster_secret(&directory.file(CLUSTER_SECRET));
         let secret = secret.map_err(Error::system("make a cluster-secret"))?;
         let head = if own.is_empty() { OURS } else { "" };
         own.push_str(&format!("{head}    cluster-secret {secret}\n"));
@@ -137,10 +136,10 @@ pub(crate) fn order(
         // haproxy tells this pid, ours, when it has bound everything. No other pid is ever
         // given to it, so that it can pause no other process.
         launch.args.extend(["-sf".into(), std::process::id().to_string().into()]);
-        launch.hold =
+        launch.calls.hold =
             (how.older_alive && rendered.may_be_held()).then_some(std::process::id().cast_signed());
     }
-    launch.binds = rendered.may_be_held() && !rendered.rendering.binds_while_it_serves();
+    launch.calls.binds = rendered.may_be_held() && !rendered.rendering.binds_while_it_serves();
     Ok(Order { launch, messages: rendered.messages(), admin, notifications: None })
 }
 

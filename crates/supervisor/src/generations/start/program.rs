@@ -30,12 +30,12 @@ pub(crate) fn order(
     // A session of its own: all that comes from it is found by that, and its being stopped for a
     // moment means nothing to a terminal, nor our death to it.
     launch.service = true;
-    launch.intercept = match &program.intercept {
+    launch.calls.intercept = match &program.intercept {
         None => Asked::Not,
         Some(_) if program.without_intercept => Asked::IfPossible,
         Some(_) => Asked::Always,
     };
-    launch.unlinks = program.intercept.as_ref().is_some_and(Scope::has_paths);
+    launch.calls.unlinks = program.intercept.as_ref().is_some_and(Scope::has_paths);
     let names: Vec<_> = listeners.iter().filter_map(|held| held.listener.name.clone()).collect();
     let descriptors: Vec<(Name, i32)> = names.iter().cloned().zip(inherit::FIRST..).collect();
     let mut set = |name: &str, value: String| launch.env.push((name.into(), value.into()));

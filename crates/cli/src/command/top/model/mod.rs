@@ -64,16 +64,18 @@ pub(super) enum Action {
 }
 
 /// A part of the screen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Pane {
+    #[default]
     Services,
     Listeners,
     Events,
 }
 
 /// By what the listeners are sorted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Sort {
+    #[default]
     Name,
     /// The fullest queue first.
     Queue,
@@ -93,7 +95,7 @@ pub(super) enum Message {
 }
 
 /// What of it the keys have chosen.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct View {
     pub(super) pane: Pane,
     chosen: Option<Row>,
@@ -108,7 +110,7 @@ pub(super) struct View {
 }
 
 /// All that is on the screen.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Model {
     pub(super) now: Timestamp,
     /// Whether anybody was asked yet.
@@ -133,28 +135,7 @@ pub(super) struct Model {
 impl Model {
     /// Nothing known yet.
     pub(super) fn new(now: Timestamp) -> Self {
-        Self {
-            now,
-            looked: false,
-            broker: None,
-            lost: None,
-            listeners: Vec::new(),
-            services: Vec::new(),
-            lives: Lives::default(),
-            events: VecDeque::new(),
-            view: View {
-                pane: Pane::Services,
-                chosen: None,
-                listener: 0,
-                back: 0,
-                sort: Sort::Name,
-                span: None,
-                help: false,
-            },
-            asking: None,
-            doing: None,
-            message: None,
-        }
+        Self { now, ..Self::default() }
     }
 
     /// Takes in what happens, and says what is to be done.
