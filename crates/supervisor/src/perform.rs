@@ -121,7 +121,8 @@ impl Supervisor {
             devices: devices.filter_map(|held| held.listener.options.interface.clone()).collect(),
             known: self.generations.descriptors(),
             serving: serving.and_then(|id| self.generations.get(&id)).map(|one| {
-                let has = one.listeners.iter().map(|held| held.listener.key()).collect();
+                let has = one.listeners.iter().map(|held| &held.listener);
+                let has = has.map(|one| (one.key(), one.options.clone())).collect();
                 ServingNow {
                     admin: one.cli.admin.clone(),
                     version: one.cli.version,
@@ -217,6 +218,8 @@ impl Supervisor {
             compare::ask_late(&self.cx, generation, self.listeners(generation))
         });
         self.requests.wait_for(Some(confirmed), late, unseen);
+        let changed = self.change_options(id);
+        self.requests.wait_for_changes(changed);
         self.give_back();
         let of = self.timeline.configuration_of(id);
         if let Some(of) = of {
@@ -261,6 +264,13 @@ impl Supervisor {
                 generation.drain.idle.set(Some(after));
             }
         }
+        let released = match outcome {
+            Outcome::Serving { .. } => {
+                self.leases.await_release(&self.generations.staying(self.timeline.serving()))
+            }
+            _ => None,
+        };
+        self.requests.wait_for_release(released);
         self.requests.answer(&self.cx, callers, answer, older);
     }
 

@@ -15,7 +15,8 @@ use crate::control::draining::Draining;
 use crate::message::Message;
 use crate::replies::{self, Retired};
 
-/// How long the answer to a reload waits for the broker to know of it, for the pid file, and for a look at what the generation listens on.
+/// How long the answer to a reload waits for the broker to know of it and to close what has left, for the pid file, and for a look at
+/// what the generation listens on.
 const CONFIRMED: Duration = Duration::from_secs(1);
 
 /// What to do about a generation that does not listen on what was claimed for it.
@@ -44,6 +45,10 @@ pub(crate) struct Requests {
     unseen: Option<oneshot::Receiver<BTreeSet<String>>>,
     /// Ends when the pid file has our pid.
     pid_file: Option<JoinHandle<bool>>,
+    /// What could not be changed of the options of listeners.
+    changed: Option<oneshot::Receiver<Option<RpcError>>>,
+    /// Ends when the listeners that the configuration names no more are closed.
+    released: Option<oneshot::Receiver<()>>,
 }
 
 /// A client that waits for a reload.
@@ -118,6 +123,20 @@ impl Requests {
         self.pid_file = written;
     }
 
+    /// And for this: the options of listeners are changed, or why not.
+    pub(crate) fn wait_for_changes(
+        &mut self,
+        changed: Option<oneshot::Receiver<Option<RpcError>>>,
+    ) {
+        self.changed = changed;
+    }
+
+    /// And for this: until they are closed, clients of these addresses wait in queues from which nobody takes them, where a
+    /// wildcard may have them afterwards.
+    pub(crate) fn wait_for_release(&mut self, released: Option<oneshot::Receiver<()>>) {
+        self.released = released;
+    }
+
     /// After how long these clients want idle connections of older generations closed.
     pub(crate) fn drain_idle(&self, callers: &[Caller]) -> Option<Duration> {
         callers.iter().filter_map(|id| self.reloads.get(id)?.drain_idle).min()
@@ -142,10 +161,14 @@ impl Requests {
         self.draining.extend(draining.clone());
         let (confirmed, late, cx) = (self.confirmed.take(), self.late.take(), cx.clone());
         let (unseen, pid_file) = (self.unseen.take(), self.pid_file.take());
+        let (released, changed) = (self.released.take(), self.changed.take());
         crate::tasks::spawn(async move {
             // What the broker lists is what the caller is told, if the broker answers.
             if let Some(confirmed) = confirmed {
                 let _ = tokio::time::timeout(CONFIRMED, confirmed).await;
+            }
+            if let Some(released) = released {
+                let _ = tokio::time::timeout(CONFIRMED, released).await;
             }
             if let Some(written) = pid_file {
                 // It is tried on, and the log says so.
@@ -155,6 +178,11 @@ impl Requests {
                 Some(late) => late.await.ok().flatten(),
                 None => None,
             };
+            let changed = match changed {
+                Some(changed) => changed.await.ok().flatten(),
+                None => None,
+            };
+            let late = late.or(changed);
             let mut answer = match (answer, late) {
                 (answer, None) => answer,
                 (Ok(_), Some(late)) => Err(late),

@@ -120,7 +120,7 @@ pub(crate) fn take_on(
         output: Output { tail, pipe },
         readiness: Readiness { passed: listeners.len(), ..Readiness::default() },
         listeners,
-        lease: Lease { news, served: false, closed: false },
+        lease: Lease { news, served: false, closed: false, changes: Vec::new() },
         own: OwnAddresses::default(),
         intercept: None,
         reloads_before: 0,
