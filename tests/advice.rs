@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Haproxy, Process, Scene, bindonce, config, eventually, finish};
+use crate::harness::{Haproxy, Process, Scene, bindonce, config, eventually, finish, serves};
 use crate::stand_in::Caller;
 
 #[test]
@@ -159,6 +159,25 @@ fn a_script_that_starts_haproxy_works_as_the_advice_says() {
     let mut haproxy = Haproxy::start_with(&scene, &["--kind", "haproxy"], &script, &file);
     haproxy.reload(&scene).ok();
     haproxy.wait_serving(&scene);
+}
+
+/// A script that waits for haproxy hears the signals in its place; they are for haproxy.
+#[test]
+fn a_script_that_waits_for_haproxy_is_replaced_too() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let file = scene.write("f.cfg", &config(address, 1));
+    let script =
+        scene.write("start-it", &format!("#!/bin/sh\n{} \"$@\"\nexit $?\n", program.display()));
+    std::fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("chmod");
+    let haproxy = Haproxy::start_with(&scene, &["--kind", "haproxy"], &script, &file);
+    for tag in 2..4 {
+        scene.write("f.cfg", &config(address, tag));
+        haproxy.reload(&scene).ok();
+        serves(address, tag);
+    }
 }
 
 #[test]

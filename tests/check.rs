@@ -111,6 +111,25 @@ fn without_broker(scene: &Scene, verb: &str) -> Command {
     command
 }
 
+/// One address with and without a device: two sockets for haproxy, and for a reload.
+#[test]
+fn an_address_of_one_device_beside_the_same_of_all_is_accepted() {
+    let Some(haproxy) = Haproxy::system() else { return };
+    for broker in [false, true] {
+        let scene = Scene::new();
+        let _broker = broker.then(|| scene.broker());
+        let address = scene.address();
+        let text = format!(
+            "{DEFAULTS}frontend f\n    bind {address} interface lo\nfrontend g\n    bind {address}\n"
+        );
+        let file = scene.write("f.cfg", &text);
+        let mut check =
+            if broker { scene.bindonce("check") } else { without_broker(&scene, "check") };
+        finish(check.arg("--").arg(&haproxy).arg("-f").arg(&file)).ok();
+        assert!(listening(address).is_empty(), "the check has left a socket");
+    }
+}
+
 #[test]
 fn nothing_stays_bound_when_a_signal_ends_it() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGKILL] {

@@ -249,6 +249,17 @@ fn one_that_is_stopped_at_the_moment_of_the_signal_is_woken() {
     stage.wait_generations(&[(2, "serving")]);
 }
 
+/// It serves nobody, so that each moment before the new one is an outage: its stick tables are not waited for.
+#[test]
+fn one_that_is_stopped_is_replaced_at_once() {
+    let Some(stage) = stage(&[], &["--peers-timeout", "1h", "--ready-timeout", "1h"]) else {
+        return;
+    };
+    stage.signal(1, SIGSTOP);
+    stage.reload(2);
+    stage.wait_generations(&[(2, "serving")]);
+}
+
 #[test]
 fn signals_that_come_twice_do_what_they_do_once() {
     let twice = [Twice(SIGUSR1), Twice(SIGTTOU)];

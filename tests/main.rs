@@ -48,6 +48,7 @@ mod known_programs;
 mod leaks;
 mod left;
 mod library_package;
+mod line_options;
 mod lingering;
 mod links;
 mod many;

@@ -203,6 +203,8 @@ fn overlapping_listeners_outlive_a_kill_an_upgrade_and_a_disconnect() {
         let shared = SockRef::from(&fds[index]);
         shared.shutdown(Shutdown::Both).expect("it leaves LISTEN");
         eventually("it to listen again", || shared.is_listener().ok()?.then_some(()));
+        // It can be joined for microseconds, until the broker's turn is over: then it answers.
+        scene.run("ping", &[]).ok();
         assert!(strangers().is_empty(), "{bind}");
     }
 
@@ -332,8 +334,7 @@ fn check_judges_an_overlap_with_the_service_as_a_reload_does() {
             haproxy.reload(&scene).ok();
             scene.write("haproxy.cfg", &config(&["*:8080"]));
             haproxy.reload(&scene).ok();
-            // The address that has left is closed behind the reload: who waits there until then is reset.
-            eventually("the wildcard alone", || (ask("127.0.0.1") == "<0>").then_some(()));
+            assert_eq!(ask("127.0.0.1"), "<0>", "what has left is closed when the reload returns");
         }
     }
 }

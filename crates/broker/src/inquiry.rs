@@ -5,6 +5,7 @@
 //! at a time, a tenth of the time at most, however often clients ask; what it has found is
 //! everybody's for a while; and who asks waits for [`PATIENCE`] at most.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -157,6 +158,10 @@ fn look(question: &Question) -> Option<String> {
 
 /// The inodes of the sockets in the way of a listener.
 fn in_the_way(listener: &Listener) -> Option<Vec<u64>> {
+    if let Address::Unix(path) = &listener.address {
+        // What a client reaches there, under whatever name it was bound; not one of that name that has been replaced.
+        return Some(diag::unix_at(Path::new(path)).ok()?.into_iter().collect());
+    }
     let sockets = match &listener.options.netns {
         Some(netns) => listen::within_netns(netns, diag::listening).ok()?,
         None => diag::listening(),

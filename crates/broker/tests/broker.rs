@@ -197,6 +197,32 @@ fn a_claim_is_all_or_nothing_and_names_who_is_in_the_way() {
     assert_descriptors(before);
 }
 
+/// The path leads to a socket that was bound under another name, in place of the broker's own, which had this one.
+#[test]
+fn who_has_replaced_a_unix_path_is_named_and_not_who_had_it() {
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    let mut client = broker.client();
+    let path = scene.path("app.sock");
+    let listen = format!("app=unix@{}", path.display());
+    let _held = client.bind(&[&listen]);
+    let other = scene.path("other.sock");
+    let _replaced = UnixListener::bind(&other).expect("bind");
+    std::fs::rename(&other, &path).expect("rename");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let (code, message, data) = client.refused("bind", &json!([{ "listen": listen }]));
+        assert_eq!(code, -32005, "{message}");
+        if message.contains("held by") {
+            assert!(message.contains(&format!("pid {}", std::process::id())), "{message}");
+            assert_eq!(message.matches("pid ").count(), 1, "{message}");
+            assert!(!data["hint"].as_str().expect("a hint").contains("another broker"), "{data}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "the holder is not named: {message}");
+    }
+}
+
 #[test]
 fn errors_carry_their_codes_and_hints() {
     let scene = Scene::new();

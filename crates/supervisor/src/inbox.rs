@@ -117,7 +117,7 @@ impl Supervisor {
                 }
             }
             Message::GivenBack => self.release_unused(),
-            Message::NotReleased(kept) => self.leases.add(kept),
+            Message::Released { asked, kept } => self.leases.released(&asked, kept),
             Message::Detached(id, detached) => {
                 if let Some(pid) = self.generations.pid(id) {
                     self.report.counts.ghosts_removed += detached.removed as u64;

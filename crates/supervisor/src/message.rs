@@ -96,8 +96,8 @@ pub(crate) enum Message {
     Closed(GenerationId),
     /// The broker knows that leases have ended.
     GivenBack,
-    /// These listeners are used, and stay.
-    NotReleased(BTreeSet<String>),
+    /// The broker was asked to release these listeners, and has; `kept` are those that are used, and stay.
+    Released { asked: Vec<String>, kept: BTreeSet<String> },
     /// What came of removing its ghosts.
     Detached(GenerationId, Detached),
     /// What it has bound by itself, and what of that without a call that was seen.

@@ -122,7 +122,8 @@ impl Supervisor {
             devices: devices.filter_map(|held| held.listener.options.interface.clone()).collect(),
             known: self.generations.descriptors(),
             serving: serving.and_then(|id| self.generations.get(&id)).map(|one| {
-                let has = one.listeners.iter().map(|held| held.listener.key()).collect();
+                let has = one.listeners.iter().map(|held| &held.listener);
+                let has = has.map(|one| (one.key(), one.options.clone())).collect();
                 ServingNow {
                     admin: one.cli.admin.clone(),
                     version: one.cli.version,
@@ -218,8 +219,9 @@ impl Supervisor {
         let late = self.generations.get(&id).and_then(|generation| {
             compare::ask_late(&self.cx, generation, self.listeners(generation))
         });
+        let changed = self.change_options(id);
         self.requests.awaited =
-            Awaited { confirmed: Some(confirmed), late, unseen, ..Awaited::default() };
+            Awaited { confirmed: Some(confirmed), late, unseen, changed, ..Awaited::default() };
         self.give_back();
         let of = self.timeline.configuration_of(id);
         if let Some(of) = of {
@@ -264,6 +266,13 @@ impl Supervisor {
                 generation.drain.idle.set(Some(after));
             }
         }
+        let released = match outcome {
+            Outcome::Serving { .. } => {
+                self.leases.await_release(&self.generations.staying(self.timeline.serving()))
+            }
+            _ => None,
+        };
+        self.requests.awaited.released = released;
         self.requests.answer(&self.cx, callers, answer, older);
     }
 

@@ -35,6 +35,10 @@ pub(crate) struct Leases {
     /// Listeners of which a draining master of haproxy's own keeps a copy: when the broker has released them they are
     /// shut down, else clients would wait there until that master is gone.
     pub(crate) open: Vec<Rc<HeldListener>>,
+    /// Names of the listeners that the broker is about to release.
+    leaving: BTreeSet<String>,
+    /// Who waits until these are released, or it is known that they stay.
+    awaited: Vec<(BTreeSet<String>, oneshot::Sender<()>)>,
     /// The newest generation that has served and is gone, with the names of its listeners.
     last: (GenerationId, BTreeSet<String>),
 }
@@ -42,7 +46,9 @@ pub(crate) struct Leases {
 impl Leases {
     pub(crate) fn new(settings: &Settings, ours: BTreeSet<String>, journal: Rc<Journal>) -> Self {
         let last = (GenerationId(0), BTreeSet::new());
-        Self { broker: Rc::new(Broker::new(settings, journal)), ours, open: Vec::new(), last }
+        let broker = Rc::new(Broker::new(settings, journal));
+        let (open, leaving, awaited) = (Vec::new(), BTreeSet::new(), Vec::new());
+        Self { broker, ours, open, leaving, awaited, last }
     }
 
     /// Names of the listeners that stay bound when the service ends, also those that were bound before it.
@@ -93,7 +99,36 @@ impl Leases {
     ) -> (Vec<String>, Vec<Rc<HeldListener>>) {
         let unused: Vec<_> = self.ours.difference(used).cloned().collect();
         self.ours.retain(|label| used.contains(label));
+        self.leaving.extend(unused.iter().cloned());
         (unused, std::mem::take(&mut self.open))
+    }
+
+    /// What this gives ends when none of the listeners that exist because of this service is left but the `used` ones. None if
+    /// that is so.
+    pub(crate) fn await_release(
+        &mut self,
+        used: &BTreeSet<String>,
+    ) -> Option<oneshot::Receiver<()>> {
+        let all = self.ours.union(&self.leaving);
+        let left: BTreeSet<_> = all.filter(|label| !used.contains(*label)).cloned().collect();
+        (!left.is_empty()).then(|| {
+            let (done, released) = oneshot::channel();
+            self.awaited.push((left, done));
+            released
+        })
+    }
+
+    /// The broker has released those of `asked` that it has not `kept`.
+    pub(crate) fn released(&mut self, asked: &[String], kept: BTreeSet<String>) {
+        self.add(kept);
+        for label in asked {
+            self.leaving.remove(label);
+            for (left, _) in &mut self.awaited {
+                left.remove(label);
+            }
+        }
+        // The end of its channel tells it.
+        self.awaited.retain(|(left, done)| !left.is_empty() && !done.is_closed());
     }
 }
 
@@ -114,9 +149,9 @@ pub(crate) fn release(cx: &Context, unused: Vec<String>, mut open: Vec<Rc<HeldLi
     let cx = cx.clone();
     open.retain(|held| unused.contains(&held.label));
     crate::tasks::spawn(async move {
-        let kept = try_release(&cx.settings.broker.socket, &cx.journal, unused).await;
+        let kept = try_release(&cx.settings.broker.socket, &cx.journal, unused.clone()).await;
         open.iter().filter(|held| !kept.contains(&held.label)).for_each(|held| held.shut_down());
-        cx.send(Message::NotReleased(kept));
+        cx.send(Message::Released { asked: unused, kept });
     });
 }
 

@@ -1,6 +1,7 @@
 //! The supervisor as a client of its broker, which it starts if none answers. The leases of a generation are in [`lease`], the
 //! listeners of the service in [`leases`].
 
+mod changing;
 pub(crate) mod lease;
 pub(crate) mod leases;
 

@@ -15,7 +15,8 @@ use crate::control::draining::Draining;
 use crate::message::Message;
 use crate::replies::{self, Retired};
 
-/// How long the answer to a reload waits for the broker to know of it, for the pid file, and for a look at what the generation listens on.
+/// How long the answer to a reload waits for the broker to know of it and to close what has left, for the pid file, and for a look at
+/// what the generation listens on.
 const CONFIRMED: Duration = Duration::from_secs(1);
 
 /// What to do about a generation that does not listen on what was claimed for it.
@@ -51,6 +52,11 @@ pub(crate) struct Awaited {
     pub(crate) unseen: Option<oneshot::Receiver<BTreeSet<String>>>,
     /// Ends when the pid file has our pid: who has asked for the reload may read it at once.
     pub(crate) pid_file: Option<JoinHandle<bool>>,
+    /// What could not be changed of the options of listeners.
+    pub(crate) changed: Option<oneshot::Receiver<Option<RpcError>>>,
+    /// Ends when the listeners that the configuration names no more are closed: until then, clients of these addresses wait in
+    /// queues from which nobody takes them, where a wildcard may have them afterwards.
+    pub(crate) released: Option<oneshot::Receiver<()>>,
 }
 
 /// A client that waits for a reload.
@@ -112,12 +118,16 @@ impl Requests {
         let awaited = answer.is_ok() && waiting.iter().any(|client| client.drained.is_some());
         let draining = awaited.then(|| Draining::new(older, self.cut));
         self.draining.extend(draining.clone());
-        let Awaited { confirmed, late, unseen, pid_file } = std::mem::take(&mut self.awaited);
+        let Awaited { confirmed, late, unseen, pid_file, changed, released } =
+            std::mem::take(&mut self.awaited);
         let cx = cx.clone();
         crate::tasks::spawn(async move {
             // What the broker lists is what the caller is told, if the broker answers.
             if let Some(confirmed) = confirmed {
                 let _ = tokio::time::timeout(CONFIRMED, confirmed).await;
+            }
+            if let Some(released) = released {
+                let _ = tokio::time::timeout(CONFIRMED, released).await;
             }
             if let Some(written) = pid_file {
                 // It is tried on, and the log says so.
@@ -127,6 +137,11 @@ impl Requests {
                 Some(late) => late.await.ok().flatten(),
                 None => None,
             };
+            let changed = match changed {
+                Some(changed) => changed.await.ok().flatten(),
+                None => None,
+            };
+            let late = late.or(changed);
             let mut answer = match (answer, late) {
                 (answer, None) => answer,
                 (Ok(_), Some(late)) => Err(late),

@@ -21,6 +21,7 @@ use tokio::task::AbortHandle;
 
 use crate::broker::lease::LeaseUpdate;
 use crate::generations::admin::Admin;
+use crate::generations::changes::OptionChange;
 use crate::generations::drain::Drain;
 use crate::generations::listeners::HeldListener;
 use crate::generations::output::Tail;
@@ -130,6 +131,8 @@ pub(crate) struct Lease {
     pub(crate) served: bool,
     /// It has closed its listeners, and is woken for none of them.
     pub(crate) closed: bool,
+    /// What it wants otherwise, once it serves.
+    pub(crate) changes: Vec<OptionChange>,
 }
 
 /// Addresses that it binds by itself.
@@ -298,7 +301,7 @@ impl Generation {
         Some(match signal {
             // One that was stopped (SIGSTOP) would not hear it.
             Wanted::SoftStop if reason == Reason::Again => {
-                let sent = self.pidfd.send(number);
+                let sent = self.deliver(number);
                 tree::signal(pid, Signal::SIGCONT);
                 sent
             }
@@ -327,8 +330,20 @@ impl Generation {
                 tree::signal(pid, number);
                 Ok(())
             }
-            _ => self.pidfd.send(number),
+            _ => self.deliver(number),
         })
+    }
+
+    /// Signals its first process, or haproxy, where that process is a script that waits for haproxy: the signal would end
+    /// the script alone, and haproxy would accept for ever.
+    fn deliver(&self, number: Signal) -> io::Result<()> {
+        let behind_script = self.cli.answers.filter(|answers| {
+            *answers != self.pid() && !self.cli.master_worker && tree::has(self.pid(), *answers)
+        });
+        match behind_script.and_then(|pid| Pidfd::open(pid).ok()) {
+            Some(haproxy) => haproxy.send(number),
+            None => self.pidfd.send(number),
+        }
     }
 
     /// It is told to exit, or is gone: how many connections end with it, as far as it has told, or has said of its

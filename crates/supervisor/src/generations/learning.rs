@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bindonce_core::duration::format;
 use bindonce_core::generation::GenerationId;
 use bindonce_haproxy::cli::sections_that_learn;
+use bindonce_sys::process;
 
 use crate::generations::admin::{Admin, NoAnswer};
 use crate::settings::Settings;
@@ -16,7 +17,12 @@ use crate::settings::Settings;
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Waits for the generation that serves before this one is started, and says when that takes too long.
-pub(crate) async fn before_start(settings: &Settings, id: GenerationId, serving: &Admin) {
+///
+/// A process that is stopped (SIGSTOP) learns nothing, and serves nobody: it is not waited for.
+pub(crate) async fn before_start(settings: &Settings, id: GenerationId, serving: &Admin, pid: i32) {
+    if process::is_stopped(pid) {
+        return;
+    }
     let limit = settings.handover.peers_timeout.min(settings.timing.ready_timeout / 2);
     let learning = wait(serving, limit).await;
     if !learning.is_empty() {

@@ -3,6 +3,7 @@
 //! has stopped.
 
 pub(crate) mod admin;
+pub(crate) mod changes;
 pub(crate) mod counting;
 pub(crate) mod drain;
 pub(crate) mod family;

@@ -111,7 +111,7 @@ pub(crate) fn take_on(
         output: Output { tail, pipe },
         readiness: Readiness { passed: listeners.len(), ..Readiness::default() },
         listeners,
-        lease: Lease { news, served: false, closed: false },
+        lease: Lease { news, served: false, closed: false, changes: Vec::new() },
         own: OwnAddresses::default(),
         drain: Drain::default(),
         tasks: Tasks::default(),

@@ -61,6 +61,13 @@ impl Generations {
         self.listeners().map(|held| held.label.clone()).collect()
     }
 
+    /// The names of the listeners of this generation, and of those that older ones keep until they are gone.
+    pub(crate) fn staying(&self, id: Option<GenerationId>) -> BTreeSet<String> {
+        let older = self.iter().filter(|generation| generation.has_master());
+        let kept = older.flat_map(|older| &older.listeners).filter(|held| !held.can_be_shut_down());
+        self.labels(id).into_iter().chain(kept.map(|held| held.label.clone())).collect()
+    }
+
     /// The names of the listeners of one generation.
     pub(crate) fn labels(&self, id: Option<GenerationId>) -> Vec<String> {
         let generation = id.and_then(|id| self.get(&id));

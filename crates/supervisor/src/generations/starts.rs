@@ -136,13 +136,14 @@ impl Starts {
                 }
             };
             if let Some(rendering) = prepared.rendering() {
-                let admin = plan.serving.as_ref().and_then(|it| it.admin.as_ref());
+                let serving = plan.serving.as_ref();
+                let admin = serving.and_then(|it| it.admin.as_ref());
                 promise::keeps_something(rendering, &served)?;
-                if let Some(serving) = admin {
+                if let Some((serving, admin)) = serving.zip(admin) {
                     now.set("waiting until the serving haproxy has learned its stick tables");
-                    learning::before_start(&inner.settings, id, serving).await;
+                    learning::before_start(&inner.settings, id, admin, serving.binds.pid).await;
                     now.set("asking the serving haproxy for the state of its servers");
-                    server_state::carry(rendering, serving).await;
+                    server_state::carry(rendering, admin).await;
                 }
                 // Last: what is counted after it, the new one does not know.
                 stats_file::carry(&inner, id, rendering, admin).await;

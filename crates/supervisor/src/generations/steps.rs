@@ -67,6 +67,7 @@ impl Supervisor {
             }
         };
         generation.start.begun = Some(starting.begun);
+        generation.lease.changes = launched.changes;
         generation.drain = Drain::of_new();
         generation.own.devices = devices;
         // What it was given at its start it does not say that it listens on.

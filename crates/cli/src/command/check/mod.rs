@@ -10,7 +10,7 @@ mod haproxy;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -237,13 +237,20 @@ fn overlapping(rendering: &Rendering) -> Vec<bool> {
     let mut overlapping = vec![false; rendering.bindings.len()];
     for mut there in at_port.into_values() {
         there.sort_unstable_by_key(|(specificity, index, _)| (*specificity, *index));
+        let mut at_ip: HashMap<IpAddr, Vec<(usize, &Key)>> = HashMap::new();
         for (place, (_, index, key)) in there.iter().enumerate() {
-            // Specific ones meet only wildcards, of which there are few.
-            let before = there[..place].iter().take_while(|(specificity, ..)| *specificity < 2);
-            for (_, other, _) in before.filter(|(_, _, other)| other.overlaps(key)) {
+            // Specific ones meet only wildcards, of which there are few, and the same address with another `interface`.
+            let wildcards = there[..place].iter().take_while(|(specificity, ..)| *specificity < 2);
+            let wildcards = wildcards.map(|(_, other, key)| (*other, key));
+            let ip =
+                rendering.bindings[*index].listener.address.ip().map(|at| at.ip().to_canonical());
+            let same = ip.map(|ip| at_ip.entry(ip).or_default());
+            let before = wildcards.chain(same.iter().flat_map(|same| same.iter().copied()));
+            for (other, _) in before.filter(|(_, other)| other.overlaps(key)) {
                 overlapping[*index] = true;
-                overlapping[*other] = true;
+                overlapping[other] = true;
             }
+            same.into_iter().for_each(|same| same.push((*index, key)));
         }
     }
     overlapping

@@ -32,7 +32,8 @@ use tokio::task::AbortHandle;
 use crate::broker;
 use crate::disk::directory::Directory;
 use crate::error::Error;
-use crate::generations::listeners::{HeldListener, Known};
+use crate::generations::changes::OptionChange;
+use crate::generations::listeners::HeldListener;
 use crate::generations::notifications::Notifications;
 use crate::intercept::asked::Want;
 use crate::kind::{Haproxy, Kind};
@@ -95,6 +96,8 @@ pub(crate) struct Launched {
     pub(crate) messages: Messages,
     pub(crate) prepared: Rc<Prepared>,
     pub(crate) listeners: Vec<Rc<HeldListener>>,
+    /// What of them it wants otherwise than the generation that serves.
+    pub(crate) changes: Vec<OptionChange>,
     /// The connection to the broker that holds the leases of this generation.
     pub(crate) lease: bindonce::aio::Client,
     pub(crate) admin: Option<PathBuf>,
@@ -171,7 +174,7 @@ pub(crate) async fn launch(
     if let (Some(rendering), Some(serving)) = (prepared.rendering(), &how.serving) {
         moved::take(&mut lease, rendering, serving, &how.known, want).await?;
     }
-    let listeners = claim(&mut lease, settings, prepared.rendering(), &how.known).await?;
+    let (listeners, changes) = claim(&mut lease, settings, prepared.rendering(), &how).await?;
     let mut order = match (&settings.kind, &*prepared) {
         (Kind::Haproxy(_), Prepared::Haproxy(rendered)) => {
             haproxy::order(rendered, directory, id, &how, &listeners)?
@@ -195,6 +198,7 @@ pub(crate) async fn launch(
         messages: order.messages,
         prepared,
         listeners,
+        changes,
         lease,
         admin: order.admin,
         notifications: order.notifications,
@@ -205,23 +209,37 @@ async fn claim(
     lease: &mut bindonce::aio::Client,
     settings: &Settings,
     rendering: Option<&Rendering>,
-    known: &Known,
-) -> Result<Vec<Rc<HeldListener>>, Error> {
+    how: &StartOptions,
+) -> Result<(Vec<Rc<HeldListener>>, Vec<OptionChange>), Error> {
     let wanted: Vec<&Listener> = match rendering {
         Some(rendering) => rendering.bindings.iter().map(|b| &b.listener).collect(),
         None => settings.listeners.iter().collect(),
     };
     if wanted.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     }
+    // A start that fails leaves what serves as it is: what is wanted otherwise is changed when the new one serves.
+    let has = how.serving.as_ref().filter(|_| rendering.is_some()).map(|serving| &serving.has);
+    let was = |listener: &Listener| {
+        has?.get(&listener.key()).filter(|options| **options != listener.options)
+    };
+    let as_it_is = |listener: &Listener| match was(listener) {
+        Some(options) => Listener { options: options.clone(), ..listener.clone() }.to_string(),
+        None => listener.to_string(),
+    };
     let claims: Vec<_> = wanted
         .iter()
-        .map(|listener| Claim::listen(listener.to_string()).tentative().changing())
+        .map(|listener| Claim::listen(as_it_is(listener)).tentative().changing())
         .collect();
+    let changes = wanted.iter().filter_map(|&listener| {
+        Some(OptionChange { listener: listener.clone(), was: was(listener)?.clone() })
+    });
+    let changes = changes.collect();
     let leases = lease.claim(&claims).await.map_err(|error| match rendering {
         Some(rendering) => haproxy::refused(error, rendering),
         None => Error::claim(error),
     })?;
     let held = leases.into_iter().zip(wanted);
-    Ok(held.map(|(lease, listener)| HeldListener::new(lease, listener, known)).collect())
+    let held = held.map(|(lease, listener)| HeldListener::new(lease, listener, &how.known));
+    Ok((held.collect(), changes))
 }

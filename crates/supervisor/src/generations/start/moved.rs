@@ -4,7 +4,7 @@
 //! From then on that generation has the broker's socket there and believes that it is its own, as after
 //! [`crate::intercept`]: it is told to stop before the new one accepts, and keeps its lease if the new one fails.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Duration;
@@ -31,8 +31,8 @@ const LOOK: Duration = Duration::from_secs(10);
 pub(crate) struct Serving {
     pub(crate) id: GenerationId,
     pub(crate) pid: i32,
-    /// What it has of the broker's.
-    pub(crate) has: HashSet<Key>,
+    /// What it has of the broker's, with the options that were claimed.
+    pub(crate) has: HashMap<Key, Options>,
 }
 
 /// Gives the broker what haproxy has bound by itself where a binding wants the same address now, or one that overlaps it.
@@ -47,7 +47,7 @@ pub(super) async fn take(
     known: &Known,
     want: impl Fn(Want),
 ) -> Result<(), Error> {
-    let new = |binding: &&Binding| !serving.has.contains(&binding.listener.key());
+    let new = |binding: &&Binding| !serving.has.contains_key(&binding.listener.key());
     let new: Vec<_> = rendering.bindings.iter().filter(new).collect();
     if new.is_empty() {
         return Ok(());

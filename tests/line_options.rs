@@ -1,0 +1,77 @@
+//! What a `bind` line says of a listener that stays, and says no more: as with haproxy alone once the reload has
+//! returned, and not before, so that a reload that fails changes nothing.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use nix::sys::stat::Mode;
+
+use crate::harness::{Haproxy, Scene, config, listening};
+
+/// The umask of this process.
+fn umask() -> u32 {
+    let umask = nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
+    nix::sys::stat::umask(umask);
+    umask.bits()
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).expect("the path").permissions().mode() & 0o7777
+}
+
+#[test]
+fn options_change_with_a_reload_that_serves_and_with_no_other() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let (address, path) = (scene.address(), scene.path("app.sock"));
+        let write = |tcp: &str, unix: &str, more: &str| {
+            let binds = format!("bind {address} {tcp}\n    bind unix@{} {unix}", path.display());
+            let text = config(address, 1).replace(&format!("bind {address}"), &binds);
+            scene.write("haproxy.cfg", &format!("{text}{more}"))
+        };
+        let has = |backlog: u32, of_path: u32| {
+            assert_eq!(listening(address)[0].limit, backlog, "{program:?}");
+            assert_eq!(mode(&path), of_path, "{program:?}");
+        };
+        let file = write("backlog 100", "mode 600", "");
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        has(100, 0o600);
+        write("backlog 7", "mode 666", "frontend broken\n    bind nosuch\n    nosuch\n");
+        haproxy.reload(&scene).fails(1);
+        has(100, 0o600);
+        write("backlog 7", "mode 666", "backend broken\n    nosuch\n");
+        haproxy.reload(&scene).fails(1);
+        has(100, 0o600);
+        write("backlog 7", "mode 660", "");
+        haproxy.reload(&scene).ok();
+        has(7, 0o660);
+        write("", "", "");
+        haproxy.reload(&scene).ok();
+        has(bindonce_sys::limits::somaxconn(), 0o777 & !umask());
+        write("backlog 9", "mode 600", "");
+        haproxy.reload(&scene).ok();
+        has(9, 0o600);
+    }
+}
+
+/// What the broker's own configuration says of a listener counts where the line says nothing.
+#[test]
+fn what_the_broker_was_told_of_a_listener_stays() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    scene.run("bind", &[&format!("{address},backlog=50")]).ok();
+    let file = scene.write("haproxy.cfg", &config(address, 1));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    for (line, backlog) in [("", 50), (" backlog 70", 70), ("", 70)] {
+        let text = config(address, 1);
+        scene.write(
+            "haproxy.cfg",
+            &text.replace(&format!("{address}"), &format!("{address}{line}")),
+        );
+        haproxy.reload(&scene).ok();
+        assert_eq!(listening(address)[0].limit, backlog, "{line}");
+    }
+}
