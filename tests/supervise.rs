@@ -5,11 +5,13 @@ use std::fs;
 use std::path::Path;
 
 use bindonce_load::Plan;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
     DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, bindonce, config, eventually, finish,
-    listening, skip,
+    listening, serves, skip,
 };
 
 /// Debian's own file: daemon, chroot, user, group, a stats socket.
@@ -121,6 +123,32 @@ fn a_configuration_that_names_its_descriptors_works_with_listen() {
     haproxy.wait_serving(&scene);
     haproxy.reload(&scene).ok();
     assert_eq!(listening(address).len(), 1);
+}
+
+/// As where each release of an application has a directory, and older ones are removed.
+#[test]
+fn a_removed_current_directory_fails_a_reload_and_no_restart() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let address = scene.address();
+        let here = scene.path("release");
+        std::fs::create_dir(&here).expect("a directory");
+        std::fs::write(here.join("haproxy.cfg"), config(address, 1)).expect("a file");
+        let mut run = scene.bindonce("run");
+        run.current_dir(&here).args(["--name", "web", "--"]).arg(&program);
+        let mut run = Process::start(run.args(["-f", "haproxy.cfg"]));
+        let pid =
+            |line: &str| line.rsplit_once("pid=").and_then(|(_, pid)| pid.trim().parse().ok());
+        let first: i32 = pid(&run.wait_line(" serving generation=1")).expect("its pid");
+        std::fs::remove_dir_all(&here).expect("removing it");
+        let said = scene.run("reload", &["--name", "web"]).fails(1);
+        assert!(said.contains("the current directory"), "{said}");
+        kill(Pid::from_raw(first), Signal::SIGKILL).expect("killing it");
+        run.wait_line(" serving generation=");
+        serves(address, 1);
+        run.terminate();
+    }
 }
 
 #[test]

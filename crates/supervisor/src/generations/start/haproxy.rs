@@ -46,7 +46,9 @@ pub(crate) async fn render(
     let (sockets, version) = (settings.master_cli.clone(), how.version);
     // Reading may resolve host names and ask haproxy about conditions: not on our thread.
     let limit = settings.timing.ready_timeout;
-    let world = kind.world(passed.known()).map_err(Error::system("find haproxy"))?;
+    let world = kind.world(passed.known()).map_err(Error::system(
+        "find the current directory of the supervisor (start it in one that is not removed)",
+    ))?;
     let read =
         worker::within(limit, move || -> Result<(Rendering, Option<String>, Vec<u8>), Error> {
             let sockets = master_cli(&sockets, version, &command.program)?;
@@ -104,6 +106,12 @@ pub(crate) fn order(
     let kind = &rendered.kind;
     let mut launch = Launch::new(kind.command.program.clone());
     kind.place(&mut launch);
+    // haproxy does not start in a directory that has been removed; the copies lie elsewhere, and one that has died must come back.
+    let removed =
+        || std::env::current_dir().is_err_and(|why| why.kind() == io::ErrorKind::NotFound);
+    if launch.cwd.is_none() && removed() {
+        launch.cwd = Some("/".into());
+    }
     let mut descriptors = Vec::with_capacity(listeners.len() + 1);
     let facts = &rendered.facts;
     let mut admin = facts.admin.then(|| directory.admin(id));
