@@ -143,6 +143,7 @@ fn a_removed_current_directory_fails_a_reload_and_no_restart() {
         kill(Pid::from_raw(first), Signal::SIGKILL).expect("killing it");
         run.wait_line(" serving generation=");
         serves(address, 1);
+        run.terminate();
     }
 }
 
