@@ -72,7 +72,7 @@ pub(super) fn left_alone(
 }
 
 /// What there is to claim, and what haproxy binds by itself.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Claims {
     pub(super) supply: Supply,
     names: Names,
@@ -89,8 +89,7 @@ impl Claims {
         for variable in supply.variables().chain(supplied.keep.iter().copied()) {
             names.reserve(variable);
         }
-        let (occupied, bindings, variables, left_alone) = Default::default();
-        Ok(Self { supply, names, occupied, bindings, variables, left_alone })
+        Ok(Self { supply, names, ..Self::default() })
     }
 
     /// The bind lines of a section that has ended: what takes the place of which bytes. `unix` is what `unix-bind` says.
