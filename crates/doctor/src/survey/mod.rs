@@ -27,7 +27,7 @@ use namespaces::{Namespace, Namespaces};
 use processes::Processes;
 
 /// Looks at the host, and remembers what does not change between two looks.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Survey {
     broker: PathBuf,
     namespaces: Namespaces,
@@ -40,8 +40,7 @@ pub(crate) struct Survey {
 impl Survey {
     /// A broker may listen at `broker`.
     pub(crate) fn new(broker: PathBuf) -> Self {
-        let (reuseport, ports) = (HashMap::new(), HashMap::new());
-        Self { broker, namespaces: Namespaces::default(), reuseport, ports }
+        Self { broker, ..Self::default() }
     }
 
     /// Looks at everything once; what the supervisors have told is seen as well.

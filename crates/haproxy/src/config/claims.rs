@@ -6,7 +6,6 @@ use std::ops::Range;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Key, Listener};
-use bindonce_core::name::Name;
 
 use super::binds::{BindLine, Part, Piece, descriptor};
 use super::listeners::{Names, Occupied, Supply};
@@ -73,9 +72,9 @@ pub(super) fn left_alone(
 }
 
 /// What there is to claim, and what haproxy binds by itself.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Claims {
-    supply: Supply,
+    pub(super) supply: Supply,
     names: Names,
     occupied: Occupied,
     pub(super) bindings: Vec<Binding>,
@@ -90,18 +89,7 @@ impl Claims {
         for variable in supply.variables().chain(supplied.keep.iter().copied()) {
             names.reserve(variable);
         }
-        let (occupied, bindings, variables, left_alone) = Default::default();
-        Ok(Self { supply, names, occupied, bindings, variables, left_alone })
-    }
-
-    /// The variables that `--listen` gives.
-    pub(super) fn supplied(&self) -> impl Iterator<Item = &str> {
-        self.supply.variables()
-    }
-
-    /// Names of `--listen` that nothing has used.
-    pub(super) fn unused(&self) -> Vec<Name> {
-        self.supply.unused()
+        Ok(Self { supply, names, ..Self::default() })
     }
 
     /// The bind lines of a section that has ended: what takes the place of which bytes. `unix` is what `unix-bind` says.

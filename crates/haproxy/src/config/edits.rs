@@ -39,7 +39,7 @@ struct Reset {
 }
 
 /// The changes of all copies.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Edits {
     /// haproxy's list of the user's files.
     listed: Vec<u8>,
@@ -57,8 +57,7 @@ pub(super) struct Edits {
 impl Edits {
     pub(super) fn new(listed: Vec<u8>, keep: &[&str]) -> Self {
         let keep = keep.iter().map(|&name| name.to_owned()).collect();
-        let (edits, copies, resets, constants) = Default::default();
-        Self { listed, edits, copies, resets, keep, constants }
+        Self { listed, keep, ..Self::default() }
     }
 
     /// One more copy; `injected` where the user has no such file.

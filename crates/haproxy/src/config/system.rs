@@ -25,7 +25,7 @@ const LARGEST: u64 = 256 << 20;
 const WRITTEN: Duration = Duration::from_secs(2);
 
 /// The real world: this system, and the haproxy of the user's command.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct System {
     program: OsString,
     directory: PathBuf,
@@ -71,10 +71,9 @@ impl System {
 
     /// The system as a haproxy that was started in `directory` with this environment sees it.
     pub fn at(program: &OsStr, directory: PathBuf, environment: Environment) -> Self {
-        let (program, devices, haproxys) = (program.to_owned(), BTreeSet::new(), BTreeSet::new());
-        let (again, user, inherited) = (false, None, Descriptors::new());
         let device = network::device_of_new_sockets().unwrap_or_default();
-        Self { program, directory, environment, again, user, devices, haproxys, inherited, device }
+        let program = program.to_owned();
+        Self { program, directory, environment, device, ..Self::default() }
     }
 
     /// The same, where this user has chosen the program and the environment: questions are put to it

@@ -119,7 +119,7 @@ impl<'a> Walk<'a> {
             Some(name) => name.to_string_lossy().into_owned(),
             None => world.host_name(),
         };
-        for variable in claims.supplied() {
+        for variable in claims.supply.variables() {
             environment.insert(variable.as_bytes().to_vec(), mark(variable));
         }
         if let Some(version) = answers.and_then(|answers| answers.variable(STARTUP_VERSION)) {
@@ -197,7 +197,7 @@ impl<'a> Walk<'a> {
             no_reuse_port: self.input.has_argument(b"-dR")
                 || self.state.enabled(b"REUSEPORT") == Some(false),
             mode: ProcessMode { master_worker, is_master, is_daemon, pid_file },
-            unused: self.claims.unused(),
+            unused: self.claims.supply.unused(),
             bindings: self.claims.bindings,
             variables: self.claims.variables,
             left_alone: self.claims.left_alone,
