@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use bindonce_load::Plan;
 use nix::sys::signal::Signal;
@@ -163,6 +164,35 @@ fn a_haproxy_without_bindonce_that_is_replaced_at_once_ends() {
     drop(caller.answers(2).stop());
     signal(caller.pid("pid").expect("the pid file"), Signal::SIGTERM);
     caller.wait_none();
+}
+
+/// On a host that is busy a supervisor may take longer to answer than whoever asks for its generations has patience.
+#[test]
+fn a_supervisor_that_does_not_answer_yet_is_waited_for() {
+    let Some(program) = Haproxy::system() else { return };
+    let caller = Caller::new(&program);
+    let run =
+        |words: &str| caller.command(bindonce(), &format!("run -- {} {words}", program.display()));
+    let mut service = Process::start(&mut run("-W -f haproxy.cfg -p pid"));
+    let load = caller.load();
+    for (tag, older) in [(2, service.pid()), (3, std::process::id())] {
+        caller.configure("", tag);
+        service.signal(Signal::SIGSTOP);
+        let words = format!("-f haproxy.cfg -p pid -sf {older}");
+        let mut reload = Process::start(&mut run(&words));
+        // Longer than it waits for the pids of generations.
+        let until = Instant::now() + Duration::from_secs(4);
+        while Instant::now() < until {
+            assert!(reload.is_running(), "{words}: {}", reload.story());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        service.signal(Signal::SIGCONT);
+        assert!(reload.wait_exit().success(), "{words}: {}", reload.story());
+        caller.wait_tag(&load, tag);
+    }
+    drop(load.stop());
+    service.signal(Signal::SIGTERM);
+    service.wait_exit();
 }
 
 /// `bindonce run -- haproxy ARGS` is the same thing.

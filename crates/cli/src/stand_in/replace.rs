@@ -17,7 +17,7 @@ use bindonce_sys::{identity, inherit, log, peer};
 
 use super::check;
 
-/// How long a supervisor may take to say who it is, and to reload.
+/// How long a supervisor may take to tell its generations, and to reload.
 const ANSWER: Duration = Duration::from_secs(3);
 const RELOAD: Duration = Duration::from_secs(300);
 
@@ -31,12 +31,12 @@ pub(crate) fn running(
     socket: &Path,
 ) -> anyhow::Result<Option<Name>> {
     let mut by_pid = None;
+    let is_older = |pid: &i32| command.role.older.contains(pid);
     for service in services(socket) {
-        let Some(status) = status(socket, &service) else { continue };
-        let generations = status.generations.iter().filter_map(|generation| generation.pid);
-        let mut pids = generations.chain([status.pid.cast_signed()]);
+        let Some((supervisor, pid)) = supervisor(socket, &service) else { continue };
         let is_named = service == *name;
-        match pids.any(|pid| command.role.older.contains(&pid)) {
+        // A supervisor that does not answer in time runs all the same.
+        match is_older(&pid) || generations(supervisor).iter().any(is_older) {
             // Its own pids among those of all services on the host, as pidof(1) gives them.
             true if is_named => return Ok(Some(service)),
             false if is_named && by_pid.is_none() => by_pid = Some((service, true)),
@@ -53,14 +53,22 @@ pub(crate) fn running(
     Ok(by_pid.map(|(service, _)| service))
 }
 
-fn status(socket: &Path, service: &Name) -> Option<Status> {
-    let mut client = Client::connect(&control_socket(socket, service)).ok()?;
-    // One that has become a newer binary has the command line of its start.
-    if peer::credentials(client.as_fd()).ok()?.pid == std::process::id().cast_signed() {
-        return None;
-    }
-    client.set_timeout(ANSWER).ok()?;
-    serde_json::from_value(client.call("status", &serde_json::json!([])).ok()?).ok()
+/// The supervisor of a service, unless none listens, or it is this process: one that has become a newer binary has the command
+/// line of its start.
+fn supervisor(socket: &Path, service: &Name) -> Option<(Client, i32)> {
+    let client = Client::connect(&control_socket(socket, service)).ok()?;
+    let pid = peer::credentials(client.as_fd()).ok()?.pid;
+    (pid != std::process::id().cast_signed()).then_some((client, pid))
+}
+
+/// The pids of its generations; none if it does not answer in time.
+fn generations(mut supervisor: Client) -> Vec<i32> {
+    let mut ask = || -> Option<Status> {
+        supervisor.set_timeout(ANSWER).ok()?;
+        serde_json::from_value(supervisor.call("status", &serde_json::json!([])).ok()?).ok()
+    };
+    let generations = ask().map(|status| status.generations).unwrap_or_default();
+    generations.into_iter().filter_map(|generation| generation.pid).collect()
 }
 
 /// Has it reloaded with this command; gives 0 when the new generation serves and no older one accepts, else 1 with
