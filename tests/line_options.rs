@@ -1,19 +1,10 @@
-//! What a `bind` line says of a listener that stays, and says no more: as with haproxy alone once the reload has
-//! returned, and not before, so that a reload that fails changes nothing.
+//! Options of a `bind` line that change or go while its listener stays: the socket has them as with haproxy alone when the reload
+//! returns. A reload that fails changes no socket.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use nix::sys::stat::Mode;
-
 use crate::harness::{Haproxy, Scene, config, listening};
-
-/// The umask of this process.
-fn umask() -> u32 {
-    let umask = nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
-    nix::sys::stat::umask(umask);
-    umask.bits()
-}
 
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).expect("the path").permissions().mode() & 0o7777
@@ -21,6 +12,7 @@ fn mode(path: &Path) -> u32 {
 
 #[test]
 fn options_change_with_a_reload_that_serves_and_with_no_other() {
+    let umask = bindonce_sys::process::umask().expect("the umask");
     for program in Haproxy::all() {
         let scene = Scene::new();
         let _broker = scene.broker();
@@ -48,14 +40,14 @@ fn options_change_with_a_reload_that_serves_and_with_no_other() {
         has(7, 0o660);
         write("", "", "");
         haproxy.reload(&scene).ok();
-        has(bindonce_sys::limits::somaxconn(), 0o777 & !umask());
+        has(bindonce_sys::limits::somaxconn(), 0o777 & !umask);
         write("backlog 9", "mode 600", "");
         haproxy.reload(&scene).ok();
         has(9, 0o600);
     }
 }
 
-/// What the broker's own configuration says of a listener counts where the line says nothing.
+/// The service did not create this listener: where its line has no option, the socket keeps the one that it has.
 #[test]
 fn what_the_broker_was_told_of_a_listener_stays() {
     let Some(program) = Haproxy::system() else { return };

@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bindonce_load::Plan;
@@ -166,13 +168,17 @@ fn a_haproxy_without_bindonce_that_is_replaced_at_once_ends() {
     caller.wait_none();
 }
 
-/// On a host that is busy a supervisor may take longer to answer than whoever asks for its generations has patience.
+/// `bindonce run -- haproxy`, with these words behind it.
+fn run(caller: &Caller, program: &Path, words: &str) -> Command {
+    caller.command(bindonce(), &format!("run -- {} {words}", program.display()))
+}
+
+/// On a busy host the answer of a supervisor may take longer than the time limit for it.
 #[test]
 fn a_supervisor_that_does_not_answer_yet_is_waited_for() {
     let Some(program) = Haproxy::system() else { return };
     let caller = Caller::new(&program);
-    let run =
-        |words: &str| caller.command(bindonce(), &format!("run -- {} {words}", program.display()));
+    let run = |words: &str| run(&caller, &program, words);
     let mut service = Process::start(&mut run("-W -f haproxy.cfg -p pid"));
     let load = caller.load();
     for (tag, older) in [(2, service.pid()), (3, std::process::id())] {
@@ -200,8 +206,7 @@ fn a_supervisor_that_does_not_answer_yet_is_waited_for() {
 fn run_with_sf_is_a_reload_of_the_service_that_runs() {
     let Some(program) = Haproxy::system() else { return };
     let caller = Caller::new(&program);
-    let run =
-        |words: &str| caller.command(bindonce(), &format!("run -- {} {words}", program.display()));
+    let run = |words: &str| run(&caller, &program, words);
     let mut service = Process::start(&mut run("-W -f haproxy.cfg -p pid"));
     let load = caller.load();
     for (tag, option) in [(2, "-sf"), (3, "-st"), (4, "-D -sf")] {
