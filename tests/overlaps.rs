@@ -253,6 +253,8 @@ fn what_is_for_ipv6_alone_by_default_is_so_under_bindonce() {
         assert_eq!(answers(), expected, "{binds:?}");
         haproxy.supervisor.signal(Signal::SIGTERM);
         haproxy.supervisor.wait_exit();
+        // The one before it had another listener at the same address.
+        assert!(!haproxy.supervisor.story().contains("not released"), "{binds:?}");
         let held = scene.wire().call("list", &json!([]));
         let names = held["listeners"].as_array().expect("listeners").iter();
         let names: Vec<&str> = names.map(|one| one["name"].as_str().expect("a name")).collect();

@@ -131,12 +131,12 @@ impl<H> Registry<H> {
         Ok(())
     }
 
-    /// A held listener by its address as asked for, or as it was really bound.
+    /// A held listener by its address as asked for, or with the port that it got. Another device, family or protocol is another
+    /// listener, which whoever released the one may have bound since.
     fn find(&self, listener: &Listener) -> Option<ListenerId> {
         let key = listener.key();
         let bound = |id: &ListenerId| {
-            let held = self.held.get(id);
-            held.is_some_and(|held| held.opened.bound == listener.address)
+            self.held.get(id).is_some_and(|held| held.key().bound(&held.opened.bound) == key)
         };
         self.index
             .key(&key)
