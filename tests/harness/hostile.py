@@ -141,9 +141,9 @@ def stalls():
 server = socket.socket()
 server.bind(("127.0.0.1", NAMED))
 server.listen(511)
-rewrites()
-floods()
-thousand()
+for worst in (rewrites, floods, thousand):
+    worst()
+    print(worst.__name__, "is over", flush=True)
 # What the kernel refuses it refuses here too: no memory, no socket, no descriptor.
 for number, memory, length in [(server.fileno(), 8, 16), (0, address(NAMED), 16), (999, address(NAMED), 16)]:
     assert libc.bind(number, memory, length) == -1
