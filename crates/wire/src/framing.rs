@@ -164,6 +164,16 @@ impl Scanner {
         Self { cap, state: State::Between, buffer: Vec::new() }
     }
 
+    /// The longest request that it takes, in bytes.
+    pub fn cap(&self) -> usize {
+        self.cap
+    }
+
+    /// Forgets what has been read.
+    pub fn clear(&mut self) {
+        *self = Self::new(self.cap);
+    }
+
     /// Whether a request has begun and is not complete. A server gives it a
     /// deadline, so that a client that stops in the middle is told so.
     pub fn in_progress(&self) -> bool {

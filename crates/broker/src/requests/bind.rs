@@ -38,7 +38,9 @@ pub(super) async fn bind(
     turn: &mut Turn,
 ) -> Result<Option<Reply>, RpcError> {
     let wants = Box::pin(read(broker, caller, decoding)).await?;
-    if wants.count() > ANSWERED_AT_ONCE && !turn.has_come(&broker.borrow().large, caller.peer.uid) {
+    if wants.count() > ANSWERED_AT_ONCE
+        && !turn.has_come(&broker.borrow().answering.large, caller.peer.uid)
+    {
         drop(wants);
         broker.borrow().listeners.guard.unsettled.notify_one();
         return Ok(None);
@@ -53,7 +55,7 @@ async fn read(
     caller: &Caller,
     mut decoding: Decoding<'_>,
 ) -> Result<Wants, RpcError> {
-    let mut wants = Wants::new(&broker.borrow().spent);
+    let mut wants = Wants::new(&broker.borrow().answering.spent);
     let mut home = None;
     loop {
         let more = decoding.read(READ_AT_ONCE)?;
@@ -293,7 +295,7 @@ mod tests {
         elements: Vec<Bind>,
     ) -> Result<Reply, RpcError> {
         let mut turn = Turn::default();
-        let large = Rc::clone(&broker.borrow().large);
+        let large = Rc::clone(&broker.borrow().answering.large);
         let elements = serde_json::to_string(&elements).expect("JSON");
         let text = format!(r#"{{"method":"bind","params":{elements}}}"#);
         let asked = Request::decode(text.as_bytes()).expect("a request");

@@ -57,7 +57,7 @@ pub(super) async fn list(
     turn: &mut Turn,
 ) -> Result<Vec<u8>, RpcError> {
     broker.borrow().access.allow(caller, Verb::List, None)?;
-    let large = Rc::clone(&broker.borrow().large);
+    let large = Rc::clone(&broker.borrow().answering.large);
     turn.come(&large, caller.peer.uid).await;
     let listeners = listeners(broker, caller).await?;
     encode(request, &Listed { listeners, problems: problems(broker, caller).await })
@@ -132,7 +132,7 @@ pub(super) async fn status(
     turn: &mut Turn,
 ) -> Result<Vec<u8>, RpcError> {
     broker.borrow().access.allow(caller, Verb::List, None)?;
-    let large = Rc::clone(&broker.borrow().large);
+    let large = Rc::clone(&broker.borrow().answering.large);
     turn.come(&large, caller.peer.uid).await;
     let services = services(broker).await;
     let listeners = listeners(broker, caller).await?;

@@ -41,14 +41,14 @@ pub(crate) async fn answer(
         match perform(broker, link, request, &mut turn).await {
             Ok(Some(reply)) => break Ok(reply),
             Ok(None) => {
-                let large = Rc::clone(&broker.borrow().large);
+                let large = Rc::clone(&broker.borrow().answering.large);
                 turn.come(&large, link.caller.peer.uid).await;
             }
             Err(error) => break Err(error),
         }
     };
     let failure = done.as_ref().err().map(|error| error.code);
-    broker.borrow_mut().answered.request(&request.method, failure);
+    broker.borrow_mut().answering.count(&request.method, failure);
     done
 }
 
@@ -109,7 +109,7 @@ async fn begin<'a>(
 ) -> Result<Decoding<'a>, RpcError> {
     if request.len() >= LARGE {
         broker.borrow().access.known(caller)?;
-        let answers = Rc::clone(&broker.borrow().large);
+        let answers = Rc::clone(&broker.borrow().answering.large);
         turn.come(&answers, caller.peer.uid).await;
     }
     Decoding::new(request)

@@ -73,7 +73,7 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
             let reply = match frame {
                 // In a box, as all that is rare here: most connections are idle, and each has room for what is not in one.
                 Frame::Request(frame) => Box::pin(answer(link, handler, &frame)).await,
-                bad => encode_error(&Id::Null, &bad.refusal(link.cap)).into(),
+                bad => encode_error(&Id::Null, &bad.refusal(link.scanner.borrow().cap())).into(),
             };
             large |= reply.text.len() >= LARGE;
             let mut sending = Sending::new(reply);
@@ -82,7 +82,9 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
             handler.replied();
             let sent = match sent {
                 Ok(Pushed::Whole) => Ok(()),
-                Ok(_) if !link.share.keep_one(waiting + sending.memory()) => return End::TooMuch,
+                Ok(_) if !link.shares.memory.keep_one(waiting + sending.memory()) => {
+                    return End::TooMuch;
+                }
                 Ok(_) => Box::pin(sending.finish(link, clients, deadline)).await,
                 Err(end) => Err(end),
             };
