@@ -136,7 +136,7 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
 
 /// Has a request answered.
 async fn answer(link: &Rc<Link>, handler: &impl Handler, text: &Text) -> Reply {
-    let request = match Request::of(text) {
+    let request = match Request::decode(text) {
         Ok(request) => request,
         Err(rejected) => return encode_error(&rejected.id, &rejected.error).into(),
     };
@@ -155,7 +155,7 @@ async fn answer(link: &Rc<Link>, handler: &impl Handler, text: &Text) -> Reply {
 fn too_much(link: &Link, handler: &impl Handler, frames: &[Frame]) -> End {
     let error = handler.refusal(Excess::Buffered);
     let id = frames.iter().find_map(|frame| match frame {
-        Frame::Request(text) => Request::of(text).ok().map(|request| request.id),
+        Frame::Request(text) => Request::decode(text).ok().map(|request| request.id),
         _ => None,
     });
     let _ = link.stream.try_write(&encode_error(&id.unwrap_or(Id::Null), &error));
