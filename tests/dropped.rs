@@ -8,8 +8,8 @@ use std::process::Command;
 
 use nix::unistd::geteuid;
 
-use crate::boundary::program;
 use crate::harness::{Haproxy, Process, Scene, config, finish, skip};
+use crate::strangers::program;
 use crate::untrusted::{HOSTILE, fit};
 
 /// A haproxy that has become nobody, with what its attacker is told: its pid, its supervisor's, the broker's,

@@ -3,8 +3,8 @@
 
 use nix::unistd::geteuid;
 
-use crate::boundary::{ORDINARY, brokers, serve, stranger};
 use crate::harness::{Scene, skip};
+use crate::strangers::{ORDINARY, brokers, serve, stranger};
 
 /// Root may do everything, the user of a supervisor some.
 const RULES: &str = "[[rule]]\nuid = 0\n\

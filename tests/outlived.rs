@@ -7,8 +7,8 @@ use nix::sys::signal::Signal::SIGTTOU;
 use nix::unistd::geteuid;
 use serde_json::{Value, json};
 
-use crate::boundary::{brokers, rules, serve};
 use crate::harness::{Fault, Process, Scene, Stage, Wire, eventually, serves, skip};
+use crate::strangers::{brokers, rules, serve};
 
 /// What the broker says of the listener at this address.
 fn held(scene: &Scene, address: SocketAddr) -> Option<Value> {

@@ -7,8 +7,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::boundary::{brokers, serve};
 use crate::harness::{Scene, Wire, eventually, finish};
+use crate::strangers::{brokers, serve};
 
 #[test]
 fn with_rules_only_what_they_allow_is_allowed() {

@@ -2,8 +2,8 @@
 
 use nix::unistd::geteuid;
 
-use crate::boundary::{brokers, rules, serve_with, stranger};
 use crate::harness::{Scene, skip};
+use crate::strangers::{brokers, rules, serve_with, stranger};
 
 /// The kernel counts descriptors on their way for the broker's user, also those of connections that the broker has closed; where there
 /// are as many as its limit, an ordinary user's broker can send nobody any. The next image goes on counting.

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use bindonce_core::event::Kind;
 use bindonce_core::listener::{Key, Wanted};
 use bindonce_core::policy::{Peer, Rule};
-use bindonce_core::registry::{ConnectionId, Holder, Lease, Registry, Spent};
+use bindonce_core::registry::{ConnectionId, Holder, Lease, Registry};
 use bindonce_core::succession::Record;
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::rpc::Clients;
@@ -24,10 +24,9 @@ use bindonce_sys::listen::UnixPath;
 use bindonce_wire::manifest::{self, Manifest};
 
 use crate::access::Access;
-use crate::answered::Answered;
+use crate::answering::Answering;
 use crate::config::Limits;
 use crate::inquiry::Inquiry;
-use crate::large::LargeAnswers;
 use crate::listeners::watch::Guard;
 use crate::listeners::{self, Listeners, unlink};
 use crate::outlived::Outlived;
@@ -48,7 +47,7 @@ pub(crate) struct Broker {
     pub(crate) access: Access,
     pub(crate) listeners: Listeners,
     pub(crate) clients: Rc<Clients>,
-    pub(crate) answered: Answered,
+    pub(crate) answering: Answering,
     pub(crate) succession: Succession,
     pub(crate) persistence: Persistence,
     pub(crate) upgrade: Rc<Upgrade>,
@@ -57,10 +56,6 @@ pub(crate) struct Broker {
     pub(crate) outlived: Rc<Outlived>,
     /// Finds the process that has an address, for messages.
     pub(crate) inquiry: Rc<Inquiry>,
-    /// Large answers in progress: one at a time for each user.
-    pub(crate) large: Rc<LargeAnswers>,
-    /// What claims have asked for that are decided.
-    pub(crate) spent: Rc<Spent>,
     /// Listeners of the configuration that could not be bound.
     pub(crate) not_bound: Vec<NotBound>,
     pub(crate) endpoint: Endpoint,
@@ -110,15 +105,13 @@ impl Broker {
             access: Access::owner_only(owner, Rc::clone(&reporter)),
             listeners: Listeners::new(guard, ledger, Rc::clone(&reporter), limits),
             clients: Clients::new(default.clients),
-            answered: Answered::default(),
+            answering: Answering::default(),
             succession: Succession::default(),
             persistence,
             upgrade: Rc::default(),
             reporter,
             outlived: Rc::default(),
             inquiry: Rc::default(),
-            large: Rc::default(),
-            spent: Rc::default(),
             not_bound: Vec::new(),
             endpoint: Endpoint { socket, file: None, since: now() },
         }
@@ -156,13 +149,13 @@ impl Broker {
     /// this process may be killed as soon as a client has the listener, and the next broker must know.
     pub(crate) fn settle(&mut self) -> bool {
         let renews = self.is_outdated() && self.renew(RENEWED_AT_ONCE);
-        let frees = self.spent.free_some();
+        let frees = self.answering.spent.free_some();
         self.listeners.watch_new() || renews || frees
     }
 
     /// A reply is on its way: the first part of that work. The rest has turns of its own.
     pub(crate) fn replied(&mut self) {
-        let frees = self.spent.free_some();
+        let frees = self.answering.spent.free_some();
         if self.listeners.watch_new() || frees {
             self.listeners.guard.unsettled.notify_one();
         }

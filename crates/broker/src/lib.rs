@@ -15,7 +15,7 @@
 
 mod access;
 mod answer;
-mod answered;
+mod answering;
 mod aside;
 mod broker;
 mod claims;

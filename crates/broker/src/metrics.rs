@@ -104,7 +104,7 @@ pub(crate) async fn page(broker: &RefCell<Broker>) -> String {
         page.single(&CONNECTIONS, broker.listeners.registry.connections());
         page.single(&CONNECTIONS_MAX, broker.clients.limits().connections);
         let counts = &broker.listeners.counts;
-        let requests = broker.answered.iter().map(|(method, result, count)| {
+        let requests = broker.answering.counts().map(|(method, result, count)| {
             ([("method", method.to_owned()), ("result", result.to_owned())], count)
         });
         page.family(&REQUESTS, requests);

@@ -33,24 +33,9 @@ pub(crate) const AT_ONCE: usize = 16 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Text {
     bytes: Vec<u8>,
-    large: Range<usize>,
-}
-
-impl Text {
     /// Where the longest of the values in brackets stands that its members have, if that is so long that it is not
     /// parsed at once; empty if none is.
-    pub(crate) fn large(&self) -> Range<usize> {
-        self.large.clone()
-    }
-
-    /// The same of a text that is there as a whole.
-    pub(crate) fn large_of(text: &[u8]) -> Range<usize> {
-        let mut nesting = Nesting::default();
-        if matches!(text.first(), Some(b'{' | b'[')) {
-            let _ = nesting.advance(text);
-        }
-        nesting.large
-    }
+    pub(crate) large: Range<usize>,
 }
 
 impl Deref for Text {
@@ -61,9 +46,14 @@ impl Deref for Text {
     }
 }
 
-impl From<Vec<u8>> for Text {
-    fn from(bytes: Vec<u8>) -> Self {
-        Self { large: Self::large_of(&bytes), bytes }
+/// A text that is there as a whole.
+impl<T: Into<Vec<u8>>> From<T> for Text {
+    fn from(bytes: T) -> Self {
+        let (bytes, mut nesting) = (bytes.into(), Nesting::default());
+        if matches!(bytes.first(), Some(b'{' | b'[')) {
+            let _ = nesting.advance(&bytes);
+        }
+        Self { bytes, large: nesting.large }
     }
 }
 
@@ -162,6 +152,16 @@ impl Scanner {
     /// A reader that holds at most `cap` bytes of one request.
     pub fn new(cap: usize) -> Self {
         Self { cap, state: State::Between, buffer: Vec::new() }
+    }
+
+    /// The longest request that it takes, in bytes.
+    pub fn cap(&self) -> usize {
+        self.cap
+    }
+
+    /// Forgets what has been read.
+    pub fn clear(&mut self) {
+        *self = Self::new(self.cap);
     }
 
     /// Whether a request has begun and is not complete. A server gives it a

@@ -30,7 +30,7 @@
 //! let rest: &[u8] = br#"nd","params":[{"listen":"web=127.0.0.1:8080"}]}"#;
 //! let Some(Frame::Request(frame)) = scanner.next(&mut &rest[..]) else { panic!("no request") };
 //!
-//! let request = Request::of(&frame).expect("a request");
+//! let request = Request::decode(&frame).expect("a request");
 //! match Call::decode(&request).expect("a method of a broker") {
 //!     Call::Bind(wanted) => assert_eq!(wanted.len(), 1),
 //!     other => panic!("{other:?}"),

@@ -6,7 +6,6 @@
 //! client of multibinder sends none.
 
 use std::borrow::Cow;
-use std::ops::Range;
 
 use bindonce_core::text::shown;
 use serde::de::{DeserializeOwned, Deserializer, IgnoredAny};
@@ -86,17 +85,9 @@ pub struct Rejected {
 }
 
 impl<'a> Request<'a> {
-    /// Reads one frame of [`framing`](crate::framing), which is looked through for where its long value stands.
-    pub fn decode(frame: &'a [u8]) -> Result<Self, Rejected> {
-        Self::read(frame, Text::large_of(frame))
-    }
-
     /// Reads one frame as the [`Scanner`](crate::framing::Scanner) gives it. Takes no longer for a long one.
-    pub fn of(text: &'a Text) -> Result<Self, Rejected> {
-        Self::read(text, text.large())
-    }
-
-    fn read(frame: &'a [u8], large: Range<usize>) -> Result<Self, Rejected> {
+    pub fn decode(frame: &'a Text) -> Result<Self, Rejected> {
+        let large = &frame.large;
         if frame.first() == Some(&b'[') {
             let error = RpcError::new(ErrorCode::INVALID_REQUEST, "a batch is not a request")
                 .with_hint("send each request as an object of its own");
@@ -112,8 +103,11 @@ impl<'a> Request<'a> {
                 .with_hint("the members beside it are jsonrpc, id and method");
             return Err(Rejected { id: Id::Null, error });
         }
-        let text =
-            if large.is_empty() { Cow::Borrowed(frame) } else { [before, behind].concat().into() };
+        let text = if large.is_empty() {
+            Cow::Borrowed(&**frame)
+        } else {
+            [before, behind].concat().into()
+        };
         let place = |at: usize| if at < before.len() { at } else { at + inside.len() };
         // A member is refused where it stands: only a second look tells whether all of it is JSON.
         let at_all = |error| serde_json::from_slice::<IgnoredAny>(&text).err().unwrap_or(error);

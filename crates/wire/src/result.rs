@@ -160,6 +160,8 @@ impl Problem {
     }
 }
 
+// It has as many fields as its JSON object has members: serde reads flattened parts through a buffer, which thousands of
+// listeners would pay for.
 /// One listener as `list` and `status` tell it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -3,6 +3,7 @@
 
 use bindonce_wire::call::{Call, Decoding};
 use bindonce_wire::error::{ErrorCode, RpcError};
+use bindonce_wire::framing::Text;
 use bindonce_wire::message::{
     BindReply, Id, Notification, Reply, Request, Turn, encode_error, encode_request, encode_result,
 };
@@ -12,7 +13,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 fn call(text: &str) -> Result<Call, RpcError> {
-    let request = Request::decode(text.as_bytes()).map_err(|rejected| rejected.error)?;
+    let text = Text::from(text);
+    let request = Request::decode(&text).map_err(|rejected| rejected.error)?;
     Call::decode(&request)
 }
 
@@ -22,10 +24,9 @@ fn tcp(address: &str, port: u16, backlog: Option<u32>) -> Target {
 
 #[test]
 fn reads_what_multibinder_sends() {
-    let request = Request::decode(
-        br#"{"jsonrpc":"2.0","method":"bind","params":[{"address":"0.0.0.0","port":8000}]}"#,
-    )
-    .unwrap();
+    let text =
+        r#"{"jsonrpc":"2.0","method":"bind","params":[{"address":"0.0.0.0","port":8000}]}"#.into();
+    let request = Request::decode(&text).unwrap();
     assert_eq!(request.id, Id::Null);
     let bind = Bind { target: tcp("0.0.0.0", 8000, None), tentative: false, change: false };
     assert_eq!(Call::decode(&request), Ok(Call::Bind(vec![bind])));
@@ -171,7 +172,7 @@ fn a_refused_request_keeps_its_id() {
         (r#"{"method":"ping","id":[]}"#, json!(null)),
         (r#"{"method":"ping","id":1,"id":2}"#, json!(null)),
     ] {
-        let rejected = Request::decode(text.as_bytes()).expect_err(text);
+        let rejected = Request::decode(&text.into()).expect_err(text);
         let reply: Value =
             serde_json::from_slice(&encode_error(&rejected.id, &rejected.error)).unwrap();
         assert_eq!(reply["id"], id, "{text}");
@@ -215,7 +216,8 @@ fn what_a_client_sends_is_what_a_server_reads() {
         Bind::name("web"),
     ];
     let text = encode_request(&Id::from(1), "bind", &binds).unwrap();
-    let request = Request::decode(text.trim_ascii_end()).unwrap();
+    let text = text.trim_ascii_end().into();
+    let request = Request::decode(&text).unwrap();
     assert_eq!(request.id, Id::from(1));
     assert_eq!(Call::decode(&request), Ok(Call::Bind(binds)));
 
@@ -246,7 +248,8 @@ fn a_call_is_read_some_elements_at_a_time() {
     let element = |number: u32| format!(" {{\"listen\" : \"127.0.0.1:{number}\"}}\t\r\n ");
     let elements: Vec<String> = (1..=10).map(element).collect();
     let text = format!(r#"{{"method":"bind","params": [{}] }}"#, elements.join(","));
-    let request = Request::decode(text.as_bytes()).expect("a request");
+    let text = text.into();
+    let request = Request::decode(&text).expect("a request");
     let whole = Call::decode(&request).expect("a call");
     let Call::Bind(binds) = &whole else { panic!("{whole:?}") };
     let expected: Vec<Bind> = (1..=10).map(|it| Bind::listen(format!("127.0.0.1:{it}"))).collect();
@@ -335,7 +338,7 @@ proptest! {
     #[test]
     fn decoding_never_panics(text in "\\PC{0,64}", bytes in prop::collection::vec(any::<u8>(), 0..64)) {
         for input in [text.as_bytes(), &bytes] {
-            if let Ok(request) = Request::decode(input) {
+            if let Ok(request) = Request::decode(&input.into()) {
                 let _ = Call::decode(&request);
             }
             let _ = Reply::<BindResult>::decode(input);

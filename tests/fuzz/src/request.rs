@@ -42,7 +42,7 @@ fn scan(stream: &[u8], size: usize) -> Vec<Frame> {
 
 fn answer(text: &Text) {
     assert!(text.len() <= CAP, "a request over the cap was held");
-    let request = match Request::of(text) {
+    let request = match Request::decode(text) {
         Ok(request) => request,
         Err(rejected) => return refuse(&message::encode_error(&rejected.id, &rejected.error)),
     };

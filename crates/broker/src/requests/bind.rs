@@ -38,7 +38,9 @@ pub(super) async fn bind(
     turn: &mut Turn,
 ) -> Result<Option<Reply>, RpcError> {
     let wants = Box::pin(read(broker, caller, decoding)).await?;
-    if wants.count() > ANSWERED_AT_ONCE && !turn.has_come(&broker.borrow().large, caller.peer.uid) {
+    if wants.count() > ANSWERED_AT_ONCE
+        && !turn.has_come(&broker.borrow().answering.large, caller.peer.uid)
+    {
         drop(wants);
         broker.borrow().listeners.guard.unsettled.notify_one();
         return Ok(None);
@@ -53,7 +55,7 @@ async fn read(
     caller: &Caller,
     mut decoding: Decoding<'_>,
 ) -> Result<Wants, RpcError> {
-    let mut wants = Wants::new(&broker.borrow().spent);
+    let mut wants = Wants::new(&broker.borrow().answering.spent);
     let mut home = None;
     loop {
         let more = decoding.read(READ_AT_ONCE)?;
@@ -232,10 +234,12 @@ fn ip(address: &str) -> Result<IpAddr, RpcError> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::sync::LazyLock;
     use std::task::{Context, Waker};
 
     use bindonce_core::policy::{Peer, Rule, Who};
     use bindonce_daemon::{Journal, rpc};
+    use bindonce_wire::framing::Text;
 
     use super::super::release;
     use super::bind as bind_in_turn;
@@ -293,10 +297,11 @@ mod tests {
         elements: Vec<Bind>,
     ) -> Result<Reply, RpcError> {
         let mut turn = Turn::default();
-        let large = Rc::clone(&broker.borrow().large);
+        let large = Rc::clone(&broker.borrow().answering.large);
         let elements = serde_json::to_string(&elements).expect("JSON");
         let text = format!(r#"{{"method":"bind","params":{elements}}}"#);
-        let asked = Request::decode(text.as_bytes()).expect("a request");
+        let text = text.into();
+        let asked = Request::decode(&text).expect("a request");
         loop {
             let decoding = Decoding::new(&asked)?;
             match bind_in_turn(broker, caller, request, decoding, &mut turn).await? {
@@ -306,7 +311,8 @@ mod tests {
         }
     }
 
-    const REQUEST: &[u8] = br#"{"jsonrpc":"2.0","id":1,"method":"bind","params":[]}"#;
+    static REQUEST: LazyLock<Text> =
+        LazyLock::new(|| r#"{"jsonrpc":"2.0","id":1,"method":"bind","params":[]}"#.into());
 
     #[tokio::test(flavor = "current_thread")]
     async fn the_leases_of_a_user_have_a_limit() {
@@ -315,7 +321,7 @@ mod tests {
         let mut broker = broker(rules, limits);
         let [one, other, root] = [7, 7, 0].map(|uid| caller(&mut broker, uid));
         let broker = RefCell::new(broker);
-        let request = Request::decode(REQUEST).expect("a request");
+        let request = Request::decode(&REQUEST).expect("a request");
         let claim = |caller| {
             let (broker, request) = (&broker, &request);
             async move { bind(broker, caller, request, hundred("leases", "")).await }
@@ -338,7 +344,7 @@ mod tests {
         let mut broker = broker(rules, Limits::default());
         let [binds, uses] = [7, 8].map(|uid| caller(&mut broker, uid));
         let broker = RefCell::new(broker);
-        let request = Request::decode(REQUEST).expect("a request");
+        let request = Request::decode(&REQUEST).expect("a request");
         let named = vec![ask(Target::Name { name: "secret".to_owned() })];
         let (bound, used) = tokio::join!(
             bind(&broker, &binds, &request, hundred("judged", "secret=")),
@@ -355,7 +361,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn all_that_a_reply_leaves_is_watched_in_the_turns_behind_it() {
         bindonce_sys::limits::raise_nofile().expect("descriptors");
-        let request = Request::decode(REQUEST).expect("a request");
+        let request = Request::decode(&REQUEST).expect("a request");
         let mut broker = broker(vec![rule(0, Verb::Bind, &[], &[])], Limits::default());
         let caller = caller(&mut broker, 0);
         let broker = Rc::new(RefCell::new(broker));
@@ -389,7 +395,7 @@ mod tests {
         broker.rewrite();
         let caller = caller(&mut broker, 0);
         let broker = RefCell::new(broker);
-        let request = Request::decode(REQUEST).expect("a request");
+        let request = Request::decode(&REQUEST).expect("a request");
         let bound = bind(&broker, &caller, &request, many(1024, "anew", "first=")).await;
         assert_eq!(bound.expect("bound").descriptors.len(), 1024);
         while broker.borrow_mut().settle() {}
@@ -402,8 +408,8 @@ mod tests {
         broker.borrow().persistence.ledger.begin();
         // The first of them is in what is written anew already.
         assert!(broker.borrow_mut().settle());
-        let text = br#"{"method":"release","params":["first"]}"#;
-        let named = Request::decode(text).expect("a request");
+        let text = r#"{"method":"release","params":["first"]}"#.into();
+        let named = Request::decode(&text).expect("a request");
         let released = release::release(&broker, &caller, &named).await;
         assert_eq!(released, Ok(vec!["first".to_owned()]));
         held.retain(|listen| !listen.starts_with("first="));
@@ -428,7 +434,7 @@ mod tests {
         let mut broker = broker(rules, Limits::default());
         let [one, same, other] = [7, 7, 8].map(|uid| caller(&mut broker, uid));
         let broker = RefCell::new(broker);
-        let request = Request::decode(REQUEST).expect("a request");
+        let request = Request::decode(&REQUEST).expect("a request");
         let large = |caller, scene| Box::pin(bind(&broker, caller, &request, many(300, scene, "")));
         let mut first = large(&one, "first");
         let mut context = Context::from_waker(Waker::noop());
@@ -451,7 +457,7 @@ mod tests {
         let mut broker = broker(rules, limits);
         let [binds, uses] = [7, 8].map(|uid| caller(&mut broker, uid));
         let broker = RefCell::new(broker);
-        let request = Request::decode(REQUEST).expect("a request");
+        let request = Request::decode(&REQUEST).expect("a request");
         let count = 1024;
         let all = || many(count, "used", "");
         assert!(bind(&broker, &binds, &request, all()).await.is_ok());

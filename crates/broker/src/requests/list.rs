@@ -57,7 +57,7 @@ pub(super) async fn list(
     turn: &mut Turn,
 ) -> Result<Vec<u8>, RpcError> {
     broker.borrow().access.allow(caller, Verb::List, None)?;
-    let large = Rc::clone(&broker.borrow().large);
+    let large = Rc::clone(&broker.borrow().answering.large);
     turn.come(&large, caller.peer.uid).await;
     let listeners = listeners(broker, caller).await?;
     encode(request, &Listed { listeners, problems: problems(broker, caller).await })
@@ -132,7 +132,7 @@ pub(super) async fn status(
     turn: &mut Turn,
 ) -> Result<Vec<u8>, RpcError> {
     broker.borrow().access.allow(caller, Verb::List, None)?;
-    let large = Rc::clone(&broker.borrow().large);
+    let large = Rc::clone(&broker.borrow().answering.large);
     turn.come(&large, caller.peer.uid).await;
     let services = services(broker).await;
     let listeners = listeners(broker, caller).await?;
@@ -289,7 +289,8 @@ mod tests {
         assert_eq!(claimed.expect("granted").len(), count);
         let peer = Peer { pid: 1, uid: 0, gid: 0 };
         let caller = Caller { connection, peer, groups: [].into(), network: None };
-        let request = Request::decode(br#"{"id":1,"method":"list"}"#).expect("a request");
+        let text = r#"{"id":1,"method":"list"}"#.into();
+        let request = Request::decode(&text).expect("a request");
         let mut context = Context::from_waker(Waker::noop());
         let mut poll =
             |listing: Pin<&mut dyn Future<Output = Result<Vec<u8>, RpcError>>>| -> Poll<_> {

@@ -41,14 +41,14 @@ pub(crate) async fn answer(
         match perform(broker, link, request, &mut turn).await {
             Ok(Some(reply)) => break Ok(reply),
             Ok(None) => {
-                let large = Rc::clone(&broker.borrow().large);
+                let large = Rc::clone(&broker.borrow().answering.large);
                 turn.come(&large, link.caller.peer.uid).await;
             }
             Err(error) => break Err(error),
         }
     };
     let failure = done.as_ref().err().map(|error| error.code);
-    broker.borrow_mut().answered.request(&request.method, failure);
+    broker.borrow_mut().answering.count(&request.method, failure);
     done
 }
 
@@ -109,7 +109,7 @@ async fn begin<'a>(
 ) -> Result<Decoding<'a>, RpcError> {
     if request.len() >= LARGE {
         broker.borrow().access.known(caller)?;
-        let answers = Rc::clone(&broker.borrow().large);
+        let answers = Rc::clone(&broker.borrow().answering.large);
         turn.come(&answers, caller.peer.uid).await;
     }
     Decoding::new(request)
@@ -167,20 +167,20 @@ mod tests {
     async fn the_names_of_a_release_are_read_in_turns_and_not_kept() {
         let (broker, [known, _]) = broker();
         let listen = format!("web=abns@bindonce-release-{}", std::process::id());
-        let text = format!(r#"{{"method":"bind","params":[{{"listen":"{listen}"}}]}}"#);
-        let request = Request::decode(text.as_bytes()).expect("a request");
+        let text = format!(r#"{{"method":"bind","params":[{{"listen":"{listen}"}}]}}"#).into();
+        let request = Request::decode(&text).expect("a request");
         let decoding = Decoding::new(&request).expect("a call");
         let bound = bind::bind(&broker, &known, &request, decoding, &mut Turn::default()).await;
         assert!(bound.is_ok_and(|reply| reply.is_some()));
         let count = 20 * READ_AT_ONCE;
         let release = |names: &str| format!(r#"{{"method":"release","params":[{names}]}}"#);
         let web = vec![r#""web""#; count].join(",");
-        let text = release(&format!(r#"{web},"other""#));
-        let request = Request::decode(text.as_bytes()).expect("a request");
+        let text = release(&format!(r#"{web},"other""#)).into();
+        let request = Request::decode(&text).expect("a request");
         let refused = release::release(&broker, &known, &request).await;
         assert_eq!(refused.expect_err("one is not held").code, ErrorCode::NOT_FOUND);
-        let text = release(&web);
-        let request = Request::decode(text.as_bytes()).expect("a request");
+        let text = release(&web).into();
+        let request = Request::decode(&text).expect("a request");
         let mut releasing = Box::pin(release::release(&broker, &known, &request));
         let mut context = Context::from_waker(Waker::noop());
         let mut turns = 1;
@@ -197,8 +197,8 @@ mod tests {
     async fn a_large_request_is_read_only_for_a_caller_with_rights() {
         let (broker, [known, unknown]) = broker();
         // Not even that its element is of the wrong kind is seen.
-        let text = format!(r#"{{"method":"join","params":["{}"]}}"#, "x".repeat(LARGE));
-        let request = Request::decode(text.as_bytes()).expect("a request");
+        let text = format!(r#"{{"method":"join","params":["{}"]}}"#, "x".repeat(LARGE)).into();
+        let request = Request::decode(&text).expect("a request");
         let wrong = begin(&broker, &known, &request, &mut Turn::default()).await;
         assert_eq!(wrong.expect_err("no generation").code, ErrorCode::INVALID_PARAMS);
         let denied = begin(&broker, &unknown, &request, &mut Turn::default()).await;
@@ -209,8 +209,8 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn a_store_of_more_than_can_come_is_refused_where_that_is_known() {
         let elements = vec![r#"{"listen":"127.0.0.1:80"}"#; 10_000].join(",");
-        let text = format!(r#"{{"method":"store","params":[{elements},{{}}]}}"#);
-        let request = Request::decode(text.as_bytes()).expect("a request");
+        let text = format!(r#"{{"method":"store","params":[{elements},{{}}]}}"#).into();
+        let request = Request::decode(&text).expect("a request");
         let refused = read(Decoding::new(&request).expect("a call")).await.expect_err("too many");
         assert!(refused.message.starts_with("more than 253 listeners"), "{refused}");
     }

@@ -6,48 +6,20 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_core::budget::Budget;
 use bindonce_core::registry::ConnectionId;
 use bindonce_sys::closing::Account;
+use bindonce_wire::framing::Scanner;
 use bindonce_wire::message::Notification;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::caller::Caller;
+use super::limits::Limits;
 use super::link::{Admission, Link};
+use super::share::Budgets;
 use super::turns::Turns;
 use super::unreceived::Unreceived;
-
-/// Root and the daemon's user have this many times `buffered_bytes` to themselves, each half of that: nobody else takes it from
-/// them, and what one of them never reads does not fill the memory either.
-const RESERVED: usize = 4;
-
-/// How much of everything clients may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections that are accepted; further ones wait in the accept queue.
-    pub accepted: usize,
-    /// Open connections, further ones are refused; an eighth is kept for root and the daemon's user.
-    pub connections: usize,
-    /// Open connections of one user.
-    pub connections_per_user: usize,
-    /// Open connections of all users that no rule allows anything.
-    pub connections_without_rights: usize,
-    /// Bytes that are kept for clients: requests that are not finished or not answered yet, replies
-    /// that are not read yet. A user may have half. Root and the daemon's user have [`RESERVED`] times as much for themselves.
-    pub buffered_bytes: usize,
-    /// The longest request, in bytes.
-    pub request_bytes: usize,
-    /// How long a peer may take to finish a request, and to read a reply.
-    pub request_time: Duration,
-    /// How long a connection that uses nothing may be idle.
-    pub idle_time: Duration,
-    /// Descriptors that clients have sent and that are not taken yet.
-    pub descriptors_in_flight: usize,
-    /// Descriptors that clients were sent and have not received yet.
-    pub descriptors_unreceived: usize,
-}
 
 /// A user that has connections, or has passed descriptors that are not closed yet.
 #[derive(Debug, Default)]
@@ -56,24 +28,53 @@ struct User {
     account: Account,
 }
 
+/// Each user that has connections: one that is refused costs no look at all of them.
+#[derive(Debug, Default)]
+struct Users {
+    by_uid: BTreeMap<u32, User>,
+    /// How many connections had no right when they connected.
+    unknown: usize,
+}
+
+impl Users {
+    /// How many connections this user has.
+    fn connections(&self, uid: u32) -> usize {
+        self.by_uid.get(&uid).map_or(0, |user| user.connections)
+    }
+
+    /// What this user has passed that is not closed yet.
+    fn account(&self, uid: u32) -> Account {
+        self.by_uid.get(&uid).map(|user| user.account.clone()).unwrap_or_default()
+    }
+
+    fn enter(&mut self, uid: u32, unknown: bool) -> Account {
+        self.unknown += usize::from(unknown);
+        let user = self.by_uid.entry(uid).or_default();
+        user.connections += 1;
+        user.account.clone()
+    }
+
+    fn leave(&mut self, uid: u32, unknown: bool) {
+        self.unknown -= usize::from(unknown);
+        if let Some(user) = self.by_uid.get_mut(&uid) {
+            user.connections -= 1;
+            if user.connections == 0 {
+                self.by_uid.retain(|_, user| user.connections != 0 || user.account.unclosed() != 0);
+            }
+        }
+    }
+}
+
 /// The clients of one server.
 #[derive(Debug)]
 pub struct Clients {
     /// Every connection that is being served.
     links: RefCell<BTreeMap<ConnectionId, Rc<Link>>>,
-    /// Each user that has some: a connection that is refused costs no look at all of them.
-    users: RefCell<BTreeMap<u32, User>>,
-    /// How many had no right when they connected.
-    unknown: Cell<usize>,
+    users: RefCell<Users>,
     next: Cell<u64>,
     limits: Cell<Limits>,
-    /// Bytes that are kept,
-    budget: Rc<RefCell<Budget>>,
-    /// and those for root and the daemon's user.
-    reserved: Rc<RefCell<Budget>>,
-    /// Descriptors that have come and are not taken yet.
-    in_flight: Rc<RefCell<Budget>>,
-    /// Descriptors that were sent and are not received yet.
+    budgets: Budgets,
+    /// Which connections have received what they were sent.
     pub(super) unreceived: Unreceived,
     /// In which order connections are served.
     pub(super) turns: Rc<Turns>,
@@ -93,12 +94,9 @@ impl Clients {
         let clients = Self {
             links: RefCell::default(),
             users: RefCell::default(),
-            unknown: Cell::default(),
             next: Cell::new(0),
             limits: Cell::new(limits),
-            budget: Rc::default(),
-            reserved: Rc::default(),
-            in_flight: Rc::default(),
+            budgets: Budgets::default(),
             unreceived: Unreceived::default(),
             turns: Rc::default(),
             calmer: Notify::new(),
@@ -112,10 +110,7 @@ impl Clients {
 
     /// Takes limits, from the next request and the next connection on.
     pub fn limit(&self, limits: Limits) {
-        self.in_flight.borrow_mut().set_limit(limits.descriptors_in_flight);
-        self.unreceived.budget.borrow_mut().set_limit(limits.descriptors_unreceived);
-        self.budget.borrow_mut().set_limit(limits.buffered_bytes);
-        self.reserved.borrow_mut().set_limit(limits.buffered_bytes.saturating_mul(RESERVED));
+        self.budgets.limit(&limits);
         self.limits.set(limits);
     }
 
@@ -138,14 +133,14 @@ impl Clients {
         admission: Admission,
     ) -> Result<(), (&'static str, usize)> {
         let limits = self.limits.get();
-        let same = self.users.borrow().get(&uid).map_or(0, |user| user.connections);
+        let users = self.users.borrow();
         // Some are kept for those who have to put things right.
         let most = limits.connections - if admission.exempt { 0 } else { limits.connections / 8 };
-        if admission.unknown && self.unknown.get() >= limits.connections_without_rights {
+        if admission.unknown && users.unknown >= limits.connections_without_rights {
             Err(("connections_without_rights", limits.connections_without_rights))
         } else if self.links.borrow().len() >= most {
             Err(("connections", most))
-        } else if same >= limits.connections_per_user {
+        } else if users.connections(uid) >= limits.connections_per_user {
             Err(("connections_per_user", limits.connections_per_user))
         } else {
             Ok(())
@@ -154,7 +149,7 @@ impl Clients {
 
     /// What a user has passed that is not closed yet.
     pub(super) fn account(&self, uid: u32) -> Account {
-        self.users.borrow().get(&uid).map(|user| user.account.clone()).unwrap_or_default()
+        self.users.borrow().account(uid)
     }
 
     /// Enters a new connection, or a resumed one with the part of a request that was read.
@@ -167,17 +162,14 @@ impl Clients {
     ) -> Rc<Link> {
         let id = caller.connection;
         self.next.set(self.next.get().max(id.0 + 1));
-        let bytes = if admission.exempt { &self.reserved } else { &self.budget };
-        let budgets = [bytes, &self.in_flight, &self.unreceived.budget];
-        let kept = (self.limits.get().request_bytes, budgets);
-        let account = {
-            let mut users = self.users.borrow_mut();
-            let user = users.entry(caller.peer.uid).or_default();
-            user.connections += 1;
-            user.account.clone()
-        };
-        let link = Link::new(stream, caller, admission, unread, account, kept);
-        self.unknown.set(self.unknown.get() + usize::from(link.unknown));
+        let uid = caller.peer.uid;
+        let mut scanner = Scanner::new(self.limits.get().request_bytes);
+        let mut input = unread;
+        // Less than a request, so no frame comes of it.
+        while scanner.next(&mut input).is_some() {}
+        let account = self.users.borrow_mut().enter(uid, admission.unknown);
+        let shares = self.budgets.shares(uid, admission.exempt);
+        let link = Link::new(stream, caller, admission.unknown, scanner, account, shares);
         self.links.borrow_mut().insert(id, Rc::clone(&link));
         link
     }
@@ -190,14 +182,7 @@ impl Clients {
     /// A connection has ended, and so has all that it had.
     pub(super) fn remove(&self, id: ConnectionId) {
         if let Some(link) = self.links.borrow_mut().remove(&id) {
-            self.unknown.set(self.unknown.get() - usize::from(link.unknown));
-            let mut users = self.users.borrow_mut();
-            if let Some(user) = users.get_mut(&link.caller.peer.uid) {
-                user.connections -= 1;
-                if user.connections == 0 {
-                    users.retain(|_, user| user.connections != 0 || user.account.unclosed() != 0);
-                }
-            }
+            self.users.borrow_mut().leave(link.caller.peer.uid, link.unknown);
         }
         self.calmer();
         self.freed.notify_one();
@@ -308,6 +293,7 @@ mod tests {
         assert_eq!(fill(0, exempt), (2, "connections"));
         // What has ended counts no more.
         clients.links().iter().for_each(|link| clients.remove(link.caller.connection));
-        assert_eq!((clients.users.borrow().len(), clients.unknown.get()), (0, 0));
+        let users = clients.users.borrow();
+        assert_eq!((users.by_uid.len(), users.unknown), (0, 0));
     }
 }

@@ -73,7 +73,7 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
             let reply = match frame {
                 // In a box, as all that is rare here: most connections are idle, and each has room for what is not in one.
                 Frame::Request(frame) => Box::pin(answer(link, handler, &frame)).await,
-                bad => encode_error(&Id::Null, &bad.refusal(link.cap)).into(),
+                bad => encode_error(&Id::Null, &bad.refusal(link.scanner.borrow().cap())).into(),
             };
             large |= reply.text.len() >= LARGE;
             let mut sending = Sending::new(reply);
@@ -82,7 +82,9 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
             handler.replied();
             let sent = match sent {
                 Ok(Pushed::Whole) => Ok(()),
-                Ok(_) if !link.share.keep_one(waiting + sending.memory()) => return End::TooMuch,
+                Ok(_) if !link.shares.memory.keep_one(waiting + sending.memory()) => {
+                    return End::TooMuch;
+                }
                 Ok(_) => Box::pin(sending.finish(link, clients, deadline)).await,
                 Err(end) => Err(end),
             };
@@ -134,7 +136,7 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
 
 /// Has a request answered.
 async fn answer(link: &Rc<Link>, handler: &impl Handler, text: &Text) -> Reply {
-    let request = match Request::of(text) {
+    let request = match Request::decode(text) {
         Ok(request) => request,
         Err(rejected) => return encode_error(&rejected.id, &rejected.error).into(),
     };
@@ -153,7 +155,7 @@ async fn answer(link: &Rc<Link>, handler: &impl Handler, text: &Text) -> Reply {
 fn too_much(link: &Link, handler: &impl Handler, frames: &[Frame]) -> End {
     let error = handler.refusal(Excess::Buffered);
     let id = frames.iter().find_map(|frame| match frame {
-        Frame::Request(text) => Request::of(text).ok().map(|request| request.id),
+        Frame::Request(text) => Request::decode(text).ok().map(|request| request.id),
         _ => None,
     });
     let _ = link.stream.try_write(&encode_error(&id.unwrap_or(Id::Null), &error));

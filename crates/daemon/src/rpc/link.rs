@@ -9,7 +9,6 @@ use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_core::budget::Budget;
 use bindonce_sys::closing::{Account, Foreign};
 use bindonce_sys::unreceived;
 use bindonce_wire::framing::{Frame, Scanner};
@@ -20,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::caller::Caller;
 use super::end::End;
-use super::share::Share;
+use super::share::Shares;
 use crate::follow::Follower;
 
 /// Most requests are far shorter. Longer ones take more than one read, each a turn of its own.
@@ -42,8 +41,6 @@ pub struct Admission {
 #[derive(Debug)]
 struct Received {
     descriptors: RefCell<Vec<Foreign>>,
-    /// How many these are, of those that all may have.
-    count: Share,
     /// Of its user.
     account: Account,
 }
@@ -72,12 +69,8 @@ pub struct Link {
     pub stream: UnixStream,
     pub(super) scanner: RefCell<Scanner>,
     received: Received,
-    /// The longest request, in bytes.
-    pub(super) cap: usize,
-    /// The memory that its requests and replies take.
-    pub(super) share: Share,
-    /// Descriptors that it was sent and may not have received yet.
-    pub(super) unreceived: Share,
+    /// What it has of what all clients may have.
+    pub(super) shares: Shares,
     /// No rule gave the peer any right when it connected.
     pub(super) unknown: bool,
     pub(super) progress: Progress,
@@ -92,34 +85,22 @@ pub struct Link {
 }
 
 impl Link {
-    /// A new connection, or a resumed one with the part of a request that was read.
+    /// A connection whose requests `scanner` reads; `account` is that of its user.
     pub(super) fn new(
         stream: UnixStream,
         caller: Caller,
-        admission: Admission,
-        unread: &[u8],
+        unknown: bool,
+        scanner: Scanner,
         account: Account,
-        (cap, [budget, in_flight, unreceived]): (usize, [&Rc<RefCell<Budget>>; 3]),
+        shares: Shares,
     ) -> Rc<Self> {
-        let uid = caller.peer.uid;
-        let share = Share::new(budget, uid);
-        let mut scanner = Scanner::new(cap);
-        let mut input = unread;
-        // Less than a request, so no frame comes of it.
-        while scanner.next(&mut input).is_some() {}
         Rc::new(Self {
             caller,
             stream,
             scanner: RefCell::new(scanner),
-            received: Received {
-                descriptors: RefCell::default(),
-                count: Share::new(in_flight, uid),
-                account,
-            },
-            cap,
-            share,
-            unreceived: Share::new(unreceived, uid),
-            unknown: admission.unknown,
+            received: Received { descriptors: RefCell::default(), account },
+            shares,
+            unknown,
             progress: Progress::default(),
             pending: RefCell::default(),
             woken: Notify::new(),
@@ -200,33 +181,33 @@ impl Link {
     /// Counts the bytes of its requests: those being read, and `waiting`, those that wait for an answer.
     /// False if there is no room for them.
     pub(super) fn keep(&self, waiting: usize) -> bool {
-        self.share.keep(self.scanner.borrow().kept() + waiting)
+        self.shares.memory.keep(self.scanner.borrow().kept() + waiting)
     }
 
     /// Counts again what it was sent and has not received: all, as long as it has not received the last; gives how many descriptors.
     pub(super) fn settle(&self) -> usize {
-        if self.unreceived.kept() != 0 && unreceived::is_none(self.stream.as_fd()) {
-            self.unreceived.keep(0);
+        if self.shares.unreceived.kept() != 0 && unreceived::is_none(self.stream.as_fd()) {
+            self.shares.unreceived.keep(0);
         }
-        self.unreceived.kept()
+        self.shares.unreceived.kept()
     }
 
     /// Whether it may be sent so many more at once.
     pub(super) fn has_room(&self, count: usize) -> bool {
-        let room = || self.unreceived.has_room(count);
+        let room = || self.shares.unreceived.has_room(count);
         room() || self.settle() == 0 && room()
     }
 
     /// Notes that it was sent so many.
     pub fn was_sent(&self, count: usize) {
         if count != 0 {
-            self.unreceived.keep(self.unreceived.kept() + count);
+            self.shares.unreceived.keep(self.shares.unreceived.kept() + count);
         }
     }
 
     /// How many descriptors it was sent and may not have received yet.
     pub fn unreceived(&self) -> usize {
-        self.unreceived.kept()
+        self.shares.unreceived.kept()
     }
 
     /// It has ended, and is kept until its peer has received all that it was sent.
@@ -235,8 +216,8 @@ impl Link {
         [busy, follows, leaving].iter().for_each(|state| state.set(false));
         lingers.set(true);
         self.pending.take();
-        self.scanner.replace(Scanner::new(self.cap));
-        self.share.keep(0);
+        self.scanner.borrow_mut().clear();
+        self.shares.memory.keep(0);
     }
 
     /// Whether it has ended, and is kept until then.
@@ -268,7 +249,7 @@ impl Link {
 
     /// Descriptors for the request that is being answered, in the order in which they came.
     pub fn take_received(&self) -> Vec<Foreign> {
-        self.received.count.keep(0);
+        self.shares.in_flight.keep(0);
         self.received.descriptors.take()
     }
 
@@ -303,10 +284,10 @@ impl Link {
             });
             let count = came.map_or(read, Ok)?;
             received.extend(passed.into_iter().map(|fd| self.received.account.foreign(fd)));
-            let fits = self.received.count.keep(received.len());
+            let fits = self.shares.in_flight.keep(received.len());
             if received.len() > bindonce_fd::MAX_FDS || !fits {
                 // More than any request, or the connections of a user together, may have.
-                self.received.count.keep(0);
+                self.shares.in_flight.keep(0);
                 received.clear();
             }
             let mut input = &buffer[..count];

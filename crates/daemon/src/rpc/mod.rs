@@ -13,6 +13,7 @@ mod clients;
 mod connection;
 mod end;
 mod handler;
+mod limits;
 mod link;
 mod receiving;
 mod result;
@@ -26,8 +27,9 @@ mod unreceived;
 mod tests;
 
 pub use caller::Caller;
-pub use clients::{Clients, Limits};
+pub use clients::Clients;
 pub use handler::{Excess, Handler};
+pub use limits::Limits;
 pub use link::{Admission, Link};
 pub use result::{encode, events, unwritten};
 pub use sending::Reply;

@@ -19,7 +19,7 @@ impl Clients {
     /// Waits until a client may be sent so many descriptors more, because it or another of its user has received some. False if
     /// that does not come in time.
     pub(super) async fn room_for(&self, link: &Link, count: usize, until: Instant) -> bool {
-        let of = |link: &Rc<Link>| link.unreceived.kept() != 0;
+        let of = |link: &Rc<Link>| link.shares.unreceived.kept() != 0;
         let mut others = self.links();
         others.retain(of);
         for (number, other) in others.iter().enumerate() {
@@ -28,7 +28,7 @@ impl Clients {
                 yield_now().await;
             }
         }
-        while !link.unreceived.has_room(count) {
+        while !link.shares.unreceived.has_room(count) {
             // Nothing that is received from here on is missed.
             let received = self.unreceived.received.notified();
             let mut own = self.links();
@@ -40,7 +40,8 @@ impl Clients {
                 }
                 other.settle();
             }
-            if !link.unreceived.has_room(count) && timeout_at(until, received).await.is_err() {
+            if !link.shares.unreceived.has_room(count) && timeout_at(until, received).await.is_err()
+            {
                 return false;
             }
         }

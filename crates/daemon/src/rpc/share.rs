@@ -1,11 +1,57 @@
-//! What one connection has, counted against the budget of its user and of all users together.
+//! What one connection has, counted against the budgets of its user and of all users together.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use bindonce_core::budget::Budget;
 
-/// What one connection has, until this is dropped.
+use super::limits::{Limits, RESERVED};
+
+/// What all clients have.
+#[derive(Debug, Default)]
+pub(super) struct Budgets {
+    /// Bytes that are kept,
+    bytes: Rc<RefCell<Budget>>,
+    /// and those for root and the daemon's user.
+    reserved: Rc<RefCell<Budget>>,
+    /// Descriptors that have come and are not taken yet.
+    in_flight: Rc<RefCell<Budget>>,
+    /// Descriptors that were sent and are not received yet.
+    unreceived: Rc<RefCell<Budget>>,
+}
+
+impl Budgets {
+    pub(super) fn limit(&self, limits: &Limits) {
+        let Limits { buffered_bytes, descriptors_in_flight, descriptors_unreceived, .. } = *limits;
+        self.bytes.borrow_mut().set_limit(buffered_bytes);
+        self.reserved.borrow_mut().set_limit(buffered_bytes.saturating_mul(RESERVED));
+        self.in_flight.borrow_mut().set_limit(descriptors_in_flight);
+        self.unreceived.borrow_mut().set_limit(descriptors_unreceived);
+    }
+
+    /// What a new connection of this user has of them: nothing yet.
+    pub(super) fn shares(&self, uid: u32, exempt: bool) -> Shares {
+        let bytes = if exempt { &self.reserved } else { &self.bytes };
+        Shares {
+            memory: Share::new(bytes, uid),
+            in_flight: Share::new(&self.in_flight, uid),
+            unreceived: Share::new(&self.unreceived, uid),
+        }
+    }
+}
+
+/// What one connection has of each budget.
+#[derive(Debug)]
+pub(super) struct Shares {
+    /// The memory that its requests and replies take.
+    pub(super) memory: Share,
+    /// Descriptors that came with requests that are not answered yet.
+    pub(super) in_flight: Share,
+    /// Descriptors that it was sent and may not have received yet.
+    pub(super) unreceived: Share,
+}
+
+/// What one connection has of one budget, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     budget: Rc<RefCell<Budget>>,
@@ -14,7 +60,7 @@ pub(super) struct Share {
 }
 
 impl Share {
-    pub(super) fn new(budget: &Rc<RefCell<Budget>>, uid: u32) -> Self {
+    fn new(budget: &Rc<RefCell<Budget>>, uid: u32) -> Self {
         Self { budget: Rc::clone(budget), uid, kept: Cell::new(0) }
     }
 
