@@ -15,9 +15,9 @@ use crate::large::LargeAnswers;
 pub(crate) struct Answering {
     /// Large answers in progress: one at a time for each user.
     pub(crate) large: Rc<LargeAnswers>,
-    /// What claims have asked for that are decided.
+    /// The elements of decided claims, to be freed some at a time.
     pub(crate) spent: Rc<Spent>,
-    /// For metrics.
+    /// Answers by method and result, for metrics.
     counts: BTreeMap<(&'static str, &'static str), u64>,
 }
 

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
+use bindonce_core::text::count;
 use bindonce_daemon::notify::{self, STARTER};
 use bindonce_sys::memory;
 use tokio::sync::Notify;
@@ -83,11 +84,10 @@ fn status(broker: &RefCell<Broker>) -> String {
     let broker = broker.borrow();
     let registry = &broker.listeners.registry;
     let (listeners, clients) = (registry.len(), registry.connections());
-    let s = |count| if count == 1 { "" } else { "s" };
     format!(
-        "{listeners} listener{} held, {clients} client{} on {}",
-        s(listeners),
-        s(clients),
+        "{} held, {} on {}",
+        count(listeners, "listener"),
+        count(clients, "client"),
         broker.endpoint.socket.display()
     )
 }

@@ -150,15 +150,7 @@ async fn wait(broker: &Rc<RefCell<Broker>>, gate: &Gate, until: Instant) {
 /// Takes missing listeners from the processes that hold them.
 async fn take(broker: &Rc<RefCell<Broker>>) {
     let held = look(broker).await;
-    let entries: Vec<Entry> = broker
-        .borrow()
-        .persistence
-        .missing
-        .entries
-        .iter()
-        .filter(|entry| !entry.tentative)
-        .cloned()
-        .collect();
+    let entries = broker.borrow().persistence.missing.wanted(|_| true);
     let taken = worker::within(LOOK, move || {
         let from = |entry: &Entry| {
             held.get(&entry.inode)?.iter().find_map(|holder| from_process(entry, *holder))
@@ -193,16 +185,7 @@ fn from_process(entry: &Entry, holder: Holder) -> Option<Found> {
 
 /// Binds anew the missing listeners that are `free`, where the kernel allows it.
 async fn rebind(broker: &Rc<RefCell<Broker>>, free: impl Fn(&Entry) -> bool) {
-    let entries: Vec<Entry> = {
-        let broker = broker.borrow();
-        let wanted = broker
-            .persistence
-            .missing
-            .entries
-            .iter()
-            .filter(|entry| !entry.tentative && free(entry));
-        wanted.cloned().collect()
-    };
+    let entries = broker.borrow().persistence.missing.wanted(free);
     for entry in entries {
         let (Ok(listener), Ok(bound)) = (entry.listener(), entry.bound()) else { continue };
         let name = listener.label();

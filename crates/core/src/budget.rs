@@ -54,11 +54,6 @@ impl Budget {
         let most = (left / PART).max(ENOUGH.min(left / LARGER_PART));
         user == 0 || user.saturating_add(more) <= most
     }
-
-    /// What is kept for all together.
-    pub fn all(&self) -> usize {
-        self.all
-    }
 }
 
 #[cfg(test)]
@@ -79,7 +74,7 @@ mod tests {
             }
             assert!((500..=(1 << 19) / PART).contains(&has), "{has} for {uid}");
         }
-        assert!(budget.has_room(100, 253) && budget.all() < 1 << 19);
+        assert!(budget.has_room(100, 253) && budget.all < 1 << 19);
         // Where there is little, one user may have a thousand, and dozens of others a message each.
         let mut budget = Budget::default();
         budget.set_limit(10_000);
@@ -92,7 +87,7 @@ mod tests {
             let most = if uid == 0 { 1012 } else { 253 };
             assert!((most..=1012).contains(&has), "{has} for {uid}");
         }
-        assert!(budget.has_room(12, 253) && budget.all() < 10_000, "{}", budget.all());
+        assert!(budget.has_room(12, 253) && budget.all < 10_000, "{}", budget.all);
         // However little there is, the first message of a user may go.
         budget.set_limit(0);
         assert!(budget.has_room(100, 253) && !budget.has_room(0, 1));
@@ -116,13 +111,13 @@ mod tests {
                     holders.iter().filter(|((uid, _), _)| *uid == wanted).map(|(_, kept)| *kept).sum()
                 };
                 prop_assert!((0..4).all(|uid| of(uid) <= 50));
-                prop_assert_eq!(budget.all(), holders.values().sum::<usize>());
-                prop_assert!(budget.all() <= 100);
+                prop_assert_eq!(budget.all, holders.values().sum::<usize>());
+                prop_assert!(budget.all <= 100);
             }
             for ((uid, _), kept) in holders {
                 budget.change(uid, kept, 0);
             }
-            prop_assert_eq!((budget.all(), budget.users.len()), (0, 0));
+            prop_assert_eq!((budget.all, budget.users.len()), (0, 0));
         }
     }
 }

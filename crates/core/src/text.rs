@@ -5,6 +5,7 @@
 //! is shown to a person goes through [`printable`].
 
 use std::borrow::Cow;
+use std::fmt;
 
 /// So many characters of a text of others are quoted at most.
 const QUOTED: usize = 120;
@@ -14,6 +15,15 @@ pub fn shown(text: &str) -> String {
     match text.char_indices().nth(QUOTED) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
+    }
+}
+
+/// `1 connection`, `2 connections`, `3 addresses`.
+pub fn count<N: Copy + fmt::Display + PartialEq + From<u8>>(number: N, noun: &str) -> String {
+    match noun {
+        _ if number == N::from(1) => format!("1 {noun}"),
+        _ if noun.ends_with('s') => format!("{number} {noun}es"),
+        _ => format!("{number} {noun}s"),
     }
 }
 
@@ -52,6 +62,12 @@ pub fn is_obeyed(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_noun_agrees_with_its_number() {
+        let counts = [count(1_u64, "address"), count(2_u64, "address"), count(0_usize, "listener")];
+        assert_eq!(counts, ["1 address", "2 addresses", "0 listeners"]);
+    }
 
     #[test]
     fn nothing_that_is_shown_moves_the_cursor() {

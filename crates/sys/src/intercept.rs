@@ -294,13 +294,7 @@ impl Call {
 
     /// It fails.
     pub fn refuse(self, failure: Failure) {
-        let errno = match failure {
-            Failure::Denied => Errno::EACCES,
-            Failure::InUse => Errno::EADDRINUSE,
-            Failure::Unavailable => Errno::EADDRNOTAVAIL,
-            Failure::Kernels(errno) => Errno::from_raw(errno),
-        };
-        self.end(|calls, id| calls.fail(id, errno));
+        self.end(|calls, id| calls.fail(id, errno_of(failure)));
     }
 
     /// What puts this socket in the place of the program's own, and lets the call succeed. On a thread: the program may have many
@@ -332,6 +326,16 @@ impl Call {
 
     fn end(self, answer: impl FnOnce(&Calls, u64) -> Result<(), Errno>) {
         self.shared.end(self.id, answer);
+    }
+}
+
+/// What a call fails with.
+pub fn errno_of(failure: Failure) -> Errno {
+    match failure {
+        Failure::Denied => Errno::EACCES,
+        Failure::InUse => Errno::EADDRINUSE,
+        Failure::Unavailable => Errno::EADDRNOTAVAIL,
+        Failure::Kernels(errno) => Errno::from_raw(errno),
     }
 }
 

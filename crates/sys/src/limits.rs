@@ -4,7 +4,9 @@ use std::env;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::Path;
+use std::str::FromStr;
 
 use bindonce_core::text::printable;
 use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit};
@@ -106,26 +108,33 @@ pub(crate) fn needed(count: usize) -> (u64, u64) {
     (OWN.saturating_add(count as u64).max(limit.saturating_add(1)), limit)
 }
 
-/// Whether the kernel may have chosen this port in this network namespace for a socket that was bound to
-/// port 0 (/proc/sys/net/ipv4/ip_local_port_range). False if it does not say.
+/// Whether this is one of [`chosen_ports`].
 pub fn is_chosen_port(port: u16) -> bool {
-    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    chosen_ports().is_some_and(|ports| ports.contains(&port))
+}
+
+/// The ports that the kernel chooses from in this network namespace, for a socket bound to port 0 and for a connection. None if it
+/// does not say.
+pub fn chosen_ports() -> Option<RangeInclusive<u16>> {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
     let mut ends = text.split_ascii_whitespace().map(str::parse);
-    matches!((ends.next(), ends.next()), (Some(Ok(first)), Some(Ok(last))) if (first..=last).contains(&port))
+    let ports = ends.next()?.ok()?..=ends.next()?.ok()?;
+    (!ports.is_empty()).then_some(ports)
+}
+
+/// The number that is all of a file, such as those below /proc/sys.
+pub fn number<T: FromStr>(path: &str) -> Option<T> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// The longest accept queue that listen(2) grants in this network namespace
 /// (/proc/sys/net/core/somaxconn).
 pub fn somaxconn() -> u32 {
-    fs::read_to_string("/proc/sys/net/core/somaxconn")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(SOMAXCONN_OLD)
+    number("/proc/sys/net/core/somaxconn").unwrap_or(SOMAXCONN_OLD)
 }
 
 /// From this port on, none needs CAP_NET_BIND_SERVICE in this network namespace (net.ipv4.ip_unprivileged_port_start, which
 /// holds for IPv6 too).
 pub fn unprivileged_ports() -> u16 {
-    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
-    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024)
+    number("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or(1024)
 }

@@ -78,23 +78,11 @@ impl User {
     }
 }
 
-/// As [`answer`], as another user: in a session of its own, so that it cannot reach our terminal.
-/// Our own user changes nothing.
+/// As [`answer`], with a file as its standard input, and as another user where one is given: in a session of its own, so
+/// that it cannot reach our terminal. Our own user changes nothing.
 ///
 /// # Errors
 /// As [`answer`]; `EPERM` if this process may not become that user.
-pub fn answer_as(mut command: Command, user: User, within: Duration) -> io::Result<Answer> {
-    if user.is_ours() {
-        return answer(command, within);
-    }
-    become_user(&mut command, user);
-    run(command, Stdio::null(), within)
-}
-
-/// As [`answer`] or [`answer_as`], with a file as its standard input.
-///
-/// # Errors
-/// As theirs.
 pub fn answer_on(
     mut command: Command,
     input: std::fs::File,
@@ -102,7 +90,11 @@ pub fn answer_on(
     within: Duration,
 ) -> io::Result<Answer> {
     match user.filter(|user| !user.is_ours()) {
-        Some(user) => become_user(&mut command, user),
+        Some(user) => {
+            command.gid(user.gid).uid(user.uid);
+            // SAFETY: it only calls setsid(2) between fork and exec.
+            unsafe { command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?)) };
+        }
         None => drop(command.process_group(0)),
     }
     run(command, input.into(), within)
@@ -116,12 +108,6 @@ pub fn answer_on(
 pub fn answer(mut command: Command, within: Duration) -> io::Result<Answer> {
     command.process_group(0);
     run(command, Stdio::null(), within)
-}
-
-fn become_user(command: &mut Command, user: User) {
-    command.gid(user.gid).uid(user.uid);
-    // SAFETY: it only calls setsid(2) between fork and exec.
-    unsafe { command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?)) };
 }
 
 /// Runs what is to lead a process group of its own.
@@ -265,7 +251,8 @@ mod tests {
         assert!(User::of(std::process::id().cast_signed()).expect("we").is_ours());
         let nobody = User { uid: 65534, gid: 65534 };
         let script = "id -u; id -g; id -G; sh -c 'exec 3</dev/tty' 2>/dev/null || echo none";
-        let output = answer_as(shell(script), nobody, LONG);
+        let nothing = std::fs::File::open("/dev/null").expect("/dev/null");
+        let output = answer_on(shell(script), nothing, Some(nobody), LONG);
         if !nix::unistd::geteuid().is_root() {
             assert_eq!(output.expect_err("no right").kind(), io::ErrorKind::PermissionDenied);
             return;

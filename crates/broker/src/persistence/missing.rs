@@ -22,6 +22,12 @@ impl Missing {
         self.entries.len()
     }
 
+    /// Copies of those that are to be held again and match. A tentative one ends with the broker that had it.
+    pub(crate) fn wanted(&self, matches: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+        let wanted = self.entries.iter().filter(|entry| !entry.tentative && matches(entry));
+        wanted.cloned().collect()
+    }
+
     /// These are held again, by inode.
     pub(crate) fn recovered(&mut self, inodes: &HashSet<u64>) {
         self.entries.retain(|entry| !inodes.contains(&entry.inode));

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use bindonce_broker::File;
+use bindonce_core::text::count;
 
 use crate::output::print;
 
@@ -29,8 +30,6 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let file = File::read(&args.file)?;
     let rules = file.rules().with_context(|| args.file.display().to_string())?;
-    let count =
-        |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let who = if rules.is_empty() {
         "no rules: root and the broker's own user may do everything, others nothing".to_owned()
     } else {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use bindonce::Client;
 use bindonce_core::name::Name;
+use bindonce_core::text::count;
 use bindonce_supervisor::control_socket;
 use bindonce_supervisor::replies::Retired;
 
@@ -70,8 +71,7 @@ fn text(retired: &Retired) -> String {
     let Retired { generation, pid, connections } = retired;
     let pid = pid.map(|pid| format!(", pid {pid},")).unwrap_or_default();
     let lost = match connections {
-        Some(1) => " with 1 connection".to_owned(),
-        Some(connections) => format!(" with {connections} connections"),
+        Some(connections) => format!(" with {}", count(*connections, "connection")),
         None => String::new(),
     };
     format!("generation {generation}{pid} was ended{lost}\n")

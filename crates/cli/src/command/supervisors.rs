@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bindonce::Client;
 use bindonce_core::duration;
 use bindonce_core::name::Name;
+use bindonce_core::text::count;
 use bindonce_doctor::{Answered, Answers};
 use bindonce_supervisor as supervisor;
 use bindonce_supervisor::replies::{GenerationStatus, Lately, Status};
@@ -177,11 +178,11 @@ pub(crate) fn text(supervisors: &[Supervisor]) -> String {
         for generation in &status.generations {
             if let Some(requests @ 1..) = generation.drain.requests_after {
                 let bytes = generation.drain.bytes_after.unwrap_or_default();
-                let plural = if requests == 1 { "" } else { "s" };
                 let _ = writeln!(
                     text,
-                    "generation {} has taken {requests} request{plural} and sent {bytes} bytes since it stopped accepting",
-                    generation.generation
+                    "generation {} has taken {} and sent {bytes} bytes since it stopped accepting",
+                    generation.generation,
+                    count(requests, "request")
                 );
             }
             for session in &generation.drain.oldest_sessions {

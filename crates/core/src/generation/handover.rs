@@ -94,9 +94,7 @@ impl Timeline {
         stopping.held = None;
         let id = stopping.newer;
         if self.waits(id) {
-            let (signal, reason) = (Signal::Continue, Reason::Handover);
-            out.push(Action::Signal { id, signal, reason });
-            self.serve(now, id, out);
+            self.let_in(now, id, out);
         }
     }
 
@@ -124,8 +122,12 @@ impl Timeline {
 
     fn resume_newer(&mut self, now: Moment, pausing: &Pausing, out: &mut Vec<Action>) {
         out.push(Action::EndProof);
-        let (id, signal) = (pausing.newer, Signal::Continue);
-        out.push(Action::Signal { id, signal, reason: Reason::Handover });
+        self.let_in(now, pausing.newer, out);
+    }
+
+    /// The new generation continues, and serves.
+    fn let_in(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
+        out.push(Action::Signal { id, signal: Signal::Continue, reason: Reason::Handover });
         self.serve(now, id, out);
     }
 
@@ -301,9 +303,7 @@ impl Timeline {
         let Stopping { newer: id, ended, .. } = stopping;
         self.operation = Operation::None;
         if self.waits(id) {
-            let (signal, reason) = (Signal::Continue, Reason::Handover);
-            out.push(Action::Signal { id, signal, reason });
-            self.serve(now, id, out);
+            self.let_in(now, id, out);
         }
         self.answer(Outcome::Serving { id, ended, alone }, out);
     }

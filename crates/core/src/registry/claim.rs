@@ -78,14 +78,9 @@ impl<H> Registry<H> {
             }
             match std::mem::replace(&mut plan.phase, Phase::Performing) {
                 Phase::Planning => match self.plan_some(&mut plan, &mut room) {
-                    // What is given up waits for nobody: if this were given up too, they could meet again and again.
-                    Err(Stop::Wait(Some(other))) if self.is_given_up(other) => {
-                        self.pin(&mut plan);
-                        plan.phase = Phase::Planning;
-                        actions.push(Action::More(connection));
-                        break;
+                    Err(stop) if !self.meets_given_up(&stop) => {
+                        plan.phase = Phase::Undoing(stop.into());
                     }
-                    Err(stop) => plan.phase = Phase::Undoing(stop.into()),
                     Ok(true) if plan.opening.new.is_empty() && plan.changes.is_empty() => {
                         if room < plan.entries.len() {
                             self.pin(&mut plan);
@@ -104,7 +99,8 @@ impl<H> Registry<H> {
                         });
                         break;
                     }
-                    Ok(false) => {
+                    // What is given up waits for nobody: if this were given up too, they could meet again and again.
+                    Ok(false) | Err(_) => {
                         self.pin(&mut plan);
                         plan.phase = Phase::Planning;
                         actions.push(Action::More(connection));
@@ -136,8 +132,9 @@ impl<H> Registry<H> {
         self.pending.insert(connection, plan);
     }
 
-    fn is_given_up(&self, connection: ConnectionId) -> bool {
-        self.pending.get(&connection).is_some_and(|plan| matches!(plan.phase, Phase::Undoing(_)))
+    fn meets_given_up(&self, stop: &Stop) -> bool {
+        let Stop::Wait(Some(other)) = stop else { return false };
+        self.pending.get(other).is_some_and(|plan| matches!(plan.phase, Phase::Undoing(_)))
     }
 
     /// Another large claim may be planned now.

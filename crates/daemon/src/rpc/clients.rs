@@ -28,7 +28,7 @@ struct User {
     account: Account,
 }
 
-/// Each user that has connections: one that is refused costs no look at all of them.
+/// The users that have connections, so that a refusal takes no look at all connections.
 #[derive(Debug, Default)]
 struct Users {
     by_uid: BTreeMap<u32, User>,

@@ -69,7 +69,7 @@ pub struct Link {
     pub stream: UnixStream,
     pub(super) scanner: RefCell<Scanner>,
     received: Received,
-    /// What it has of what all clients may have.
+    /// What it has of each budget.
     pub(super) shares: Shares,
     /// No rule gave the peer any right when it connected.
     pub(super) unknown: bool,

@@ -7,7 +7,7 @@ use bindonce_core::budget::Budget;
 
 use super::limits::{Limits, RESERVED};
 
-/// What all clients have.
+/// What all clients of a server have, and may have.
 #[derive(Debug, Default)]
 pub(super) struct Budgets {
     /// Bytes that are kept,

@@ -19,7 +19,8 @@ pub(super) fn read(
     known: Option<Option<Ports>>,
 ) -> Result<Network, Error> {
     let netstat = fs::read_to_string("/proc/thread-self/net/netstat").unwrap_or_default();
-    let conntrack = |name: &str| number(&format!("/proc/sys/net/netfilter/nf_conntrack_{name}"));
+    let conntrack =
+        |name: &str| limits::number(&format!("/proc/sys/net/netfilter/nf_conntrack_{name}"));
     Ok(Network {
         id,
         name,
@@ -34,10 +35,6 @@ pub(super) fn read(
 
 fn gauge((used, limit): (u64, u64)) -> Gauge {
     Gauge { used, limit }
-}
-
-fn number(path: &str) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// A counter of `TcpExt:`, where one line has the names and the next the values.
@@ -55,10 +52,10 @@ fn counter(netstat: &str, name: &str) -> u64 {
 const WORTH_COUNTING: u64 = 80;
 
 fn ports() -> Result<Option<Ports>, Error> {
-    let Some((first, last)) = range() else {
+    let Some(range) = limits::chosen_ports() else {
         return Ok(None);
     };
-    let size = u64::from(last - first) + 1;
+    let size = range.len() as u64;
     let (all, v6) = in_use();
     if all < size * WORTH_COUNTING / 100 {
         return Ok(None);
@@ -66,7 +63,7 @@ fn ports() -> Result<Option<Ports>, Error> {
     // A local port is taken for one pair of local address and destination.
     let mut taken: HashMap<(IpAddr, SocketAddr), u64> = HashMap::new();
     diag::all_connections(v6 > 0, |connection| {
-        if (first..=last).contains(&connection.local.port()) {
+        if range.contains(&connection.local.port()) {
             *taken.entry((connection.local.ip(), connection.remote)).or_default() += 1;
         }
     })?;
@@ -75,13 +72,6 @@ fn ports() -> Result<Option<Ports>, Error> {
         destination: remote.to_string(),
         gauge: gauge((count, size)),
     }))
-}
-
-fn range() -> Option<(u16, u16)> {
-    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
-    let mut words = text.split_ascii_whitespace();
-    let (first, last) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    (first <= last).then_some((first, last))
 }
 
 /// TCP sockets in this namespace, those in TIME_WAIT included: all, and IPv6.
@@ -128,7 +118,7 @@ mod tests {
     fn this_system_tells() {
         let network = read(1, None, None).expect("a network");
         assert!(network.somaxconn > 0);
-        assert!(range().expect("range").0 > 0);
+        assert!(*limits::chosen_ports().expect("ports").start() > 0);
         assert!(open_files().is_some_and(|files| files.used > 0 && files.limit >= files.used));
     }
 }

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::units::{count, pids};
+use bindonce_core::text::count;
+
+use super::units::pids;
 use super::words::words;
 use crate::diagnosis::{Finding, Severity};
 use crate::examination::Examination;

@@ -42,15 +42,6 @@ pub(super) fn join(words: &[String]) -> String {
     }
 }
 
-/// `1 connection`, `2 connections`, `3 addresses`.
-pub(super) fn count(number: u64, word: &str) -> String {
-    match number {
-        1 => format!("1 {word}"),
-        _ if word.ends_with('s') => format!("{number} {word}es"),
-        _ => format!("{number} {word}s"),
-    }
-}
-
 /// The ending of a verb: `1 waits`, `2 wait`.
 pub(super) fn s(number: u64) -> &'static str {
     if number == 1 { "s" } else { "" }
@@ -75,9 +66,5 @@ mod tests {
         assert_eq!(spans, ["0 ms", "59 s", "10 min", "2 h", "2 days"]);
         assert_eq!(join(&["a".to_owned(), "b".to_owned(), "c".to_owned()]), "a, b and c");
         assert_eq!((bytes(900_000), bytes(40 << 20)), ("878 KiB".to_owned(), "40 MiB".to_owned()));
-        assert_eq!(
-            (count(1, "address"), count(2, "address")),
-            ("1 address".to_owned(), "2 addresses".to_owned())
-        );
     }
 }

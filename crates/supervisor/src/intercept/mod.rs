@@ -24,7 +24,7 @@ use bindonce_core::generation::GenerationId;
 use bindonce_core::intercept::{Decision, Failure, Own, Ports, Scope, Target};
 use bindonce_sys::hold::Hold;
 use bindonce_sys::intercept::{self as sys, Call, Intercept, Look, Theirs};
-use bindonce_sys::{Errno, spawn, worker};
+use bindonce_sys::{spawn, worker};
 use tokio::sync::{mpsc, oneshot};
 
 use self::asked::{Listens, Want};
@@ -327,13 +327,7 @@ impl Answers {
     fn refuse(&self, call: Call, failure: Failure, why: &str) {
         let own = nix::unistd::getuid().as_raw();
         if let Some(left_out) = self.cx.reporter.refused(own, "intercepted call") {
-            let errno = match failure {
-                Failure::Denied => Errno::EACCES,
-                Failure::InUse => Errno::EADDRINUSE,
-                Failure::Unavailable => Errno::EADDRNOTAVAIL,
-                Failure::Kernels(errno) => Errno::from_raw(errno),
-            };
-            let (id, pid) = (self.id.0, call.pid());
+            let (id, pid, errno) = (self.id.0, call.pid(), sys::errno_of(failure));
             tracing::error!(generation = id, pid, left_out, "refused ({errno:?}): {why}");
         }
         call.refuse(failure);

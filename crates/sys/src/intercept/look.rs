@@ -296,12 +296,7 @@ fn sees_other_files(thread: i32) -> bool {
 
 /// What this host says of ports; the kernel's own defaults where it says nothing.
 pub fn ports() -> Ports {
-    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let range: Vec<u16> = text.split_whitespace().filter_map(|port| port.parse().ok()).collect();
-    let ephemeral = match range[..] {
-        [first, last] => first..=last,
-        _ => 32768..=60999,
-    };
+    let ephemeral = limits::chosen_ports().unwrap_or(32768..=60999);
     Ports { unprivileged: limits::unprivileged_ports(), ephemeral }
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use bindonce::{Client, StatusResult};
+use bindonce_core::text::count;
 
 use crate::command::list;
 use crate::command::supervisors::{self, Supervisor};
@@ -65,15 +66,13 @@ pub(crate) fn chain(error: &bindonce::Error) -> String {
 pub(crate) fn text(status: &StatusResult) -> String {
     let broker = &status.broker;
     let mut text = format!(
-        "broker {} pid {} on {} since {}\n{} listener{}, {} connection{}, at most {} descriptors\n",
+        "broker {} pid {} on {} since {}\n{}, {}, at most {} descriptors\n",
         broker.version,
         broker.pid,
         broker.socket,
         list::seconds(&broker.since),
-        broker.listeners,
-        plural(broker.listeners),
-        broker.connections,
-        plural(broker.connections),
+        count(broker.listeners, "listener"),
+        count(broker.connections, "connection"),
         broker.descriptor_limit,
     );
     if !status.listeners.is_empty() {
@@ -99,10 +98,6 @@ pub(crate) fn text(status: &StatusResult) -> String {
         let _ = write!(text, "\n{}", list::columns(&rows));
     }
     text
-}
-
-fn plural(count: usize) -> &'static str {
-    if count == 1 { "" } else { "s" }
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! Proxies at their limits, and generations that should be gone.
 
+use bindonce_core::text::count;
+
 use super::sentence::Words;
 use super::split::and_more;
 use crate::diagnosis::{Answering, Finding, Ghost, Lingering, Saturated, Unit};
 use crate::facts::Look;
 use crate::text::process::{process, processes};
-use crate::text::units::{bytes, count, s, span};
+use crate::text::units::{bytes, s, span};
 
 pub(super) fn saturated(look: &Look, finding: &Finding, saturated: &Saturated) -> Words {
     let Saturated { sessions, limit, queued, proxy } = saturated;

@@ -1,12 +1,13 @@
 //! Limits of the host, sockets that are not the broker's alone, and what the broker reports.
 
 use bindonce::Problem;
+use bindonce_core::text::count;
 
 use super::sentence::Words;
 use crate::diagnosis::{Fallback, Finding, Foreign, Limit, NotExclusive, Resource};
 use crate::facts::Look;
 use crate::text::process::{process, processes};
-use crate::text::units::{count, join};
+use crate::text::units::join;
 
 pub(super) fn limit(look: &Look, limit: &Limit) -> Words {
     let double = limit.limit * 2;

@@ -1,10 +1,12 @@
 //! Connections that wait, that are dropped, and that are refused.
 
+use bindonce_core::text::count;
+
 use super::sentence::Words;
 use crate::diagnosis::{Finding, Lessee, NotAccepting, Overflow, Paused, Unserved};
 use crate::facts::Look;
 use crate::text::process::{process, processes};
-use crate::text::units::{count, pids, s, span};
+use crate::text::units::{pids, s, span};
 
 pub(super) fn unserved(look: &Look, finding: &Finding, unserved: &Unserved) -> Words {
     let Unserved { queue, queue_limit, waiting, full_in, .. } = unserved;

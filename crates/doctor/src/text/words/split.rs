@@ -1,10 +1,12 @@
 //! Two configurations at once.
 
+use bindonce_core::text::count;
+
 use super::sentence::Words;
 use crate::diagnosis::{Finding, Split, Stale};
 use crate::facts::Look;
 use crate::text::process::{process, processes};
-use crate::text::units::{count, pids, s};
+use crate::text::units::{pids, s};
 
 pub(super) fn split(look: &Look, finding: &Finding, split: &Split) -> Words {
     if split.takes_all {

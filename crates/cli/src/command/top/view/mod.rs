@@ -12,6 +12,7 @@ mod services;
 mod tests;
 mod words;
 
+use bindonce_core::text::count;
 use bindonce_core::time::Timestamp;
 
 use super::model::{Message, Model};
@@ -100,8 +101,8 @@ fn header(model: &Model, setting: &Setting, canvas: &mut Canvas, area: Area) {
                 "broker {} pid {}, up {up}, {}, {}",
                 broker.version,
                 broker.pid,
-                words::count(model.services.len(), "service"),
-                words::count(broker.listeners, "listener"),
+                count(model.services.len(), "service"),
+                count(broker.listeners, "listener"),
             );
             canvas.text(at, area.y, left, &text, PLAIN);
         }

@@ -1,6 +1,7 @@
 //! The services with their generations, and when each of them served: the time line ends now.
 
 use bindonce_core::history::{Activity, Life};
+use bindonce_core::text::count;
 use bindonce_core::time::Timestamp;
 
 use super::canvas::{Area, Canvas, PLAIN, Style};
@@ -95,7 +96,7 @@ pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
 fn head(canvas: &mut Canvas, area: Area, service: &Service, columns: &Columns, chosen: bool) {
     let (text, style) = match &service.supervision {
         Supervision::By { pid, program, reloads, failed, draining } => {
-            let reloads = words::count(usize::try_from(*reloads).unwrap_or(usize::MAX), "reload");
+            let reloads = count(*reloads, "reload");
             let text = match draining {
                 0 => format!("{program} by {pid}, {reloads}, {failed} failed"),
                 // First, since it may be all that there is room for.
@@ -218,10 +219,7 @@ pub(super) fn question(model: &Model, name: &str, number: u64) -> String {
         service.and_then(|service| service.generations.iter().find(|known| known.number == number));
     let lost = match known.and_then(|known| known.connections) {
         Some(0) => String::new(),
-        Some(count) => {
-            let count = usize::try_from(count).unwrap_or(usize::MAX);
-            format!(", with its {}", words::count(count, "connection"))
-        }
+        Some(connections) => format!(", with its {}", count(connections, "connection")),
         None => ", with its connections".to_owned(),
     };
     // The keys come first: a long name must not push them out of sight.

@@ -25,11 +25,6 @@ pub(super) fn bytes(count: u64) -> String {
     }
 }
 
-/// `1 service`, `2 services`.
-pub(super) fn count(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
-}
-
 /// A line in parts of at most `width` characters, between words where there are any.
 pub(super) fn wrapped(line: &str, width: usize) -> Vec<String> {
     let width = width.max(1);
@@ -66,6 +61,5 @@ mod tests {
         assert_eq!(bytes(1 << 40), "1024G");
         assert_eq!(clock(Timestamp(1_767_225_600_250)), "00:00:00");
         assert_eq!(since(Timestamp(5), Timestamp(900)), "0s");
-        assert_eq!(count(1, "listener") + &count(2, "service"), "1 listener2 services");
     }
 }
