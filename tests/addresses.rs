@@ -111,6 +111,23 @@ fn an_interface_that_does_not_exist_is_left_to_haproxy_which_listens() {
 }
 
 #[test]
+fn an_interface_that_is_not_there_any_more_on_the_line_of_what_serves_is_named() {
+    let (Some(program), scene) = (Haproxy::system(), Scene::new()) else { return };
+    if !scene.is_isolated() {
+        return;
+    }
+    let _broker = scene.broker();
+    let address = scene.address();
+    let file = scene.write("f.cfg", &config(&[format!("{address} interface lo")]));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    scene.write("f.cfg", &config(&[format!("{address} interface nosuch0")]));
+    let said = haproxy.reload(&scene).fails(1);
+    let hint = format!("hint: the interface nosuch0 of {address} ");
+    assert!(said.contains(&hint) && !said.contains("stats socket"), "{said}");
+    assert!(answer(TcpStream::connect(address).expect("connect")).ends_with("one"));
+}
+
+#[test]
 fn what_haproxy_refuses_is_refused() {
     let Some(program) = Haproxy::system() else { return };
     let (scene, _broker) = Scene::with_broker();

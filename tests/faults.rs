@@ -445,6 +445,15 @@ fn a_first_start_without_room_says_what_to_do_or_serves() {
 }
 
 #[test]
+fn that_the_directory_of_a_service_was_removed_is_said() {
+    let Some(mut stage) = stage(&[], &[]) else { return };
+    fs::remove_dir_all(stage.scene.path("web.d")).expect("the directory");
+    stage.signal(1, SIGKILL);
+    let said = stage.haproxy.supervisor.wait_line("the state could not be saved");
+    assert!(said.contains("web.d was removed while this supervisor uses it"), "{said}");
+}
+
+#[test]
 fn the_sockets_stay_the_same_through_all_of_it() {
     let faults = [Deaf(SIGTTOU, 1), Twice(SIGUSR1)];
     let Some(stage) = stage(&[(1, &faults), (3, &[Hangs])], &["--ready-timeout", "4s"]) else {

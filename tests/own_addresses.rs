@@ -1,10 +1,12 @@
 //! Addresses that haproxy binds by itself and that two generations cannot have at once: at a reload the
 //! older one lets go of them, and nobody who connects to the service notices.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::path::Path;
 
 use bindonce_load::{Load, Plan};
@@ -225,9 +227,12 @@ fn an_address_moves_to_a_bind_line() {
             text.replace("    http-request", &format!("{bind}    http-request"))
         };
         let own = format!(
-            "    stats socket ipv4@{stats} level admin\n    stats socket {}\n",
+            "    stats socket ipv4@{stats} level admin\n    stats socket {} mode 640\n",
             path.display()
         );
+        let mode = |path: &Path| fs::metadata(path).expect("a file").mode() & 0o777;
+        let plain = scene.path("plain.sock");
+        let _plain = UnixListener::bind(&plain).expect("a socket with the mode of the umask");
         let bind = format!("    bind {stats}\n    bind {}\n", path.display());
         let file = scene.write("haproxy.cfg", &with(1, &own, ""));
         let haproxy = Haproxy::start(&scene, &program, &file);
@@ -243,6 +248,7 @@ fn an_address_moves_to_a_bind_line() {
         haproxy.reload(&scene).fails(1);
         TcpStream::connect(stats).expect("its stats socket");
         UnixStream::connect(&path).expect("its stats socket");
+        assert_eq!(mode(&path), 0o640);
         scene.write("haproxy.cfg", &with(2, "", &bind));
         let mut check = scene.bindonce("check");
         finish(check.args(["--name", "web", "--"]).arg(&program).arg("-f").arg(&file)).ok();
@@ -252,6 +258,7 @@ fn an_address_moves_to_a_bind_line() {
         assert!(answer.contains("x-generation: 2"), "{answer}");
         let answer = ask(UnixStream::connect(&path).expect("connecting"));
         assert!(answer.contains("x-generation: 2"), "{answer}");
+        assert_eq!(mode(&path), mode(&plain), "the line says none");
         // And back: the broker's socket goes with the generation that has it.
         scene.write("haproxy.cfg", &with(3, &own, ""));
         haproxy.reload(&scene).ok();

@@ -117,7 +117,10 @@ impl Supervisor {
                 }
             }
             Message::GivenBack => self.release_unused(),
-            Message::Released { asked, kept } => self.leases.released(&asked, kept),
+            Message::Released { asked, kept } => {
+                self.handover.released(&asked, &kept);
+                self.leases.released(&asked, kept);
+            }
             Message::Detached(id, detached) => {
                 if let Some(pid) = self.generations.pid(id) {
                     self.report.counts.ghosts_removed += detached.removed as u64;

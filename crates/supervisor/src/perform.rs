@@ -155,6 +155,9 @@ impl Supervisor {
             self.called_off(id, reason, &starting.step);
             return self.cx.later(Event::StartFailed(id));
         }
+        if signal == Signal::Resume && reason == Reason::NewerDied {
+            self.handover.show_leaving(None);
+        }
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let pid = generation.pid();
         let ends = matches!(signal, Signal::Terminate | Signal::Kill);
@@ -285,6 +288,9 @@ impl Supervisor {
     /// A generation is gone: its connection to the broker goes with it, and so do its leases.
     fn gone(&mut self, id: GenerationId) {
         if let Some(generation) = self.generations.remove(&id) {
+            if !generation.lease.served {
+                self.handover.show_leaving(Some(id));
+            }
             self.leases.gone(&self.cx, &generation, &self.generations.used());
         }
         self.give_back();

@@ -122,7 +122,8 @@ impl Supervisor {
     /// Saves what the next supervisor must know.
     pub(crate) fn save(&mut self) {
         if let Err(error) = self.cx.directory.save(self.saved(None)) {
-            tracing::error!(%error, "the state could not be saved: free space in the run directory");
+            let what = self.cx.directory.remedy(&error);
+            tracing::error!(%error, "the state could not be saved: {what}");
         }
     }
 

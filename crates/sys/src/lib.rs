@@ -12,7 +12,7 @@
 //! - [`queue`], [`diag`], [`holders`], [`epoll`] and [`ghosts`] tell who holds and who
 //!   accepts, from the kernel's own books;
 //! - [`guard`], [`options`] and [`identity`] tell what a shared socket is and what others
-//!   have done to it;
+//!   have done to it; [`hidden`] keeps new connections from one;
 //! - [`executable`], [`spawn`], [`shim`], [`tether`], [`inherit`], [`process`], [`tree`] and [`signals`] start and end programs;
 //!   [`hold`] stops one at the moment when it says that it is ready, [`intercept`] answers its bind(2) and listen(2);
 //! - [`watch`] waits for a descriptor, [`changes`] for files; [`probe`] puts an entry
@@ -38,6 +38,7 @@ pub mod file;
 mod filter;
 pub mod ghosts;
 pub mod guard;
+pub mod hidden;
 pub mod hold;
 pub mod holders;
 pub mod identity;

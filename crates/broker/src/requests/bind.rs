@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
 use bindonce_core::policy::Verb;
 use bindonce_core::registry::{MAX_CLAIM, Refusal, Want, Wants};
 use bindonce_daemon::rpc::{Caller, Reply, unwritten};
+use bindonce_sys::hidden;
 use bindonce_wire::call::Decoding;
 use bindonce_wire::message::{BindReply, Request};
 use bindonce_wire::params::{Bind, Target};
@@ -133,7 +135,16 @@ async fn claim(
         let registry = &broker.borrow().listeners.registry;
         for lease in some {
             let Some(held) = registry.held(lease.listener) else { continue };
-            descriptors.push(Rc::clone(&held.opened.handle.fd));
+            let fd = &held.opened.handle.fd;
+            // A handover whose supervisor has died may have left it so.
+            if matches!(held.listener.address, Address::Tcp(_)) && !hidden::show(fd.as_fd()) {
+                let listener = held.listener.label();
+                tracing::warn!(
+                    listener,
+                    "no client reaches it: without CAP_NET_RAW it stays hidden"
+                );
+            }
+            descriptors.push(Rc::clone(fd));
             let told = answer::push(&mut reply, held, lease.created);
             told.map_err(|error| unwritten(&error))?;
         }

@@ -333,7 +333,11 @@ fn host_of(host: &str, family: Option<Family>, context: &Context<'_>) -> Result<
         None => (host, false),
         Some(inner) => match inner.strip_suffix(']') {
             Some(inner) if inner.len() >= 2 => (inner, true),
-            _ => return Err(Problem::Bad("its brackets do not match".to_owned())),
+            Some(_) => {
+                let what = "stands for no address: write * or [::] for all addresses";
+                return Err(Problem::Bad(format!("{host:?} {what}")));
+            }
+            None => return Err(Problem::Bad("its brackets do not match".to_owned())),
         },
     };
     if inner == "::" {
@@ -484,6 +488,11 @@ mod tests {
 
     #[test]
     fn what_haproxy_refuses_is_refused() {
+        for text in ["[*]:80", "[]:80", "[:]:80", "ipv6@[*]:80"] {
+            // In 2.6, 3.0 and 3.2 too: "invalid address: '[*]'".
+            let said = format!("{:?}", target(text, false));
+            assert!(said.contains("stands for no address"), "{text}: {said}");
+        }
         for text in [
             "",
             "80",

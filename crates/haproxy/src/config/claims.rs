@@ -2,6 +2,7 @@
 //! set, and words to write.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::ops::Range;
 
 use bindonce_core::address::Address;
@@ -25,6 +26,17 @@ type Replaced = (Range<usize>, Vec<u8>);
 
 /// Addresses of one section, by first key and last port.
 type Earlier = HashMap<(Key, u16), Bound>;
+
+/// `[::ffff:10.0.0.1]:80` is `10.0.0.1:80`.
+fn as_the_kernel_has_it(listener: &Listener) -> Key {
+    match listener.address {
+        Address::Tcp(at) => {
+            let at = SocketAddr::new(at.ip().to_canonical(), at.port());
+            Listener { address: Address::Tcp(at), ..listener.clone() }.key()
+        }
+        _ => listener.key(),
+    }
+}
 
 /// What an earlier line of the section has bound.
 struct Bound {
@@ -197,7 +209,7 @@ impl Claims {
                 Part::Listen(wanted) => {
                     let mut listeners = listeners(piece)?;
                     listeners.iter_mut().for_each(|listener| self.supply.name(listener));
-                    let key = (listeners[0].key(), wanted.last);
+                    let key = (as_the_kernel_has_it(&listeners[0]), wanted.last);
                     if self.shares(&key, line, earlier) {
                         words.extend(earlier.get(&key).map(|bound| bound.word.clone()));
                         continue;

@@ -141,15 +141,7 @@ impl Requests {
                 Some(changed) => changed.await.ok().flatten(),
                 None => None,
             };
-            let late = late.or(changed);
-            let mut answer = match (answer, late) {
-                (answer, None) => answer,
-                (Ok(_), Some(late)) => Err(late),
-                (Err(mut failed), Some(late)) => {
-                    failed.message = format!("{}\n{}", failed.message, late.message);
-                    Err(failed)
-                }
-            };
+            let mut answer = with_late(answer, [late, changed]);
             if let (Ok(answer), Some(unseen)) = (&mut answer, unseen)
                 && let Ok(Ok(unseen)) = tokio::time::timeout(CONFIRMED, unseen).await
             {
@@ -196,5 +188,36 @@ impl Requests {
             // The client may have gone away.
             let _ = reply.send(replies::result(&Retired { generation: id.0, pid, connections }));
         }
+    }
+}
+
+/// The answer to a reload, with what was known only when the new generation served: all of it.
+fn with_late(answer: Answer, late: [Option<RpcError>; 2]) -> Answer {
+    late.into_iter().flatten().fold(answer, |answer, late| match answer {
+        Ok(_) => Err(late),
+        Err(mut failed) => {
+            failed.message = format!("{}\n{}", failed.message, late.message);
+            Err(failed)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use bindonce_wire::ErrorCode;
+
+    use super::*;
+
+    #[test]
+    fn all_that_has_failed_is_told() {
+        let error = |text: &str| RpcError::new(ErrorCode::RELOAD_FAILED, text);
+        let told = |answer: Answer, late: [Option<&str>; 2]| {
+            with_late(answer, late.map(|late| late.map(error))).map_err(|error| error.message)
+        };
+        let serves = || Ok(serde_json::Value::Null);
+        assert_eq!(told(serves(), [None, None]), serves().map_err(|_: RpcError| String::new()));
+        assert_eq!(told(serves(), [Some("a"), None]), Err("a".to_owned()));
+        assert_eq!(told(serves(), [Some("a"), Some("b")]), Err("a\nb".to_owned()));
+        assert_eq!(told(Err(error("x")), [None, Some("b")]), Err("x\nb".to_owned()));
     }
 }

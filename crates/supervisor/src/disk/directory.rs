@@ -332,6 +332,11 @@ impl Directory {
         &self.path
     }
 
+    /// What helps where the state could not be saved.
+    pub(crate) fn remedy(&self, error: &io::Error) -> String {
+        remedy(&self.file(STATE), error)
+    }
+
     /// Saves the state, in one step: a reader sees the old or the new one. What is saved already is not written again.
     pub(crate) fn save(&self, saved: Saved) -> io::Result<()> {
         if self.saved.borrow().as_ref() == Some(&saved) {
@@ -342,6 +347,23 @@ impl Directory {
         state::exchange(&self.file(STATE), &serde_json::to_vec(&saved)?)?;
         self.saved.replace(Some(saved));
         Ok(())
+    }
+}
+
+/// What helps where this file could not be written.
+pub(crate) fn remedy(file: &Path, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            let directory = file.parent().unwrap_or(file).display();
+            format!(
+                "{directory} was removed while this supervisor uses it, with its control socket and the configurations that it would start \
+                 haproxy with again: restart it, and keep what cleans up away from there (tmpfiles.d(5), `x`)"
+            )
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "have this user write in the run directory".to_owned()
+        }
+        _ => "free space in the run directory".to_owned(),
     }
 }
 

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::context::Context;
+use crate::disk::directory;
 use crate::generations::admin::Admin;
 use crate::message::Message;
 
@@ -125,13 +126,14 @@ async fn keep(path: PathBuf, totals: Rc<RefCell<Arc<Totals>>>, changed: Rc<Notif
     let mut failed = false;
     loop {
         changed.notified().await;
-        let (path, totals) = (path.clone(), Arc::clone(&totals.borrow()));
-        let written = worker::within(WRITTEN, move || write(&path, &totals)).await;
+        let (to, totals) = (path.clone(), Arc::clone(&totals.borrow()));
+        let written = worker::within(WRITTEN, move || write(&to, &totals)).await;
         let written = written.and_then(std::convert::identity);
         if let Err(error) = &written
             && !failed
         {
-            tracing::warn!(%error, "haproxy's counters could not be saved: free space in the run directory");
+            let what = directory::remedy(&path, error);
+            tracing::warn!(%error, "haproxy's counters could not be saved: {what}");
         }
         failed = written.is_err();
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bindonce::Lease;
 use bindonce_core::address::Address;
 use bindonce_core::listener::{ListenSpec, Listener};
+use bindonce_sys::hidden::{self, Hiding};
 use bindonce_sys::{diag, probe, queue};
 
 use bindonce_haproxy::cli::Version;
@@ -123,6 +124,22 @@ impl HeldListener {
     /// Refuses clients, although other processes still have the socket open. Its address can be bound anew then.
     pub(crate) fn shut_down(&self) {
         let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+    }
+
+    /// Hides it from new connections, which go to another listener that covers its address. False if that cannot be.
+    pub(crate) fn hide(&self, hiding: &Hiding) -> bool {
+        matches!(self.bound, Address::Tcp(_)) && hiding.hide(self.fd.as_fd())
+    }
+
+    /// Has clients find it again.
+    pub(crate) fn show(&self) {
+        if matches!(self.bound, Address::Tcp(_)) && !hidden::show(self.fd.as_fd()) {
+            let listener = &self.label;
+            tracing::error!(
+                listener,
+                "no client reaches it: it is hidden, and CAP_NET_RAW is gone"
+            );
+        }
     }
 
     /// Where to connect in order to put something into its queue, the best first. Whether a connection

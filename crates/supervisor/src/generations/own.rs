@@ -9,6 +9,7 @@
 use bindonce_core::address::Address;
 
 use bindonce_haproxy::cli::Version;
+use bindonce_haproxy::config::LeftAlone;
 
 use crate::generations::generation::Generation;
 
@@ -76,6 +77,15 @@ pub(crate) fn address_hint(let_go: bool, no_reuse_port: bool) -> String {
         "an address that haproxy binds by itself is taken, by the generation that serves or by \
          another program. {}",
         unshare(no_reuse_port)
+    )
+}
+
+/// The same where the configuration has a line whose `device` is not there.
+pub(crate) fn device_hint(line: &LeftAlone, device: &str) -> String {
+    format!(
+        "the interface {device} of {} ({}) does not exist, so haproxy would bind the address by itself, on every interface, and cannot \
+         where the generation that serves has it: correct the line, or add the interface",
+        line.text, line.place
     )
 }
 

@@ -137,7 +137,12 @@ impl Supervisor {
                 let any = [Some(id), serving].into_iter().flatten();
                 let mut renderings = any.filter_map(|id| self.rendering(id));
                 let no_reuse_port = renderings.any(|rendering| rendering.no_reuse_port);
-                own::address_hint(self.can_let_go(id), no_reuse_port)
+                let mut left = self.rendering(id).into_iter().flat_map(|it| &it.left_alone);
+                let without_device = left.find_map(|left| Some((left, left.device.as_deref()?)));
+                match without_device {
+                    Some((line, device)) => own::device_hint(line, device),
+                    None => own::address_hint(self.can_let_go(id), no_reuse_port),
+                }
             });
             let refused = generation.readiness.refused.clone();
             let in_its_words = !words.is_empty() && hint.is_none();

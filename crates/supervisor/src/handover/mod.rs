@@ -2,12 +2,13 @@
 //!
 //! At no moment are two configurations left accepting, whatever dies. [`steps`] has the order: [`readiness`], the
 //! comparison with what the serving generation has ([`promise`]) and with what was claimed ([`compare`], [`listening`]), the [`proof`] that
-//! no older generation accepts, the connections that it is still [`opening`], and the removal of what it leaves in epoll sets ([`ghosts`]). The [`watchdog`] is the
+//! no older generation accepts, what is [`leaving`] the configuration, the connections that it is still [`opening`], and the removal of what it leaves in epoll sets ([`ghosts`]). The [`watchdog`] is the
 //! process that finishes a handover if this one dies in it; what it has [`kept`] then is the next supervisor's.
 
 pub(crate) mod compare;
 pub(crate) mod ghosts;
 pub(crate) mod kept;
+pub(crate) mod leaving;
 pub(crate) mod listening;
 pub(crate) mod opening;
 pub(crate) mod promise;
@@ -35,6 +36,7 @@ use crate::generations::Generations;
 use crate::generations::generation::Generation;
 use crate::handover::ghosts::Removal;
 use crate::handover::kept::Found;
+use crate::handover::leaving::Leaving;
 use crate::handover::proof::{Older, Proof};
 use crate::handover::watchdog::{Duty, ProcessRef, Watchdog};
 use crate::settings::Ghosts;
@@ -47,6 +49,8 @@ pub(crate) struct Handover {
     /// The generation that takes over if the proof succeeds, and the task that watches the queues.
     proof: Option<(GenerationId, AbortHandle)>,
     watchdog: Rc<RefCell<Watchdog>>,
+    /// What was hidden for the latest handover, as long as it is open.
+    leaving: Option<Leaving>,
     pub(crate) ghosts: Removal,
 }
 
@@ -59,7 +63,7 @@ impl Handover {
         });
         let watchdog = Watchdog::start(kept.ok())?;
         let watchdog = Rc::new(RefCell::new(watchdog));
-        Ok(Self { proof: None, watchdog, ghosts: Removal::new(ghosts) })
+        Ok(Self { proof: None, watchdog, leaving: None, ghosts: Removal::new(ghosts) })
     }
 
     /// Begins to watch the queues of the older generations' listeners.
@@ -76,7 +80,8 @@ impl Handover {
         // An older one may be gone by now: what the new one has of the same counts too.
         let newer_has = generations.get(&newer).into_iter().flat_map(|g| &g.listeners);
         for held in of_older.chain(newer_has.filter(|held| !held.created)) {
-            if held.has_queue() {
+            let is_hidden = self.leaving.as_ref().is_some_and(|leaving| leaving.has(held));
+            if held.has_queue() && !is_hidden {
                 listeners.entry(held.inode).or_insert_with(|| Rc::clone(held));
             }
         }
@@ -145,6 +150,29 @@ impl Handover {
             listeners: listeners.into_iter().collect(),
         });
         older.iter().for_each(|older| self.keep(older));
+    }
+
+    /// Hides what leaves the configuration and is covered by what stays. What is given ends when the older generations have accepted
+    /// what waits there.
+    pub(crate) fn hide_leaving(
+        &mut self,
+        newer: &Generation,
+        older: &[&Generation],
+        ours: &BTreeSet<String>,
+    ) -> Option<impl Future<Output = ()> + use<>> {
+        self.leaving = Leaving::hide(newer, older, ours);
+        self.leaving.as_ref().map(Leaving::drained)
+    }
+
+    /// This generation does not take over: what was hidden for it is found again.
+    pub(crate) fn show_leaving(&mut self, newer: Option<GenerationId>) {
+        let of_newer = |leaving: &mut Leaving| newer.is_none_or(|newer| leaving.newer == newer);
+        self.leaving.take_if(of_newer).into_iter().for_each(Leaving::show);
+    }
+
+    /// The broker has released those of `asked` that it has not `kept`.
+    pub(crate) fn released(&mut self, asked: &[String], kept: &BTreeSet<String>) {
+        self.leaving.iter_mut().for_each(|leaving| leaving.released(asked, kept));
     }
 
     /// Gives the watchdog the admin connections of a generation that accepts no others, for the next supervisor.

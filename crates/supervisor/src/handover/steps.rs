@@ -59,8 +59,12 @@ impl Supervisor {
         };
         let lines = older.iter().flat_map(|one| &one.own.lines).cloned();
         self.report.stopped_first = lines.collect();
+        // Its start may have hidden some. From here on it takes over also without us.
+        newer.listeners.iter().filter(|held| held.created).for_each(|held| held.show());
         // Before the first signal: whatever becomes of us now, one of them will serve.
         self.handover.finish_without_us(&self.cx, newer, &older);
+        let waits = newer.is_held();
+        let drained = self.handover.hide_leaving(newer, &older, &self.leases.ours);
         // Should we die now it goes on: the next supervisor must not take it for one that starts.
         self.save();
         let after = took.map(|took| format!(", {} after its start began", duration::format(took)));
@@ -68,7 +72,16 @@ impl Supervisor {
         tracing::info!(generation = id.0, pid, "ready: {text}");
         self.record(id, event::Kind::GenerationReady, text);
         self.report.ready(took);
-        self.feed(Event::Ready(id, handover));
+        match drained.filter(|_| waits) {
+            Some(drained) => {
+                let cx = self.cx.clone();
+                crate::tasks::spawn(async move {
+                    drained.await;
+                    cx.later(Event::Ready(id, handover));
+                });
+            }
+            None => self.feed(Event::Ready(id, handover)),
+        }
     }
 
     /// What was seen: the start goes on, or ends here.

@@ -16,6 +16,7 @@ pub(crate) mod rendered;
 pub(crate) use order::{ReadOptions, StartOptions};
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -24,7 +25,8 @@ use std::time::Instant;
 
 use bindonce::Claim;
 use bindonce_core::generation::GenerationId;
-use bindonce_core::listener::Listener;
+use bindonce_core::listener::{Key, Listener, Options};
+use bindonce_sys::hidden::Hiding;
 use bindonce_sys::process::Pidfd;
 
 use tokio::task::AbortHandle;
@@ -171,10 +173,14 @@ pub(crate) async fn launch(
     if let (Some(rendering), None) = (prepared.rendering(), prepared.caller()) {
         how.passed.store(&mut lease, &rendering.bindings).await?;
     }
-    if let (Some(rendering), Some(serving)) = (prepared.rendering(), &how.serving) {
-        moved::take(&mut lease, rendering, serving, &how.known, want).await?;
-    }
-    let (listeners, changes) = claim(&mut lease, settings, prepared.rendering(), &how).await?;
+    let moved = match (prepared.rendering(), &how.serving) {
+        (Some(rendering), Some(serving)) => {
+            moved::take(&mut lease, rendering, serving, &how.known, want).await?
+        }
+        _ => HashMap::new(),
+    };
+    let claimed = claim(&mut lease, settings, prepared.rendering(), &how, &moved).await;
+    let (listeners, changes) = claimed?;
     let mut order = match (&settings.kind, &*prepared) {
         (Kind::Haproxy(_), Prepared::Haproxy(rendered)) => {
             haproxy::order(rendered, directory, id, &how, &listeners)?
@@ -210,6 +216,7 @@ async fn claim(
     settings: &Settings,
     rendering: Option<&Rendering>,
     how: &StartOptions,
+    moved: &HashMap<Key, Options>,
 ) -> Result<(Vec<Rc<HeldListener>>, Vec<OptionChange>), Error> {
     let wanted: Vec<&Listener> = match rendering {
         Some(rendering) => rendering.bindings.iter().map(|b| &b.listener).collect(),
@@ -221,7 +228,9 @@ async fn claim(
     // A start that fails leaves what serves as it is: what is wanted otherwise is changed when the new one serves.
     let has = how.serving.as_ref().filter(|_| rendering.is_some()).map(|serving| &serving.has);
     let was = |listener: &Listener| {
-        has?.get(&listener.key()).filter(|options| **options != listener.options)
+        let key = listener.key();
+        let options = has?.get(&key).or_else(|| moved.get(&key))?;
+        Some(options).filter(|options| **options != listener.options)
     };
     let as_it_is = |listener: &Listener| match was(listener) {
         Some(options) => Listener { options: options.clone(), ..listener.clone() }.to_string(),
@@ -241,5 +250,26 @@ async fn claim(
     })?;
     let held = leases.into_iter().zip(wanted);
     let held = held.map(|(lease, listener)| HeldListener::new(lease, listener, &how.known));
-    Ok((held.collect(), changes))
+    let held: Vec<_> = held.collect();
+    hide_new(&held, how);
+    Ok((held, changes))
+}
+
+/// Until the new generation is ready, what serves keeps the connections that a new listener would take from it: `127.0.0.1:80`
+/// beside `*:80`. They would be reset if the start failed.
+fn hide_new(held: &[Rc<HeldListener>], how: &StartOptions) {
+    let Some(serving) = &how.serving else { return };
+    let takes = |new: &&Rc<HeldListener>| {
+        let key = new.listener.key();
+        new.created && serving.has.keys().any(|has| has.overlaps(&key))
+    };
+    let mut takes = held.iter().filter(takes).peekable();
+    if takes.peek().is_some()
+        && let Some(hiding) = Hiding::here()
+    {
+        // One that cannot be hidden takes them, as a socket of haproxy's own would.
+        takes.for_each(|new| {
+            let _ = new.hide(&hiding);
+        });
+    }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use bindonce_sys::{diag, identity, process, worker};
 use tokio::sync::oneshot;
 
 use crate::error::Error;
+use crate::generations::changes;
 use crate::generations::listeners::Known;
 use crate::intercept::asked::Want;
 use crate::passed;
@@ -36,7 +38,7 @@ pub(crate) struct Serving {
 }
 
 /// Gives the broker what haproxy has bound by itself where a binding wants the same address now, or one that overlaps it.
-/// `want` asks for a lease of the generation that has bound it.
+/// `want` asks for a lease of the generation that has bound it. Gives what the files of UNIX sockets have, for the claim.
 ///
 /// # Errors
 /// [`Error::OwnAddress`] where the socket cannot be had.
@@ -46,11 +48,12 @@ pub(super) async fn take(
     serving: &Serving,
     known: &Known,
     want: impl Fn(Want),
-) -> Result<(), Error> {
+) -> Result<HashMap<Key, Options>, Error> {
+    let mut taken = HashMap::new();
     let new = |binding: &&Binding| !serving.has.contains_key(&binding.listener.key());
     let new: Vec<_> = rendering.bindings.iter().filter(new).collect();
     if new.is_empty() {
-        return Ok(());
+        return Ok(taken);
     }
     let (pid, given) = (serving.pid, known.keys().copied().collect());
     let wanted: Vec<_> = new.iter().map(|binding| binding.listener.clone()).collect();
@@ -73,7 +76,11 @@ pub(super) async fn take(
         let bound = Listener { address: bound.address.clone(), ..seen.listener() };
         let Some(binding) = wants(&new, &bound) else { continue };
         let same = binding.listener.address == bound.address;
-        let listener = if same { binding.listener.clone() } else { bound };
+        let mut listener = if same { binding.listener.clone() } else { bound };
+        if let Some(options) = of_file(&listener).filter(|_| same) {
+            taken.insert(listener.key(), options.clone());
+            listener.options = options;
+        }
         let stored = lease.store(&[passed::give(&listener, fd.as_fd())]).await;
         stored.map_err(|error| failed(format!("the broker does not take it: {error}")))?;
         let (reply, given) = oneshot::channel();
@@ -86,7 +93,23 @@ pub(super) async fn take(
             Err(_) => return Err(failed("the supervisor ends".to_owned())),
         }
     }
-    Ok(())
+    Ok(taken)
+}
+
+/// The options of a binding with the mode and owner that the file of its socket has: the line of haproxy's own socket may have said them.
+fn of_file(listener: &Listener) -> Option<Options> {
+    let Address::Unix(path) = &listener.address else { return None };
+    let file = std::fs::symlink_metadata(path).ok()?;
+    let default = changes::default();
+    let other = |id: u32, default: Option<String>| {
+        Some(id.to_string()).filter(|id| Some(id) != default.as_ref())
+    };
+    Some(Options {
+        mode: Some(file.mode() & 0o7777),
+        user: other(file.uid(), default.user),
+        group: other(file.gid(), default.group),
+        ..listener.options.clone()
+    })
 }
 
 /// The binding that wants this address; else one that cannot be bound beside it.
