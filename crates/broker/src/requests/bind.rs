@@ -137,7 +137,8 @@ async fn claim(
             let Some(held) = registry.held(lease.listener) else { continue };
             let fd = &held.opened.handle.fd;
             // A handover whose supervisor has died may have left it so.
-            if matches!(held.listener.address, Address::Tcp(_)) && !hidden::show(fd.as_fd()) {
+            let may_hide = lease.first && matches!(held.listener.address, Address::Tcp(_));
+            if may_hide && !hidden::show(fd.as_fd()) {
                 let listener = held.listener.label();
                 tracing::warn!(
                     listener,

@@ -225,7 +225,7 @@ impl<H> Registry<H> {
             // New listeners are entered in order, so one is new to the client when it is the next.
             let new = plan.opening.grant(id);
             let created = new.is_some();
-            let mut changed = false;
+            let (mut changed, mut first) = (false, false);
             if let Some((New { listener, key }, opened)) = new {
                 if opened.bound != listener.address {
                     self.index.occupy(id, key.bound(&opened.bound));
@@ -244,12 +244,13 @@ impl<H> Registry<H> {
                 if let Entry::Vacant(lease) = connection.leases.entry(id) {
                     lease.insert(now);
                     held.leases += 1;
+                    first = true;
                 }
                 if plan.leases.len() < plan.pinned && !plan.opening.is_own(id) {
                     held.leases -= 1;
                 }
             }
-            plan.leases.push(Lease { listener: id, created, changed });
+            plan.leases.push(Lease { listener: id, created, changed, first });
         }
         self.leases.add(connection.peer.uid, connection.leases.len() - before);
         plan.leases.len() == plan.entries.len()

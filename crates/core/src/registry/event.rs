@@ -128,6 +128,8 @@ pub struct Lease {
     pub created: bool,
     /// Whether this [edition](super::Held::edition) of it was not granted before.
     pub changed: bool,
+    /// Whether the connection did not have it before.
+    pub first: bool,
 }
 
 /// A listener that is held already, to be entered without being opened.
