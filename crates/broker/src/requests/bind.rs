@@ -137,8 +137,8 @@ async fn claim(
             let Some(held) = registry.held(lease.listener) else { continue };
             let fd = &held.opened.handle.fd;
             // A handover whose supervisor has died may have left it so.
-            let may_hide = lease.first && matches!(held.listener.address, Address::Tcp(_));
-            if may_hide && !hidden::show(fd.as_fd()) {
+            let is_tcp = matches!(held.listener.address, Address::Tcp(_));
+            if lease.first && !lease.created && is_tcp && !hidden::show(fd.as_fd()) {
                 let listener = held.listener.label();
                 tracing::warn!(
                     listener,
