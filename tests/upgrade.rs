@@ -162,6 +162,7 @@ fn what_has_proved_itself_is_what_is_executed() {
     // Between the two it waits, for 6 s at most, for a client that does not read its replies.
     let (mut upgrading, mut slow) = (scene.wire(), scene.wire());
     slow.send("{\"method\":\"status\"}\n".repeat(2000).as_bytes());
+    slow.reply();
     upgrading.send(b"{\"method\":\"upgrade\"}\n");
     process.wait_line("has proved itself");
     fs::rename(&evil, &binary).expect("exchanged");
@@ -177,6 +178,7 @@ fn what_has_proved_itself_is_what_is_executed() {
     fs::rename(&next, &binary).expect("exchanged");
     let (mut upgrading, mut slow) = (scene.wire(), scene.wire());
     slow.send("{\"method\":\"status\"}\n".repeat(2000).as_bytes());
+    slow.reply();
     upgrading.send(b"{\"method\":\"upgrade\"}\n");
     process.wait_line("has proved itself");
     let mut written = fs::File::options().append(true).open(&binary).expect("opened");
