@@ -250,6 +250,7 @@ proptest! {
             prop_assert!(!waits || timeline.deadline().is_some());
             // A deadline that has passed was acted on: asking again at once does nothing.
             prop_assert_eq!(timeline.on(now, Event::Tick), vec![]);
+            prop_assert!(timeline.deadline().is_none_or(|due| due > now), "time stands still");
             // Nobody is left stopped, except while a handover is under way.
             // Whoever has stopped accepts no more anyway.
             let serves = |id| timeline.generations().any(|known| known == (id, State::Serving));
