@@ -193,6 +193,11 @@ impl Key {
         near(whole, same, other)
     }
 
+    /// Whether it is an address and nothing else.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.v6only && self.rest.is_none()
+    }
+
     /// Whether it is every address of a family.
     pub(crate) fn is_wildcard(&self) -> bool {
         self.address.ip().is_some_and(|at| at.ip().to_canonical().is_unspecified())

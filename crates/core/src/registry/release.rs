@@ -131,12 +131,15 @@ impl<H> Registry<H> {
         Ok(())
     }
 
-    /// A held listener by its address as asked for, or with the port that it got. Another device, family or protocol is another
-    /// listener, which whoever released the one may have bound since.
+    /// A held listener by its address as asked for, or with the port that it got; an address alone also stands for the one there that has a
+    /// device, or is for IPv6 alone. Whoever names such an option means no other: that may have been bound since.
     fn find(&self, listener: &Listener) -> Option<ListenerId> {
         let key = listener.key();
         let bound = |id: &ListenerId| {
-            self.held.get(id).is_some_and(|held| held.key().bound(&held.opened.bound) == key)
+            self.held.get(id).is_some_and(|held| {
+                let bound = &held.opened.bound;
+                held.key().bound(bound) == key || (key.is_plain() && *bound == listener.address)
+            })
         };
         self.index
             .key(&key)

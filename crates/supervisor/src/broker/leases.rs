@@ -97,7 +97,10 @@ impl Leases {
         &mut self,
         used: &BTreeSet<String>,
     ) -> (Vec<String>, Vec<Rc<HeldListener>>) {
-        let unused: Vec<_> = self.ours.difference(used).cloned().collect();
+        // An address alone would stand for the one there that is for IPv6 alone; the broker never has both.
+        let replaced = |label: &String| used.contains(&format!("{label},v6only"));
+        let unused = self.ours.difference(used).filter(|label| !replaced(label));
+        let unused: Vec<_> = unused.cloned().collect();
         self.ours.retain(|label| used.contains(label));
         self.leaving.extend(unused.iter().cloned());
         (unused, std::mem::take(&mut self.open))

@@ -35,16 +35,16 @@ fn release_waits_for_nobody_but_the_caller() {
 #[test]
 fn a_release_names_one_listener_and_no_other_at_its_address() {
     let others = [("[::]:80", "[::]:80,v6only"), (":80", ":80,interface=lo"), (":80", ":80,mptcp")];
-    for (one, other) in others.into_iter().flat_map(|(one, other)| [(one, other), (other, one)]) {
-        let mut shell = Shell::new();
-        shell.claim(ONE, &[want(one)]).expect("claim");
-        shell.on(Event::Gone(ONE));
-        let actions = shell.release(TWO, &[other]);
-        assert!(
-            matches!(&actions[..], [Action::Refuse(TWO, Refusal::NotFound { .. })]),
-            "{one} {other}: {actions:?}"
-        );
-        assert_eq!(shell.registry.len(), 1);
+    for (plain, special) in others {
+        for (one, other, closes) in [(plain, special, false), (special, plain, true)] {
+            let mut shell = Shell::new();
+            shell.claim(ONE, &[want(one)]).expect("claim");
+            shell.on(Event::Gone(ONE));
+            let actions = shell.release(TWO, &[other]);
+            let closed = matches!(actions.first(), Some(Action::Close(..)));
+            assert_eq!(closed, closes, "{one} {other}: {actions:?}");
+            assert_eq!(shell.registry.len(), usize::from(!closes));
+        }
     }
 }
 
