@@ -132,7 +132,7 @@ impl<H> Registry<H> {
     }
 
     /// A held listener by its address as asked for, or with the port that it got; an address alone also stands for the one there that has a
-    /// device, or is for IPv6 alone. Whoever names such an option means no other: that may have been bound since.
+    /// device, or is for IPv6 alone. A release that names such an option stands for no other listener.
     fn find(&self, listener: &Listener) -> Option<ListenerId> {
         let key = listener.key();
         let bound = |id: &ListenerId| {
