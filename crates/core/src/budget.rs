@@ -15,6 +15,9 @@ const ENOUGH: usize = 1024;
 /// One part in this many of what the others leave.
 const LARGER_PART: usize = 8;
 
+/// So many users stay entered when they have nothing: whoever asks again and again has something for each request.
+const IDLE: usize = 64;
+
 /// How much is kept, and for whom.
 #[derive(Debug, Clone, Default)]
 pub struct Budget {
@@ -36,7 +39,7 @@ impl Budget {
         *user = user.saturating_sub(was).saturating_add(now);
         self.all = self.all.saturating_sub(was).saturating_add(now);
         let fits = *user <= self.limit / 2 && self.all <= self.limit;
-        if *user == 0 {
+        if *user == 0 && self.users.len() > IDLE {
             self.users.remove(&uid);
         }
         fits || now <= was
@@ -93,6 +96,16 @@ mod tests {
         assert!(budget.has_room(100, 253) && !budget.has_room(0, 1));
     }
 
+    #[test]
+    fn few_users_stay_entered_when_they_have_nothing() {
+        let mut budget = Budget::default();
+        budget.set_limit(100);
+        for uid in 0..1000 {
+            assert!(budget.change(uid, 0, 1) && budget.change(uid, 1, 0));
+            assert!(budget.users.len() <= IDLE && budget.is_only(uid, 0));
+        }
+    }
+
     proptest! {
         /// Holders that do as they are told never have more than the limit, a user never more
         /// than half of it, and nothing stays counted when all have gone.
@@ -117,7 +130,7 @@ mod tests {
             for ((uid, _), kept) in holders {
                 budget.change(uid, kept, 0);
             }
-            prop_assert_eq!((budget.all, budget.users.len()), (0, 0));
+            prop_assert_eq!((budget.all, budget.users.values().sum::<usize>()), (0, 0));
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The elements of a request's `params`, parsed one by one: a request may have many thousands, and none of them is
 //! looked at before it is its turn.
 
+use std::str::Utf8Error;
+
 use serde::Deserialize;
 
 use crate::error::RpcError;
@@ -13,6 +15,8 @@ pub(crate) struct Elements<'a> {
     request: &'a Request<'a>,
     /// From the next element on, or from the end of the array.
     rest: &'a [u8],
+    /// As much of that as is known to be UTF-8: asked for each string by itself, it takes a fifth of the time.
+    text: &'a str,
     /// How many are read.
     read: usize,
 }
@@ -27,7 +31,7 @@ impl<'a> Elements<'a> {
         if rest.starts_with(b"]") {
             return Err(request.invalid("`params` is empty: name at least one listener".to_owned()));
         }
-        Ok(Self { request, rest, read: 0 })
+        Ok(Self { request, rest, text: "", read: 0 })
     }
 
     /// Whether all are read.
@@ -47,19 +51,9 @@ impl<'a> Elements<'a> {
 
     /// Reads the next one, with what separates it from the one behind it. An error says which one it is.
     pub(crate) fn next<T: Deserialize<'a>>(&mut self) -> Result<T, RpcError> {
-        // No longer one is parsed: all are objects or strings, which have no other end before it.
-        let at_once = &self.rest[..self.rest.len().min(AT_ONCE)];
-        let mut values = serde_json::Deserializer::from_slice(at_once).into_iter();
-        let is_cut = at_once.len() < self.rest.len();
-        let value = match values.next() {
-            Some(Ok(value)) => value,
-            Some(Err(error)) if !(is_cut && error.is_eof()) => {
-                let what = format!("params[{}]: ", self.read);
-                return Err(self.request.unread(&what, self.rest, &error));
-            }
-            _ => return Err(self.too_long()),
-        };
-        let behind = without_space(self.rest.get(values.byte_offset()..).unwrap_or_default());
+        let whole = self.rest.len();
+        let (value, length) = self.value()?;
+        let behind = without_space(self.rest.get(length..).unwrap_or_default());
         let next = behind.strip_prefix(b",").map(without_space);
         self.rest = match next.filter(|next| !next.starts_with(b"]")) {
             Some(next) => next,
@@ -71,8 +65,34 @@ impl<'a> Elements<'a> {
                     .not_json(behind, "expected `,` and another element, or `]`"));
             }
         };
+        self.text = self.text.get(whole - self.rest.len()..).unwrap_or_default();
         self.read += 1;
         Ok(value)
+    }
+
+    /// The value of the next one, and how many bytes it takes.
+    fn value<T: Deserialize<'a>>(&mut self) -> Result<(T, usize), RpcError> {
+        if let Some(found) = first(self.text) {
+            return Ok(found);
+        }
+        // No longer one is parsed: all are objects or strings, which have no other end before it.
+        let at_once = &self.rest[..self.rest.len().min(AT_ONCE)];
+        let whole = std::str::from_utf8(at_once);
+        let cut = |error: Utf8Error| std::str::from_utf8(&at_once[..error.valid_up_to()]);
+        self.text = whole.or_else(cut).unwrap_or_default();
+        if let Some(found) = first(self.text) {
+            return Ok(found);
+        }
+        let is_cut = at_once.len() < self.rest.len();
+        let mut values = serde_json::Deserializer::from_slice(at_once).into_iter();
+        match values.next() {
+            Some(Ok(value)) => Ok((value, values.byte_offset())),
+            Some(Err(error)) if !(is_cut && error.is_eof()) => {
+                let what = format!("params[{}]: ", self.read);
+                Err(self.request.unread(&what, self.rest, &error))
+            }
+            _ => Err(self.too_long()),
+        }
     }
 
     fn too_long(&self) -> RpcError {
@@ -90,6 +110,13 @@ impl<'a> Elements<'a> {
             Err(self.request.invalid("`params` has more than one element".to_owned()))
         }
     }
+}
+
+/// The value that a text begins with, and how many bytes it takes.
+fn first<'a, T: Deserialize<'a>>(text: &'a str) -> Option<(T, usize)> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter();
+    let value = values.next()?.ok()?;
+    Some((value, values.byte_offset()))
 }
 
 /// The text without the white space at its beginning, as far as that is looked at at once.

@@ -111,21 +111,20 @@ impl<'a> Request<'a> {
         let place = |at: usize| if at < before.len() { at } else { at + inside.len() };
         // A member is refused where it stands: only a second look tells whether all of it is JSON.
         let at_all = |error| serde_json::from_slice::<IgnoredAny>(&text).err().unwrap_or(error);
-        let Envelope { jsonrpc, id, method, params } =
-            match serde_json::from_slice(&text).map_err(at_all) {
-                Ok(envelope) => envelope,
-                Err(error) if error.is_data() => {
-                    return Err(Rejected {
-                        id: id_of(&text),
-                        error: RpcError::new(ErrorCode::INVALID_REQUEST, without_place(&error))
-                            .with_hint("a request has the members jsonrpc, id, method and params"),
-                    });
-                }
-                Err(error) => {
-                    let error = not_json(place(place_of(&text, &error)), &without_place(&error));
-                    return Err(Rejected { id: Id::Null, error });
-                }
-            };
+        let Envelope { jsonrpc, id, method, params } = match from_bytes(&text).map_err(at_all) {
+            Ok(envelope) => envelope,
+            Err(error) if error.is_data() => {
+                return Err(Rejected {
+                    id: id_of(&text),
+                    error: RpcError::new(ErrorCode::INVALID_REQUEST, without_place(&error))
+                        .with_hint("a request has the members jsonrpc, id, method and params"),
+                });
+            }
+            Err(error) => {
+                let error = not_json(place(place_of(&text, &error)), &without_place(&error));
+                return Err(Rejected { id: Id::Null, error });
+            }
+        };
         if let Some(version) = jsonrpc.filter(|version| *version != "2.0") {
             let message = format!("`jsonrpc` is {:?}, not \"2.0\"", shown(&version));
             let error = RpcError::new(ErrorCode::INVALID_REQUEST, message)
@@ -203,6 +202,15 @@ impl<'a> Request<'a> {
         let message = format!("there is no method {:?}", shown(&self.method));
         RpcError::new(ErrorCode::METHOD_NOT_FOUND, message)
             .with_hint(format!("the methods are {}", offered.join(", ")))
+    }
+}
+
+/// Reads a value. Whether it is UTF-8 is asked once, and not again for each string in it.
+fn from_bytes<'a, T: Deserialize<'a>>(text: &'a [u8]) -> serde_json::Result<T> {
+    match std::str::from_utf8(text) {
+        Ok(text) => serde_json::from_str(text),
+        // Says where it is not.
+        Err(_) => serde_json::from_slice(text),
     }
 }
 

@@ -95,6 +95,29 @@ fn what_is_no_json_behind_many_elements_is_told_when_it_is_its_turn() {
     assert_eq!(Call::decode(&request).expect_err("no text").code, ErrorCode::PARSE);
 }
 
+/// A character of several bytes may stand where one part of the text ends.
+#[test]
+fn a_part_of_the_text_ends_within_no_character() {
+    for shift in 0..4 {
+        let element = r#"{"listen":"unix@/run/€é"}"#;
+        let spaces = " ".repeat(shift);
+        let all = vec![element; 3000].join(",");
+        let text = format!(r#"{{"method":"bind","params":[{spaces}{all}]}}"#);
+        assert_eq!(read(&text).expect("a call").iter().sum::<usize>(), 3000);
+        // Half of one is refused at its place.
+        let at = text.rfind('€').expect("a character");
+        let mut bytes = text.into_bytes();
+        bytes.remove(at + 1);
+        let text = bytes.into();
+        let request = Request::decode(&text).expect("a request");
+        let error = Call::decode(&request).expect_err("half a character");
+        assert_eq!(error.code, ErrorCode::PARSE, "{error}");
+        let place = error.message.trim_start_matches("not JSON at byte ").split(':').next();
+        let place: usize = place.and_then(|place| place.parse().ok()).expect("a place");
+        assert!((at..at + 16).contains(&place), "{at}: {error}");
+    }
+}
+
 #[test]
 fn one_long_element_or_member_is_refused_and_not_parsed() {
     let long = "x".repeat(100_000);

@@ -39,7 +39,7 @@ pub(super) async fn bind(
     decoding: Decoding<'_>,
     turn: &mut Turn,
 ) -> Result<Option<Reply>, RpcError> {
-    let wants = Box::pin(read(broker, caller, decoding)).await?;
+    let wants = read(broker, caller, decoding).await?;
     if wants.count() > ANSWERED_AT_ONCE
         && !turn.has_come(&broker.borrow().answering.large, caller.peer.uid)
     {
@@ -47,7 +47,7 @@ pub(super) async fn bind(
         broker.borrow().listeners.guard.unsettled.notify_one();
         return Ok(None);
     }
-    Box::pin(claim(broker, caller, request, wants)).await.map(Some)
+    claim(broker, caller, request, wants).await.map(Some)
 }
 
 /// What is asked for, which the caller may have as things are. Some elements are read in a

@@ -24,6 +24,9 @@ impl<H> Registry<H> {
         asked: &Arc<Listener>,
         change: bool,
     ) -> Result<(), Stop> {
+        if asked.options == Options::default() {
+            return Ok(());
+        }
         if let Some(planned) = plan.changes.iter().find(|planned| planned.listener == id) {
             let Some((option, has)) = difference(&asked.options, &planned.options, None) else {
                 return Ok(());

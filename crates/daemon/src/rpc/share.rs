@@ -67,6 +67,9 @@ impl Share {
     /// Counts `amount` in place of what was counted before. False if there is no room for it.
     pub(super) fn keep(&self, amount: usize) -> bool {
         let was = self.kept.replace(amount);
+        if was == amount {
+            return true;
+        }
         self.budget.borrow_mut().change(self.uid, was, amount)
     }
 
