@@ -163,6 +163,9 @@ fn what_cannot_be_had_back_is_named_and_never_bound_twice() {
     let line = second.wait_line("was not recovered");
     // Who may not take a descriptor may not see whose it is either.
     assert!(line.contains(&address.to_string()) && line.contains("held_by="), "{line}");
+    let list = scene.run("list", &[]).ok();
+    let told = "listeners of the previous broker that are not recovered: 1 (web=";
+    assert!(list.contains(told), "{list}");
     // Late is not too late.
     let reply = store(&mut scene.wire(), &[&address.to_string()], &fds);
     assert_eq!(reply["result"]["listeners"][0]["inode"], entries[0]["inode"], "{reply}");

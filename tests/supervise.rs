@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{
-    DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, bindonce, config, eventually, finish,
-    listening, serves, skip,
+    DEADLINE, Haproxy, Process, Scene, Wire, assert_nothing_lost, bindonce, config, eventually,
+    finish, listening, serves, skip,
 };
 
 /// Debian's own file: daemon, chroot, user, group, a stats socket.
@@ -200,12 +200,7 @@ fn without_a_broker_run_starts_one_that_outlives_it() {
     let scene = Scene::new();
     let address = scene.address();
     let file = scene.write("haproxy.cfg", &config(address, 1));
-    // Root's default path is under /run: give the test a /run of its own.
-    let script = "mount -t tmpfs tmpfs /run && exec \"$@\"";
-    let mut command = scene.command("unshare");
-    command.args(["--mount", "sh", "-c", script, "sh"]).arg(bindonce());
-    let mut supervisor =
-        Process::start(command.args(["run", "--"]).arg(&program).arg("-f").arg(&file));
+    let mut supervisor = with_a_run_directory_of_its_own(&scene, &program, &file);
     eventually("haproxy to serve behind a broker of its own", || {
         assert!(supervisor.is_running(), "{}", supervisor.story());
         std::net::TcpStream::connect(address).ok()
@@ -213,21 +208,62 @@ fn without_a_broker_run_starts_one_that_outlives_it() {
     supervisor.wait_line("serving");
     let socket = format!("/proc/{}/root/run/bindonce/bindonce.sock", supervisor.pid());
     assert!(Path::new(&socket).exists(), "{}", supervisor.story());
-    let broker = eventually("the broker", || {
-        let mut processes = scene.processes().into_iter();
-        processes.find(|(_, command)| command.contains("serve")).map(|(pid, _)| pid)
-    });
+    let broker = broker(&scene);
     assert!(supervisor.terminate().success(), "{}", supervisor.story());
     assert_eq!(listening(address).len(), 1, "the broker holds the address on");
-    let session =
-        nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(broker))).expect("its session");
-    assert_eq!(session.as_raw(), broker, "the broker has a session of its own");
+    let session = nix::unistd::getsid(Some(broker)).expect("its session");
+    assert_eq!(session, broker, "the broker has a session of its own");
     // `pkill bindonce` and `ps` go by it.
     let name = fs::read_to_string(format!("/proc/{broker}/comm")).expect("its name");
     assert_eq!(name, "bindonce\n");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(broker), nix::sys::signal::Signal::SIGTERM)
-        .expect("ending it");
+    kill(broker, Signal::SIGTERM).expect("ending it");
     eventually("the broker to end", || listening(address).is_empty().then_some(()));
+}
+
+#[test]
+fn a_broker_that_run_starts_again_has_the_listeners_back_before_it_is_ready() {
+    let Some(program) = Haproxy::system() else {
+        return;
+    };
+    if !nix::unistd::geteuid().is_root() {
+        return skip("a private /run needs root");
+    }
+    let scene = Scene::new();
+    let address = scene.address();
+    let file = scene.write("haproxy.cfg", &config(address, 1));
+    let mut supervisor = with_a_run_directory_of_its_own(&scene, &program, &file);
+    supervisor.wait_line("serving");
+    let first = broker(&scene);
+    let socket = format!("/proc/{}/root/run/bindonce/bindonce.sock", supervisor.pid());
+    kill(first, Signal::SIGKILL).expect("killing it");
+    let process = format!("/proc/{first}");
+    eventually("its end", || (!Path::new(&process).exists()).then_some(()));
+    // It answers what would release only when it has recovered what it can.
+    let mut wire = eventually("the next broker", || Wire::try_connect(Path::new(&socket)));
+    let used = wire.error("release", &json!([address.to_string()]));
+    assert_eq!(used["code"], -32007, "{used}");
+    drop(wire);
+    let second = broker(&scene);
+    assert_ne!(first, second);
+    assert!(supervisor.terminate().success(), "{}", supervisor.story());
+    kill(second, Signal::SIGTERM).expect("ending it");
+    eventually("the broker to end", || listening(address).is_empty().then_some(()));
+}
+
+/// A supervisor that finds no broker. Root's default path is under /run, and this one has a /run of its own.
+fn with_a_run_directory_of_its_own(scene: &Scene, program: &Path, file: &Path) -> Process {
+    let script = "mount -t tmpfs tmpfs /run && exec \"$@\"";
+    let mut command = scene.command("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(bindonce());
+    Process::start(command.args(["run", "--"]).arg(program).arg("-f").arg(file))
+}
+
+/// The broker that a supervisor has started.
+fn broker(scene: &Scene) -> Pid {
+    eventually("the broker", || {
+        let mut processes = scene.processes().into_iter();
+        processes.find(|(_, command)| command.contains("serve")).map(|(pid, _)| Pid::from_raw(pid))
+    })
 }
 
 #[test]

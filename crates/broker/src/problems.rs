@@ -8,9 +8,13 @@ use tokio::task::yield_now;
 
 use crate::broker::{Broker, NotBound};
 use crate::listeners::unreachable;
+use crate::persistence::Persistence;
 
 /// So many listeners are looked at in one turn: a UNIX path takes some 5 us.
 const IN_A_TURN: usize = 64;
+
+/// So many listeners that are not recovered are named.
+const NAMED: usize = 5;
 
 /// All of it, many listeners in many turns.
 pub(crate) async fn all(broker: &RefCell<Broker>) -> Vec<Problem> {
@@ -22,6 +26,7 @@ pub(crate) async fn all(broker: &RefCell<Broker>) -> Vec<Problem> {
             Problem::new("listener-not-bound", wanted.to_string(), message, hint.clone())
         }));
         problems.extend(broker.persistence.ledger.problem());
+        problems.extend(not_recovered(&broker.persistence));
     }
     let mut after = None;
     loop {
@@ -39,4 +44,27 @@ pub(crate) async fn all(broker: &RefCell<Broker>) -> Vec<Problem> {
         }
         yield_now().await;
     }
+}
+
+/// Listeners of the previous broker that this one does not hold.
+fn not_recovered(persistence: &Persistence) -> Option<Problem> {
+    // A tentative one ended with the previous broker.
+    let missing = persistence.missing.entries.iter().filter(|entry| !entry.tentative);
+    let count = missing.clone().count();
+    let mut names: Vec<&str> = missing.take(NAMED).map(|entry| entry.listen.as_str()).collect();
+    let first = (*names.first()?).to_owned();
+    if count > NAMED {
+        names.push("...");
+    }
+    let (state, hint) = if persistence.gate.is_shut() {
+        ("not yet recovered", "this takes some seconds at most: ask again")
+    } else {
+        (
+            "not recovered",
+            "reload or end the processes that have them: then they are given back, or bound anew",
+        )
+    };
+    let names = names.join(" ");
+    let message = format!("listeners of the previous broker that are {state}: {count} ({names})");
+    Some(Problem::new("listener-not-recovered", first, message, Some(hint.into())))
 }

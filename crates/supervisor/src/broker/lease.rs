@@ -2,6 +2,7 @@
 //! lives, and the listeners given back when the broker is lost.
 
 use std::cell::Cell;
+use std::future::pending;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -233,7 +234,7 @@ impl Keeper {
 
     /// Waits for the next broker and gives it back what this generation holds.
     async fn find_again(&self, state: State) -> Option<Client> {
-        let Broker { socket, start, service, starting, .. } = &*self.broker;
+        let Broker { socket, service, .. } = &*self.broker;
         let (generation, pid) = (self.id.0, self.pid);
         tracing::error!(
             generation,
@@ -247,19 +248,38 @@ impl Keeper {
             journal
                 .record(Happening::new(event::Kind::BrokerLost, text).pid(self.broker.pid.get()));
         }
-        if start.is_some() {
-            let _one = starting.lock().await;
-            if let Err(error) = broker::ensure(socket, *start, journal).await {
-                tracing::error!(generation, "no broker could be started: {}", error.with_hint());
+        let broker = Rc::clone(&self.broker);
+        // A task, since a broker that is started is watched and reaped whatever comes of this. It waits for what is given back
+        // here before it says that it is ready.
+        let started = crate::tasks::spawn(async move {
+            if broker.start.is_some() {
+                let _one = broker.starting.lock().await;
+                broker::ensure(&broker.socket, broker.start, &broker.journal).await?;
             }
-        }
+            Ok::<(), Error>(())
+        });
+        let not_started = async {
+            match started.await {
+                Ok(Err(error)) => error,
+                _ => pending().await,
+            }
+        };
         let give: Vec<_> = self
             .listeners
             .iter()
             .map(|held| Give::new(held.listener.to_string(), held.fd.as_fd()))
             .collect();
         let join = Join::new(service.clone(), generation, u32::try_from(pid).ok(), state);
-        match Client::reconnect(socket, &give, Some(&join), PATIENCE).await {
+        let given = tokio::select! {
+            biased;
+            given = Client::reconnect(socket, &give, Some(&join), PATIENCE) => given,
+            error = not_started => {
+                tracing::error!(generation, "no broker could be started: {}", error.with_hint());
+                tokio::time::sleep(AGAIN).await;
+                return None;
+            }
+        };
+        match given {
             Ok(client) => {
                 let listeners = give.len();
                 tracing::info!(

@@ -83,19 +83,19 @@ pub(crate) async fn ensure(
     start: Option<Log>,
     journal: &Rc<Journal>,
 ) -> Result<(), Error> {
-    let missing = match connect(socket).await {
-        Ok(mut client) => match client.ping().await {
-            Ok(_) => return Ok(()),
-            // It is just ending.
-            Err(source) => Error::NoBroker { socket: socket.to_owned(), why: Box::new(source) },
-        },
-        Err(missing) => missing,
-    };
+    let Err(missing) = answers(socket).await else { return Ok(()) };
     let Some(log) = start else { return Err(missing) };
     tracing::info!(socket = %socket.display(), "no broker answers; starting one that outlives us");
     start_broker(socket, log, Rc::clone(journal)).await?;
     // Another `run` may have started one at the same time; either will do.
-    connect(socket).await.map(drop)
+    answers(socket).await
+}
+
+/// Whether a broker answers. One that is just ending may still accept a connection.
+async fn answers(socket: &Path) -> Result<(), Error> {
+    let answered = connect(socket).await?.ping().await;
+    let failed = |source| Error::NoBroker { socket: socket.to_owned(), why: Box::new(source) };
+    answered.map(drop).map_err(failed)
 }
 
 async fn start_broker(socket: &Path, log: Log, journal: Rc<Journal>) -> Result<(), Error> {
@@ -136,7 +136,7 @@ async fn start_broker(socket: &Path, log: Log, journal: Rc<Journal>) -> Result<(
     };
     match tokio::time::timeout(BROKER_UP, up).await {
         // It gave way to one that another `run` started at the same time: that will do.
-        Ok(Err(Error::BrokerNotUp { .. })) if connect(socket).await.is_ok() => return Ok(()),
+        Ok(Err(Error::BrokerNotUp { .. })) if answers(socket).await.is_ok() => return Ok(()),
         Ok(Err(error)) => {
             // To the end of what it has said.
             if let Some(passed_on) = passed_on {
