@@ -38,7 +38,7 @@ use watch::Guard;
 pub(crate) use denied::Denied;
 pub(crate) use names::TakenName;
 pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, may_be_unreachable, unlink};
-pub(crate) use socket::{Held, Owned, Socket, Unfinished};
+pub(crate) use socket::{Held, Owned, Socket, Unfinished, show};
 
 /// Descriptors kept free for connections and for probing UNIX paths when a
 /// claim is measured against the limit.
@@ -178,9 +178,18 @@ impl Listeners {
         self.perform(actions);
     }
 
-    /// The generation of a connection begins to serve: its listeners are confirmed.
+    /// Whether a connection has joined as a generation that does not serve yet.
+    pub(crate) fn is_starting(&self, id: ConnectionId) -> bool {
+        let label = self.registry.caller(id).and_then(|(_, label)| label);
+        label.is_some_and(|label| label.state == State::Starting)
+    }
+
+    /// The generation of a connection begins to serve: its listeners are confirmed, and clients find them.
     pub(crate) fn serves(&self, id: ConnectionId, who: &str) {
         for held in self.registry.leased(id) {
+            if held.opened.handle.hidden.get() {
+                show(held);
+            }
             changes::notice(&self.reporter, held, who);
             self.ledger.record([held]);
         }
@@ -201,6 +210,9 @@ impl Listeners {
         self.perform(actions);
         for (id, held) in self.registry.iter() {
             held.opened.handle.watch.begin(id, &held.opened.handle.fd, &held.listener.address);
+            if held.opened.handle.hidden.get() && !held.tentative {
+                show(held);
+            }
         }
         if stored {
             self.ledger.has(self.registry.iter().map(|(_, held)| held));
