@@ -3,6 +3,7 @@
 //! nothing stays hidden that a generation serves.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
@@ -312,6 +313,8 @@ fn what_a_generation_claims_tentatively_is_found_when_it_serves_or_asks_again() 
             let tentative = json!({"listen": text, "tentative": true});
             let new = bind(&mut newer, &tentative);
             assert_eq!(reached([&any, &new]), 0, "{text}");
+            let problems = scene.wire().call("list", &json!([]))["problems"].clone();
+            assert!(problems.is_null(), "it is meant to be so: {problems}");
             match by {
                 "serving" => join(&mut newer, 2, "serving"),
                 "again" => drop(bind(&mut newer, &tentative)),
@@ -344,5 +347,41 @@ fn what_is_claimed_for_good_or_by_no_generation_that_starts_is_found_at_once() {
         let mut given: Vec<OwnedFd> = wire.take(2);
         let new = TcpListener::from(given.remove(1));
         assert_eq!(reached([&any, &new]), 1, "{state:?} {tentative}");
+    }
+}
+
+/// Its older generation drains on with one connection.
+#[test]
+fn an_address_that_leaves_stays_hidden_where_the_watchdog_has_finished_the_handover() {
+    for program in haproxies() {
+        let Some(scene) = scene() else { return };
+        let _broker = broker(&scene, true);
+        let file = scene.write("haproxy.cfg", &config(&["*:8080", "127.0.0.1:8080"]));
+        let mut haproxy = Haproxy::start(&scene, &program, &file);
+        let mut client = TcpStream::connect(("127.0.0.1", 8080)).expect("it serves");
+        client.write_all(b"GET / HTTP/1.0\r\n").expect("half a request");
+        let (reload, newer) = held_up(&scene, &mut haproxy, &["*:8080"]);
+        haproxy.supervisor.kill();
+        drop(reload);
+        for pid in scene.haproxies() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+        }
+        eventually("the new one to serve", || (ask("127.0.0.2") == "<0>").then_some(()));
+        assert!(scene.haproxies().contains(&newer));
+        assert_eq!(ask("127.0.0.1"), "<0>", "the wildcard answers");
+        let listed = scene.run("list", &[]).ok();
+        let part =
+            "127.0.0.1:8080 listens, but no new connection reaches it: a handover has hidden it";
+        assert!(listed.contains(part), "{listed}");
+        let said = scene.run("doctor", &[]).fails(3);
+        assert!(said.contains("`bindonce release 127.0.0.1:8080`"), "{said}");
+        let mut next = None;
+        let failed = failures_during(|| {
+            let next = next.insert(Haproxy::begin(&scene, &[], &program, &file));
+            next.wait_serving(&scene);
+            settled(&scene, 1);
+        });
+        assert!(failed.is_empty(), "{failed:?}");
+        drop(client);
     }
 }

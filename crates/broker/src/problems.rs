@@ -7,7 +7,7 @@ use bindonce_wire::result::Problem;
 use tokio::task::yield_now;
 
 use crate::broker::{Broker, NotBound};
-use crate::listeners::unreachable;
+use crate::listeners::{hidden, unreachable};
 
 /// So many listeners are looked at in one turn: a UNIX path takes some 5 us.
 const IN_A_TURN: usize = 64;
@@ -30,7 +30,7 @@ pub(crate) async fn all(broker: &RefCell<Broker>) -> Vec<Problem> {
             let held = broker.listeners.registry.after(after).take(IN_A_TURN);
             let look = |(id, held)| {
                 after = Some(id);
-                problems.extend(unreachable(held));
+                problems.extend(unreachable(held).or_else(|| hidden(held)));
             };
             held.map(look).count()
         };

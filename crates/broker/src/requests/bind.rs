@@ -9,7 +9,7 @@ use bindonce_core::address::Address;
 use bindonce_core::error::Invalid;
 use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
 use bindonce_core::policy::Verb;
-use bindonce_core::registry::{MAX_CLAIM, Refusal, Want, Wants};
+use bindonce_core::registry::{MAX_CLAIM, Refusal, State, Want, Wants};
 use bindonce_daemon::rpc::{Caller, Reply, unwritten};
 use bindonce_wire::call::Decoding;
 use bindonce_wire::message::{BindReply, Request};
@@ -131,11 +131,15 @@ async fn claim(
             yield_now().await;
         }
         let registry = &broker.borrow().listeners.registry;
+        let label = registry.caller(caller.connection).and_then(|(_, label)| label);
+        let drains = label.is_some_and(|label| label.state == State::Draining);
         for lease in some {
             let Some(held) = registry.held(lease.listener) else { continue };
             let fd = &held.opened.handle.fd;
-            // A handover whose supervisor has died may have left it so; or it is ready, and may not show it itself.
-            if !lease.created && (lease.first || held.opened.handle.hidden.get()) {
+            // A handover whose supervisor has died may have left it so; or it is ready, and may not show it itself. One that drains does not
+            // accept from it.
+            let asks = lease.first || held.opened.handle.hidden.get();
+            if asks && !lease.created && !drains {
                 listeners::show(held);
             }
             descriptors.push(Rc::clone(fd));
