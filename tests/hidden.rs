@@ -303,13 +303,22 @@ fn reached(listeners: [&TcpListener; 2]) -> usize {
 #[test]
 fn what_a_generation_claims_tentatively_is_found_when_it_serves_or_asks_again() {
     for text in ["127.0.0.1:8080", "*:8080,interface=lo"] {
-        for by in ["serving", "again", "for good", "as another"] {
+        for by in ["serving", "ready", "again", "for good", "as another"] {
             let Some(scene) = scene() else { return };
             let _broker = broker(&scene, true);
             let (mut older, mut newer) = (scene.wire(), scene.wire());
-            join(&mut older, 1, "serving");
+            // Where the broker keeps the order, the newer one is to wait for the older one's stop.
+            let ordered = by == "ready";
+            let place = |state: &str| json!([{"service": "web", "state": state, "handover": true}]);
+            match ordered {
+                true => drop(older.call("join", &place("serving"))),
+                false => join(&mut older, 1, "serving"),
+            }
             let any = bind(&mut older, &json!({"listen": "*:8080"}));
-            join(&mut newer, 2, "starting");
+            match ordered {
+                true => drop(newer.call("join", &place("starting"))),
+                false => join(&mut newer, 2, "starting"),
+            }
             let tentative = json!({"listen": text, "tentative": true});
             let new = bind(&mut newer, &tentative);
             assert_eq!(reached([&any, &new]), 0, "{text}");
@@ -317,6 +326,7 @@ fn what_a_generation_claims_tentatively_is_found_when_it_serves_or_asks_again() 
             assert!(problems.is_null(), "it is meant to be so: {problems}");
             match by {
                 "serving" => join(&mut newer, 2, "serving"),
+                "ready" => assert_eq!(newer.call("join", &place("serving"))["state"], "starting"),
                 "again" => drop(bind(&mut newer, &tentative)),
                 "for good" => drop(bind(&mut newer, &json!({"listen": text}))),
                 _ => {
@@ -332,11 +342,19 @@ fn what_a_generation_claims_tentatively_is_found_when_it_serves_or_asks_again() 
 }
 
 #[test]
-fn what_is_claimed_for_good_or_by_no_generation_that_starts_is_found_at_once() {
-    for (state, tentative) in [(Some("starting"), false), (Some("serving"), true), (None, true)] {
+fn what_is_claimed_for_good_or_by_no_generation_that_is_to_succeed_one_is_found_at_once() {
+    for (older, state, tentative) in [
+        (true, Some("starting"), false),
+        (true, Some("serving"), true),
+        (false, Some("starting"), true),
+        (false, None, true),
+    ] {
         let Some(scene) = scene() else { return };
         let _broker = broker(&scene, true);
-        let mut wire = scene.wire();
+        let (mut other, mut wire) = (scene.wire(), scene.wire());
+        if older {
+            join(&mut other, 2, "serving");
+        }
         state.into_iter().for_each(|state| join(&mut wire, 1, state));
         let any = bind(&mut wire, &json!({"listen": "*:8080"}));
         let both = json!([
@@ -346,7 +364,7 @@ fn what_is_claimed_for_good_or_by_no_generation_that_starts_is_found_at_once() {
         wire.call("bind", &both);
         let mut given: Vec<OwnedFd> = wire.take(2);
         let new = TcpListener::from(given.remove(1));
-        assert_eq!(reached([&any, &new]), 1, "{state:?} {tentative}");
+        assert_eq!(reached([&any, &new]), 1, "{older} {state:?} {tentative}");
     }
 }
 

@@ -294,9 +294,8 @@ async fn open_in_turns(
     Ok(())
 }
 
-/// Opens listeners of which some overlap others: the most general first, and what it overlaps beside it. What a generation that starts
-/// claims tentatively is [hidden](bindonce_sys::hidden) where it would take connections from one that is held: they would be reset if the
-/// start failed.
+/// Opens listeners of which some overlap others: the most general first, and what it overlaps beside it. What a generation claims tentatively that starts while an
+/// older one serves is [hidden](bindonce_sys::hidden) where it would take connections from one that is held: they would be reset if the start failed.
 async fn open_beside_others(
     broker: &RefCell<Broker>,
     id: ConnectionId,
@@ -307,7 +306,7 @@ async fn open_beside_others(
     let mut places: Vec<Option<usize>> = vec![None; listeners.len()];
     let mut sorted: Vec<(usize, Arc<Listener>)> = listeners.into_iter().enumerate().collect();
     sorted.sort_by_key(|(_, listener)| listener.key().specificity());
-    let starts = broker.borrow().listeners.is_starting(id);
+    let succeeds = broker.borrow().listeners.registry.is_to_succeed(id);
     let mut failure = None;
     for (count, (index, listener)) in sorted.into_iter().enumerate() {
         if count != 0 && count % OPENED_AT_ONCE == 0 {
@@ -323,7 +322,7 @@ async fn open_beside_others(
             }
             Neighbour::New(_) => false,
         };
-        let hide = starts && others.clone().any(|overlap| overlap.tentative && takes(overlap));
+        let hide = succeeds && others.clone().any(|overlap| overlap.tentative && takes(overlap));
         let fds: Vec<BorrowedFd<'_>> = others
             .filter_map(|overlap| match overlap.other {
                 Neighbour::New(other) => Some(&opening.sockets[places[other]?].handle.fd),

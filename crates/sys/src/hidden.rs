@@ -118,12 +118,18 @@ mod tests {
         let Some(hiding) = Hiding::here() else {
             return eprintln!("skipped: it takes CAP_NET_RAW");
         };
-        for (text, interface) in
-            [("127.0.0.1:PORT", None), ("*:PORT,interface=lo", Some("lo")), ("[::1]:PORT", None)]
-        {
+        for (any, text, interface) in [
+            ("*:0", "127.0.0.1:PORT", None),
+            ("*:0", "*:PORT,interface=lo", Some("lo")),
+            ("*:0,mptcp", "127.0.0.1:PORT,mptcp", None),
+            ("[::]:0", "[::1]:PORT", None),
+        ] {
             let parse = |text: &str| text.parse::<Listener>().expect("an address");
             let v6 = text.starts_with('[');
-            let any = listen::open(&parse(if v6 { "[::]:0" } else { "*:0" })).expect("any");
+            let Ok(any) = listen::open(&parse(any)) else {
+                eprintln!("skipped: {any}");
+                continue;
+            };
             let port = any.bound.port().expect("a port");
             let new = parse(&text.replace("PORT", &port.to_string()));
             let new = listen::open_beside(&new, &[any.fd.as_fd()], true).expect(text);

@@ -180,18 +180,14 @@ impl Listeners {
         self.perform(actions);
     }
 
-    /// Whether a connection has joined as a generation that does not serve yet.
-    pub(crate) fn is_starting(&self, id: ConnectionId) -> bool {
-        let label = self.registry.caller(id).and_then(|(_, label)| label);
-        label.is_some_and(|label| label.state == State::Starting)
+    /// The generation of a connection is ready to serve: clients find what it has.
+    pub(crate) fn show_hidden(&self, id: ConnectionId) {
+        self.registry.leased(id).filter(|held| held.opened.handle.hidden.get()).for_each(show);
     }
 
-    /// The generation of a connection begins to serve: its listeners are confirmed, and clients find them.
+    /// The generation of a connection begins to serve: its listeners are confirmed.
     pub(crate) fn serves(&self, id: ConnectionId, who: &str) {
         for held in self.registry.leased(id) {
-            if held.opened.handle.hidden.get() {
-                show(held);
-            }
             changes::notice(&self.reporter, held, who);
             self.ledger.record([held]);
         }

@@ -53,6 +53,30 @@ fn what_overlaps_is_tentative_where_all_that_asks_for_it_is() {
 }
 
 #[test]
+fn a_generation_is_to_succeed_while_it_starts_and_another_serves() {
+    let mut shell = Shell::new();
+    let label = |service: &str, state| Label {
+        service: service.parse().expect("name"),
+        generation: 3,
+        pid: 99,
+        state,
+    };
+    let (starting, serving, draining) = (State::Starting, State::Serving, State::Draining);
+    for (one, two, succeeds) in [
+        (("web", serving), ("web", starting), true),
+        (("edge", serving), ("web", starting), false),
+        (("web", draining), ("web", starting), false),
+        (("web", starting), ("web", starting), false),
+        (("web", serving), ("web", serving), false),
+    ] {
+        assert!(!shell.registry.is_to_succeed(ConnectionId(3)));
+        shell.on(Event::Join(ONE, label(one.0, one.1)));
+        shell.on(Event::Join(TWO, label(two.0, two.1)));
+        assert_eq!(shell.registry.is_to_succeed(TWO), succeeds, "{one:?} {two:?}");
+    }
+}
+
+#[test]
 fn a_service_may_claim_what_overlaps_its_older_generation() {
     let mut shell = Shell::new();
     shell.claim(ONE, &[want(":80")]).expect("claim");
