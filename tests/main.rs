@@ -40,6 +40,7 @@ mod floors;
 mod generations;
 mod handover;
 mod hanging;
+mod hidden;
 mod inherited;
 mod inspect;
 mod intercept;

@@ -6,13 +6,10 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::json;
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -24,7 +21,7 @@ const PORT: u16 = 8080;
 const CLIENTS: [&str; 4] = ["127.0.0.1", "127.0.0.2", "::1", "fd00::1"];
 
 /// A scene with a network of its own and an address beside loopback's.
-fn scene() -> Option<Scene> {
+pub(crate) fn scene() -> Option<Scene> {
     let scene = Scene::new();
     if !scene.is_isolated() {
         skip("it takes a network namespace: wildcards would meet what runs here");
@@ -35,13 +32,13 @@ fn scene() -> Option<Scene> {
     Some(scene)
 }
 
-fn haproxies() -> Vec<PathBuf> {
+pub(crate) fn haproxies() -> Vec<PathBuf> {
     let fetched = ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched);
     Haproxy::system().into_iter().chain(fetched).collect()
 }
 
 /// A configuration with a section for each of these `bind` words, which answers with them.
-fn config(binds: &[&str]) -> String {
+pub(crate) fn config(binds: &[&str]) -> String {
     let mut text =
         "defaults\n mode http\n timeout connect 1s\n timeout client 5s\n timeout server 5s\n"
             .to_owned();
@@ -54,7 +51,7 @@ fn config(binds: &[&str]) -> String {
 }
 
 /// The section that answers a connection, or how it fails.
-fn ask(ip: &str) -> String {
+pub(crate) fn ask(ip: &str) -> String {
     let at = SocketAddr::new(ip.parse::<IpAddr>().expect(ip), PORT);
     let answer = TcpStream::connect_timeout(&at, DEADLINE).and_then(|mut stream| {
         stream.set_read_timeout(Some(DEADLINE))?;
@@ -85,7 +82,7 @@ fn alone(scene: &Scene, program: &Path, file: &Path) -> Vec<String> {
 }
 
 /// Where another process of this user can bind and listen, whatever options it sets.
-fn strangers() -> Vec<String> {
+pub(crate) fn strangers() -> Vec<String> {
     let mut in_there = Vec::new();
     for ip in ["0.0.0.0", "127.0.0.1", "127.0.0.2", "::", "::1", "fd00::1"] {
         for (port, address) in [(true, true), (true, false), (false, true)] {
@@ -114,7 +111,7 @@ const STEPS: [&[&str]; 8] = [
     &["127.0.0.1:8080"],
 ];
 
-fn broker(scene: &Scene, privileged: bool) -> Process {
+pub(crate) fn broker(scene: &Scene, privileged: bool) -> Process {
     if privileged {
         return scene.broker();
     }
@@ -159,7 +156,7 @@ fn through_reloads(privileged: bool) {
 
 /// Waits until the broker holds no listener but those of the configuration.
 #[track_caller]
-fn settled(scene: &Scene, count: usize) {
+pub(crate) fn settled(scene: &Scene, count: usize) {
     eventually("what the configuration names no more to be released", || {
         let listed = scene.wire().call("list", &json!([]));
         (listed["listeners"].as_array()?.len() == count).then_some(())
@@ -174,131 +171,6 @@ fn through_reloads_each_connection_reaches_the_line_that_haproxy_alone_gives_it(
 #[test]
 fn a_broker_without_capabilities_over_the_network_does_the_same() {
     through_reloads(false);
-}
-
-/// How clients fail that connect to 127.0.0.1 all the time while something else is done.
-fn failures_during(work: impl FnOnce()) -> Vec<String> {
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let client = || {
-            let mut failed = Vec::new();
-            while !over.load(Ordering::Relaxed) {
-                failed.extend(Some(ask("127.0.0.1")).filter(|answer| !answer.starts_with('<')));
-            }
-            failed
-        };
-        let clients: Vec<_> = (0..4).map(|_| scope.spawn(client)).collect();
-        work();
-        over.store(true, Ordering::Relaxed);
-        clients.into_iter().flat_map(|client| client.join().expect("its failures")).collect()
-    })
-}
-
-#[test]
-fn a_client_of_an_address_that_leaves_is_answered_by_the_wildcard_that_covers_it() {
-    for program in haproxies() {
-        let Some(scene) = scene() else { return };
-        let _broker = broker(&scene, true);
-        // The wildcard stays, or comes as the other one leaves.
-        let both: &[&str] = &["*:8080", "127.0.0.1:8080"];
-        let steps = [&["*:8080"], both, &["*:8080"], &["127.0.0.1:8080"], &["*:8080"], both];
-        let file = scene.write("haproxy.cfg", &config(both));
-        let haproxy = Haproxy::start(&scene, &program, &file);
-        let failed = failures_during(|| {
-            for binds in steps {
-                scene.write("haproxy.cfg", &config(binds));
-                haproxy.reload(&scene).ok();
-            }
-        });
-        // haproxy alone resets who is between the kernel's queue and its close now and then.
-        assert!(failed.len() <= 1, "{failed:?}, {}", program.display());
-        settled(&scene, 2);
-        assert_eq!(strangers(), ["::1", "fd00::1"]);
-    }
-}
-
-/// A reload that takes `127.0.0.1:8080` away and is held up: the older generation is stopped, so that the pause does not end. With the pid of
-/// the new one.
-fn held_up(scene: &Scene, haproxy: &mut Haproxy) -> (Process, i32) {
-    let (_, older) = haproxy.wait_serving(scene);
-    assert_eq!(ask("127.0.0.1"), "<1>");
-    kill(Pid::from_raw(older), Signal::SIGSTOP).expect("it runs");
-    scene.write("haproxy.cfg", &config(&["*:8080"]));
-    let reload = Process::start(scene.bindonce("reload").args(["--name", "web"]));
-    haproxy.supervisor.wait_line("started generation=2");
-    haproxy.supervisor.wait_line("ready: ");
-    let newer = scene.haproxies().into_iter().find(|pid| *pid != older).expect("the new one");
-    (reload, newer)
-}
-
-#[test]
-fn an_address_that_leaves_is_there_again_when_the_new_generation_dies_in_the_handover() {
-    let (Some(program), Some(scene)) = (Haproxy::system(), scene()) else { return };
-    let _broker = broker(&scene, true);
-    let file = scene.write("haproxy.cfg", &config(&["*:8080", "127.0.0.1:8080"]));
-    let mut haproxy = Haproxy::start(&scene, &program, &file);
-    let (mut reload, newer) = held_up(&scene, &mut haproxy);
-    kill(Pid::from_raw(newer), Signal::SIGKILL).expect("it is there");
-    assert!(!reload.wait_exit().success());
-    for pid in scene.haproxies() {
-        kill(Pid::from_raw(pid), Signal::SIGCONT).expect("it is there");
-    }
-    assert_eq!(ask("127.0.0.1"), "<1>");
-    assert_eq!(ask("127.0.0.2"), "<0>");
-}
-
-#[test]
-fn an_address_that_leaves_may_come_back_after_a_kill_of_the_supervisor_in_the_handover() {
-    let (Some(program), Some(scene)) = (Haproxy::system(), scene()) else { return };
-    let _broker = broker(&scene, true);
-    let file = scene.write("haproxy.cfg", &config(&["*:8080", "127.0.0.1:8080"]));
-    let mut haproxy = Haproxy::start(&scene, &program, &file);
-    let (reload, newer) = held_up(&scene, &mut haproxy);
-    haproxy.supervisor.kill();
-    drop(reload);
-    for pid in scene.haproxies() {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
-    }
-    // Its watchdog finishes the handover.
-    eventually("the new one to serve", || (ask("127.0.0.2") == "<0>").then_some(()));
-    assert!(scene.haproxies().contains(&newer));
-    scene.write("haproxy.cfg", &config(&["*:8080", "127.0.0.1:8080"]));
-    let mut next = Haproxy::begin(&scene, &[], &program, &file);
-    eventually("the newest configuration to serve", || {
-        (next.reload(&scene).code == Some(0)).then_some(())
-    });
-    next.wait_serving(&scene);
-    assert_eq!(ask("127.0.0.1"), "<1>");
-}
-
-#[test]
-fn a_new_address_takes_no_client_of_the_wildcard_that_serves_until_its_haproxy_is_ready() {
-    let (Some(program), Some(scene)) = (Haproxy::system(), scene()) else { return };
-    let _broker = broker(&scene, true);
-    let file = scene.write("haproxy.cfg", &config(&["*:8080"]));
-    let (begun, waits) = (scene.path("begun"), scene.path("waits"));
-    // A start behind the first one waits until somebody reads.
-    let script = format!(
-        "#!/bin/sh\ncase \"$*\" in *-sf*) touch {}; echo >{};; esac\nexec {} \"$@\"\n",
-        begun.display(),
-        waits.display(),
-        program.display()
-    );
-    let wrapper = scene.write("haproxy", &script);
-    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).expect("its mode");
-    finish(Command::new("mkfifo").arg(&waits)).ok();
-    let _haproxy = Haproxy::start(&scene, &wrapper, &file);
-    for (more, failed) in [("no-such-keyword\n", true), ("", false)] {
-        let text = config(&["*:8080", "127.0.0.1:8080"]);
-        scene.write("haproxy.cfg", &format!("{text}{more}"));
-        let mut reload = Process::start(scene.bindonce("reload").args(["--name", "web"]));
-        eventually("the new haproxy to be started", || begun.exists().then_some(()));
-        assert_eq!(ask("127.0.0.1"), "<0>", "the one that serves has it");
-        fs::remove_file(&begun).expect("it was there");
-        fs::read(&waits).expect("it goes on");
-        assert_eq!(reload.wait_exit().success(), !failed, "{}", reload.story());
-        assert_eq!(ask("127.0.0.1"), if failed { "<0>" } else { "<1>" });
-    }
 }
 
 #[test]

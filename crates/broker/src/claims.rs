@@ -227,7 +227,7 @@ async fn open(
     if overlaps.is_empty() {
         open_each(broker, listeners, opening).await
     } else {
-        open_beside_others(broker, listeners, overlaps, opening).await
+        open_beside_others(broker, id, listeners, overlaps, opening).await
     }
 }
 
@@ -294,9 +294,11 @@ async fn open_in_turns(
     Ok(())
 }
 
-/// Opens listeners of which some overlap others: the most general first, and what it overlaps beside it.
+/// Opens listeners of which some overlap others: the most general first, and what it overlaps beside it. What a generation claims tentatively that starts while an
+/// older one serves is [hidden](bindonce_sys::hidden) where it would take connections from one that is held: they would be reset if the start failed.
 async fn open_beside_others(
     broker: &RefCell<Broker>,
+    id: ConnectionId,
     listeners: Vec<Arc<Listener>>,
     overlaps: &[Overlap],
     mut opening: Opening,
@@ -304,6 +306,7 @@ async fn open_beside_others(
     let mut places: Vec<Option<usize>> = vec![None; listeners.len()];
     let mut sorted: Vec<(usize, Arc<Listener>)> = listeners.into_iter().enumerate().collect();
     sorted.sort_by_key(|(_, listener)| listener.key().specificity());
+    let succeeds = broker.borrow().listeners.registry.is_to_succeed(id);
     let mut failure = None;
     for (count, (index, listener)) in sorted.into_iter().enumerate() {
         if count != 0 && count % OPENED_AT_ONCE == 0 {
@@ -312,17 +315,25 @@ async fn open_beside_others(
         let broker = broker.borrow();
         let from = overlaps.partition_point(|overlap| overlap.new < index);
         let others = overlaps[from..].iter().take_while(|overlap| overlap.new == index);
+        let held = |id| broker.listeners.registry.held(id);
+        let takes = |overlap: &Overlap| match overlap.other {
+            Neighbour::Held(id) => {
+                held(id).is_some_and(|it| listener.key().takes_from(&it.listener.key()))
+            }
+            Neighbour::New(_) => false,
+        };
+        let hide = succeeds && others.clone().any(|overlap| overlap.tentative && takes(overlap));
         let fds: Vec<BorrowedFd<'_>> = others
             .filter_map(|overlap| match overlap.other {
                 Neighbour::New(other) => Some(&opening.sockets[places[other]?].handle.fd),
-                Neighbour::Held(id) => Some(&broker.listeners.registry.held(id)?.opened.handle.fd),
+                Neighbour::Held(id) => Some(&held(id)?.opened.handle.fd),
             })
             .map(|fd| fd.as_fd())
             .collect();
         let socket = if fds.is_empty() {
             listen::open(&listener)
         } else {
-            listen::open_beside(&listener, &fds)
+            listen::open_beside(&listener, &fds, hide)
         };
         places[index] = Some(opening.sockets.len());
         if let Err(denied) = opening.push(&broker, &listener, socket) {

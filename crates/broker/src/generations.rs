@@ -70,6 +70,10 @@ pub(crate) fn join(
         };
         return Err(RpcError::new(code, refusal.to_string()).with_hint(refusal.hint()));
     }
+    if state == State::Serving {
+        // Before an older one that is told to retire has stopped.
+        broker.listeners.show_hidden(connection);
+    }
     let label = broker.listeners.registry.caller(connection).and_then(|(_, label)| label);
     let shown = label.filter(|_| handover);
     Ok(JoinResult {

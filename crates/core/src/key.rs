@@ -244,6 +244,15 @@ impl Key {
         }
     }
 
+    /// Whether it takes connections from that other one, which would have all of them.
+    pub fn takes_from(&self, other: &Self) -> bool {
+        let (here, there) = (self.interface(), other.interface());
+        let on_its_devices = there.is_none_or(|device| here == Some(device));
+        let more_specific =
+            (self.specificity(), here.is_some()) > (other.specificity(), there.is_some());
+        on_its_devices && more_specific && self.overlaps(other)
+    }
+
     /// Whether it is a wildcard for both families.
     pub fn is_dual(&self) -> bool {
         let dual = |at: SocketAddr| at.is_ipv6() && at.ip().is_unspecified();
@@ -288,6 +297,26 @@ mod tests {
 
     fn key(text: &str) -> Key {
         text.parse::<Listener>().expect(text).key()
+    }
+
+    #[test]
+    fn a_more_specific_one_takes_connections_from_the_one_that_has_them_all() {
+        for (general, special, takes) in [
+            (":80", "10.0.0.1:80", true),
+            ("10.0.0.1:80", ":80", false),
+            ("[::]:80", ":80", true),
+            ("[::]:80", "10.0.0.1:80", true),
+            ("[::]:80,v6only", "10.0.0.1:80", false),
+            ("[::]:80,v6only", "[::1]:80", true),
+            (":80", ":80,interface=lo", true),
+            (":80,interface=lo", ":80", false),
+            (":80,interface=lo", "10.0.0.1:80", false),
+            (":80,interface=lo", "10.0.0.1:80,interface=lo", true),
+            ("10.0.0.1:80", ":80,interface=lo", false),
+            (":80", "10.0.0.1:81", false),
+        ] {
+            assert_eq!(key(special).takes_from(&key(general)), takes, "{general} {special}");
+        }
     }
 
     #[test]

@@ -234,17 +234,18 @@ impl World {
         told: &[Overlap],
     ) -> Result<(), TestCaseError> {
         let views = self.registry.list();
+        let told: Vec<_> = told.iter().map(|overlap| (overlap.new, overlap.other)).collect();
         let asked: Vec<u32> = self.wants[&id].iter().flat_map(|want| self.asks_for(want)).collect();
         for (index, listener) in new.iter().enumerate() {
             let key = listener.key();
             for (other, beside) in new.iter().enumerate() {
-                let overlap = Overlap { new: index, other: Neighbour::New(other) };
+                let overlap = (index, Neighbour::New(other));
                 let overlaps = index != other && key.overlaps(&beside.key());
                 prop_assert_eq!(told.contains(&overlap), overlaps, "{} and {}", key, beside);
             }
             for view in &views {
                 let held = view.held.listener.key().bound(&view.held.opened.bound);
-                let overlap = Overlap { new: index, other: Neighbour::Held(view.id) };
+                let overlap = (index, Neighbour::Held(view.id));
                 prop_assert_eq!(
                     told.contains(&overlap),
                     key.overlaps(&held),

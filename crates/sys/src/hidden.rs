@@ -3,43 +3,62 @@
 //! A socket that is bound to a device is found only by packets that come in through it (compute_score() in
 //! net/ipv4/inet_hashtables.c), and SO_BINDTOIFINDEX takes the number of a device that there is not. What waits in the accept
 //! queue stays there, and a handshake that is under way still ends there, since the kernel has noted the listener with it.
-//! To be found again takes CAP_NET_RAW over the network namespace, so nothing is hidden without it.
+//! To be found again takes CAP_NET_RAW over the network namespace, so nothing is hidden without it. A listener of a device (`interface`) is
+//! found again with that device. Where there may be a VRF it is not hidden: the kernel has noted its port with the VRF, and looks for it
+//! there once more when it listens (inet_csk_get_port() in net/ipv4/inet_connection_sock.c).
 
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
 
 use nix::libc::{self, c_int};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::options::{netns_cookie, number, set};
 
 /// A number that the kernel gives no device, since it gives them in order.
 const NO_DEVICE: c_int = c_int::MAX;
 
+/// It is there where the kernel knows of VRFs.
+const VRF: &str = "/proc/sys/net/vrf";
+
 /// Says of sockets whether they can be found again when they were hidden.
 #[derive(Debug)]
 pub struct Hiding {
     /// The network namespace where this process may do so.
     netns: u64,
+    /// Whether a device may belong to a VRF.
+    vrf: bool,
 }
 
 impl Hiding {
-    /// What this process may do in its own network namespace; None if nothing, or the kernel does not know how (before Linux 5.14).
+    /// What this process may do in the network namespace of this thread; None if nothing, or the kernel does not know how (before Linux 5.14).
     pub fn here() -> Option<Self> {
         let tried = Socket::new(Domain::IPV4, Type::STREAM, None).ok()?;
-        let may = hide(tried.as_fd()) && show(tried.as_fd());
+        let may = hide(tried.as_fd()) && show(tried.as_fd(), None);
         let netns = netns_cookie(tried.as_fd())?;
-        may.then_some(Self { netns })
+        may.then(|| Self { netns, vrf: Path::new(VRF).exists() })
     }
 
-    /// Hides a listener. False if it is bound to a device, or could not be found again.
-    pub fn hide(&self, listener: BorrowedFd<'_>) -> bool {
-        netns_cookie(listener) == Some(self.netns) && device(listener) == Some(0) && hide(listener)
+    /// Hides a TCP socket that is bound, on `interface` where its listener says so. False if it could not be found again as it is, or
+    /// is hidden.
+    pub fn hide(&self, socket: BorrowedFd<'_>, interface: Option<&str>) -> bool {
+        let may = match (device(socket), interface) {
+            (Some(0), None) => true,
+            (Some(number), Some(_)) => number != 0 && number != NO_DEVICE && !self.vrf,
+            // Of a link-local address the kernel has chosen it.
+            _ => false,
+        };
+        may && netns_cookie(socket) == Some(self.netns) && hide(socket)
     }
 }
 
-/// Has a listener found again if it is hidden. False if that is not permitted.
-pub fn show(listener: BorrowedFd<'_>) -> bool {
-    !is_hidden(listener) || set(listener, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, 0)
+/// Has a listener found again if it is hidden, on `interface` where it says so. False if that is not permitted, or there is no such device.
+pub fn show(listener: BorrowedFd<'_>, interface: Option<&str>) -> bool {
+    !is_hidden(listener)
+        || match interface {
+            None => set(listener, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, 0),
+            Some(name) => SockRef::from(&listener).bind_device(Some(name.as_bytes())).is_ok(),
+        }
 }
 
 /// Whether it is hidden.
@@ -62,8 +81,12 @@ mod tests {
     use bindonce_core::listener::Listener;
 
     use super::*;
-    use crate::listen;
     use crate::queue::accept_queue;
+    use crate::{identity, listen};
+
+    fn waiting(fd: BorrowedFd<'_>) -> u32 {
+        accept_queue(fd).expect("a queue").len
+    }
 
     #[test]
     fn who_connects_to_a_hidden_listener_reaches_the_one_that_covers_it() {
@@ -73,21 +96,59 @@ mod tests {
         let one = TcpListener::bind("127.0.0.1:0").expect("bind");
         let at = one.local_addr().expect("address");
         let any: Listener = format!("*:{}", at.port()).parse().expect("address");
-        let any = listen::open_beside(&any, &[one.as_fd()]).expect("beside it");
-        let waiting = |fd| accept_queue(fd).expect("a queue").len;
+        let any = listen::open_beside(&any, &[one.as_fd()], false).expect("beside it");
         let waits = || [waiting(one.as_fd()), waiting(any.fd.as_fd())];
         let connect = || TcpStream::connect(at).expect("connect");
 
         let _first = connect();
         assert_eq!(waits(), [1, 0]);
-        assert!(hiding.hide(one.as_fd()) && is_hidden(one.as_fd()));
-        assert!(!hiding.hide(one.as_fd()), "it is bound to a device by now");
+        assert!(hiding.hide(one.as_fd(), None) && is_hidden(one.as_fd()));
+        assert!(!hiding.hide(one.as_fd(), None), "it is bound to a device by now");
         let _second = connect();
         assert_eq!(waits(), [1, 1]);
         one.accept().expect("what came before is there");
-        assert!(show(one.as_fd()) && !is_hidden(one.as_fd()));
+        assert!(show(one.as_fd(), None) && !is_hidden(one.as_fd()));
         let _third = connect();
         assert_eq!(waits(), [1, 1]);
-        assert!(show(any.fd.as_fd()), "it was never hidden");
+        assert!(show(any.fd.as_fd(), None), "it was never hidden");
+    }
+
+    #[test]
+    fn one_that_is_opened_hidden_takes_no_connection_until_it_is_shown() {
+        let Some(hiding) = Hiding::here() else {
+            return eprintln!("skipped: it takes CAP_NET_RAW");
+        };
+        for (any, text, interface) in [
+            ("*:0", "127.0.0.1:PORT", None),
+            ("*:0", "*:PORT,interface=lo", Some("lo")),
+            ("*:0,mptcp", "127.0.0.1:PORT,mptcp", None),
+            ("[::]:0", "[::1]:PORT", None),
+        ] {
+            let parse = |text: &str| text.parse::<Listener>().expect("an address");
+            let v6 = text.starts_with('[');
+            let Ok(any) = listen::open(&parse(any)) else {
+                eprintln!("skipped: {any}");
+                continue;
+            };
+            let port = any.bound.port().expect("a port");
+            let new = parse(&text.replace("PORT", &port.to_string()));
+            let new = listen::open_beside(&new, &[any.fd.as_fd()], true).expect(text);
+            assert_eq!(new.hidden, interface.is_none() || !hiding.vrf, "{text}");
+            if !new.hidden {
+                continue;
+            }
+            // Whoever looks at it takes it for what it will be.
+            let seen = identity::of(new.fd.as_fd()).expect(text);
+            assert_eq!((seen.listening, seen.options.interface), (true, None), "{text}");
+            let connect = || TcpStream::connect((if v6 { "::1" } else { "127.0.0.1" }, port));
+            let waits = || [waiting(any.fd.as_fd()), waiting(new.fd.as_fd())];
+            let _first = connect().expect("connect");
+            assert_eq!(waits(), [1, 0], "{text}");
+            assert!(show(new.fd.as_fd(), interface), "{text}");
+            let seen = identity::of(new.fd.as_fd()).expect(text).options.interface;
+            assert_eq!(seen.as_deref(), interface, "{text}");
+            let _second = connect().expect("connect");
+            assert_eq!(waits(), [1, 1], "{text}");
+        }
     }
 }

@@ -3,16 +3,19 @@
 //! A descriptor that comes back from a store, from another process or from a client
 //! is believed by nothing but this.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 use bindonce_core::address::{Address, MAX_PATH};
 use bindonce_core::listener::{Listener, Options};
+use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::net::{AddressFamily, SocketType, sockopt as get};
 use socket2::{Protocol, SockRef};
 
+use crate::hidden::is_hidden;
 use crate::options;
 use crate::queue::{accept_queue, is_listening};
 
@@ -33,6 +36,8 @@ pub struct Identity {
     pub listening: bool,
     /// Whether nobody else can bind the address beside it.
     pub exclusive: bool,
+    /// Whether new connections go elsewhere: it has lost its device, if it had one.
+    pub hidden: bool,
     /// The options that can be seen in a socket.
     pub options: Options,
 }
@@ -84,6 +89,7 @@ pub fn of(socket: BorrowedFd<'_>) -> io::Result<Identity> {
         network: network_of(socket),
         listening: !bound.listens() || is_listening(socket),
         exclusive: options::is_exclusive(socket, &bound),
+        hidden: matches!(bound, Address::Tcp(_)) && is_hidden(socket),
         options: Options { mptcp: protocol == Some(Protocol::MPTCP), ..seen(socket, &bound)? },
         bound,
     })
@@ -132,7 +138,7 @@ impl Identity {
                 if wanted.mptcp { "not" } else { "of" }
             ));
         }
-        if self.options.interface != wanted.interface {
+        if self.options.interface != wanted.interface && !self.hidden {
             return Some(match &self.options.interface {
                 Some(device) => format!("it is bound to the device {device}"),
                 None => "it is bound to no device".to_owned(),
@@ -155,7 +161,11 @@ fn seen(socket: BorrowedFd<'_>, bound: &Address) -> io::Result<Options> {
 /// The options that a socket of IPv4 or IPv6 tells of, whatever it is bound to.
 pub(crate) fn ip_options(socket: BorrowedFd<'_>) -> io::Result<Options> {
     let mut options = Options::default();
-    let device = getsockopt(&socket, sockopt::BindToDevice)?.into_string().unwrap_or_default();
+    let device = match getsockopt(&socket, sockopt::BindToDevice) {
+        Err(Errno::ENODEV) if is_hidden(socket) => OsString::new(),
+        device => device?,
+    };
+    let device = device.into_string().unwrap_or_default();
     options.interface = Some(device).filter(|device| !device.is_empty());
     let reference = SockRef::from(&socket);
     if get::socket_domain(socket)? == AddressFamily::INET6 {

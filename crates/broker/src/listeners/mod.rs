@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
+use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{
@@ -24,6 +25,7 @@ use bindonce_core::registry::{
 };
 use bindonce_daemon::Reporter;
 use bindonce_sys::clock::now;
+use bindonce_sys::hidden::{self, Hiding};
 use bindonce_sys::limits::somaxconn;
 use bindonce_sys::listen::{self, Astray, can_go_astray};
 use bindonce_wire::result::Problem;
@@ -38,7 +40,7 @@ use watch::Guard;
 pub(crate) use denied::Denied;
 pub(crate) use names::TakenName;
 pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, may_be_unreachable, unlink};
-pub(crate) use socket::{Held, Owned, Socket, Unfinished};
+pub(crate) use socket::{Held, Owned, Socket, Unfinished, show};
 
 /// Descriptors kept free for connections and for probing UNIX paths when a
 /// claim is measured against the limit.
@@ -178,6 +180,11 @@ impl Listeners {
         self.perform(actions);
     }
 
+    /// The generation of a connection is ready to serve: clients find what it has.
+    pub(crate) fn show_hidden(&self, id: ConnectionId) {
+        self.registry.leased(id).filter(|held| held.opened.handle.hidden.get()).for_each(show);
+    }
+
     /// The generation of a connection begins to serve: its listeners are confirmed.
     pub(crate) fn serves(&self, id: ConnectionId, who: &str) {
         for held in self.registry.leased(id) {
@@ -201,6 +208,9 @@ impl Listeners {
         self.perform(actions);
         for (id, held) in self.registry.iter() {
             held.opened.handle.watch.begin(id, &held.opened.handle.fd, &held.listener.address);
+            if held.opened.handle.hidden.get() && !held.tentative {
+                show(held);
+            }
         }
         if stored {
             self.ledger.has(self.registry.iter().map(|(_, held)| held));
@@ -287,6 +297,29 @@ pub(crate) fn unreachable(held: &Held) -> Option<Problem> {
     let message = format!("{label} listens, but no client reaches it: {why}");
     let hint = "reload what uses it, or claim it again: it is then bound anew";
     Some(Problem::new("listener-unreachable", label, message, Some(hint.to_owned())))
+}
+
+/// That clients do not find a held listener, as a problem. One of a generation that starts is meant to be hidden.
+pub(crate) fn hidden(held: &Held) -> Option<Problem> {
+    let fd = held.opened.handle.fd.as_fd();
+    let is_tcp = matches!(held.listener.address, Address::Tcp(_));
+    if held.tentative || !is_tcp || !hidden::is_hidden(fd) {
+        return None;
+    }
+    let label = held.listener.label();
+    let message = format!(
+        "{label} listens, but no new connection reaches it: a handover has hidden it, and nobody has shown or closed it since"
+    );
+    let hint = if Hiding::here().is_some() {
+        format!(
+            "where no reload is in progress: reload what uses it, or claim it again, and clients find it;              `bindonce release {label}` closes it where nothing uses it"
+        )
+    } else {
+        format!(
+            "where no reload is in progress: stop what uses it, close it with `bindonce release {label}`, and start again; this broker              lacks CAP_NET_RAW, with which a claim would have clients find it"
+        )
+    };
+    Some(Problem::new("listener-hidden", label, message, Some(hint)))
 }
 
 /// Why no client can reach a held listener; None if clients can.

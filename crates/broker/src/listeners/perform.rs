@@ -263,7 +263,7 @@ impl Listeners {
             return listen::open(listener);
         }
         let fds: Vec<BorrowedFd<'_>> = others.iter().map(|fd| fd.as_fd()).collect();
-        listen::open_beside(listener, &fds)
+        listen::open_beside(listener, &fds, false)
     }
 
     /// Opens a listener anew, because its socket is beyond repair. Gives the inode

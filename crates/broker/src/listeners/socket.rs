@@ -1,14 +1,16 @@
 //! A listener's socket with its data, and how many listeners each user has created.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
 use bindonce_core::registry::{self, Closing, Opened};
+use bindonce_sys::hidden;
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_wire::manifest::{self, Entry};
 
@@ -33,6 +35,22 @@ pub(crate) struct Socket {
     /// Its text in a reply that did not create it, and the edition that the text is of.
     pub(crate) told: RefCell<Option<(u32, Box<[u8]>)>>,
     pub(crate) path: Option<UnixPath>,
+    /// It was hidden when it was opened or taken over, and nobody has asked for it since.
+    pub(crate) hidden: Cell<bool>,
+}
+
+/// Has clients find a listener that is hidden, by a claim or by a handover whose supervisor has died.
+pub(crate) fn show(held: &Held) {
+    let Held { opened, listener, .. } = held;
+    if !matches!(listener.address, Address::Tcp(_)) {
+        return;
+    }
+    let shown = hidden::show(opened.handle.fd.as_fd(), listener.options.interface.as_deref());
+    opened.handle.hidden.set(!shown);
+    if !shown {
+        let listener = listener.label();
+        tracing::warn!(listener, "no client reaches it: without CAP_NET_RAW it stays hidden");
+    }
 }
 
 /// How many listeners claims of each user have created.
@@ -109,6 +127,7 @@ pub(super) fn opened(socket: listen::Opened, watch: Watch, backlog: u32) -> Open
             mark: RefCell::new(None),
             told: RefCell::new(None),
             path: socket.path,
+            hidden: Cell::new(socket.hidden),
         },
         bound: socket.bound,
         inode: socket.inode,

@@ -201,5 +201,6 @@ fn opened(
     fd: OwnedFd,
     path: Option<UnixPath>,
 ) -> listen::Opened {
-    listen::Opened { fd, bound, inode: identity.inode, cookie: identity.cookie, path }
+    let Identity { inode, cookie, hidden, .. } = *identity;
+    listen::Opened { fd, bound, inode, cookie, path, hidden }
 }

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,9 +9,8 @@ use bindonce_core::address::Address;
 use bindonce_core::error::Invalid;
 use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
 use bindonce_core::policy::Verb;
-use bindonce_core::registry::{MAX_CLAIM, Refusal, Want, Wants};
+use bindonce_core::registry::{MAX_CLAIM, Refusal, State, Want, Wants};
 use bindonce_daemon::rpc::{Caller, Reply, unwritten};
-use bindonce_sys::hidden;
 use bindonce_wire::call::Decoding;
 use bindonce_wire::message::{BindReply, Request};
 use bindonce_wire::params::{Bind, Target};
@@ -25,7 +23,7 @@ use crate::answer;
 use crate::broker::Broker;
 use crate::claims;
 use crate::large::Turn;
-use crate::listeners::TakenName;
+use crate::listeners::{self, TakenName};
 
 /// So many listeners of a reply are written in one turn: about a microsecond each.
 const ANSWERED_AT_ONCE: usize = 256;
@@ -133,17 +131,16 @@ async fn claim(
             yield_now().await;
         }
         let registry = &broker.borrow().listeners.registry;
+        let label = registry.caller(caller.connection).and_then(|(_, label)| label);
+        let drains = label.is_some_and(|label| label.state == State::Draining);
         for lease in some {
             let Some(held) = registry.held(lease.listener) else { continue };
             let fd = &held.opened.handle.fd;
-            // A handover whose supervisor has died may have left it so.
-            let is_tcp = matches!(held.listener.address, Address::Tcp(_));
-            if lease.first && !lease.created && is_tcp && !hidden::show(fd.as_fd()) {
-                let listener = held.listener.label();
-                tracing::warn!(
-                    listener,
-                    "no client reaches it: without CAP_NET_RAW it stays hidden"
-                );
+            // A handover whose supervisor has died may have left it so; or it is ready, and may not show it itself. One that drains does not
+            // accept from it.
+            let asks = lease.first || held.opened.handle.hidden.get();
+            if asks && !lease.created && !drains {
+                listeners::show(held);
             }
             descriptors.push(Rc::clone(fd));
             let told = answer::push(&mut reply, held, lease.created);

@@ -260,7 +260,9 @@ fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, St
     let seen = &socket.options;
     listener.options.v6only = seen.v6only;
     listener.options.mptcp = seen.mptcp;
-    listener.options.interface = seen.interface.clone();
+    if !socket.hidden {
+        listener.options.interface = seen.interface.clone();
+    }
     listener.options.transparent = seen.transparent;
     listener.options.freebind = seen.freebind;
     let bound = match (&asked.address, &socket.bound) {
@@ -268,7 +270,8 @@ fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, St
         (Address::Udp(_), bound) => bound.as_seen(),
         (_, bound) => bound.clone(),
     };
-    let opened = listen::Opened { fd, bound, inode: socket.inode, cookie: socket.cookie, path };
+    let Identity { inode, cookie, hidden, .. } = *socket;
+    let opened = listen::Opened { fd, bound, inode, cookie, path, hidden };
     Ok(Found {
         listener,
         socket: opened,

@@ -45,6 +45,8 @@ impl<H> Registry<H> {
 
     fn check_crowd(&mut self, plan: &mut Pending<H>, crowd: &Crowd) -> Result<(), Stop> {
         let asked: HashSet<ListenerId> = plan.entries.iter().map(|(id, _)| *id).collect();
+        let firm: HashSet<ListenerId> =
+            plan.entries.iter().filter(|(_, tentative)| !tentative).map(|(id, _)| *id).collect();
         for (listener, id) in &crowd.narrow {
             let ipv4 = listener.key().ipv4_wildcard().and_then(|key| self.index.key(&key));
             if !ipv4.is_some_and(|id| asked.contains(&id)) {
@@ -76,11 +78,14 @@ impl<H> Registry<H> {
             }
             let Some(new) = plan.opening.place(id) else { continue };
             let neighbour = other_new.map_or(Neighbour::Held(other), Neighbour::New);
-            plan.opening.overlaps.push(Overlap { new, other: neighbour });
+            let tentative = !firm.contains(&id);
+            plan.opening.overlaps.push(Overlap { new, other: neighbour, tentative });
             // The one that was entered first met nothing then.
-            plan.opening
-                .overlaps
-                .extend(other_new.map(|other| Overlap { new: other, other: Neighbour::New(new) }));
+            plan.opening.overlaps.extend(other_new.map(|place| Overlap {
+                new: place,
+                other: Neighbour::New(new),
+                tentative: !firm.contains(&other),
+            }));
         }
         plan.opening.overlaps.sort_unstable();
         plan.opening.overlaps.dedup();

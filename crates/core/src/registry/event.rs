@@ -152,6 +152,8 @@ pub struct Overlap {
     pub new: usize,
     /// The other.
     pub other: Neighbour,
+    /// Whether all of the claim that is about it is tentative.
+    pub tentative: bool,
 }
 
 /// A listener that a new one overlaps.

@@ -176,6 +176,14 @@ impl<H> Registry<H> {
         Some((connection.peer, connection.label.as_ref().map(|(label, _)| label)))
     }
 
+    /// Whether a connection has joined as a generation that does not serve yet, while another of its service serves.
+    pub fn is_to_succeed(&self, id: ConnectionId) -> bool {
+        let Some((_, Some(label))) = self.caller(id) else { return false };
+        let labels = self.connections.values().filter_map(|connection| connection.label.as_ref());
+        let mut of_service = labels.filter(|(other, _)| other.service == label.service);
+        label.state == State::Starting && of_service.any(|(other, _)| other.state == State::Serving)
+    }
+
     /// Whether a connection uses a listener or has joined as a generation.
     pub fn is_used(&self, id: ConnectionId) -> bool {
         let used =

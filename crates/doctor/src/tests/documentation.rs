@@ -230,6 +230,17 @@ fn problems() -> Look {
             ),
         ),
         Problem::new(
+            "listener-hidden",
+            "10.0.0.1:80",
+            "10.0.0.1:80 listens, but no new connection reaches it: a handover has hidden it, and nobody has \
+             shown or closed it since",
+            Some(
+                "where no reload is in progress: reload what uses it, or claim it again, and clients find it; \
+                 `bindonce release 10.0.0.1:80` closes it where nothing uses it"
+                    .to_owned(),
+            ),
+        ),
+        Problem::new(
             "state-not-written",
             "/run/bindonce/bindonce.sock.state",
             "cannot write the state file /run/bindonce/bindonce.sock.state: No space left on device (os \

@@ -53,6 +53,8 @@ pub(crate) enum LeaseUpdate {
         known: Known,
         reply: oneshot::Sender<Result<Rc<HeldListener>, (Failure, String)>>,
     },
+    /// It is ready: clients are to find these of its listeners, which the broker has hidden and the supervisor may not show.
+    Show(Vec<Rc<HeldListener>>, oneshot::Sender<()>),
     /// It drains, and of its listeners it has these: the leases of all are given back.
     Has(Vec<Rc<HeldListener>>, oneshot::Sender<()>),
     /// It is gone.
@@ -151,6 +153,10 @@ impl Keeper {
                             let claimed = self.claim(&mut lease, &listener, &known, state).await;
                             // Who asked may have ended.
                             let _ = reply.send(claimed);
+                            continue;
+                        }
+                        Some(LeaseUpdate::Show(listeners, _done)) => {
+                            show(&mut lease, &listeners).await;
                             continue;
                         }
                         Some(LeaseUpdate::State(now, done)) => {
@@ -308,6 +314,17 @@ impl Keeper {
                 None
             }
         }
+    }
+}
+
+/// Has the broker show what it has hidden: what a connection has already is shown when it is asked for again.
+async fn show(lease: &mut Option<Client>, listeners: &[Rc<HeldListener>]) {
+    let Some(client) = lease else { return };
+    let again = |held: &Rc<HeldListener>| Claim::listen(held.listener.to_string()).tentative();
+    let claims: Vec<_> = listeners.iter().map(again).collect();
+    if let Err(error) = client.claim(&claims).await {
+        let count = claims.len();
+        tracing::error!(count, %error, "new listeners stay hidden until the generation serves");
     }
 }
 

@@ -229,7 +229,7 @@ async fn find(
         }
         _ => State::Serving,
     };
-    let (listeners, lease) = claim_again(cx, leases, generations, saved, left).await;
+    let (listeners, lease) = claim_again(cx, leases, generations, saved, state, left).await;
     let process = Process {
         pidfd,
         admin,
@@ -304,15 +304,21 @@ async fn claim_again(
     leases: &Leases,
     generations: &Generations,
     saved: &SavedGeneration,
+    state: State,
     left: &mut Inheritance,
 ) -> (Vec<Rc<HeldListener>>, Option<bindonce::aio::Client>) {
     let id = GenerationId(saved.id);
+    let joins = match state {
+        // Clients need not find what it has.
+        State::Draining => bindonce::State::Draining,
+        _ => bindonce::State::Starting,
+    };
     let had = left.listeners(id);
     let claim = async {
         let mut lease = broker::connect(&cx.settings.broker.socket).await?;
         leases.broker.note(&lease);
         let service = &cx.settings.service;
-        broker::join(&mut lease, service, id, None, bindonce::State::Starting).await?;
+        broker::join(&mut lease, service, id, None, joins).await?;
         let texts = saved.listeners.iter();
         let wanted: Vec<Listener> =
             texts.filter_map(|text| crate::generations::listeners::read(text)).collect();

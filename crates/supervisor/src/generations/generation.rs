@@ -239,6 +239,18 @@ impl Generation {
         taken
     }
 
+    /// Has clients find what the broker has hidden for its start. What it returns, if anything, ends when the broker has shown what this
+    /// process may not.
+    pub(crate) fn show_new(&self) -> Option<oneshot::Receiver<()>> {
+        let new = self.listeners.iter().filter(|held| held.created);
+        let hidden: Vec<_> = new.filter(|held| !held.show()).cloned().collect();
+        (!hidden.is_empty()).then(|| {
+            let (done, shown) = oneshot::channel();
+            let _ = self.lease.news.send(LeaseUpdate::Show(hidden, done));
+            shown
+        })
+    }
+
     /// Whether its first process is haproxy's own master, which keeps a copy of each listener for its next
     /// worker and never accepts.
     pub(crate) fn has_master(&self) -> bool {

@@ -128,18 +128,16 @@ impl HeldListener {
 
     /// Hides it from new connections, which go to another listener that covers its address. False if that cannot be.
     pub(crate) fn hide(&self, hiding: &Hiding) -> bool {
-        matches!(self.bound, Address::Tcp(_)) && hiding.hide(self.fd.as_fd())
+        matches!(self.bound, Address::Tcp(_)) && hiding.hide(self.fd.as_fd(), self.interface())
     }
 
-    /// Has clients find it again.
-    pub(crate) fn show(&self) {
-        if matches!(self.bound, Address::Tcp(_)) && !hidden::show(self.fd.as_fd()) {
-            let listener = &self.label;
-            tracing::error!(
-                listener,
-                "no client reaches it: it is hidden, and CAP_NET_RAW is gone"
-            );
-        }
+    /// Has clients find it, if it is hidden. False if that is not permitted.
+    pub(crate) fn show(&self) -> bool {
+        !matches!(self.bound, Address::Tcp(_)) || hidden::show(self.fd.as_fd(), self.interface())
+    }
+
+    fn interface(&self) -> Option<&str> {
+        self.listener.options.interface.as_deref()
     }
 
     /// Where to connect in order to put something into its queue, the best first. Whether a connection

@@ -81,16 +81,23 @@ impl Leaving {
 
     /// The new generation does not take over.
     pub(crate) fn show(self) {
-        self.listeners.iter().for_each(|held| held.show());
+        self.listeners.iter().for_each(|held| show(held));
     }
 
     /// The broker has released those of `asked` that it has not `kept` because others have them.
     pub(crate) fn released(&mut self, asked: &[String], kept: &BTreeSet<String>) {
         self.listeners.retain(|held| {
             if kept.contains(&held.label) {
-                held.show();
+                show(held);
             }
             !asked.contains(&held.label)
         });
+    }
+}
+
+fn show(held: &HeldListener) {
+    if !held.show() {
+        let listener = &held.label;
+        tracing::error!(listener, "no client reaches it: it is hidden, and CAP_NET_RAW is gone");
     }
 }

@@ -2,6 +2,8 @@
 //! what the new one listens on with what was claimed. Whether an older one has stopped is in
 //! [`crate::generations::watching`], what it leaves behind in [`crate::handover::ghosts`].
 
+use std::time::Duration;
+
 use bindonce_core::generation::{Event, GenerationId, Handover, Observation};
 use bindonce_core::{duration, event};
 use bindonce_sys::signals::Signal as Number;
@@ -16,6 +18,9 @@ use crate::kind::Kind;
 use crate::message::{Compared, Message};
 use crate::report::cause::Cause;
 use crate::supervisor::Supervisor;
+
+/// How long the broker may take to show a listener. The older generation serves on meanwhile.
+const SHOWN: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     /// Tells the timeline that a generation is ready, once.
@@ -59,8 +64,8 @@ impl Supervisor {
         };
         let lines = older.iter().flat_map(|one| &one.own.lines).cloned();
         self.report.stopped_first = lines.collect();
-        // Its start may have hidden some. From here on it takes over also without us.
-        newer.listeners.iter().filter(|held| held.created).for_each(|held| held.show());
+        // From here on it takes over also without us.
+        let shown = newer.show_new();
         // Before the first signal: whatever becomes of us now, one of them will serve.
         self.handover.finish_without_us(&self.cx, newer, &older);
         let waits = newer.is_held();
@@ -72,16 +77,20 @@ impl Supervisor {
         tracing::info!(generation = id.0, pid, "ready: {text}");
         self.record(id, event::Kind::GenerationReady, text);
         self.report.ready(took);
-        match drained.filter(|_| waits) {
-            Some(drained) => {
-                let cx = self.cx.clone();
-                crate::tasks::spawn(async move {
-                    drained.await;
-                    cx.later(Event::Ready(id, handover));
-                });
-            }
-            None => self.feed(Event::Ready(id, handover)),
+        if !waits || shown.is_none() && drained.is_none() {
+            return self.feed(Event::Ready(id, handover));
         }
+        let cx = self.cx.clone();
+        crate::tasks::spawn(async move {
+            if let Some(shown) = shown {
+                // In vain, the broker shows them when the new one serves.
+                let _ = tokio::time::timeout(SHOWN, shown).await;
+            }
+            if let Some(drained) = drained {
+                drained.await;
+            }
+            cx.later(Event::Ready(id, handover));
+        });
     }
 
     /// What was seen: the start goes on, or ends here.

@@ -17,6 +17,7 @@ use rustix::fs::AtFlags;
 use socket2::{Domain, Socket, Type};
 
 use super::{UnixPath, within_netns};
+use crate::hidden::is_hidden;
 use crate::options::netns_cookie;
 
 /// Why a socket is not reached by its listener's name.
@@ -86,6 +87,8 @@ fn device(socket: BorrowedFd<'_>, name: &str) -> Option<Astray> {
     let gone = || Some(Astray::Device(name.to_owned()));
     match getsockopt(&socket, sockopt::BindToDevice) {
         Ok(found) if found.as_encoded_bytes() == name.as_bytes() => None,
+        // It comes back with its device.
+        Err(Errno::ENODEV) if is_hidden(socket) => None,
         Ok(_) | Err(Errno::ENODEV) => gone(),
         Err(_) => None,
     }

@@ -29,18 +29,23 @@ use crate::guard::{self, Health};
 const NOWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const NOWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1));
 
-/// As [`super::open`], beside sockets of this process that it overlaps.
+/// As [`super::open`], beside sockets of this process that it overlaps. `hide`: no new connection is to come to it yet, if it is of TCP; they
+/// go to the other. Whether it could be [hidden](crate::hidden) the outcome tells.
 ///
 /// # Errors
 /// As [`super::open`]; [`Error::NotExclusive`] if others could join then. Where only privileges
 /// are missing for it, nothing has been touched.
-pub fn open_beside(listener: &Listener, others: &[BorrowedFd<'_>]) -> Result<Opened, Error> {
+pub fn open_beside(
+    listener: &Listener,
+    others: &[BorrowedFd<'_>],
+    hide: bool,
+) -> Result<Opened, Error> {
     let open = || {
         let not_exclusive = || Error::NotExclusive { address: listener.address.clone() };
         let seal = Seal::of(&listener.address).ok_or_else(not_exclusive)?;
         let shared = Shared::among(others)
             .map_err(Error::listen("setsockopt(SO_REUSEPORT)", &listener.address))?;
-        let opened = open_here(listener, true)?;
+        let opened = open_here(listener, true, hide)?;
         let sealed = seal.put();
         let alone = SockRef::from(&opened.fd).set_reuse_port(false);
         drop(shared);
@@ -266,7 +271,7 @@ mod tests {
             let (first, second) = (listener(first, port), listener(second, port));
             let one = open(&first).expect("the first");
             assert!(open(&second).is_err(), "{second} needs the other's help");
-            let two = match open_beside(&second, &[one.fd.as_fd()]) {
+            let two = match open_beside(&second, &[one.fd.as_fd()], false) {
                 Ok(two) => two,
                 // Without CAP_NET_ADMIN the wildcard of both families cannot come last.
                 Err(Error::NotExclusive { .. }) if second.key().is_dual() => {
@@ -295,11 +300,12 @@ mod tests {
         let mut opened: Vec<Opened> = Vec::new();
         for text in texts {
             let others: Vec<_> = opened.iter().map(|one| one.fd.as_fd()).collect();
-            opened.push(open_beside(&listener(text, port), &others).expect(text));
+            opened.push(open_beside(&listener(text, port), &others, false).expect(text));
         }
         let v6 = open(&listener("[::]:PORT,v6only", port)).expect("it overlaps none");
         let others: Vec<_> = opened.iter().chain([&v6]).map(|one| one.fd.as_fd()).collect();
-        let last = open_beside(&listener("127.0.0.4:PORT", port), &others).expect("beside all");
+        let last =
+            open_beside(&listener("127.0.0.4:PORT", port), &others, true).expect("beside all");
         assert_eq!(strangers(Type::STREAM, port), [""; 0]);
         drop(last);
     }
@@ -311,7 +317,8 @@ mod tests {
         {
             let port = free_port();
             let one = open(&listener(first, port)).expect("the first");
-            let two = open_beside(&listener(second, port), &[one.fd.as_fd()]).expect("the second");
+            let two =
+                open_beside(&listener(second, port), &[one.fd.as_fd()], false).expect("the second");
             let here = |text: &str| text.contains("127.0.0.1");
             assert!(strangers(Type::DGRAM, port).iter().all(|at| at.starts_with("::")));
             let specific = if here(first) { one } else { two };
@@ -328,7 +335,8 @@ mod tests {
         let port = free_port();
         let wildcard = open(&listener("0.0.0.0:PORT", port)).expect("wildcard");
         let others = [wildcard.fd.as_fd()];
-        let specific = open_beside(&listener("127.0.0.1:PORT", port), &others).expect("specific");
+        let specific =
+            open_beside(&listener("127.0.0.1:PORT", port), &others, false).expect("specific");
         for (one, other) in [(&specific, &wildcard), (&wildcard, &specific)] {
             rustix::net::connect_unspec(&one.fd).expect("disconnect");
             assert!(guard::repair(one.fd.as_fd(), &one.bound, 5).is_err());

@@ -17,7 +17,7 @@ mod node;
 mod unix;
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use bindonce_core::address::Address;
@@ -27,6 +27,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::diag;
 use crate::error::{Error, errno_of};
+use crate::hidden::Hiding;
 
 pub use astray::{Astray, astray, can_go_astray};
 pub use beside::{open_beside, repair_beside};
@@ -52,6 +53,8 @@ pub struct Opened {
     pub cookie: u64,
     /// The file of a UNIX path, for [`unlink_if_ours`].
     pub path: Option<UnixPath>,
+    /// No new connection comes to it until it is [shown](crate::hidden::show).
+    pub hidden: bool,
 }
 
 /// Creates, binds and (all but UDP) listens. In the namespace of
@@ -62,8 +65,8 @@ pub struct Opened {
 /// the call, the address and the kernel's answer.
 pub fn open(listener: &Listener) -> Result<Opened, Error> {
     match &listener.options.netns {
-        None => open_here(listener, false),
-        Some(name) => within_netns(name, || open_here(listener, false))?,
+        None => open_here(listener, false, false),
+        Some(name) => within_netns(name, || open_here(listener, false, false))?,
     }
 }
 
@@ -94,6 +97,7 @@ pub fn open_control(path: &Path, mode: u32) -> Result<Opened, Error> {
         inode,
         cookie,
         path: Some(file),
+        hidden: false,
     })
 }
 
@@ -105,14 +109,19 @@ fn of_path(path: &Path, mode: u32) -> Result<Listener, Error> {
     Listener::new(None, address, options).map_err(unfit)
 }
 
-/// `shared`: an IP socket gets SO_REUSEPORT, which the caller takes away again.
-fn open_here(listener: &Listener, shared: bool) -> Result<Opened, Error> {
+/// `shared`: an IP socket gets SO_REUSEPORT, which the caller takes away again. `hide`: one of TCP is hidden before it listens, if it
+/// can be.
+fn open_here(listener: &Listener, shared: bool, hide: bool) -> Result<Opened, Error> {
     let fail = |operation| Error::listen(operation, &listener.address);
+    let mut hidden = false;
     let (socket, bound, path) = match &listener.address {
         Address::Tcp(at) => {
             let mptcp = listener.options.mptcp;
             let protocol = if mptcp { Protocol::MPTCP } else { Protocol::TCP };
             let socket = inet(listener, *at, Type::STREAM, protocol, shared)?;
+            if hide && let Some(hiding) = Hiding::here() {
+                hidden = hiding.hide(socket.as_fd(), listener.options.interface.as_deref());
+            }
             socket.listen(backlog(listener)).map_err(fail("listen"))?;
             let real = real_address(&socket, *at).map_err(fail("getsockname"))?;
             (socket, Address::Tcp(real), None)
@@ -141,7 +150,7 @@ fn open_here(listener: &Listener, shared: bool) -> Result<Opened, Error> {
     }
     let inode = rustix::fs::fstat(&socket).map_err(|e| fail("fstat")(e.into()))?.st_ino;
     let cookie = socket.cookie().map_err(fail("getsockopt(SO_COOKIE)"))?;
-    Ok(Opened { fd: socket.into(), bound, inode, cookie, path })
+    Ok(Opened { fd: socket.into(), bound, inode, cookie, path, hidden })
 }
 
 fn backlog(listener: &Listener) -> i32 {

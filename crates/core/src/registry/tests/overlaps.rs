@@ -13,8 +13,9 @@ fn one_owner_may_have_a_wildcard_and_what_it_covers() {
         shell.on(Event::Opened(id, opened));
         overlaps.clone()
     };
-    let new = |new, other| Overlap { new, other: Neighbour::New(other) };
-    let held = |new, other| Overlap { new, other: Neighbour::Held(ListenerId(other)) };
+    let overlap = |new, other| Overlap { new, other, tentative: false };
+    let new = |new, other| overlap(new, Neighbour::New(other));
+    let held = |new, other| overlap(new, Neighbour::Held(ListenerId(other)));
     assert_eq!(overlaps(&mut shell, ONE, &["127.0.0.1:80", ":80"]), [new(0, 1), new(1, 0)]);
     // Whoever asks for one alone would take connections from the other.
     assert!(shell.refused(&["127.0.0.2:80"]).contains("overlaps 0.0.0.0:80, held"));
@@ -31,6 +32,48 @@ fn one_owner_may_have_a_wildcard_and_what_it_covers() {
         overlaps(&mut other, ONE, &[":80", "10.0.0.2:80", "10.0.0.1:80"]),
         [held(0, 0), held(0, 1)]
     );
+}
+
+#[test]
+fn what_overlaps_is_tentative_where_all_that_asks_for_it_is() {
+    let mut shell = Shell::new();
+    shell.claim(ONE, &[want(":80")]).expect("claim");
+    let wants: [(&str, bool); 5] = [
+        (":80", false),
+        ("127.0.0.1:80", true),
+        ("127.0.0.2:80", false),
+        ("127.0.0.3:80", true),
+        ("127.0.0.3:80", false),
+    ];
+    let wants = wants.map(|(text, tentative)| Want { tentative, ..want(text) });
+    let actions = shell.on(Event::Claim(ONE, wants.to_vec().into()));
+    let [Action::Open(_, _, overlaps)] = &actions[..] else { panic!("{actions:?}") };
+    let tentative: Vec<_> = overlaps.iter().map(|one| (one.new, one.tentative)).collect();
+    assert_eq!(tentative, [(0, true), (1, false), (2, false)]);
+}
+
+#[test]
+fn a_generation_is_to_succeed_while_it_starts_and_another_serves() {
+    let mut shell = Shell::new();
+    let label = |service: &str, state| Label {
+        service: service.parse().expect("name"),
+        generation: 3,
+        pid: 99,
+        state,
+    };
+    let (starting, serving, draining) = (State::Starting, State::Serving, State::Draining);
+    for (one, two, succeeds) in [
+        (("web", serving), ("web", starting), true),
+        (("edge", serving), ("web", starting), false),
+        (("web", draining), ("web", starting), false),
+        (("web", starting), ("web", starting), false),
+        (("web", serving), ("web", serving), false),
+    ] {
+        assert!(!shell.registry.is_to_succeed(ConnectionId(3)));
+        shell.on(Event::Join(ONE, label(one.0, one.1)));
+        shell.on(Event::Join(TWO, label(two.0, two.1)));
+        assert_eq!(shell.registry.is_to_succeed(TWO), succeeds, "{one:?} {two:?}");
+    }
 }
 
 #[test]

@@ -112,9 +112,13 @@ pub(super) fn foreign(look: &Look, finding: &Finding, sockets: &Foreign) -> Word
 }
 
 pub(super) fn broker(problem: &Problem) -> Words {
+    let cause = match problem.kind.as_str() {
+        "listener-hidden" => "the socket is bound to a device that there is not until it is shown",
+        _ => "the broker keeps what it holds, and tries again",
+    };
     Words {
         summary: problem.message.clone(),
-        cause: "the broker keeps what it holds, and tries again".to_owned(),
+        cause: cause.to_owned(),
         remedy: problem.hint.iter().map(|hint| format!("# {hint}")).collect(),
     }
 }

@@ -26,7 +26,6 @@ use std::time::Instant;
 use bindonce::Claim;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::listener::{Key, Listener, Options};
-use bindonce_sys::hidden::Hiding;
 use bindonce_sys::process::Pidfd;
 
 use tokio::task::AbortHandle;
@@ -250,26 +249,5 @@ async fn claim(
     })?;
     let held = leases.into_iter().zip(wanted);
     let held = held.map(|(lease, listener)| HeldListener::new(lease, listener, &how.known));
-    let held: Vec<_> = held.collect();
-    hide_new(&held, how);
-    Ok((held, changes))
-}
-
-/// Until the new generation is ready, what serves keeps the connections that a new listener would take from it: `127.0.0.1:80`
-/// beside `*:80`. They would be reset if the start failed.
-fn hide_new(held: &[Rc<HeldListener>], how: &StartOptions) {
-    let Some(serving) = &how.serving else { return };
-    let takes = |new: &&Rc<HeldListener>| {
-        let key = new.listener.key();
-        new.created && serving.has.keys().any(|has| has.overlaps(&key))
-    };
-    let mut takes = held.iter().filter(takes).peekable();
-    if takes.peek().is_some()
-        && let Some(hiding) = Hiding::here()
-    {
-        // One that cannot be hidden takes them, as a socket of haproxy's own would.
-        takes.for_each(|new| {
-            let _ = new.hide(&hiding);
-        });
-    }
+    Ok((held.collect(), changes))
 }

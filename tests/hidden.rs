@@ -1,0 +1,405 @@
+//! Listeners that new connections do not find for the time of a start or a handover, since a wildcard has them: one that comes is shown
+//! when its haproxy is ready, one that goes is shown again only where the handover fails. No client is reset in between, and
+//! nothing stays hidden that a generation serves.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::harness::{Haproxy, Process, Scene, Wire, eventually, finish};
+use crate::overlaps::{ask, broker, config, haproxies, scene, settled, strangers};
+
+/// How clients fail that connect to 127.0.0.1 all the time while something else is done.
+fn failures_during(work: impl FnOnce()) -> Vec<String> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let client = || {
+            let mut failed = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                failed.extend(Some(ask("127.0.0.1")).filter(|answer| !answer.starts_with('<')));
+            }
+            failed
+        };
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(client)).collect();
+        work();
+        over.store(true, Ordering::Relaxed);
+        clients.into_iter().flat_map(|client| client.join().expect("its failures")).collect()
+    })
+}
+
+#[test]
+fn a_client_of_an_address_that_leaves_is_answered_by_the_wildcard_that_covers_it() {
+    for program in haproxies() {
+        let Some(scene) = scene() else { return };
+        let _broker = broker(&scene, true);
+        // The wildcard stays, or comes as the other one leaves.
+        let both: &[&str] = &["*:8080", "127.0.0.1:8080"];
+        let steps = [&["*:8080"], both, &["*:8080"], &["127.0.0.1:8080"], &["*:8080"], both];
+        let file = scene.write("haproxy.cfg", &config(both));
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        let failed = failures_during(|| {
+            for binds in steps {
+                scene.write("haproxy.cfg", &config(binds));
+                haproxy.reload(&scene).ok();
+            }
+        });
+        // haproxy alone resets who is between the kernel's queue and its close now and then.
+        assert!(failed.len() <= 1, "{failed:?}, {}", program.display());
+        settled(&scene, 2);
+        assert_eq!(strangers(), ["::1", "fd00::1"]);
+    }
+}
+
+/// A reload to these lines that is held up: the older generation is stopped, so that the pause does not end. With the pid of the new one.
+fn held_up(scene: &Scene, haproxy: &mut Haproxy, binds: &[&str]) -> (Process, i32) {
+    let (_, older) = haproxy.wait_serving(scene);
+    assert!(ask("127.0.0.1").starts_with('<'));
+    kill(Pid::from_raw(older), Signal::SIGSTOP).expect("it runs");
+    scene.write("haproxy.cfg", &config(binds));
+    let reload = reload(scene);
+    haproxy.supervisor.wait_line("started generation=2");
+    haproxy.supervisor.wait_line("ready: ");
+    let newer = scene.haproxies().into_iter().find(|pid| *pid != older).expect("the new one");
+    (reload, newer)
+}
+
+#[test]
+fn an_address_that_leaves_is_there_again_when_the_new_generation_dies_in_the_handover() {
+    let (Some(program), Some(scene)) = (Haproxy::system(), scene()) else { return };
+    let _broker = broker(&scene, true);
+    let file = scene.write("haproxy.cfg", &config(&["*:8080", "127.0.0.1:8080"]));
+    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    let (mut reload, newer) = held_up(&scene, &mut haproxy, &["*:8080"]);
+    kill(Pid::from_raw(newer), Signal::SIGKILL).expect("it is there");
+    // The older one cannot say that it accepts again while it is stopped.
+    haproxy.supervisor.wait_line("the generation that was to take over died");
+    for pid in scene.haproxies() {
+        kill(Pid::from_raw(pid), Signal::SIGCONT).expect("it is there");
+    }
+    assert!(!reload.wait_exit().success());
+    assert_eq!(ask("127.0.0.1"), "<1>");
+    assert_eq!(ask("127.0.0.2"), "<0>");
+}
+
+#[test]
+fn an_address_that_leaves_may_come_back_after_a_kill_of_the_supervisor_in_the_handover() {
+    let (Some(program), Some(scene)) = (Haproxy::system(), scene()) else { return };
+    let _broker = broker(&scene, true);
+    let file = scene.write("haproxy.cfg", &config(&["*:8080", "127.0.0.1:8080"]));
+    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    let (reload, newer) = held_up(&scene, &mut haproxy, &["*:8080"]);
+    haproxy.supervisor.kill();
+    drop(reload);
+    for pid in scene.haproxies() {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+    }
+    // Its watchdog finishes the handover.
+    eventually("the new one to serve", || (ask("127.0.0.2") == "<0>").then_some(()));
+    assert!(scene.haproxies().contains(&newer));
+    scene.write("haproxy.cfg", &config(&["*:8080", "127.0.0.1:8080"]));
+    let mut next = Haproxy::begin(&scene, &[], &program, &file);
+    eventually("the newest configuration to serve", || {
+        (next.reload(&scene).code == Some(0)).then_some(())
+    });
+    next.wait_serving(&scene);
+    assert_eq!(ask("127.0.0.1"), "<1>");
+}
+
+/// A haproxy of which a start behind the first one waits: `begun` exists then, and it goes on when `waits` is read.
+struct Waiting {
+    program: PathBuf,
+    begun: PathBuf,
+    waits: PathBuf,
+}
+
+impl Waiting {
+    fn new(scene: &Scene, program: &Path) -> Self {
+        let (begun, waits) = (scene.path("begun"), scene.path("waits"));
+        let script = format!(
+            "#!/bin/sh\ncase \"$*\" in *-sf*) touch {}; echo >{};; esac\nexec {} \"$@\"\n",
+            begun.display(),
+            waits.display(),
+            program.display()
+        );
+        let wrapper = scene.write("haproxy", &script);
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).expect("its mode");
+        finish(Command::new("mkfifo").arg(&waits)).ok();
+        Self { program: wrapper, begun, waits }
+    }
+
+    fn wait_begun(&self) {
+        eventually("the new haproxy to be started", || self.begun.exists().then_some(()));
+    }
+
+    fn go_on(&self) {
+        fs::remove_file(&self.begun).expect("it was there");
+        fs::read(&self.waits).expect("it goes on");
+    }
+}
+
+fn reload(scene: &Scene) -> Process {
+    Process::start(scene.bindonce("reload").args(["--name", "web"]))
+}
+
+/// A supervisor with or without CAP_NET_RAW.
+fn run(scene: &Scene, privileged: bool, program: &Path, file: &Path) -> Haproxy {
+    if privileged {
+        return Haproxy::start(scene, program, file);
+    }
+    let run = scene.bindonce("run");
+    let mut command = scene.command("setpriv");
+    command.args(["--bounding-set=-net_raw", "--inh-caps=-net_raw"]);
+    command.arg(run.get_program()).args(run.get_args()).args(["--name", "web", "--"]);
+    let supervisor = Process::start(command.arg(program).arg("-f").arg(file));
+    let mut haproxy = Haproxy { supervisor, service: "web".to_owned() };
+    haproxy.wait_serving(scene);
+    haproxy
+}
+
+#[test]
+fn a_new_address_takes_no_client_of_the_wildcard_that_serves_until_its_haproxy_is_ready() {
+    for privileged in [true, false] {
+        let (Some(program), Some(scene)) = (Haproxy::system(), scene()) else { return };
+        let _broker = broker(&scene, true);
+        let file = scene.write("haproxy.cfg", &config(&["*:8080"]));
+        let waiting = Waiting::new(&scene, &program);
+        let _haproxy = run(&scene, privileged, &waiting.program, &file);
+        for (more, failed) in [("no-such-keyword\n", true), ("", false)] {
+            let text = config(&["*:8080", "127.0.0.1:8080"]);
+            scene.write("haproxy.cfg", &format!("{text}{more}"));
+            let mut reload = reload(&scene);
+            waiting.wait_begun();
+            assert_eq!(ask("127.0.0.1"), "<0>", "the one that serves has it");
+            waiting.go_on();
+            assert_eq!(reload.wait_exit().success(), !failed, "{}", reload.story());
+            assert_eq!(ask("127.0.0.1"), if failed { "<0>" } else { "<1>" });
+        }
+    }
+}
+
+#[test]
+fn a_reload_that_fails_resets_no_client_of_the_wildcard_beside_its_new_address() {
+    for program in haproxies() {
+        for new in ["127.0.0.1:8080", "*:8080 interface lo"] {
+            let Some(scene) = scene() else { return };
+            let _broker = broker(&scene, true);
+            let file = scene.write("haproxy.cfg", &config(&["*:8080"]));
+            let haproxy = Haproxy::start(&scene, &program, &file);
+            let failed = failures_during(|| {
+                for _ in 0..6 {
+                    let text = config(&["*:8080", new]);
+                    scene.write("haproxy.cfg", &format!("{text}no-such-keyword\n"));
+                    haproxy.reload(&scene).fails(1);
+                    settled(&scene, 1);
+                }
+            });
+            assert!(failed.is_empty(), "{new}: {failed:?}, {}", program.display());
+            scene.write("haproxy.cfg", &config(&["*:8080", new]));
+            haproxy.reload(&scene).ok();
+            assert_eq!(ask("127.0.0.1"), "<1>", "{new}");
+            // The network of the scene has `lo` alone.
+            assert_eq!(strangers(), ["::1", "fd00::1"]);
+        }
+    }
+}
+
+#[test]
+fn a_new_address_is_found_also_where_the_broker_was_killed_in_the_start() {
+    let (Some(program), Some(scene)) = (Haproxy::system(), scene()) else { return };
+    let mut broker = broker(&scene, true);
+    let file = scene.write("haproxy.cfg", &config(&["*:8080"]));
+    let waiting = Waiting::new(&scene, &program);
+    let _haproxy = Haproxy::start(&scene, &waiting.program, &file);
+    scene.write("haproxy.cfg", &config(&["*:8080", "127.0.0.1:8080"]));
+    let mut reload = reload(&scene);
+    waiting.wait_begun();
+    broker.kill();
+    let _broker = scene.broker();
+    assert_eq!(ask("127.0.0.1"), "<0>");
+    waiting.go_on();
+    reload.wait_exit();
+    eventually("the new one to serve", || (ask("127.0.0.1") == "<1>").then_some(()));
+    settled(&scene, 2);
+    assert_eq!(ask("127.0.0.1"), "<1>");
+}
+
+#[test]
+fn a_new_address_is_gone_where_the_supervisor_was_killed_in_the_start() {
+    for broker_too in [false, true] {
+        let (Some(program), Some(scene)) = (Haproxy::system(), scene()) else { return };
+        let mut broker = broker(&scene, true);
+        let file = scene.write("haproxy.cfg", &config(&["*:8080"]));
+        let waiting = Waiting::new(&scene, &program);
+        let mut haproxy = Haproxy::start(&scene, &waiting.program, &file);
+        scene.write("haproxy.cfg", &config(&["*:8080", "127.0.0.1:8080"]));
+        let reload = reload(&scene);
+        waiting.wait_begun();
+        let failed = failures_during(|| {
+            if broker_too {
+                broker.kill();
+            }
+            haproxy.supervisor.kill();
+            if broker_too {
+                broker = scene.broker();
+            }
+            settled(&scene, 1);
+        });
+        assert!(failed.is_empty(), "{failed:?}");
+        drop(reload);
+        let next = Haproxy::begin(&scene, &[], &program, &file);
+        eventually("the newest configuration to serve", || {
+            (next.reload(&scene).code == Some(0)).then_some(())
+        });
+        assert_eq!(ask("127.0.0.1"), "<1>");
+    }
+}
+
+#[test]
+fn a_new_address_is_found_where_the_watchdog_has_finished_the_handover() {
+    let (Some(program), Some(scene)) = (Haproxy::system(), scene()) else { return };
+    let _broker = broker(&scene, true);
+    let file = scene.write("haproxy.cfg", &config(&["*:8080"]));
+    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    let (reload, _) = held_up(&scene, &mut haproxy, &["*:8080", "127.0.0.1:8080"]);
+    haproxy.supervisor.kill();
+    drop(reload);
+    for pid in scene.haproxies() {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+    }
+    eventually("the new one to serve", || (ask("127.0.0.1") == "<1>").then_some(()));
+    let mut next = Haproxy::begin(&scene, &[], &program, &file);
+    next.wait_serving(&scene);
+    assert_eq!(ask("127.0.0.1"), "<1>");
+}
+
+/// What `bind` gives for one element; it is granted.
+fn bind(wire: &mut Wire, element: &Value) -> TcpListener {
+    wire.call("bind", &json!([element]));
+    TcpListener::from(wire.take(1).remove(0))
+}
+
+/// Joins as a generation of a service in this state.
+fn join(wire: &mut Wire, generation: u64, state: &str) {
+    wire.call("join", &json!([{"service": "web", "generation": generation, "state": state}]));
+}
+
+/// Which of these a client of 127.0.0.1 reaches.
+fn reached(listeners: [&TcpListener; 2]) -> usize {
+    let _client = TcpStream::connect(("127.0.0.1", 8080)).expect("connect");
+    let accepts = |listener: &&TcpListener| listener.accept().is_ok();
+    let found = listeners.iter().position(accepts);
+    found.expect("one of them has it")
+}
+
+#[test]
+fn what_a_generation_claims_tentatively_is_found_when_it_serves_or_asks_again() {
+    for text in ["127.0.0.1:8080", "*:8080,interface=lo"] {
+        for by in ["serving", "ready", "again", "for good", "as another"] {
+            let Some(scene) = scene() else { return };
+            let _broker = broker(&scene, true);
+            let (mut older, mut newer) = (scene.wire(), scene.wire());
+            // Where the broker keeps the order, the newer one is to wait for the older one's stop.
+            let ordered = by == "ready";
+            let place = |state: &str| json!([{"service": "web", "state": state, "handover": true}]);
+            match ordered {
+                true => drop(older.call("join", &place("serving"))),
+                false => join(&mut older, 1, "serving"),
+            }
+            let any = bind(&mut older, &json!({"listen": "*:8080"}));
+            match ordered {
+                true => drop(newer.call("join", &place("starting"))),
+                false => join(&mut newer, 2, "starting"),
+            }
+            let tentative = json!({"listen": text, "tentative": true});
+            let new = bind(&mut newer, &tentative);
+            assert_eq!(reached([&any, &new]), 0, "{text}");
+            let problems = scene.wire().call("list", &json!([]))["problems"].clone();
+            assert!(problems.is_null(), "it is meant to be so: {problems}");
+            match by {
+                "serving" => join(&mut newer, 2, "serving"),
+                "ready" => assert_eq!(newer.call("join", &place("serving"))["state"], "starting"),
+                "again" => drop(bind(&mut newer, &tentative)),
+                "for good" => drop(bind(&mut newer, &json!({"listen": text}))),
+                _ => {
+                    let mut next = scene.wire();
+                    join(&mut next, 3, "starting");
+                    drop(bind(&mut next, &tentative));
+                }
+            }
+            assert_eq!(reached([&any, &new]), 1, "{text} {by}");
+            assert_eq!(strangers(), ["::1", "fd00::1"]);
+        }
+    }
+}
+
+#[test]
+fn what_is_claimed_for_good_or_by_no_generation_that_is_to_succeed_one_is_found_at_once() {
+    for (older, state, tentative) in [
+        (true, Some("starting"), false),
+        (true, Some("serving"), true),
+        (false, Some("starting"), true),
+        (false, None, true),
+    ] {
+        let Some(scene) = scene() else { return };
+        let _broker = broker(&scene, true);
+        let (mut other, mut wire) = (scene.wire(), scene.wire());
+        if older {
+            join(&mut other, 2, "serving");
+        }
+        state.into_iter().for_each(|state| join(&mut wire, 1, state));
+        let any = bind(&mut wire, &json!({"listen": "*:8080"}));
+        let both = json!([
+            {"listen": "*:8080"},
+            {"listen": "127.0.0.1:8080", "tentative": tentative}
+        ]);
+        wire.call("bind", &both);
+        let mut given: Vec<OwnedFd> = wire.take(2);
+        let new = TcpListener::from(given.remove(1));
+        assert_eq!(reached([&any, &new]), 1, "{older} {state:?} {tentative}");
+    }
+}
+
+/// Its older generation drains on with one connection.
+#[test]
+fn an_address_that_leaves_stays_hidden_where_the_watchdog_has_finished_the_handover() {
+    for program in haproxies() {
+        let Some(scene) = scene() else { return };
+        let _broker = broker(&scene, true);
+        let file = scene.write("haproxy.cfg", &config(&["*:8080", "127.0.0.1:8080"]));
+        let mut haproxy = Haproxy::start(&scene, &program, &file);
+        let mut client = TcpStream::connect(("127.0.0.1", 8080)).expect("it serves");
+        client.write_all(b"GET / HTTP/1.0\r\n").expect("half a request");
+        let (reload, newer) = held_up(&scene, &mut haproxy, &["*:8080"]);
+        haproxy.supervisor.kill();
+        drop(reload);
+        for pid in scene.haproxies() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+        }
+        eventually("the new one to serve", || (ask("127.0.0.2") == "<0>").then_some(()));
+        assert!(scene.haproxies().contains(&newer));
+        assert_eq!(ask("127.0.0.1"), "<0>", "the wildcard answers");
+        let listed = scene.run("list", &[]).ok();
+        let part =
+            "127.0.0.1:8080 listens, but no new connection reaches it: a handover has hidden it";
+        assert!(listed.contains(part), "{listed}");
+        let said = scene.run("doctor", &[]).fails(3);
+        assert!(said.contains("`bindonce release 127.0.0.1:8080`"), "{said}");
+        let mut next = None;
+        let failed = failures_during(|| {
+            let next = next.insert(Haproxy::begin(&scene, &[], &program, &file));
+            next.wait_serving(&scene);
+            settled(&scene, 1);
+        });
+        assert!(failed.is_empty(), "{failed:?}");
+        drop(client);
+    }
+}
