@@ -360,12 +360,6 @@ pub struct Turn {
 impl Notification {
     /// As a broker sends it, ending in a line end.
     pub fn encode(&self) -> Vec<u8> {
-        #[derive(Serialize)]
-        struct Envelope<'a> {
-            jsonrpc: &'static str,
-            method: &'static str,
-            params: [&'a Turn; 1],
-        }
         let (method, turn) = match self {
             Self::Serve(turn) => ("serve", turn),
             Self::Retire(turn) => ("retire", turn),
@@ -373,7 +367,7 @@ impl Notification {
             Self::Unknown => return Vec::new(),
         };
         // Nothing in it can fail to be written.
-        line(&Envelope { jsonrpc: "2.0", method, params: [turn] }).unwrap_or_default()
+        notification(method, turn).unwrap_or_default()
     }
 
     /// Reads one line, if it is a notification: it has a method and no id. None if it is a
@@ -399,6 +393,17 @@ impl Notification {
             Some(_) => Ok(Some(Self::Unknown)),
         }
     }
+}
+
+/// A notification with one parameter, ending in a line end.
+pub(crate) fn notification<T: Serialize>(method: &str, param: &T) -> serde_json::Result<Vec<u8>> {
+    #[derive(Serialize)]
+    struct Envelope<'a, T> {
+        jsonrpc: &'static str,
+        method: &'a str,
+        params: [&'a T; 1],
+    }
+    line(&Envelope { jsonrpc: "2.0", method, params: [param] })
 }
 
 fn line<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
