@@ -55,27 +55,25 @@ pub(crate) enum Prepared {
 }
 
 impl Prepared {
-    /// The caller whose command it is started with.
-    pub(crate) fn caller(&self) -> Option<&Origin> {
+    fn rendered(&self) -> Option<&Rendered> {
         match self {
-            Self::Haproxy(rendered) => rendered.kind.caller.as_deref(),
+            Self::Haproxy(rendered) => Some(rendered),
             Self::Program => None,
         }
     }
 
+    /// The caller whose command it is started with.
+    pub(crate) fn caller(&self) -> Option<&Origin> {
+        self.rendered()?.kind.caller.as_deref()
+    }
+
     pub(crate) fn rendering(&self) -> Option<&Rendering> {
-        match self {
-            Self::Haproxy(rendered) => Some(&rendered.rendering),
-            Self::Program => None,
-        }
+        self.rendered().map(|rendered| &*rendered.rendering)
     }
 
     /// What translates what a generation says that was started on it.
     pub(crate) fn messages(&self) -> Messages {
-        match self {
-            Self::Haproxy(rendered) => rendered.messages(),
-            Self::Program => Messages::default(),
-        }
+        self.rendered().map(Rendered::messages).unwrap_or_default()
     }
 
     /// What an earlier supervisor, or an earlier image of this one, has prepared for a generation.
