@@ -13,7 +13,7 @@ mod order;
 mod program;
 pub(crate) mod rendered;
 
-pub(crate) use order::{ReadOptions, StartOptions};
+pub(crate) use order::Plan;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -132,20 +132,19 @@ impl Step {
     }
 }
 
-/// Makes ready what generation `id` is started on: for haproxy, reads the user's files, perhaps
-/// `again`, and writes the copies. `given` is the command that a caller has given since.
+/// Makes ready what a generation is started on: for haproxy, reads the user's files, perhaps
+/// again, and writes the copies. `given` is the command that a caller has given since.
 pub(crate) async fn prepare(
     settings: &Settings,
     given: Option<&Haproxy>,
     directory: &Directory,
-    id: GenerationId,
-    how: ReadOptions,
+    plan: &Plan,
     passed: &Passed,
 ) -> Result<Prepared, Error> {
     match &settings.kind {
         Kind::Haproxy(kind) => {
             let kind = given.unwrap_or(kind);
-            let rendered = haproxy::render(settings, kind, directory, id, how, passed).await;
+            let rendered = haproxy::render(settings, kind, directory, plan, passed).await;
             rendered.map(Prepared::Haproxy)
         }
         Kind::Program(_) => Ok(Prepared::Program),
@@ -158,30 +157,31 @@ pub(crate) async fn prepare(
 pub(crate) async fn launch(
     settings: &Settings,
     directory: &Directory,
-    id: GenerationId,
+    passed: &Passed,
     prepared: Rc<Prepared>,
-    how: StartOptions,
+    plan: &Plan,
     step: &Step,
     tell: impl FnOnce(i32),
     want: impl Fn(Want),
 ) -> Result<Launched, Error> {
+    let id = plan.id;
     step.set("asking the broker for the listeners");
     let mut lease = broker::connect(&settings.broker.socket).await?;
     broker::join(&mut lease, &settings.service, id, None, bindonce::State::Starting).await?;
     if let (Some(rendering), None) = (prepared.rendering(), prepared.caller()) {
-        how.passed.store(&mut lease, &rendering.bindings).await?;
+        passed.store(&mut lease, &rendering.bindings).await?;
     }
-    let moved = match (prepared.rendering(), &how.serving) {
+    let moved = match (prepared.rendering(), &plan.serving) {
         (Some(rendering), Some(serving)) => {
-            moved::take(&mut lease, rendering, serving, &how.known, want).await?
+            moved::take(&mut lease, rendering, serving, &plan.known, want).await?
         }
         _ => HashMap::new(),
     };
-    let claimed = claim(&mut lease, settings, prepared.rendering(), &how, &moved).await;
+    let claimed = claim(&mut lease, settings, prepared.rendering(), plan, &moved).await;
     let (listeners, changes) = claimed?;
     let mut order = match (&settings.kind, &*prepared) {
         (Kind::Haproxy(_), Prepared::Haproxy(rendered)) => {
-            haproxy::order(rendered, directory, id, &how, &listeners)?
+            haproxy::order(rendered, directory, plan, &listeners)?
         }
         (Kind::Program(program), _) => program::order(program, settings, id, &listeners)?,
         // Each kind prepares its own.
@@ -213,7 +213,7 @@ async fn claim(
     lease: &mut bindonce::aio::Client,
     settings: &Settings,
     rendering: Option<&Rendering>,
-    how: &StartOptions,
+    plan: &Plan,
     moved: &HashMap<Key, Options>,
 ) -> Result<(Vec<Rc<HeldListener>>, Vec<OptionChange>), Error> {
     let wanted: Vec<&Listener> = match rendering {
@@ -224,7 +224,7 @@ async fn claim(
         return Ok((Vec::new(), Vec::new()));
     }
     // A start that fails leaves what serves as it is: what is wanted otherwise is changed when the new one serves.
-    let has = how.serving.as_ref().filter(|_| rendering.is_some()).map(|serving| &serving.has);
+    let has = plan.serving.as_ref().filter(|_| rendering.is_some()).map(|serving| &serving.has);
     let was = |listener: &Listener| {
         let key = listener.key();
         let options = has?.get(&key).or_else(|| moved.get(&key))?;
@@ -247,16 +247,16 @@ async fn claim(
         None => Error::claim(error),
     })?;
     let held = leases.into_iter().zip(wanted);
-    let held = held.map(|(lease, listener)| HeldListener::new(lease, listener, &how.known));
+    let held = held.map(|(lease, listener)| HeldListener::new(lease, listener, &plan.known));
     let held: Vec<_> = held.collect();
-    hide_new(&held, how);
+    hide_new(&held, plan);
     Ok((held, changes))
 }
 
 /// Until the new generation is ready, what serves keeps the connections that a new listener would take from it: `127.0.0.1:80`
 /// beside `*:80`. They would be reset if the start failed.
-fn hide_new(held: &[Rc<HeldListener>], how: &StartOptions) {
-    let Some(serving) = &how.serving else { return };
+fn hide_new(held: &[Rc<HeldListener>], plan: &Plan) {
+    let Some(serving) = &plan.serving else { return };
     let takes = |new: &&Rc<HeldListener>| {
         let key = new.listener.key();
         new.created && serving.has.keys().any(|has| has.overlaps(&key))
