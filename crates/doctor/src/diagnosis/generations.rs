@@ -39,6 +39,11 @@ pub(super) fn saturated(look: &Look, found: &mut Vec<Finding>) {
     }
 }
 
+/// Whether a proxy is at a limit of its own, beside its servers' queues.
+pub(super) fn is_full(haproxy: &Stats) -> bool {
+    limits(haproxy).iter().any(|limit| limit.queued == 0)
+}
+
 /// The limits that a haproxy is at. The global one explains all others.
 fn limits(haproxy: &Stats) -> Vec<Saturated> {
     let full = |used: u64, limit: u64| limit > 0 && used >= limit;

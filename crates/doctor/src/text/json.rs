@@ -35,7 +35,7 @@ struct Socket<'a> {
 #[derive(Serialize)]
 struct Holder {
     pid: i32,
-    accepts: &'static str,
+    accepts: Accepting,
 }
 
 /// A process, with the generation that it is.
@@ -82,15 +82,8 @@ fn finding<'a>(look: &Look, finding: &'a Found) -> Finding<'a> {
 }
 
 fn socket<'a>(look: &'a Look, socket: &'a Bound) -> Socket<'a> {
-    let holder = |process: &Seen| Holder {
-        pid: process.pid,
-        accepts: match process.accepting(socket.inode) {
-            Accepting::Yes => "yes",
-            Accepting::Stopped => "stopped",
-            Accepting::No => "no",
-            Accepting::Unknown => "unknown",
-        },
-    };
+    let holder =
+        |process: &Seen| Holder { pid: process.pid, accepts: process.accepting(socket.inode) };
     Socket {
         socket,
         name: look.listener(socket.inode).map(|listener| listener.name.as_str()),
