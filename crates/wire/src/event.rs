@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use bindonce_core::time::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::message;
+use crate::line::notification;
 
 /// The method of the notification that carries an event to a follower.
 pub const NOTIFICATION: &str = "event";
@@ -52,7 +52,7 @@ impl Event {
 
 /// An event as a follower receives it: a JSON-RPC notification, ending in a line end.
 pub fn encode_notification(event: &Event) -> serde_json::Result<Vec<u8>> {
-    message::notification(NOTIFICATION, event)
+    notification(NOTIFICATION, event)
 }
 
 /// Reads one line that a follower has received.

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::error::{ErrorCode, RpcError};
 use crate::framing::{AT_ONCE, Text};
+use crate::line::{line, notification};
 use crate::params;
 use crate::result::Bound;
 
@@ -393,23 +394,6 @@ impl Notification {
             Some(_) => Ok(Some(Self::Unknown)),
         }
     }
-}
-
-/// A notification with one parameter, ending in a line end.
-pub(crate) fn notification<T: Serialize>(method: &str, param: &T) -> serde_json::Result<Vec<u8>> {
-    #[derive(Serialize)]
-    struct Envelope<'a, T> {
-        jsonrpc: &'static str,
-        method: &'a str,
-        params: [&'a T; 1],
-    }
-    line(&Envelope { jsonrpc: "2.0", method, params: [param] })
-}
-
-fn line<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
-    let mut text = serde_json::to_vec(value)?;
-    text.push(b'\n');
-    Ok(text)
 }
 
 /// A reply as a client reads it. Members that it does not know are ignored.
