@@ -256,29 +256,24 @@ impl Supervisor {
         }
         self.reload_ended(callers, outcome);
         let older = self.draining();
-        if let (Outcome::Serving { .. }, Some(after)) =
-            (outcome, self.requests.drain_timeout(callers))
-        {
-            for id in &older {
-                if let Some(generation) = self.generations.get_mut(id) {
-                    generation.drain.timeout = Some(after);
+        self.requests.awaited.released = None;
+        if let Outcome::Serving { .. } = outcome {
+            if let Some(after) = self.requests.drain_timeout(callers) {
+                for id in &older {
+                    if let Some(generation) = self.generations.get_mut(id) {
+                        generation.drain.timeout = Some(after);
+                    }
+                    self.cx.later(Event::DrainTimeout(*id, after));
                 }
-                self.cx.later(Event::DrainTimeout(*id, after));
             }
+            if let Some(after) = self.requests.drain_idle(callers) {
+                for generation in older.iter().filter_map(|id| self.generations.get(id)) {
+                    generation.drain.idle.set(Some(after));
+                }
+            }
+            let staying = self.generations.staying(self.timeline.serving());
+            self.requests.awaited.released = self.leases.await_release(&staying);
         }
-        if let (Outcome::Serving { .. }, Some(after)) = (outcome, self.requests.drain_idle(callers))
-        {
-            for generation in older.iter().filter_map(|id| self.generations.get(id)) {
-                generation.drain.idle.set(Some(after));
-            }
-        }
-        let released = match outcome {
-            Outcome::Serving { .. } => {
-                self.leases.await_release(&self.generations.staying(self.timeline.serving()))
-            }
-            _ => None,
-        };
-        self.requests.awaited.released = released;
         self.requests.answer(&self.cx, callers, answer, older);
     }
 
