@@ -23,6 +23,9 @@ fn haproxies() -> Vec<PathBuf> {
     Haproxy::system().into_iter().chain(fetched).collect()
 }
 
+/// Why a test takes a network of its own.
+const ITS_OWN: &str = "its names and interfaces are those of a network namespace of its own";
+
 fn config(binds: &[String]) -> String {
     format!(
         "defaults\n    mode http\n    timeout client 5s\n    timeout server 5s\n    timeout connect 1s\n\
@@ -76,10 +79,7 @@ fn unix_names_that_haproxy_takes_are_served() {
 fn the_empty_abstract_name_is_a_name() {
     for program in haproxies() {
         // It is one for all of a network.
-        let scene = Scene::new();
-        if !scene.is_isolated() {
-            return;
-        }
+        let Some(scene) = Scene::isolated(ITS_OWN) else { return };
         let _broker = scene.broker();
         let file = scene.write("f.cfg", &config(&["abns@".to_owned()]));
         let haproxy = Haproxy::start(&scene, &program, &file);
@@ -94,10 +94,7 @@ fn the_empty_abstract_name_is_a_name() {
 #[test]
 fn an_interface_that_does_not_exist_is_left_to_haproxy_which_listens() {
     for program in haproxies() {
-        let scene = Scene::new();
-        if !scene.is_isolated() {
-            return;
-        }
+        let Some(scene) = Scene::isolated(ITS_OWN) else { return };
         let _broker = scene.broker();
         let address = scene.address();
         let file = scene.write("f.cfg", &config(&[format!("{address} interface nosuch0")]));
@@ -112,10 +109,9 @@ fn an_interface_that_does_not_exist_is_left_to_haproxy_which_listens() {
 
 #[test]
 fn an_interface_that_is_not_there_any_more_on_the_line_of_what_serves_is_named() {
-    let (Some(program), scene) = (Haproxy::system(), Scene::new()) else { return };
-    if !scene.is_isolated() {
+    let (Some(program), Some(scene)) = (Haproxy::system(), Scene::isolated(ITS_OWN)) else {
         return;
-    }
+    };
     let _broker = scene.broker();
     let address = scene.address();
     let file = scene.write("f.cfg", &config(&[format!("{address} interface lo")]));

@@ -24,11 +24,9 @@ struct Plain {
 impl Plain {
     /// None, with the reason told, where the test cannot have a network of its own.
     fn start(program: &Path, mode: &[&str], bind: &str, expose: bool) -> Option<Self> {
-        let scene = Scene::new();
-        if !scene.is_isolated() {
-            skip("needs root, to move connections between sockets of a network of its own");
-            return None;
-        }
+        let scene = Scene::isolated(
+            "needs root, to move connections between sockets of a network of its own",
+        )?;
         let (address, peers) = (scene.address(), scene.address());
         let expose = if expose { " expose-fd listeners" } else { "" };
         let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("a host name");

@@ -10,10 +10,8 @@ use crate::stand_in::Caller;
 
 #[test]
 fn an_address_of_another_host_gets_advice_that_haproxy_knows() {
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return;
-    }
+    let why = "another host's address is one that a network namespace of its own has not";
+    let Some(scene) = Scene::isolated(why) else { return };
     let _broker = scene.broker();
     let said = scene.run("bind", &["10.9.9.9:8080"]).fails(1);
     for part in ["`transparent`", "--listen NAME=10.9.9.9:8080,freebind", "ip_nonlocal_bind"] {
@@ -52,10 +50,8 @@ fn a_missing_broker_is_named_once() {
 #[test]
 fn too_many_open_files_names_whose_limit_it_is() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return;
-    }
+    let why = "its hundred ports are free in a network namespace of its own";
+    let Some(scene) = Scene::isolated(why) else { return };
     let _broker = scene.broker();
     let address = scene.address();
     let file = scene.write("f.cfg", &config(address, 1));

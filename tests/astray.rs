@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{Haproxy, Process, Scene, eventually, finish, skip};
+use crate::harness::{Haproxy, Process, Scene, eventually, finish};
 
 fn config(bind: &str) -> String {
     format!(
@@ -88,10 +88,7 @@ fn device(network: &Network) {
 #[test]
 fn a_device_that_is_made_anew_gets_its_listener_at_the_next_reload() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return skip("it takes a network namespace");
-    }
+    let Some(scene) = Scene::isolated("it takes a network namespace") else { return };
     let network = Network::new(&scene);
     device(&network);
     let _broker = scene.broker();
@@ -121,10 +118,7 @@ fn a_device_that_comes_later_is_bound_at_the_next_reload() {
 }
 
 fn device_comes_later(program: &Path) {
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return skip("it takes a network namespace");
-    }
+    let Some(scene) = Scene::isolated("it takes a network namespace") else { return };
     let network = Network::new(&scene);
     let _broker = scene.broker();
     let file = scene.write("haproxy.cfg", &config("0.0.0.0:8080 interface bo0"));
@@ -152,10 +146,7 @@ fn device_comes_later(program: &Path) {
 #[test]
 fn an_address_that_leaves_and_comes_back_needs_nothing() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return skip("it takes a network namespace");
-    }
+    let Some(scene) = Scene::isolated("it takes a network namespace") else { return };
     let network = Network::new(&scene);
     device(&network);
     let _broker = scene.broker();
@@ -220,10 +211,7 @@ fn a_unix_path_that_is_removed_or_replaced_is_bound_anew_at_the_next_reload() {
 #[test]
 fn a_network_namespace_that_is_made_anew_is_found_again() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return skip("it takes a network namespace");
-    }
+    let Some(scene) = Scene::isolated("it takes a network namespace") else { return };
     let name = format!("bo-{}", std::process::id());
     let make = || {
         ip(&format!("netns add {name}"));

@@ -55,10 +55,7 @@ fn the_words_are_those_of_haproxy_on_the_users_file() {
     let haproxies: Vec<PathBuf> = Haproxy::system().into_iter().chain(fetched).collect();
     for program in &haproxies {
         // Ports as they stand above: in a network of the test's own.
-        let scene = Scene::new();
-        if !scene.is_isolated() {
-            return;
-        }
+        let Some(scene) = Scene::isolated("no network of its own") else { return };
         let _broker = scene.broker();
         for lines in faults() {
             let file = scene.write("f.cfg", &format!("{DEFAULTS}frontend f\n    {lines}\n"));

@@ -108,10 +108,7 @@ fn what_haproxy_3_2_listens_on_is_compared() {
 #[test]
 fn many_listeners_are_compared_too() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return;
-    }
+    let Some(scene) = Scene::isolated("no network of its own") else { return };
     let _broker = scene.broker();
     let address = scene.address();
     let program = other_minded(&scene, &program);
@@ -176,10 +173,7 @@ fn where_it_is_not_to_be_seen_that_is_told() {
 #[test]
 fn beside_a_listener_that_shows_nothing_it_is_compared_before_the_older_one_stops() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        if !scene.is_isolated() {
-            return crate::harness::skip("no network of its own");
-        }
+        let Some(scene) = Scene::isolated("no network of its own") else { return };
         let _broker = scene.broker();
         let address = scene.address();
         let program = other_minded(&scene, &program);

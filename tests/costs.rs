@@ -69,10 +69,11 @@ fn asking_for_an_occupied_address_costs_the_broker_next_to_nothing() {
 #[test]
 fn listeners_that_fall_at_once_take_no_thread_each() {
     for user in brokers() {
-        let scene = Scene::new();
-        if !scene.is_isolated() {
-            return skip("needs a network namespace of its own, for hundreds of ports");
-        }
+        let Some(scene) =
+            Scene::isolated("needs a network namespace of its own, for hundreds of ports")
+        else {
+            return;
+        };
         let mut broker = serve(&scene, "", user);
         let attack = "import ctypes, struct\n\
             libc, none = ctypes.CDLL(None), struct.pack('HH12x', 0, 0)\n\
@@ -102,10 +103,11 @@ fn listeners_that_fall_at_once_take_no_thread_each() {
 #[test]
 fn a_large_claim_is_made_in_turns() {
     for user in brokers() {
-        let scene = Scene::new();
-        if !scene.is_isolated() {
-            return skip("needs a network namespace of its own, for thousands of ports");
-        }
+        let Some(scene) =
+            Scene::isolated("needs a network namespace of its own, for thousands of ports")
+        else {
+            return;
+        };
         let _broker = serve(&scene, "", user);
         // All of it lies before the broker when it goes on, the large one first.
         let attack = "import signal\n\

@@ -16,7 +16,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::harness::{Haproxy, Scene, bindonce, finish, root, skip};
+use crate::harness::{Haproxy, Scene, bindonce, finish, root};
 
 /// First words by which a line is known as a command.
 const PROGRAMS: &[&str] = &[
@@ -223,10 +223,11 @@ fn script(scene: &Scene, commands: &[Shown]) -> String {
 #[test]
 fn every_command_that_is_shown_works() {
     let Some(_) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return skip("needs root, to make a place for the commands of the documentation");
-    }
+    let Some(scene) =
+        Scene::isolated("needs root, to make a place for the commands of the documentation")
+    else {
+        return;
+    };
     let bin = scene.path("bin");
     fs::create_dir(&bin).expect("a directory");
     std::os::unix::fs::symlink(bindonce(), bin.join("bindonce")).expect("a link");

@@ -40,10 +40,7 @@ fn ten_thousand_with_the_limit_high_enough() {
 
 #[test]
 fn with_the_limit_too_low_it_is_named_and_nothing_is_bound() {
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return skip("needs a network of its own");
-    }
+    let Some(scene) = Scene::isolated("needs a network of its own") else { return };
     let mut broker = broker_with_limit(&scene, 500);
     let error = scene.wire().error("bind", &json!([{"listen": "r=127.0.0.1:20000-29999"}]));
     assert_eq!(error["code"], -32008, "{error}");
@@ -59,10 +56,7 @@ fn with_the_limit_too_low_it_is_named_and_nothing_is_bound() {
 #[test]
 fn a_reload_needs_each_listener_twice_and_a_start_once() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return;
-    }
+    let Some(scene) = Scene::isolated("no network of its own") else { return };
     let _broker = scene.broker();
     let address = scene.address();
     const LISTENERS: usize = 600;

@@ -108,11 +108,7 @@ fn under_load(scene: &Scene, address: SocketAddr, walk: impl FnOnce() -> Process
 
 fn stage() -> Option<(Scene, PathBuf, SocketAddr)> {
     let program = Haproxy::system()?;
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        skip("needs root, to take sockets from another process");
-        return None;
-    }
+    let scene = Scene::isolated("needs root, to take sockets from another process")?;
     let address = scene.address();
     Some((scene, program, address))
 }

@@ -167,10 +167,7 @@ fn haproxy_in_another_network_listens_there_over_reloads_and_a_kill_of_the_broke
 /// It would be bound where the caller does not expect it, or could not be found again after a restart.
 #[test]
 fn a_claim_from_a_network_without_a_name_is_refused_and_nothing_is_bound() {
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return skip("needs root, for network namespaces");
-    }
+    let Some(scene) = Scene::isolated("needs root, for network namespaces") else { return };
     let _broker = scene.broker();
     let address = scene.address();
     let mut command = scene.command("unshare");

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::harness::{DEADLINE, Haproxy, Process, Scene, bindonce, eventually, finish, skip};
+use crate::harness::{DEADLINE, Haproxy, Process, Scene, bindonce, eventually, finish};
 
 const PORT: u16 = 8080;
 
@@ -22,11 +22,8 @@ const CLIENTS: [&str; 4] = ["127.0.0.1", "127.0.0.2", "::1", "fd00::1"];
 
 /// A scene with a network of its own and an address beside loopback's.
 pub(crate) fn scene() -> Option<Scene> {
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        skip("it takes a network namespace: wildcards would meet what runs here");
-        return None;
-    }
+    let scene =
+        Scene::isolated("it takes a network namespace: wildcards would meet what runs here")?;
     finish(Command::new("ip").args(["-6", "address", "add", "fd00::1/128", "dev", "lo", "nodad"]))
         .ok();
     Some(scene)

@@ -20,10 +20,9 @@ fn it_keeps_only_what_its_listeners_need() {
     if !geteuid().is_root() {
         return skip("needs root, to give it up");
     }
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return skip("needs a network namespace of its own, for port 80");
-    }
+    let Some(scene) = Scene::isolated("needs a network namespace of its own, for port 80") else {
+        return;
+    };
     let config = "listen = ['low=127.0.0.1:80', 'near=127.0.0.1:81,interface=lo']\nuser = '54321'\ngroup = '54322'";
     let file = scene.write("bindonce.toml", config);
     // The directory of the socket is made for the user.

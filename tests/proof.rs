@@ -109,10 +109,7 @@ fn longest_wait(address: SocketAddr, what: impl FnOnce()) -> Duration {
 /// Reloads beside idle listeners with these words, each of which a connection reaches in its own way
 /// or not at all; `spoil` is done before the reload.
 fn idle(program: &Path, arguments: &[&str], binds: &[String], spoil: impl Fn(&Scene)) {
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return crate::harness::skip("no network of its own");
-    }
+    let Some(scene) = Scene::isolated("no network of its own") else { return };
     finish(Command::new("ip").args(["addr", "add", "10.11.12.13/32", "dev", "lo"])).ok();
     let web = scene.address();
     let _broker = scene.broker();

@@ -151,10 +151,9 @@ fn without_quic_the_line_is_left_to_haproxy() {
 #[test]
 fn a_socket_for_quic_is_adopted_upgraded_and_restored() {
     for program in ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched) {
-        let scene = Scene::new();
-        if !scene.is_isolated() {
-            return skip("needs root, to take sockets of a process");
-        }
+        let Some(scene) = Scene::isolated("needs root, to take sockets of a process") else {
+            return;
+        };
         let mut broker = scene.broker();
         let address = scene.address();
         let file = with_quic(&scene, address, 1, "    limited-quic\n");
@@ -232,10 +231,7 @@ fn what_is_wrong_with_a_line_for_quic_is_said_and_binds_nothing() {
 #[test]
 fn connections_that_stay_on_the_listener_are_told() {
     let Some(program) = Haproxy::fetched("3.2").or_else(|| Haproxy::fetched("3.0")) else { return };
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return skip("needs root, to give it up");
-    }
+    let Some(scene) = Scene::isolated("needs root, to give it up") else { return };
     let _broker = scene.broker();
     let address = SocketAddr::from(([127, 0, 0, 1], 443));
     let nobody = "    limited-quic\n    uid 65534\n";

@@ -13,10 +13,11 @@ fn what_a_client_does_not_receive_keeps_nobody_else_from_a_listener() {
         return skip("needs root, to be two users");
     }
     for user in brokers() {
-        let scene = Scene::new();
-        if !scene.is_isolated() {
-            return skip("needs a network namespace of its own, for hundreds of ports");
-        }
+        let Some(scene) =
+            Scene::isolated("needs a network namespace of its own, for hundreds of ports")
+        else {
+            return;
+        };
         let limit = ["prlimit", "--nofile=4096:4096"];
         let config = rules("allow = ['use']\naddresses = ['127.0.0.1:9000-9252']");
         let _broker = serve_with(&scene, &config, user, &limit);

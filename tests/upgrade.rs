@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Process, Scene, bindonce, eventually, finish, listening, skip};
+use crate::harness::{Process, Scene, bindonce, eventually, finish, listening};
 
 fn broker(wire: &mut crate::harness::Wire) -> Value {
     wire.call("status", &json!([]))["broker"].clone()
@@ -59,10 +59,11 @@ fn an_upgrade_keeps_sockets_connections_and_half_a_request() {
 /// It is asked for while the claim has had some of its turns: the image that has begun the claim answers it.
 #[test]
 fn an_upgrade_waits_for_a_large_claim_and_keeps_its_leases() {
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return skip("needs a network namespace of its own, for thousands of ports");
-    }
+    let Some(scene) =
+        Scene::isolated("needs a network namespace of its own, for thousands of ports")
+    else {
+        return;
+    };
     let process = scene.broker();
     let [mut claiming, mut same, mut upgrading] = [(); 3].map(|()| scene.wire());
     claiming.bind(&["first=127.0.0.1:8999"]);

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{expect, findings, pids, plain, report, served, text};
-use crate::harness::{Haproxy, Scene, config, eventually, skip};
+use crate::harness::{Haproxy, Scene, config, eventually};
 
 #[test]
 fn a_socket_that_haproxy_binds_itself_is_foreign() {
@@ -56,10 +56,7 @@ fn a_listener_that_was_adopted_is_not_exclusive() {
 #[test]
 fn addresses_that_overlap_are_healthy() {
     for program in Haproxy::all() {
-        let scene = Scene::new();
-        if !scene.is_isolated() {
-            return skip("needs root, for a wildcard of its own");
-        }
+        let Some(scene) = Scene::isolated("needs root, for a wildcard of its own") else { return };
         let _broker = scene.broker();
         let binds = ["*:8080", "127.0.0.1:8080", "*:8081", "[::]:8081"];
         let lines = binds.map(|bind| format!(" bind {bind}\n")).concat();

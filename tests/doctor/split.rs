@@ -49,10 +49,7 @@ fn split_names_the_pids_and_their_share() {
 #[test]
 fn the_seed_case_is_named_and_cured() {
     let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return skip("needs root, for a host of its own");
-    }
+    let Some(scene) = Scene::isolated("needs root, for a host of its own") else { return };
     let binaries = scene.path("binaries");
     std::fs::create_dir(&binaries).expect("a directory");
     std::os::unix::fs::symlink(bindonce(), binaries.join("bindonce")).expect("a link");

@@ -95,6 +95,19 @@ impl Process {
         }
     }
 
+    /// Fails the test if it ends within this time.
+    #[track_caller]
+    pub(crate) fn lasts(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        loop {
+            match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.seen.push(line),
+                Err(RecvTimeoutError::Timeout) if self.is_running() => return,
+                Err(_) => panic!("ended\n{}", self.story()),
+            }
+        }
+    }
+
     /// Reads its last words, which may still be on their way when it has ended: to the end of its
     /// output, or for a while where a child of it lives on and keeps that open.
     fn hear_out(&mut self) {

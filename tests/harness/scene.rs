@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{DEADLINE, Finished, Process, Wire, bindonce, eventually, finish};
+use super::{DEADLINE, Finished, Process, Wire, bindonce, eventually, finish, skip};
 
 /// The variable that marks every process of a test; its value is the test's directory.
 const MARK: &str = "BINDONCE_TEST";
@@ -59,6 +59,16 @@ impl Scene {
         let scene = Self::new();
         let broker = scene.broker();
         (scene, broker)
+    }
+
+    /// A place for one test with a network of its own. Where there is none the test is counted as skipped.
+    #[track_caller]
+    pub(crate) fn isolated(why: &str) -> Option<Self> {
+        let scene = Self::new();
+        if !scene.isolated {
+            skip(why);
+        }
+        Some(scene).filter(Self::is_isolated)
     }
 
     /// Whether the test has a network of its own.

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bindonce_load::Plan;
 use nix::sys::signal::Signal;
@@ -187,11 +187,7 @@ fn a_supervisor_that_does_not_answer_yet_is_waited_for() {
         let words = format!("-f haproxy.cfg -p pid -sf {older}");
         let mut reload = Process::start(&mut run(&words));
         // Longer than it waits for the pids of generations.
-        let until = Instant::now() + Duration::from_secs(4);
-        while Instant::now() < until {
-            assert!(reload.is_running(), "{words}: {}", reload.story());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        reload.lasts(Duration::from_secs(4));
         service.signal(Signal::SIGCONT);
         assert!(reload.wait_exit().success(), "{words}: {}", reload.story());
         caller.wait_tag(&load, tag);

@@ -7,12 +7,12 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bindonce_core::event::Kind;
+use bindonce_core::policy::Peer;
 use bindonce_core::registry::{ConnectionId, Label, State};
 use bindonce_core::succession::{self, Action, Cause, Event, Joining, Place};
 use bindonce_daemon::Happening;
 use bindonce_daemon::rpc::Caller;
 use bindonce_wire::message::{Notification, Turn};
-use bindonce_wire::params::Joining as Request;
 use bindonce_wire::result::JoinResult;
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::time::timeout_at;
@@ -45,21 +45,19 @@ pub(crate) async fn keep(broker: &RefCell<Broker>) {
 pub(crate) fn join(
     broker: &mut Broker,
     caller: &Caller,
-    request: Request,
+    joining: Joining,
 ) -> Result<JoinResult, RpcError> {
-    let Request { service, generation, pid, state, handover, successor } = request;
-    if !broker.succession.is_joined(&service) {
-        broker.access.allow_service(caller, &service)?;
+    if !broker.succession.is_joined(&joining.service) {
+        broker.access.allow_service(caller, &joining.service)?;
     }
-    let pid = pid.unwrap_or(caller.peer.pid);
-    let joining = Joining { service, generation, pid, state, ordered: handover, successor };
+    let ordered = joining.ordered;
     let connection = caller.connection;
     let takes_back = broker.access.owns_names(caller);
     let privileged = takes_back || broker.access.is_admin(caller);
-    let speaker = succession::Speaker { connection, uid: caller.peer.uid, privileged, takes_back };
+    let Peer { pid, uid, .. } = caller.peer;
+    let speaker = succession::Speaker { connection, pid, uid, privileged, takes_back };
     let actions = broker.succession.on(Event::Join(speaker, joining));
     if let Some(refusal) = perform(broker, actions) {
-        let (pid, uid) = (caller.peer.pid, caller.peer.uid);
         if let Some(left_out) = broker.reporter.refused(uid, "join") {
             tracing::warn!(pid, uid, left_out, "may not join: {refusal}");
         }
@@ -75,7 +73,7 @@ pub(crate) fn join(
         broker.listeners.show_hidden(connection);
     }
     let label = broker.listeners.registry.caller(connection).and_then(|(_, label)| label);
-    let shown = label.filter(|_| handover);
+    let shown = label.filter(|_| ordered);
     Ok(JoinResult {
         joined: true,
         generation: shown.map(|label| label.generation),

@@ -36,19 +36,12 @@ pub(crate) fn text(error: &anyhow::Error) -> String {
 }
 
 fn hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
-    if let Some(error) = error.downcast_ref::<bindonce::Error>() {
-        return error.hint();
-    }
-    if let Some(error) = error.downcast_ref::<supervisor::Error>() {
-        return error.hint();
-    }
-    if let Some(error) = error.downcast_ref::<adopt::Error>() {
-        return error.hint();
-    }
-    if let Some(error) = error.downcast_ref::<bindonce_broker::Error>() {
-        return error.hint();
-    }
-    error.downcast_ref::<bindonce_sys::Error>()?.hint()
+    let of_client = error.downcast_ref().and_then(bindonce::Error::hint);
+    of_client
+        .or_else(|| error.downcast_ref::<supervisor::Error>()?.hint())
+        .or_else(|| error.downcast_ref::<adopt::Error>()?.hint())
+        .or_else(|| error.downcast_ref::<bindonce_broker::Error>()?.hint())
+        .or_else(|| error.downcast_ref::<bindonce_sys::Error>()?.hint())
 }
 
 #[cfg(test)]

@@ -109,7 +109,7 @@ impl Membership {
             generation: self.number,
             pid: Some(std::process::id()),
             state: self.wanted,
-            handover: true,
+            ordered: true,
             // Once it drains it makes room for any successor.
             successor: self.successor.filter(|_| self.wanted == State::Draining && !self.over),
         }

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use bindonce::{Client, Error, ErrorCode};
+use bindonce_fd::batch::Transmission;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
@@ -44,12 +45,14 @@ fn listeners(count: usize) -> String {
 
 /// A correct reply, message by message.
 fn correct(count: usize) -> Vec<Message> {
-    bindonce_fd::batch::batches(count)
-        .enumerate()
-        .map(|(index, batch)| {
-            (if index == 0 { listeners(count) } else { " ".to_owned() }, batch.len())
-        })
-        .collect()
+    let mut reply = Transmission::new(listeners(count).into_bytes(), count);
+    let mut messages = Vec::new();
+    while let Some((bytes, batch)) = reply.next() {
+        messages.push((String::from_utf8_lossy(bytes).into_owned(), batch.len()));
+        let all = messages.last().map_or(0, |(text, _)| text.len());
+        reply.advance(all);
+    }
+    messages
 }
 
 /// Plays the server's side: reads the request, sends the script, hangs up or stays.

@@ -7,7 +7,6 @@
 //! closes them.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 
 use crate::address::Address;
 use crate::listener::{Key, Listener};
@@ -24,13 +23,16 @@ pub struct Candidate {
 }
 
 /// Why a socket is not fit to be a listener here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     /// It is of another network namespace, where the same address is another place.
+    #[error("it is in another network namespace")]
     OtherNamespace,
     /// It is bound and does not listen.
+    #[error("it is bound and does not listen")]
     NotListening,
     /// The file at its path is another socket's.
+    #[error("its path leads to another socket, or nowhere")]
     PathGone,
 }
 
@@ -46,11 +48,13 @@ pub struct Taken {
 }
 
 /// Why a socket is left to the program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
     /// It is not fit.
+    #[error("{0}")]
     Unfit(Unfit),
     /// Nothing wanted names it: what is served later binds it by itself, or not at all.
+    #[error("not among the listeners that were named")]
     NotWanted,
 }
 
@@ -116,25 +120,6 @@ pub fn plan(candidates: &[Candidate], wanted: Option<&[Listener]>) -> Plan {
     plan.left.extend(rest);
     plan.left.sort_by_key(|(index, _)| *index);
     plan
-}
-
-impl fmt::Display for Unfit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::OtherNamespace => "it is in another network namespace",
-            Self::NotListening => "it is bound and does not listen",
-            Self::PathGone => "its path leads to another socket, or nowhere",
-        })
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unfit(unfit) => unfit.fmt(f),
-            Self::NotWanted => f.write_str("not among the listeners that were named"),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -29,16 +29,18 @@ pub fn count<N: Copy + fmt::Display + PartialEq + From<u8>>(number: N, noun: &st
 
 /// The text on one line, each character that would not be printed as itself as `\n` or `\u{1b}`.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    escaped(text, is_obeyed)
+    printable_but(text, &[])
 }
 
 /// The same of a text of several lines: line feeds stay.
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
-    escaped(text, |c| c != '\n' && is_obeyed(c))
+    printable_but(text, &['\n'])
 }
 
-fn escaped(text: &str, unfit: impl Fn(char) -> bool) -> Cow<'_, str> {
-    let Some(first) = text.find(&unfit) else { return Cow::Borrowed(text) };
+/// The same, where these characters stay.
+pub fn printable_but<'a>(text: &'a str, stay: &[char]) -> Cow<'a, str> {
+    let unfit = |c: char| is_obeyed(c) && !stay.contains(&c);
+    let Some(first) = text.find(unfit) else { return Cow::Borrowed(text) };
     let (before, rest) = text.split_at(first);
     let mut out = String::with_capacity(text.len() + 16);
     out.push_str(before);

@@ -24,6 +24,8 @@ use bindonce_wire::{ErrorCode, RpcError};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{FdFlags, fcntl_setfd};
 
+use crate::state::fnv1a;
+
 /// The variable with the word that an answer begins with, so that no answer is an old one.
 const WORD: &str = "BINDONCE_PROOF";
 
@@ -41,10 +43,8 @@ pub fn answer(entries: usize, state: &[u8]) -> String {
 }
 
 fn proof(word: &str, entries: usize, state: &[u8]) -> String {
-    // FNV-1a: it shows that the bytes were read, and keeps no secret.
-    let add = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
-    let sum = state.iter().fold(0xcbf2_9ce4_8422_2325, add);
-    format!("{word} {entries} {sum:016x}")
+    // It shows that the bytes were read, and keeps no secret.
+    format!("{word} {entries} {:016x}", fnv1a(state))
 }
 
 /// The pid of this process, and its start time: so that what one image leaves to the next is taken by no other

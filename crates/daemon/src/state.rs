@@ -25,6 +25,12 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     path.into()
 }
 
+/// FNV-1a: a sum of bytes that is the same in every version of this program.
+pub fn fnv1a(bytes: &[u8]) -> u64 {
+    let add = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, add)
+}
+
 /// What is written at `path`; None if nothing is there. Another user may have put something else there: only a
 /// regular file is read.
 ///

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
-
+use bindonce_core::text::count;
 use bindonce_haproxy::config;
 use bindonce_sys::limits::Reached;
 
@@ -90,7 +90,7 @@ pub enum Error {
     /// A reload would leave no listener.
     #[error(
         "the configuration has nothing for clients to connect to, and {} serve{} now: {}",
-        count(.served), if .served.len() == 1 { "s" } else { "" }, few(.served)
+        count(.served.len(), "listener"), if .served.len() == 1 { "s" } else { "" }, few(.served)
     )]
     NothingLeft {
         /// The listeners that serve.
@@ -208,14 +208,6 @@ fn why_not(error: &bindonce::Error) -> String {
     }
 }
 
-fn count(listeners: &[String]) -> String {
-    match listeners.len() {
-        1 => "1 listener".to_owned(),
-        count => format!("{count} listeners"),
-    }
-}
-
-/// The first few, and how many more.
 fn few(listeners: &[String]) -> String {
     const SHOWN: usize = 4;
     let shown: Vec<_> = listeners.iter().take(SHOWN).map(String::as_str).collect();

@@ -12,8 +12,8 @@ use bindonce_sys::worker;
 
 use crate::control::requests::Awaited;
 use crate::disk::directory::remove_all;
-use crate::generations::start::{self, moved::Serving};
-use crate::generations::starts::{Plan, ServingNow};
+use crate::generations::start::moved::Serving;
+use crate::generations::start::{self, Plan};
 use crate::generations::{counting, foreign, unprivileged, watching};
 use crate::handover::promise::Unserved;
 use crate::handover::watchdog::Duty;
@@ -117,6 +117,7 @@ impl Supervisor {
         let plan = Plan {
             id,
             configuration,
+            read_before: std::mem::replace(&mut self.starts.read_before, true),
             served: self.generations.labels(serving),
             may_be_empty: is_fresh && std::mem::take(&mut self.requests.allow_empty),
             devices: devices.filter_map(|held| held.listener.options.interface.clone()).collect(),
@@ -124,11 +125,13 @@ impl Supervisor {
             serving: serving.and_then(|id| self.generations.get(&id)).map(|one| {
                 let has = one.listeners.iter().map(|held| &held.listener);
                 let has = has.map(|one| (one.key(), one.options.clone())).collect();
-                ServingNow {
+                Serving {
+                    id: one.id,
+                    pid: one.pid(),
                     admin: one.cli.admin.clone(),
                     version: one.cli.version,
                     devices: one.own.devices.clone(),
-                    binds: Serving { id: one.id, pid: one.pid(), has },
+                    has,
                 }
             }),
             older_alive,
@@ -253,29 +256,24 @@ impl Supervisor {
         }
         self.reload_ended(callers, outcome);
         let older = self.draining();
-        if let (Outcome::Serving { .. }, Some(after)) =
-            (outcome, self.requests.drain_timeout(callers))
-        {
-            for id in &older {
-                if let Some(generation) = self.generations.get_mut(id) {
-                    generation.drain.timeout = Some(after);
+        self.requests.awaited.released = None;
+        if let Outcome::Serving { .. } = outcome {
+            if let Some(after) = self.requests.drain_timeout(callers) {
+                for id in &older {
+                    if let Some(generation) = self.generations.get_mut(id) {
+                        generation.drain.timeout = Some(after);
+                    }
+                    self.cx.later(Event::DrainTimeout(*id, after));
                 }
-                self.cx.later(Event::DrainTimeout(*id, after));
             }
+            if let Some(after) = self.requests.drain_idle(callers) {
+                for generation in older.iter().filter_map(|id| self.generations.get(id)) {
+                    generation.drain.idle.set(Some(after));
+                }
+            }
+            let staying = self.generations.staying(self.timeline.serving());
+            self.requests.awaited.released = self.leases.await_release(&staying);
         }
-        if let (Outcome::Serving { .. }, Some(after)) = (outcome, self.requests.drain_idle(callers))
-        {
-            for generation in older.iter().filter_map(|id| self.generations.get(id)) {
-                generation.drain.idle.set(Some(after));
-            }
-        }
-        let released = match outcome {
-            Outcome::Serving { .. } => {
-                self.leases.await_release(&self.generations.staying(self.timeline.serving()))
-            }
-            _ => None,
-        };
-        self.requests.awaited.released = released;
         self.requests.answer(&self.cx, callers, answer, older);
     }
 

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use bindonce_haproxy::cli::Session;
+use bindonce_haproxy::counters::Lately;
 use bindonce_wire::{ErrorCode, RpcError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -179,33 +180,6 @@ pub struct Counts {
     pub idle_closed: u64,
     /// Connections that ended with the generations that had them.
     pub connections_cut: u64,
-}
-
-/// What the generations of a service have answered lately, where haproxy tells.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Lately {
-    /// In this time.
-    pub seconds: u64,
-    /// Requests.
-    pub requests: u64,
-    /// Bytes sent.
-    pub bytes: u64,
-    /// Requests that came to generations after they had stopped accepting.
-    pub draining_requests: u64,
-    /// Bytes that these have sent.
-    pub draining_bytes: u64,
-}
-
-impl Lately {
-    /// The share of draining generations in percent: of the requests, or of the bytes where no request was counted (TCP).
-    pub fn draining_percent(&self) -> u64 {
-        let (of, all) = match self.requests {
-            0 => (self.draining_bytes, self.bytes),
-            requests => (self.draining_requests, requests),
-        };
-        of.saturating_mul(100) / all.max(1)
-    }
 }
 
 /// One generation in [`Status`].

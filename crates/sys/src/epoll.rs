@@ -4,11 +4,12 @@
 //! [`crate::ghosts`] ends such a one.
 
 use std::collections::BTreeSet;
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 
 use rustix::fs::AtFlags;
 
-use crate::holders;
+use crate::holders::{self, Table};
 
 /// A registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,16 +52,23 @@ impl Registration {
     }
 }
 
+/// What is registered in each epoll set of a table that can be read, by the set's descriptor.
+pub(crate) fn registrations(table: &Table) -> impl Iterator<Item = (RawFd, Vec<Registration>)> {
+    let epolls = table.numbers.iter().copied().filter(|fd| table.is_epoll(*fd));
+    epolls.filter_map(|fd| {
+        let info = table.info(fd)?;
+        Some((fd, info.lines().filter_map(Registration::read).collect()))
+    })
+}
+
 /// Which of these sockets a process waits for input on. None if it has no epoll instance, or its
 /// /proc entries may not be read.
 pub fn waited_for(pid: i32, inodes: &[u64]) -> Option<BTreeSet<u64>> {
     let device = socket_device()?;
     let mut found: Option<BTreeSet<u64>> = None;
     for table in holders::tables(pid) {
-        let epolls = table.numbers.iter().filter(|fd| table.is_epoll(**fd));
-        for info in epolls.filter_map(|fd| table.info(*fd)) {
-            let all = info.lines().filter_map(Registration::read);
-            let wanted = all.filter(|one| {
+        for (_, all) in registrations(&table) {
+            let wanted = all.iter().filter(|one| {
                 one.device == device && one.is_for_input() && inodes.contains(&one.inode)
             });
             found.get_or_insert_default().extend(wanted.map(|one| one.inode));

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use crate::epoll::Registration;
+use crate::epoll::{self, Registration};
 use crate::error::{Error, errno_of};
 use crate::holders;
 use crate::numbers::{self, Own};
@@ -40,12 +40,8 @@ pub fn find(pid: i32, inodes: &[u64]) -> Vec<Ghost> {
     let tables = holders::tables(pid);
     let mut found = Vec::new();
     for table in &tables {
-        for epoll in table.numbers.iter().copied().filter(|fd| table.is_epoll(*fd)) {
-            let Some(info) = table.info(epoll) else {
-                continue;
-            };
-            for one in info.lines().filter_map(Registration::read) {
-                let Registration { number, inode, .. } = one;
+        for (epoll, all) in epoll::registrations(table) {
+            for Registration { number, inode, .. } in all {
                 // Where threads have tables of their own, a number that is still
                 // the listener in any of them may be in use: leave that one alone.
                 if inodes.contains(&inode) && tables.iter().all(|t| t.socket(number) != Some(inode))

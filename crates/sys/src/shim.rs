@@ -23,10 +23,10 @@ use crate::{executable, inherit, intercept, limits, signals};
 /// The word for [`crate::spawn::Launch::service`].
 pub(crate) const SERVICE: &str = "service";
 
-/// The word for [`crate::spawn::Intercepted::unlinks`].
+/// The word for [`Intercepted::unlinks`].
 pub(crate) const UNLINKS: &str = "unlinks";
 
-/// The word for [`crate::spawn::Intercepted::binds`].
+/// The word for [`Intercepted::binds`].
 pub(crate) const BINDS: &str = "binds";
 
 /// Whether a supervisor is asked about bind(2) and listen(2) of a program.
@@ -51,19 +51,49 @@ impl Asked {
     }
 }
 
+/// Which calls of a program wait until the process that starts it has answered them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Intercepted {
+    /// Hold it when it sends SIGUSR1 to this pid, the supervisor's own; see [`crate::hold`] for what
+    /// that means for the program.
+    pub hold: Option<i32>,
+    /// Ask this process about its bind(2) (`crate::intercept`), where the kernel lets us.
+    pub binds: bool,
+    /// Whether this process is asked about its bind(2) and listen(2) (`crate::intercept`), instead of holding it.
+    pub intercept: Asked,
+    /// And about its unlink(2).
+    pub unlinks: bool,
+}
+
+impl Intercepted {
+    /// None of them.
+    pub(crate) const NONE: Self =
+        Self { hold: None, binds: false, intercept: Asked::Not, unlinks: false };
+
+    pub(crate) fn any(self) -> bool {
+        self.hold.is_some() || self.binds || self.intercept != Asked::Not
+    }
+
+    /// The words for them in an [`Order`].
+    pub(crate) fn words(self) -> impl Iterator<Item = String> {
+        let hold = self.hold.filter(|_| self.intercept == Asked::Not);
+        let asked = match self.intercept {
+            Asked::Not => self.binds.then_some(BINDS),
+            asked => Some(asked.word()),
+        };
+        let unlinks = (self.unlinks && self.intercept != Asked::Not).then_some(UNLINKS);
+        let words = asked.into_iter().chain(unlinks).map(str::to_owned);
+        hold.map(|pid| pid.to_string()).into_iter().chain(words)
+    }
+}
+
 /// What a shim shall do.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Order {
     /// How many descriptors come over standard input.
     count: usize,
-    /// The supervisor that wants to hold the program when it says that it is ready.
-    hold: Option<i32>,
-    /// The supervisor is asked about bind(2), where the kernel lets it.
-    binds: bool,
-    /// The supervisor is asked about bind(2) and listen(2) ([`crate::spawn::Intercepted::intercept`]).
-    intercept: Asked,
-    /// And about unlink(2).
-    unlinks: bool,
+    /// What the supervisor answers.
+    calls: Intercepted,
     /// It is started as a service is ([`crate::spawn::Launch::service`]).
     service: bool,
     program: OsString,
@@ -102,7 +132,8 @@ impl Order {
         }
         let program = words.next().filter(|_| next == "--")?;
         let args = words.collect();
-        Some(Self { count, hold, binds, intercept, unlinks, service, program, args })
+        let calls = Intercepted { hold, binds, intercept, unlinks };
+        Some(Self { count, calls, service, program, args })
     }
 
     /// Becomes the program. Returns only if that failed, with what to say on standard
@@ -137,8 +168,8 @@ impl Order {
             nix::unistd::setsid().map_err(|error| Error::call("setsid", error))?;
         }
         let no_new_privs = || !gains_privileges(&self.program);
-        if self.hold.is_some() || self.binds {
-            let (readiness, binds) = (self.hold, self.binds);
+        if self.calls.hold.is_some() || self.calls.binds {
+            let (readiness, binds) = (self.calls.hold, self.calls.binds);
             let watched = Watched { readiness, binds, listens: false, unlinks: false };
             // Where the kernel refuses the supervisor finds that nothing came, and has another way.
             if let Ok(listener) = filter::install(watched, no_new_privs()) {
@@ -146,8 +177,8 @@ impl Order {
                 let _ = send_back(&listener);
             }
         }
-        if self.intercept != Asked::Not {
-            let unlinks = self.unlinks;
+        if self.calls.intercept != Asked::Not {
+            let unlinks = self.calls.unlinks;
             let watched = Watched { readiness: None, binds: true, listens: true, unlinks };
             let installed =
                 intercept::on_a_child().and_then(|()| filter::install(watched, no_new_privs()));
@@ -155,7 +186,7 @@ impl Order {
                 Ok(listener) => send_back(&listener)?,
                 Err(error) => {
                     let error = Error::Intercept { refused: Box::new(error) };
-                    if self.intercept == Asked::Always {
+                    if self.calls.intercept == Asked::Always {
                         return Err(error);
                     }
                     eprintln!("bindonce: {error}: started with the sockets of --listen alone");
@@ -227,25 +258,37 @@ mod tests {
     #[test]
     fn an_order_is_read_as_it_is_given() {
         let order = parse("2 -- haproxy -f x").expect("an order");
-        assert_eq!((order.count, order.hold), (2, None));
+        assert_eq!((order.count, order.calls.hold), (2, None));
         assert_eq!((order.program, order.args), ("haproxy".into(), vec!["-f".into(), "x".into()]));
         let order = parse("0 77 -- -- --").expect("an order");
-        assert_eq!((order.count, order.hold), (0, Some(77)));
+        assert_eq!((order.count, order.calls.hold), (0, Some(77)));
         assert_eq!((order.program, order.args), ("--".into(), vec!["--".into()]));
         let order = parse("1 service -- sh").expect("an order");
-        assert_eq!((order.count, order.hold, order.service), (1, None, true));
+        assert_eq!((order.count, order.calls.hold, order.service), (1, None, true));
         let order = parse("1 7 service -- service").expect("an order");
-        assert_eq!((order.hold, order.service, order.program), (Some(7), true, "service".into()));
+        assert_eq!(
+            (order.calls.hold, order.service, order.program),
+            (Some(7), true, "service".into())
+        );
         let order = parse("1 7 binds -- sh").expect("an order");
-        assert_eq!((order.hold, order.binds, order.intercept), (Some(7), true, Asked::Not));
+        assert_eq!(
+            (order.calls.hold, order.calls.binds, order.calls.intercept),
+            (Some(7), true, Asked::Not)
+        );
         let order = parse("1 binds service -- sh").expect("an order");
-        assert_eq!((order.hold, order.binds, order.service), (None, true, true));
+        assert_eq!((order.calls.hold, order.calls.binds, order.service), (None, true, true));
         let order = parse("1 intercept service -- sh").expect("an order");
-        assert_eq!((order.hold, order.intercept, order.service), (None, Asked::Always, true));
+        assert_eq!(
+            (order.calls.hold, order.calls.intercept, order.service),
+            (None, Asked::Always, true)
+        );
         let order = parse("1 intercept-if-possible -- intercept").expect("an order");
-        assert_eq!((order.intercept, order.unlinks), (Asked::IfPossible, false));
+        assert_eq!((order.calls.intercept, order.calls.unlinks), (Asked::IfPossible, false));
         let order = parse("0 intercept unlinks service -- unlinks").expect("an order");
-        assert_eq!((order.intercept, order.unlinks, order.service), (Asked::Always, true, true));
+        assert_eq!(
+            (order.calls.intercept, order.calls.unlinks, order.service),
+            (Asked::Always, true, true)
+        );
         for bad in [
             "service -- sh",
             "1 service 7 -- sh",

@@ -29,7 +29,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::Error;
 use crate::process::Pidfd;
-use crate::shim::Asked;
+use crate::shim::Intercepted;
 use crate::tether::Tether;
 use crate::{shim, worker};
 
@@ -72,41 +72,6 @@ pub struct Launch {
     pub stdout: Stdio,
     /// Its standard error. A shim that fails says why here, in one line.
     pub stderr: Stdio,
-}
-
-/// Which calls of a program wait until the process that starts it has answered them.
-#[derive(Debug, Clone, Copy)]
-pub struct Intercepted {
-    /// Hold it when it sends SIGUSR1 to this pid, the supervisor's own; see [`crate::hold`] for what
-    /// that means for the program.
-    pub hold: Option<i32>,
-    /// Ask this process about its bind(2) (`crate::intercept`), where the kernel lets us.
-    pub binds: bool,
-    /// Whether this process is asked about its bind(2) and listen(2) (`crate::intercept`), instead of holding it.
-    pub intercept: Asked,
-    /// And about its unlink(2).
-    pub unlinks: bool,
-}
-
-impl Intercepted {
-    /// None of them.
-    const NONE: Self = Self { hold: None, binds: false, intercept: Asked::Not, unlinks: false };
-
-    fn any(self) -> bool {
-        self.hold.is_some() || self.binds || self.intercept != Asked::Not
-    }
-
-    /// The words for them in a [`crate::shim::Order`].
-    fn words(self) -> impl Iterator<Item = String> {
-        let hold = self.hold.filter(|_| self.intercept == Asked::Not);
-        let asked = match self.intercept {
-            Asked::Not => self.binds.then_some(shim::BINDS),
-            asked => Some(asked.word()),
-        };
-        let unlinks = (self.unlinks && self.intercept != Asked::Not).then_some(shim::UNLINKS);
-        let words = asked.into_iter().chain(unlinks).map(str::to_owned);
-        hold.map(|pid| pid.to_string()).into_iter().chain(words)
-    }
 }
 
 /// A program that was started. It is a child of this process, and stays a

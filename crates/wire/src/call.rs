@@ -4,7 +4,7 @@ use crate::elements::Elements;
 use crate::error::RpcError;
 use crate::framing::AT_ONCE;
 use crate::message::Request;
-use crate::params::{Bind, Events, Give, Joining};
+use crate::params::{Bind, Events, Give, Joining, checked};
 
 /// The methods of a broker, in the order in which help lists them.
 pub const METHODS: [&str; 9] =
@@ -56,7 +56,7 @@ impl<'a> Decoding<'a> {
     pub fn new(request: &'a Request<'a>) -> Result<Self, RpcError> {
         let (call, many) = match request.method.as_str() {
             "bind" => (Call::Bind(Vec::new()), true),
-            "join" => (Call::Join(Elements::of(request)?.only::<Joining>()?.checked()?), false),
+            "join" => (Call::Join(checked(Elements::of(request)?.only()?)?), false),
             "release" => (Call::Release(Vec::new()), true),
             "list" => (request.no_params().map(|()| Call::List)?, false),
             "status" => (request.no_params().map(|()| Call::Status)?, false),

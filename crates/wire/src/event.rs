@@ -6,6 +6,8 @@ use std::borrow::Cow;
 use bindonce_core::time::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::line::notification;
+
 /// The method of the notification that carries an event to a follower.
 pub const NOTIFICATION: &str = "event";
 
@@ -50,16 +52,7 @@ impl Event {
 
 /// An event as a follower receives it: a JSON-RPC notification, ending in a line end.
 pub fn encode_notification(event: &Event) -> serde_json::Result<Vec<u8>> {
-    #[derive(Serialize)]
-    struct Envelope<'a> {
-        jsonrpc: &'static str,
-        method: &'static str,
-        params: [&'a Event; 1],
-    }
-    let envelope = Envelope { jsonrpc: "2.0", method: NOTIFICATION, params: [event] };
-    let mut text = serde_json::to_vec(&envelope)?;
-    text.push(b'\n');
-    Ok(text)
+    notification(NOTIFICATION, event)
 }
 
 /// Reads one line that a follower has received.

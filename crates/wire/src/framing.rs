@@ -14,7 +14,6 @@
 //! A long request is never parsed in one step, which would take a millisecond for each mebibyte: the reader notes where its
 //! longest value in brackets stands, and that is left for when its elements are read ([`Text`]).
 
-use std::fmt;
 use std::mem;
 use std::ops::{Deref, Range};
 
@@ -105,28 +104,21 @@ impl Frame {
 }
 
 /// Why a byte cannot stand where it stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Reason {
     /// A request begins with `{` (or `[`, which is answered as invalid).
+    #[error("a request begins with `{{`")]
     ExpectedObject,
     /// A bracket closes one of another kind.
+    #[error("this bracket does not close the one that is open")]
     WrongBracket,
     /// A string continues in the next line: most likely the request was cut off.
+    #[error("a line end inside a string")]
     LineEndInString,
     /// More than [`MAX_DEPTH`] levels.
+    #[error("nested more than {MAX_DEPTH} levels deep")]
     TooDeep,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ExpectedObject => f.write_str("a request begins with `{`"),
-            Self::WrongBracket => f.write_str("this bracket does not close the one that is open"),
-            Self::LineEndInString => f.write_str("a line end inside a string"),
-            Self::TooDeep => write!(f, "nested more than {MAX_DEPTH} levels deep"),
-        }
-    }
 }
 
 /// The reader of one connection.

@@ -49,6 +49,7 @@ mod elements;
 pub mod error;
 pub mod event;
 pub mod framing;
+mod line;
 pub mod manifest;
 pub mod message;
 mod omitted;

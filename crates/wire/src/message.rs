@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::error::{ErrorCode, RpcError};
 use crate::framing::{AT_ONCE, Text};
+use crate::line::{line, notification};
 use crate::params;
 use crate::result::Bound;
 
@@ -368,12 +369,6 @@ pub struct Turn {
 impl Notification {
     /// As a broker sends it, ending in a line end.
     pub fn encode(&self) -> Vec<u8> {
-        #[derive(Serialize)]
-        struct Envelope<'a> {
-            jsonrpc: &'static str,
-            method: &'static str,
-            params: [&'a Turn; 1],
-        }
         let (method, turn) = match self {
             Self::Serve(turn) => ("serve", turn),
             Self::Retire(turn) => ("retire", turn),
@@ -381,7 +376,7 @@ impl Notification {
             Self::Unknown => return Vec::new(),
         };
         // Nothing in it can fail to be written.
-        line(&Envelope { jsonrpc: "2.0", method, params: [turn] }).unwrap_or_default()
+        notification(method, turn).unwrap_or_default()
     }
 
     /// Reads one line, if it is a notification: it has a method and no id. None if it is a
@@ -407,12 +402,6 @@ impl Notification {
             Some(_) => Ok(Some(Self::Unknown)),
         }
     }
-}
-
-fn line<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
-    let mut text = serde_json::to_vec(value)?;
-    text.push(b'\n');
-    Ok(text)
 }
 
 /// A reply as a client reads it. Members that it does not know are ignored.

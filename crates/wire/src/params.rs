@@ -5,6 +5,7 @@ use std::fmt;
 
 use bindonce_core::name::Name;
 pub use bindonce_core::registry::State;
+pub use bindonce_core::succession::Joining;
 use serde::de::{self, Deserializer, Visitor};
 use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Serialize, Serializer};
@@ -213,48 +214,21 @@ impl Join {
     }
 }
 
-/// The parameter of `join` in full.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Joining {
-    /// The name of the service.
-    pub service: Name,
-    /// Which start of the service it is. With `handover` the next number if missing, or the
-    /// one that the connection has.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub generation: Option<u64>,
-    /// Its process; the caller's own if missing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
-    /// Where it is in its life. With `handover`, `serving` is a wish.
-    pub state: State,
-    /// The broker keeps the order of the service's generations, and tells this connection
-    /// when it serves and when it must retire.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub handover: bool,
-    /// With `handover` and `draining`: the newer generation that it has made room for. Should
-    /// that one be gone, and no other wait, it serves on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub successor: Option<u64>,
-}
-
-impl Joining {
-    /// Only the broker can give a number, and only where it keeps the order.
-    pub(crate) fn checked(self) -> Result<Self, RpcError> {
-        if self.generation.is_some() || self.handover {
-            return Ok(self);
-        }
-        let hint = example("join").unwrap_or_default();
-        let message = "params[0]: missing field `generation`";
-        Err(RpcError::new(ErrorCode::INVALID_PARAMS, message)
-            .with_hint(format!("for example: \"params\":{hint}")))
+/// Only the broker can give a number, and only where it keeps the order.
+pub(crate) fn checked(joining: Joining) -> Result<Joining, RpcError> {
+    if joining.generation.is_some() || joining.ordered {
+        return Ok(joining);
     }
+    let hint = example("join").unwrap_or_default();
+    let message = "params[0]: missing field `generation`";
+    Err(RpcError::new(ErrorCode::INVALID_PARAMS, message)
+        .with_hint(format!("for example: \"params\":{hint}")))
 }
 
 impl From<Join> for Joining {
     fn from(join: Join) -> Self {
         let Join { service, generation, pid, state } = join;
         let generation = Some(generation);
-        Self { service, generation, pid, state, handover: false, successor: None }
+        Self { service, generation, pid, state, ordered: false, successor: None }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use bindonce_fd::batch::batches;
+use bindonce_fd::batch::Transmission;
 use bindonce_wire::call::{Call, METHODS};
 use bindonce_wire::error::{ErrorCode, RpcError};
 use bindonce_wire::message::{Id, Notification, Reply, Request, encode_error};
@@ -137,7 +137,13 @@ fn the_numbers_on_the_page_are_the_codes_numbers() {
     assert_eq!(rows, codes.len());
     assert!(page.contains("1 MiB (1,048,576 bytes)"));
     assert_eq!(bindonce_wire::MAX_REQUEST, 1_048_576);
-    let sizes: Vec<usize> = batches(600).map(|batch| batch.len()).collect();
+    let mut reply = Transmission::new(b"{}\n".to_vec(), 600);
+    let mut sizes = Vec::new();
+    while let Some((bytes, batch)) = reply.next() {
+        let all = bytes.len();
+        sizes.push(batch.len());
+        reply.advance(all);
+    }
     assert_eq!(sizes, [253, 253, 94], "the page's example of 600 listeners");
 }
 

@@ -232,7 +232,7 @@ fn what_a_client_sends_is_what_a_server_reads() {
         generation: None,
         pid: None,
         state: State::Serving,
-        handover: true,
+        ordered: true,
         successor: None,
     };
     assert_eq!(call(std::str::from_utf8(text).unwrap()), Ok(Call::Join(handover)));

@@ -1,10 +1,7 @@
 //! The rules and the limits of a configuration, as they are written in TOML.
 
-use std::time::Duration;
-
 use bindonce_core::duration;
 use bindonce_core::policy::{InvalidNames, InvalidPattern, Names, Peer, Rule, UnknownVerb, Who};
-use bindonce_daemon::rpc;
 use nix::unistd::{Group, User};
 use serde::Deserialize;
 
@@ -131,76 +128,44 @@ impl RawRule {
 
 impl RawLimits {
     pub(crate) fn read(self) -> Result<Limits, String> {
-        let default = Limits::default();
-        let clients = default.clients;
-        let count = |name: &str, given: Option<usize>, default: usize, most: usize| match given {
-            None => Ok(default),
-            Some(number) if (1..=most).contains(&number) => Ok(number),
-            Some(number) => Err(format!("{name}: {number} is not a number from 1 to {most}")),
-        };
-        let time = |name: &str, given: Option<String>, default: Duration| match given {
-            None => Ok(default),
-            Some(text) => match duration::parse(&text) {
-                Ok(time) if !time.is_zero() => Ok(time),
-                Ok(_) => Err(format!("{name}: it must be longer than nothing")),
-                Err(error) => Err(format!("{name}: {error}")),
-            },
-        };
-        let many = 1 << 20;
-        let clients = rpc::Limits {
-            accepted: clients.accepted,
-            connections: count("connections", self.connections, clients.connections, many)?,
-            connections_per_user: count(
-                "connections_per_user",
-                self.connections_per_user,
-                clients.connections_per_user,
-                many,
-            )?,
-            connections_without_rights: count(
-                "connections_without_rights",
-                self.connections_without_rights,
-                clients.connections_without_rights,
-                many,
-            )?,
-            buffered_bytes: match self.buffered_bytes {
-                None => clients.buffered_bytes,
-                Some(bytes) if bytes >= LEAST_BUFFERED => bytes,
-                Some(bytes) => {
-                    return Err(format!("buffered_bytes: {bytes} is less than {LEAST_BUFFERED}"));
+        let (given, mut limits) = (self, Limits::default());
+        // What is given has the same name in the file and among the limits.
+        macro_rules! set {
+            ($limits:expr, $name:ident, $read:expr) => {
+                if let Some(given) = given.$name {
+                    $limits.$name =
+                        $read(given).map_err(|error| format!("{}: {error}", stringify!($name)))?;
                 }
-            },
-            request_bytes: count(
-                "request_bytes",
-                self.request_bytes,
-                clients.request_bytes,
-                bindonce_wire::MAX_REQUEST,
-            )?,
-            request_time: time("request_time", self.request_time, clients.request_time)?,
-            idle_time: time("idle_time", self.idle_time, clients.idle_time)?,
-            descriptors_in_flight: count(
-                "descriptors_in_flight",
-                self.descriptors_in_flight,
-                clients.descriptors_in_flight,
-                many,
-            )?,
-            descriptors_unreceived: clients.descriptors_unreceived,
+            };
+        }
+        let up_to = |most: usize| {
+            move |number: usize| match (1..=most).contains(&number) {
+                true => Ok(number),
+                false => Err(format!("{number} is not a number from 1 to {most}")),
+            }
         };
-        Ok(Limits {
-            clients,
-            listeners: count("listeners", self.listeners, default.listeners, many)?,
-            listeners_per_user: count(
-                "listeners_per_user",
-                self.listeners_per_user,
-                default.listeners_per_user,
-                many,
-            )?,
-            leases_per_user: count(
-                "leases_per_user",
-                self.leases_per_user,
-                default.leases_per_user,
-                many,
-            )?,
-            retire_time: time("retire_time", self.retire_time, default.retire_time)?,
-        })
+        let count = up_to(1 << 20);
+        let buffered = |bytes: usize| match bytes >= LEAST_BUFFERED {
+            true => Ok(bytes),
+            false => Err(format!("{bytes} is less than {LEAST_BUFFERED}")),
+        };
+        let time = |text: String| match duration::parse(&text) {
+            Ok(time) if !time.is_zero() => Ok(time),
+            Ok(_) => Err("it must be longer than nothing".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        set!(limits.clients, connections, count);
+        set!(limits.clients, connections_per_user, count);
+        set!(limits.clients, connections_without_rights, count);
+        set!(limits.clients, buffered_bytes, buffered);
+        set!(limits.clients, request_bytes, up_to(bindonce_wire::MAX_REQUEST));
+        set!(limits.clients, request_time, time);
+        set!(limits.clients, idle_time, time);
+        set!(limits.clients, descriptors_in_flight, count);
+        set!(limits, listeners, count);
+        set!(limits, listeners_per_user, count);
+        set!(limits, leases_per_user, count);
+        set!(limits, retire_time, time);
+        Ok(limits)
     }
 }

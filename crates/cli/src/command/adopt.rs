@@ -247,7 +247,9 @@ fn retire(pid: i32, args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> 
         }
     }
     // What it listens on and the broker holds must be served by something else.
-    let (inodes, addresses) = listening(&family)?;
+    let own = adopt::listening_of(&family)?;
+    let inodes: HashSet<u64> = own.iter().map(|socket| socket.inode).collect();
+    let addresses: HashSet<String> = own.iter().map(|socket| socket.address.to_string()).collect();
     let its = |one: &&ListenerInfo| inodes.contains(&one.inode) || addresses.contains(&one.bound);
     let mut names = Vec::new();
     for listener in status.listeners.iter().filter(its) {
@@ -281,20 +283,6 @@ fn retire(pid: i32, args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> 
         output::print(&retired_text(pid, &retired))?;
     }
     Ok(if retired.others.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// What the processes of a family listen on: inodes and addresses.
-fn listening(family: &[i32]) -> anyhow::Result<(HashSet<u64>, HashSet<String>)> {
-    let all = bindonce_sys::diag::listening()?;
-    let inodes: Vec<u64> = all.iter().map(|socket| socket.inode).collect();
-    let held: HashSet<u64> = family
-        .iter()
-        .flat_map(|pid| bindonce_sys::holders::of_process(*pid, &inodes))
-        .map(|holder| holder.inode)
-        .collect();
-    let own = all.iter().filter(|socket| held.contains(&socket.inode));
-    let addresses = own.map(|socket| socket.address.to_string()).collect();
-    Ok((held, addresses))
 }
 
 /// Whether a process outside the family that has joined as serving holds the listener.

@@ -12,7 +12,7 @@ use bindonce_core::name::Name;
 use bindonce_core::text::count;
 use bindonce_doctor::{Answered, Answers};
 use bindonce_supervisor as supervisor;
-use bindonce_supervisor::replies::{GenerationStatus, Lately, Status};
+use bindonce_supervisor::replies::{GenerationStatus, Status};
 use serde::{Deserialize, Serialize};
 
 use super::list;
@@ -135,11 +135,10 @@ pub(crate) fn answers(socket: &Path) -> Vec<Answers> {
 }
 
 fn answered(status: &Status) -> Answered {
-    let Lately { seconds, requests, bytes, draining_requests, draining_bytes } = status.lately;
     let draining = status.generations.iter().filter(|one| one.state == "draining");
     let connections = draining.clone().filter_map(|one| one.drain.connections).sum();
     let pids = draining.filter_map(|one| one.pid).collect();
-    Answered { seconds, requests, bytes, draining_requests, draining_bytes, pids, connections }
+    Answered { lately: status.lately, pids, connections }
 }
 
 /// What they tell, for people.

@@ -32,6 +32,8 @@ use std::time::Duration;
 pub use progress::{Progress, Work};
 pub use timeline::Timeline;
 
+pub use crate::registry::State;
+
 /// Number of one start of a service. Only grows, across restarts of the supervisor too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GenerationId(pub u64);
@@ -395,25 +397,4 @@ pub struct Found {
     pub configuration: GenerationId,
     /// For how long it has served.
     pub served: Moment,
-}
-
-/// The state of a generation, in the words of every message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum State {
-    /// Not ready, or ready and waiting for the older ones to stop accepting.
-    Starting,
-    /// Accepts.
-    Serving,
-    /// Told to stop; serves what is connected.
-    Draining,
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Starting => "starting",
-            Self::Serving => "serving",
-            Self::Draining => "draining",
-        })
-    }
 }

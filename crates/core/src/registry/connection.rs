@@ -10,15 +10,15 @@ use crate::name::Name;
 use crate::policy::Peer;
 use crate::time::Timestamp;
 
-/// Where a generation is in its life, as far as the broker is told. There are these three.
+/// Where a generation is in its life, in the words of every message. There are these three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// It has not accepted yet.
+    /// It has not accepted yet: it is not ready, or waits for the older ones to stop accepting.
     Starting,
     /// It accepts. What it holds is confirmed.
     Serving,
-    /// It finishes what it has accepted.
+    /// It was told to stop, and finishes what it has accepted.
     Draining,
 }
 

@@ -51,21 +51,28 @@ pub const LARGEST_BROUGHT: u64 = 1 << 48;
 /// forgotten, those that ended first, and no number that they had is given again.
 pub const REMEMBERED: usize = 1000;
 
-/// What a connection joins as.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a connection joins as: the parameter of `join`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Joining {
-    /// The service.
+    /// The name of the service.
     pub service: Name,
-    /// Its number; None for the next one (or the one that the connection has).
+    /// Which start of the service it is. With `handover` the next number if missing, or the
+    /// one that the connection has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
-    /// Its process.
-    pub pid: u32,
-    /// Where it is in its life. Where the broker keeps the order, `Serving` is a wish.
+    /// Its process; the caller's own if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Where it is in its life. With `handover`, `serving` is a wish.
     pub state: State,
-    /// Whether the broker keeps the order.
+    /// The broker keeps the order of the service's generations, and tells this connection
+    /// when it serves and when it must retire.
+    #[serde(default, rename = "handover", skip_serializing_if = "std::ops::Not::not")]
     pub ordered: bool,
-    /// With `Draining`: it has stopped to make room for this newer one. Should that one be gone,
-    /// the generation serves on. None where it stops whatever the others do.
+    /// With `handover` and `draining`: the newer generation that it has made room for. Should
+    /// that one be gone, and no other wait, it serves on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub successor: Option<u64>,
 }
 
@@ -74,6 +81,8 @@ pub struct Joining {
 pub struct Speaker {
     /// Its connection.
     pub connection: ConnectionId,
+    /// Its process.
+    pub pid: u32,
     /// Its user.
     pub uid: u32,
     /// Whether it may succeed generations of other users.

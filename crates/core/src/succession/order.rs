@@ -143,7 +143,7 @@ impl Succession {
         let here = service.members.remove(&connection);
         let mut member = Member {
             uid: speaker.uid,
-            pid,
+            pid: pid.unwrap_or(speaker.pid),
             generation: generation.unwrap_or(0),
             stage: Stage::of(state),
             ordered,

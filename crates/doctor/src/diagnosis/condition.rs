@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bindonce::Problem;
 use bindonce_core::address::Address;
+use bindonce_haproxy::counters::Unit;
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
@@ -272,14 +273,6 @@ pub(crate) struct Answering {
     /// In this time.
     pub(crate) seconds: u64,
     pub(crate) connections: u64,
-}
-
-/// What is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Unit {
-    Requests,
-    Bytes,
 }
 
 /// A haproxy that can bind no socket for a connection of QUIC: all stay on the listener. It is the process of the finding.

@@ -35,15 +35,9 @@ impl Finding {
         severity: Severity,
         condition: Condition,
     ) -> Self {
-        Self {
-            severity,
-            network: look.network_name(Some(socket.network)),
-            address: Some(socket.address.clone()),
-            also: Vec::new(),
-            service: None,
-            pids: Vec::new(),
-            condition,
-        }
+        let network = look.network_name(Some(socket.network));
+        let address = Some(socket.address.clone());
+        Self { address, ..Self::at(network, severity, condition) }
     }
 
     /// About a network namespace, or the whole host.

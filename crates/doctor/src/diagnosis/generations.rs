@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use bindonce::State;
 use bindonce_core::address::Address;
+use bindonce_haproxy::counters::Unit;
 use bindonce_haproxy::stats::Stats;
 
-use super::condition::{Answering, Condition, Ghost, Lingering, Saturated, Unit};
+use super::condition::{Answering, Condition, Ghost, Lingering, Saturated};
 use super::finding::Finding;
 use super::kind::Severity;
 use crate::facts::{Answers, Details, Look, Mode, Process, Socket, percent};
@@ -36,6 +37,11 @@ pub(super) fn saturated(look: &Look, found: &mut Vec<Finding>) {
             }));
         }
     }
+}
+
+/// Whether a proxy is at a limit of its own, beside its servers' queues.
+pub(super) fn is_full(haproxy: &Stats) -> bool {
+    limits(haproxy).iter().any(|limit| limit.queued == 0)
 }
 
 /// The limits that a haproxy is at. The global one explains all others.
@@ -112,15 +118,16 @@ pub(super) fn lingering(look: &Look, found: &mut Vec<Finding>) {
 pub(super) fn answering(look: &Look, found: &mut Vec<Finding>) {
     let told = look.answers.iter().filter_map(|one| Some((one, one.told.as_ref().ok()?)));
     for (Answers { service, .. }, told) in told {
-        let (unit, answered, all, few) = match told.requests {
-            0 => (Unit::Bytes, told.draining_bytes, told.bytes, FEW_BYTES),
-            all => (Unit::Requests, told.draining_requests, all, FEW_REQUESTS),
+        let (unit, answered, all) = told.lately.draining();
+        let few = match unit {
+            Unit::Bytes => FEW_BYTES,
+            Unit::Requests => FEW_REQUESTS,
         };
         let percent = percent(answered, all);
         if told.pids.is_empty() || answered < few || percent < SMALL {
             continue;
         }
-        let (seconds, connections) = (told.seconds, told.connections);
+        let (seconds, connections) = (told.lately.seconds, told.connections);
         let answering = Answering { percent, unit, answered, all, seconds, connections };
         let processes = look.processes_of(&told.pids);
         let network = processes.first().and_then(|process| process.network);

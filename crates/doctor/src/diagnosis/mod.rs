@@ -26,7 +26,7 @@ use crate::facts::{Details, Look, Questions};
 
 pub(crate) use condition::{
     Answering, Condition, Fallback, Foreign, Ghost, Lessee, Limit, Lingering, NotAccepting,
-    NotExclusive, Overflow, Paused, Resource, Saturated, Split, Stale, Unit, Unserved,
+    NotExclusive, Overflow, Paused, Resource, Saturated, Split, Stale, Unserved,
 };
 pub(crate) use finding::Finding;
 pub(crate) use kind::{Kind, Severity};

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use bindonce::{ListenerInfo, State};
-use bindonce_haproxy::stats::Stats;
 
 use super::condition::{Condition, Lessee, NotAccepting, Unserved};
 use super::finding::Finding;
+use super::generations::is_full;
 use super::kind::Severity;
 use crate::facts::{Accepting, Details, Look, Mode, Process, Socket};
 
@@ -84,16 +84,6 @@ fn hangs(look: &Look, before: Option<&Look>, socket: &Socket, holders: &[&Proces
 
 fn earlier<'a>(before: &'a Look, socket: &Socket) -> Option<&'a Socket> {
     before.sockets.iter().find(|old| old.inode == socket.inode)
-}
-
-/// Whether a proxy is at a limit of its own: then that is the finding.
-fn is_full(haproxy: &Stats) -> bool {
-    let full = |used: u64, limit: u64| limit > 0 && used >= limit;
-    full(haproxy.connections, haproxy.limit)
-        || haproxy
-            .proxies
-            .iter()
-            .any(|proxy| proxy.name.starts_with("frontend") && full(proxy.sessions, proxy.limit))
 }
 
 fn unserved(

@@ -1,5 +1,7 @@
 //! What the generations of services answer, as their supervisors tell.
 
+use bindonce_haproxy::counters::Lately;
+
 /// What the supervisor of a service tells, or why it does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answers {
@@ -12,16 +14,8 @@ pub struct Answers {
 /// What the generations of a service have answered lately.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Answered {
-    /// In this time.
-    pub seconds: u64,
-    /// Requests of all generations.
-    pub requests: u64,
-    /// Bytes that these have sent.
-    pub bytes: u64,
-    /// Requests that came to generations after they had stopped accepting.
-    pub draining_requests: u64,
-    /// Bytes that these have sent since then.
-    pub draining_bytes: u64,
+    /// How much, and how much of it after they had stopped accepting.
+    pub lately: Lately,
     /// The processes that drain, the oldest first.
     pub pids: Vec<i32>,
     /// Connections that they have together.

@@ -93,7 +93,8 @@ pub(crate) struct Registration {
 }
 
 /// Whether a process accepts from a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Accepting {
     /// It asks the kernel for new connections.
     Yes,

@@ -188,12 +188,13 @@ fn lingering() -> Facts {
     facts
 }
 
-fn answering(told: &Answered) -> Facts {
+fn answering(lately: Lately, connections: u64) -> Facts {
     let processes = vec![haproxy(1204, 16, &[]), haproxy(1618, 10, &[1])];
     let mut host = look(vec![socket("10.0.0.1:443", 1)], processes);
     host.broker =
         serving(1, vec![generation(6, 1204, State::Draining), generation(7, 1618, State::Serving)]);
-    let told = Answered { seconds: 10, pids: vec![1204], ..told.clone() };
+    let lately = Lately { seconds: 10, ..lately };
+    let told = Answered { lately, pids: vec![1204], connections };
     host.answers = vec![Answers { service: "edge".to_owned(), told: Ok(told) }];
     seen_twice(host)
 }
@@ -273,19 +274,9 @@ fn examples(kind: Kind) -> Vec<Facts> {
         Kind::Limit => vec![seen_twice(descriptors()), seen_twice(system())],
         Kind::Lingering => vec![lingering()],
         Kind::Answering => {
-            let requests = Answered {
-                requests: 1200,
-                draining_requests: 412,
-                connections: 20,
-                ..<_>::default()
-            };
-            let bytes = Answered {
-                bytes: 90 << 20,
-                draining_bytes: 30 << 20,
-                connections: 5,
-                ..<_>::default()
-            };
-            vec![answering(&requests), answering(&bytes)]
+            let requests = Lately { requests: 1200, draining_requests: 412, ..Lately::default() };
+            let bytes = Lately { bytes: 90 << 20, draining_bytes: 30 << 20, ..Lately::default() };
+            vec![answering(requests, 20), answering(bytes, 5)]
         }
         Kind::Fallback => vec![seen_twice(fallback())],
         Kind::NotExclusive => vec![seen_twice(not_exclusive())],

@@ -40,23 +40,24 @@ fn a_ghost_is_named_with_its_processor_time() {
 #[test]
 fn a_generation_that_answers_more_than_a_small_share_is_found() {
     let mut host = look(vec![socket(":80", 1)], vec![haproxy(6, 1, &[1])]);
-    let told = Answered { seconds: 10, requests: 1000, bytes: 9 << 20, ..Answered::default() };
-    let mut found = |told: Answered| {
+    let all = Lately { seconds: 10, requests: 1000, bytes: 9 << 20, ..Lately::default() };
+    let mut found = |lately: Lately, pids: Vec<i32>| {
+        let told = Answered { lately, pids, connections: 4 };
         host.answers = vec![Answers { service: "edge".to_owned(), told: Ok(told) }];
         let found = twice(&host);
         assert!(found.iter().all(|one| one.kind() == Kind::Answering), "{found:#?}");
         found.len()
     };
-    let drains = Answered { pids: vec![5], connections: 4, ..told.clone() };
     for (requests, is_found) in [(0, 0), (49, 0), (50, 1), (1000, 1)] {
-        let few = Answered { draining_requests: requests, ..drains.clone() };
-        assert_eq!(found(few), is_found, "{requests}");
+        let few = Lately { draining_requests: requests, ..all };
+        assert_eq!(found(few, vec![5]), is_found, "{requests}");
     }
-    let few = Answered { requests: 9, draining_requests: 9, ..drains.clone() };
-    assert_eq!(found(few), 0, "so few are nothing");
-    let tunnels = Answered { requests: 0, draining_bytes: 2 << 20, ..drains };
-    assert_eq!(found(tunnels), 1);
-    assert_eq!(found(Answered { draining_requests: 900, ..told }), 0, "none drains any more");
+    let few = Lately { requests: 9, draining_requests: 9, ..all };
+    assert_eq!(found(few, vec![5]), 0, "so few are nothing");
+    let tunnels = Lately { requests: 0, draining_bytes: 2 << 20, ..all };
+    assert_eq!(found(tunnels, vec![5]), 1);
+    let lately = Lately { draining_requests: 900, ..all };
+    assert_eq!(found(lately, Vec::new()), 0, "none drains any more");
 }
 
 /// A master keeps the admin socket of its worker open until it ends.

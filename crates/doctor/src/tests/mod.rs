@@ -16,6 +16,7 @@ use bindonce::{
 };
 use bindonce_core::address::Address;
 use bindonce_core::time::Timestamp;
+use bindonce_haproxy::counters::Lately;
 use bindonce_haproxy::stats::{Proxy, Stats};
 
 use crate::diagnosis::*;

@@ -6,10 +6,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::screen::unseen;
-use super::words::words;
+use super::words::{Words, words};
 use crate::diagnosis::{Finding as Found, Kind};
 use crate::examination::Examination;
-use crate::facts::{Accepting, Look, Process as Seen, Socket as Bound};
+use crate::facts::{Look, Process as Seen, Socket as Bound};
 
 /// A finding, with its words.
 #[derive(Serialize)]
@@ -18,9 +18,8 @@ struct Finding<'a> {
     #[serde(flatten)]
     finding: &'a Found,
     commands: Vec<String>,
-    summary: String,
-    cause: String,
-    remedy: Vec<String>,
+    #[serde(flatten)]
+    words: Words,
 }
 
 /// A socket, with its name and the processes that hold it.
@@ -29,13 +28,7 @@ struct Socket<'a> {
     #[serde(flatten)]
     socket: &'a Bound,
     name: Option<&'a str>,
-    holders: Vec<Holder>,
-}
-
-#[derive(Serialize)]
-struct Holder {
-    pid: i32,
-    accepts: &'static str,
+    holders: Vec<Value>,
 }
 
 /// A process, with the generation that it is.
@@ -70,27 +63,17 @@ pub fn json(examination: &Examination) -> Value {
 }
 
 fn finding<'a>(look: &Look, finding: &'a Found) -> Finding<'a> {
-    let words = words(look, finding);
     Finding {
         kind: finding.kind(),
         finding,
         commands: look.processes_of(&finding.pids).iter().map(|one| one.command_line()).collect(),
-        summary: words.summary,
-        cause: words.cause,
-        remedy: words.remedy,
+        words: words(look, finding),
     }
 }
 
 fn socket<'a>(look: &'a Look, socket: &'a Bound) -> Socket<'a> {
-    let holder = |process: &Seen| Holder {
-        pid: process.pid,
-        accepts: match process.accepting(socket.inode) {
-            Accepting::Yes => "yes",
-            Accepting::Stopped => "stopped",
-            Accepting::No => "no",
-            Accepting::Unknown => "unknown",
-        },
-    };
+    let holder =
+        |process: &Seen| json!({ "pid": process.pid, "accepts": process.accepting(socket.inode) });
     Socket {
         socket,
         name: look.listener(socket.inode).map(|listener| listener.name.as_str()),

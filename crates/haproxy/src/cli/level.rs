@@ -19,12 +19,7 @@ impl Level {
 
     /// Reads its name.
     pub fn read(name: &str) -> Option<Self> {
-        match name {
-            "user" => Some(Self::User),
-            "operator" => Some(Self::Operator),
-            "admin" => Some(Self::Admin),
-            _ => None,
-        }
+        Self::ALL.into_iter().find(|level| level.to_string() == name)
     }
 }
 

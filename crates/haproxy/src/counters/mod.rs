@@ -7,12 +7,14 @@
 //! Source: haproxy's management guide, section 9.1, "CSV format"; its exporter's README for the names.
 
 mod columns;
+mod lately;
 mod page;
 mod preset;
 mod rows;
 mod table;
 mod totals;
 
+pub use lately::{Lately, Unit};
 pub use page::write;
 pub use preset::preset;
 pub use rows::{Counters, Kind, Row};

@@ -17,4 +17,4 @@ pub use exported::{Exported, exported};
 pub use replaced::Replaced;
 pub(crate) use replaced::{ServedNow, end, shut_down};
 pub use retire::{Migration, Retired, Served, retire};
-pub use running::{Running, Socket, belongs_to, command_of, configured, master_of};
+pub use running::{Running, Socket, belongs_to, command_of, configured, listening_of, master_of};

@@ -24,7 +24,7 @@ use bindonce_sys::signals::Signal;
 use bindonce_sys::{diag, ghosts, holders};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Error, command_of};
+use super::{Error, command_of, listening_of};
 
 /// How often it is looked at: nothing tells that another process has closed something.
 const LOOK: Duration = Duration::from_millis(5);
@@ -93,11 +93,7 @@ pub fn retire(
     let workers = pids.iter().filter(|member| **member != pid);
     let has_master = workers.clone().any(|worker| command_of(*worker).is_some());
     let accept: Vec<i32> = if has_master { workers.copied().collect() } else { pids.clone() };
-    let all = diag::listening()?;
-    let inodes: Vec<u64> = all.iter().map(|socket| socket.inode).collect();
-    let held = accept.iter().flat_map(|pid| holders::of_process(*pid, &inodes));
-    let held: HashSet<u64> = held.map(|holder| holder.inode).collect();
-    let own: Vec<&diag::Socket> = all.iter().filter(|one| held.contains(&one.inode)).collect();
+    let own = listening_of(&accept)?;
 
     let mut addresses: Vec<(Address, Option<u64>)> = Vec::new();
     let mut siblings = 0;

@@ -103,6 +103,19 @@ fn listening() -> Result<BTreeSet<u64>, Error> {
     Ok(diag::listening()?.into_iter().map(|socket| socket.inode).collect())
 }
 
+/// What any of these processes listens on.
+///
+/// # Errors
+/// The kernel does not tell what listens.
+pub fn listening_of(pids: &[i32]) -> Result<Vec<diag::Socket>, Error> {
+    let mut all = diag::listening()?;
+    let inodes: Vec<u64> = all.iter().map(|socket| socket.inode).collect();
+    let held = pids.iter().flat_map(|pid| holders::of_process(*pid, &inodes));
+    let held: HashSet<u64> = held.map(|holder| holder.inode).collect();
+    all.retain(|socket| held.contains(&socket.inode));
+    Ok(all)
+}
+
 /// What a descriptor is; None for what is no bound socket.
 fn describe(fd: OwnedFd, elsewhere: bool, listening: &BTreeSet<u64>) -> Option<Socket> {
     let identity = identity::of(fd.as_fd()).ok()?;

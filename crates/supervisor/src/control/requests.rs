@@ -123,25 +123,18 @@ impl Requests {
         let cx = cx.clone();
         crate::tasks::spawn(async move {
             // What the broker lists is what the caller is told, if the broker answers.
-            if let Some(confirmed) = confirmed {
-                let _ = tokio::time::timeout(CONFIRMED, confirmed).await;
-            }
-            if let Some(released) = released {
-                let _ = tokio::time::timeout(CONFIRMED, released).await;
+            for told in confirmed.into_iter().chain(released) {
+                let _ = tokio::time::timeout(CONFIRMED, told).await;
             }
             if let Some(written) = pid_file {
                 // It is tried on, and the log says so.
                 let _ = tokio::time::timeout(CONFIRMED, written).await;
             }
-            let late = match late {
-                Some(late) => late.await.ok().flatten(),
-                None => None,
-            };
-            let changed = match changed {
-                Some(changed) => changed.await.ok().flatten(),
-                None => None,
-            };
-            let mut answer = with_late(answer, [late, changed]);
+            let mut failed = Vec::new();
+            for late in late.into_iter().chain(changed) {
+                failed.push(late.await.ok().flatten());
+            }
+            let mut answer = with_late(answer, failed);
             if let (Ok(answer), Some(unseen)) = (&mut answer, unseen)
                 && let Ok(Ok(unseen)) = tokio::time::timeout(CONFIRMED, unseen).await
             {
@@ -192,7 +185,7 @@ impl Requests {
 }
 
 /// The answer to a reload, with what was known only when the new generation served: all of it.
-fn with_late(answer: Answer, late: [Option<RpcError>; 2]) -> Answer {
+fn with_late(answer: Answer, late: impl IntoIterator<Item = Option<RpcError>>) -> Answer {
     late.into_iter().flatten().fold(answer, |answer, late| match answer {
         Ok(_) => Err(late),
         Err(mut failed) => {

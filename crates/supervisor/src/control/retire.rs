@@ -15,12 +15,14 @@ pub(crate) fn choose(
 ) -> Result<GenerationId, RpcError> {
     let drains = |id: &GenerationId| timeline.state_of(*id) == Some(State::Draining);
     let mut known = timeline.generations().map(|(id, _)| id);
+    let not_found = |text: String| {
+        RpcError::new(ErrorCode::NOT_FOUND, text)
+            .with_hint("`bindonce status` shows the generations that there are")
+    };
     match wanted {
-        None => known.find(drains).ok_or_else(|| {
-            let text = format!("no generation of {service} drains");
-            RpcError::new(ErrorCode::NOT_FOUND, text)
-                .with_hint("`bindonce status` shows the generations that there are")
-        }),
+        None => known
+            .find(drains)
+            .ok_or_else(|| not_found(format!("no generation of {service} drains"))),
         Some(id) if drains(&id) => Ok(id),
         Some(id) => Err(match timeline.state_of(id) {
             Some(state) => {
@@ -29,11 +31,7 @@ pub(crate) fn choose(
                     "`bindonce reload` replaces what serves; SIGTERM to the supervisor ends the service",
                 )
             }
-            None => {
-                let text = format!("{service} has no generation {id}");
-                RpcError::new(ErrorCode::NOT_FOUND, text)
-                    .with_hint("`bindonce status` shows the generations that there are")
-            }
+            None => not_found(format!("{service} has no generation {id}")),
         }),
     }
 }

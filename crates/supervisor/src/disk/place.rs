@@ -17,6 +17,7 @@ use std::os::unix::fs::{
 use std::path::{Path, PathBuf};
 
 use bindonce_core::name::Name;
+use bindonce_daemon::state::fnv1a;
 use bindonce_sys::trusted::{self, Untrusted};
 use nix::libc;
 
@@ -150,13 +151,8 @@ fn private(socket: &Path) -> Option<PathBuf> {
         _ => PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR")?).join(PRIVATE_OF_USER),
     };
     let socket = std::path::absolute(socket).ok()?;
-    Some(root.join(format!("{:016x}", fnv(socket.as_os_str().as_bytes()))))
-}
-
-/// FNV-1a: the same in every version of this program, and short enough for the path of a UNIX socket.
-fn fnv(bytes: &[u8]) -> u64 {
-    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+    // Short enough for the path of a UNIX socket.
+    Some(root.join(format!("{:016x}", fnv1a(socket.as_os_str().as_bytes()))))
 }
 
 fn directory_name(service: &Name) -> OsString {

@@ -228,11 +228,6 @@ impl Generation {
 
     /// Tells the broker; what it returns ends when the broker has taken it, or is gone.
     pub(crate) fn tell(&self, state: State) -> oneshot::Receiver<()> {
-        let state = match state {
-            State::Starting => bindonce::State::Starting,
-            State::Serving => bindonce::State::Serving,
-            State::Draining => bindonce::State::Draining,
-        };
         let (done, taken) = oneshot::channel();
         // The task that takes it lives as long as this generation.
         let _ = self.lease.news.send(LeaseUpdate::State(state, done));

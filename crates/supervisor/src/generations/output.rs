@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use bindonce_core::text::is_obeyed;
+use bindonce_core::text::printable_but;
 use bindonce_sys::log;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::unix::pipe;
@@ -86,16 +86,7 @@ impl Tail {
 
 /// The text with what a terminal would obey shown as text; tabs and line feeds stay.
 fn shown(text: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8_lossy(text);
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\t' | '\n' => out.push(c),
-            c if is_obeyed(c) => out.extend(c.escape_default()),
-            c => out.push(c),
-        }
-    }
-    out.into_bytes()
+    printable_but(&String::from_utf8_lossy(text), &['\t', '\n']).into_owned().into_bytes()
 }
 
 /// Passes on what comes through `stderr` until its last writer is gone.

@@ -14,10 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::context::Context;
 use crate::disk::pid_file::PidFile;
-use crate::generations::admin::Admin;
-use crate::generations::listeners::Known;
-use crate::generations::start::moved::Serving;
-use crate::generations::start::{self, Prepared, ReadOptions, StartOptions, Starting, Step};
+use crate::generations::start::{self, Plan, Prepared, Starting, Step};
 use crate::generations::{learning, server_state, stats_file};
 use crate::handover::promise::{self, Unserved};
 use crate::handover::watchdog::{Duty, ProcessRef, Watchdog};
@@ -33,7 +30,7 @@ pub(crate) struct Starts {
     /// Configurations that may be started again.
     configurations: BTreeMap<GenerationId, Rc<Prepared>>,
     /// This process has read the configuration before.
-    read_before: bool,
+    pub(crate) read_before: bool,
     /// The generation that may have nothing to listen on.
     may_be_empty: Option<GenerationId>,
     /// What the newest generation leaves of what served before it.
@@ -57,44 +54,14 @@ pub(crate) struct Watched {
     pub(crate) read: Option<u64>,
 }
 
-/// One start.
-pub(crate) struct Plan {
-    pub(crate) id: GenerationId,
-    pub(crate) configuration: Configuration,
-    /// The listeners that serve now.
-    pub(crate) served: Vec<String>,
-    /// It may have nothing to listen on.
-    pub(crate) may_be_empty: bool,
-    /// Devices of listeners that generations have.
-    pub(crate) devices: BTreeSet<String>,
-    /// Their descriptors.
-    pub(crate) known: Known,
-    /// The generation that serves, if one does.
-    pub(crate) serving: Option<ServingNow>,
-    pub(crate) older_alive: bool,
-    pub(crate) no_epoll: bool,
-}
-
-/// The generation that serves while another is started.
-pub(crate) struct ServingNow {
-    /// To be asked for the state of its servers.
-    pub(crate) admin: Option<Admin>,
-    pub(crate) version: Option<Version>,
-    /// Devices whose addresses it has bound by itself.
-    pub(crate) devices: BTreeSet<String>,
-    /// What it has bound by itself may be wanted by `bind` lines.
-    pub(crate) binds: Serving,
-}
-
 impl Starts {
     pub(crate) fn new(read_before: bool, version: Option<Version>) -> Self {
         Self { read_before, version, ..Self::default() }
     }
 
     /// Begins a start beside the loop, which learns how it ended.
-    pub(crate) fn begin(&mut self, cx: &Context, watchdog: Rc<RefCell<Watchdog>>, plan: Plan) {
-        let Plan { id, no_epoll, older_alive, .. } = plan;
-        let alone = plan.serving.is_none();
+    pub(crate) fn begin(&mut self, cx: &Context, watchdog: Rc<RefCell<Watchdog>>, mut plan: Plan) {
+        let id = plan.id;
         let prepared = match plan.configuration {
             Configuration::Fresh => {
                 self.watched.read = self.watched.seen;
@@ -109,11 +76,9 @@ impl Starts {
                 prepared
             }
         };
-        let again = std::mem::replace(&mut self.read_before, true);
-        let mut served = plan.served;
         if plan.may_be_empty {
             self.may_be_empty = Some(id);
-            served.clear();
+            plan.served.clear();
         }
         let given = match plan.configuration {
             Configuration::Fresh => self.wanted.take().or_else(|| self.given.clone()),
@@ -122,50 +87,41 @@ impl Starts {
         let (inner, step) = (cx.clone(), Step::default());
         let now = step.clone();
         let launch = async move {
+            let (settings, directory, passed) =
+                (&*inner.settings, &*inner.directory, &*inner.passed);
+            let serving = plan.serving.as_ref();
             let prepared = match prepared {
                 Some(prepared) => prepared,
                 None => {
-                    let devices = plan.devices;
-                    let serving = plan.serving.as_ref();
-                    let haproxys = serving.map(|it| it.devices.clone()).unwrap_or_default();
-                    let version = serving.and_then(|it| it.version);
-                    let how = ReadOptions { again, alone, no_epoll, devices, haproxys, version };
-                    let (settings, directory) = (&inner.settings, &inner.directory);
-                    let (given, passed) = (given.as_ref(), &inner.passed);
-                    Rc::new(start::prepare(settings, given, directory, id, how, passed).await?)
+                    let given = given.as_ref();
+                    Rc::new(start::prepare(settings, given, directory, &plan, passed).await?)
                 }
             };
             if let Some(rendering) = prepared.rendering() {
-                let serving = plan.serving.as_ref();
                 let admin = serving.and_then(|it| it.admin.as_ref());
-                promise::keeps_something(rendering, &served)?;
+                promise::keeps_something(rendering, &plan.served)?;
                 if let Some((serving, admin)) = serving.zip(admin) {
                     now.set("waiting until the serving haproxy has learned its stick tables");
-                    learning::before_start(&inner.settings, id, admin, serving.binds.pid).await;
+                    learning::before_start(settings, id, admin, serving.pid).await;
                     now.set("asking the serving haproxy for the state of its servers");
                     server_state::carry(rendering, admin).await;
                 }
                 // Last: what is counted after it, the new one does not know.
                 stats_file::carry(&inner, id, rendering, admin).await;
             }
-            let (known, passed) = (plan.known, Rc::clone(&inner.passed));
-            let serving = plan.serving.map(|it| it.binds);
-            let older = serving.as_ref().map(|serving| serving.id);
             let want = |want| {
-                if let Some(older) = older {
-                    inner.send(Message::Wants(older, want));
+                if let Some(serving) = serving {
+                    inner.send(Message::Wants(serving.id, want));
                 }
             };
-            let how = StartOptions { older_alive, no_epoll, alone, known, passed, serving };
             // Until it has taken over, our death must not leave it beside the older one.
             let tell = |pid| {
-                if older_alive {
+                if plan.older_alive {
                     let end = |newer| Duty::End { newer, paused: Vec::new() };
                     watchdog.borrow_mut().tell(&ProcessRef::of(pid).map_or(Duty::None, end));
                 }
             };
-            let (settings, directory) = (&inner.settings, &inner.directory);
-            start::launch(settings, directory, id, prepared, how, &now, tell, want).await
+            start::launch(settings, directory, passed, prepared, &plan, &now, tell, want).await
         };
         let cx = cx.clone();
         let task = crate::tasks::spawn(async move {

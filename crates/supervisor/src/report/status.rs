@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bindonce_core::generation::State;
+use bindonce_haproxy::cli::oldest_sessions;
+use bindonce_haproxy::counters::Lately;
 use bindonce_sys::process;
 use serde_json::Map;
 use tokio::sync::oneshot;
@@ -14,7 +16,6 @@ use crate::generations::generation::Generation;
 use crate::generations::since::LATELY;
 use crate::replies::{self, GenerationStatus, OwnAddress, Pong, Status};
 use crate::report::view::View;
-use bindonce_haproxy::cli::oldest_sessions;
 
 /// How long a draining generation may take to tell its sessions.
 const SESSIONS: Duration = Duration::from_millis(500);
@@ -94,7 +95,7 @@ impl View<'_> {
             socket: self.cx.settings.broker.socket.clone(),
             generations: generations.collect(),
             counts: self.report.counts,
-            lately: replies::Lately {
+            lately: Lately {
                 seconds: LATELY.as_secs(),
                 requests: all.requests,
                 bytes: all.bytes,

@@ -59,14 +59,11 @@ pub(super) fn replace(
 /// Where this socket is registered.
 fn waits(table: &Table, inode: u64) -> Vec<Waits> {
     let device = epoll::socket_device();
-    let epolls = table.numbers.iter().filter(|number| table.is_epoll(**number));
-    let read = epolls.filter_map(|number| {
-        let info = table.info(*number)?;
-        let all = info.lines().filter_map(Registration::read);
-        let of_it = all.filter(|one| one.inode == inode && Some(one.device) == device);
-        Some((*number, of_it.collect()))
+    let of_it = epoll::registrations(table).map(|(number, mut all)| {
+        all.retain(|one| one.inode == inode && Some(one.device) == device);
+        (number, all)
     });
-    read.filter(|(_, found): &Waits| !found.is_empty()).collect()
+    of_it.filter(|(_, found)| !found.is_empty()).collect()
 }
 
 /// Registers a file where and as another one was.

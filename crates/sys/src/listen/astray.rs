@@ -5,7 +5,6 @@
 //! by that name. (An address that leaves the host and comes back is no such name: the
 //! socket is reached again.)
 
-use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 
@@ -21,33 +20,24 @@ use crate::hidden::is_hidden;
 use crate::options::netns_cookie;
 
 /// Why a socket is not reached by its listener's name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Astray {
     /// Nothing stands at the path.
+    #[error("{path} is gone", path = .0.display())]
     PathGone(PathBuf),
     /// Another file stands at the path.
+    #[error("{path} is another file now", path = .0.display())]
     PathTaken(PathBuf),
     /// The device is gone; if there is one of this name, it is another.
+    #[error("the device {0} that it was bound to has been deleted or renamed")]
     Device(String),
     /// The network namespace of this name is another one.
+    #[error("the network namespace {0} is another one now")]
     Namespace(String),
     /// There is no network namespace of this name.
+    #[error("there is no network namespace {0} any more")]
     NamespaceGone(String),
-}
-
-impl fmt::Display for Astray {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::PathGone(path) => write!(f, "{} is gone", path.display()),
-            Self::PathTaken(path) => write!(f, "{} is another file now", path.display()),
-            Self::Device(name) => {
-                write!(f, "the device {name} that it was bound to has been deleted or renamed")
-            }
-            Self::Namespace(name) => write!(f, "the network namespace {name} is another one now"),
-            Self::NamespaceGone(name) => write!(f, "there is no network namespace {name} any more"),
-        }
-    }
 }
 
 /// Whether this can be asked of a listener at all; for nearly all nothing need be asked.

@@ -2,18 +2,18 @@
 
 use super::*;
 
+/// A generation that serves.
+fn edge() -> Label {
+    let service = "edge".parse().expect("name");
+    Label { service, generation: 7, pid: 99, state: State::Serving }
+}
+
 #[test]
 fn release_waits_for_nobody_but_the_caller() {
     let mut shell = Shell::new();
     shell.claim(ONE, &[want("web=:80"), want(":81")]).expect("claim");
     shell.claim(TWO, &[want("web")]).expect("claim");
-    let label = Label {
-        service: "edge".parse().expect("name"),
-        generation: 7,
-        pid: 99,
-        state: State::Serving,
-    };
-    shell.on(Event::Join(TWO, label));
+    shell.on(Event::Join(TWO, edge()));
     let actions = shell.release(ONE, &[":81", "web"]);
     let [Action::Refuse(ONE, refusal)] = &actions[..] else { panic!("{actions:?}") };
     let text = refusal.to_string();
@@ -77,13 +77,7 @@ fn a_tentative_listener_ends_with_its_last_lease_unless_confirmed() {
     shell.claim(TWO, &[want(":81"), tentative(":82")]).expect("claim");
     let actions = shell.on(Event::Gone(ONE));
     assert!(matches!(&actions[..], [Action::Close(1, _, Closing::Unconfirmed)]), "{actions:?}");
-    let label = Label {
-        service: "edge".parse().expect("name"),
-        generation: 7,
-        pid: 99,
-        state: State::Serving,
-    };
-    shell.on(Event::Join(TWO, label));
+    shell.on(Event::Join(TWO, edge()));
     assert_eq!(shell.on(Event::Gone(TWO)), []);
     assert_eq!(shell.registry.len(), 2);
 }

@@ -11,16 +11,12 @@ fn name(text: &str) -> Name {
 }
 
 fn speaker(connection: u64, uid: u32) -> Speaker {
-    Speaker {
-        connection: ConnectionId(connection),
-        uid,
-        privileged: uid == 0,
-        takes_back: uid == 0,
-    }
+    let (connection, is_root) = (ConnectionId(connection), uid == 0);
+    Speaker { connection, pid: 9, uid, privileged: is_root, takes_back: is_root }
 }
 
 fn joining(generation: Option<u64>, state: State, ordered: bool) -> Joining {
-    Joining { service: name("edge"), generation, pid: 9, state, ordered, successor: None }
+    Joining { service: name("edge"), generation, pid: Some(9), state, ordered, successor: None }
 }
 
 /// Generation 1, which was told to retire for the sake of a newer one, has stopped.

@@ -1,10 +1,11 @@
 //! Proxies at their limits, and generations that should be gone.
 
 use bindonce_core::text::count;
+use bindonce_haproxy::counters::Unit;
 
 use super::sentence::Words;
 use super::split::and_more;
-use crate::diagnosis::{Answering, Finding, Ghost, Lingering, Saturated, Unit};
+use crate::diagnosis::{Answering, Finding, Ghost, Lingering, Saturated};
 use crate::facts::Look;
 use crate::text::process::{process, processes};
 use crate::text::units::{bytes, s, span};

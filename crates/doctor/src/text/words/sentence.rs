@@ -1,7 +1,9 @@
 //! The parts that every finding has.
 
+use serde::Serialize;
+
 /// A finding for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Words {
     /// What it is, in one sentence, with its numbers, pids and times.
     pub(crate) summary: String,

@@ -6,11 +6,10 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bindonce_core::generation::GenerationId;
 use bindonce_sys::spawn::Launch;
 use bindonce_sys::{listen, worker};
 
-use super::order::{Order, ReadOptions, StartOptions, passed};
+use super::order::{Order, Plan, passed};
 use super::rendered::{self, FIRST_DESCRIPTOR, Facts, Rendered};
 use crate::disk::directory::{CLUSTER_SECRET, Directory};
 use crate::disk::{fallback, secret};
@@ -30,33 +29,34 @@ const OURS: &str = "# Written by bindonce.\nglobal\n";
 /// The supervisor's private way to ask this generation.
 const ADMIN: &str = "    stats socket \"fd@${BINDONCE_ADMIN}\" level admin\n";
 
-/// Reads the user's files and writes the copies for generation `id`.
+/// Reads the user's files and writes the copies for a generation.
 pub(crate) async fn render(
     settings: &Settings,
     kind: &Haproxy,
     directory: &Directory,
-    id: GenerationId,
-    how: ReadOptions,
+    plan: &Plan,
     passed: &Passed,
 ) -> Result<Rendered, Error> {
+    let (id, serving) = (plan.id, plan.serving.as_ref());
     let (mut command, listeners) = (kind.command.clone(), settings.listeners.clone());
     // Conditions can depend on each of these.
-    command.arguments.extend(how.no_epoll.then(|| "-de".into()));
+    command.arguments.extend(plan.no_epoll.then(|| "-de".into()));
     let (service, generation) = (settings.service.to_string(), id.0.to_string());
-    let (sockets, version) = (settings.master_cli.clone(), how.version);
+    let (sockets, version) = (settings.master_cli.clone(), serving.and_then(|it| it.version));
     // Reading may resolve host names and ask haproxy about conditions: not on our thread.
     let limit = settings.timing.ready_timeout;
-    let world = kind.world(&passed.known).map_err(Error::system(
+    let mut world = kind.world(&passed.known).map_err(Error::system(
         "find the current directory of the supervisor (start it in one that is not removed)",
     ))?;
+    (world.again, world.devices) = (plan.read_before, plan.devices.clone());
+    world.haproxys = serving.map(|it| it.devices.clone()).unwrap_or_default();
     let read =
         worker::within(limit, move || -> Result<(Rendering, Option<String>, Vec<u8>), Error> {
             let sockets = master_cli(&sockets, version, &command.program)?;
             let mut ours =
                 vec![("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];
             ours.extend(sockets.as_deref().map(|sockets| (MasterSocket::VARIABLE, sockets)));
-            let mut world = world.with(&crate::broker::not_theirs(), &ours);
-            (world.again, world.devices, world.haproxys) = (how.again, how.devices, how.haproxys);
+            let world = world.with(&crate::broker::not_theirs(), &ours);
             let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
             let rendering = Rendering::of(&command, supplied, &world)?;
             rendering.self_contained()?;
@@ -85,7 +85,7 @@ pub(crate) async fn render(
         Ok(path)
     };
     let path = match write(directory.make_configuration(id)) {
-        Err(error) if how.alone && fallback::is_refusal(&error) => {
+        Err(error) if plan.serving.is_none() && fallback::is_refusal(&error) => {
             write(directory.make_fallback_configuration(id))
         }
         done => done,
@@ -98,8 +98,7 @@ pub(crate) async fn render(
 pub(crate) fn order(
     rendered: &Rendered,
     directory: &Directory,
-    id: GenerationId,
-    how: &StartOptions,
+    plan: &Plan,
     listeners: &[Rc<HeldListener>],
 ) -> Result<Order, Error> {
     let kind = &rendered.kind;
@@ -113,11 +112,11 @@ pub(crate) fn order(
     }
     let mut descriptors = Vec::with_capacity(listeners.len() + 1);
     let facts = &rendered.facts;
-    let mut admin = facts.admin.then(|| directory.admin(id));
+    let mut admin = facts.admin.then(|| directory.admin(plan.id));
     if let Some(path) = &mut admin {
         let opened = match listen::open_path(path, 0o600) {
-            Err(error) if how.alone && fallback::is_refusal(&refused_with(&error)) => {
-                let other = directory.fallback_admin(id);
+            Err(error) if plan.serving.is_none() && fallback::is_refusal(&refused_with(&error)) => {
+                let other = directory.fallback_admin(plan.id);
                 *path = other.map_err(Error::system("bind haproxy's admin socket"))?;
                 listen::open_path(path, 0o600)?
             }
@@ -137,15 +136,15 @@ pub(crate) fn order(
     launch.descriptors = descriptors;
     launch.args = kind.command.arguments_on(&rendered.files);
     launch.args.push("-db".into());
-    if how.no_epoll {
+    if plan.no_epoll {
         launch.args.push("-de".into());
     }
-    if how.older_alive || !facts.admin {
+    if plan.older_alive || !facts.admin {
         // haproxy tells this pid, ours, when it has bound everything. No other pid is ever
         // given to it, so that it can pause no other process.
         launch.args.extend(["-sf".into(), std::process::id().to_string().into()]);
-        launch.calls.hold =
-            (how.older_alive && rendered.may_be_held()).then_some(std::process::id().cast_signed());
+        launch.calls.hold = (plan.older_alive && rendered.may_be_held())
+            .then_some(std::process::id().cast_signed());
     }
     launch.calls.binds = rendered.may_be_held() && !rendered.rendering.binds_while_it_serves();
     Ok(Order { launch, messages: rendered.messages(), admin, notifications: None })

@@ -13,7 +13,7 @@ mod order;
 mod program;
 pub(crate) mod rendered;
 
-pub(crate) use order::{ReadOptions, StartOptions};
+pub(crate) use order::Plan;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -54,27 +54,25 @@ pub(crate) enum Prepared {
 }
 
 impl Prepared {
-    /// The caller whose command it is started with.
-    pub(crate) fn caller(&self) -> Option<&Origin> {
+    fn rendered(&self) -> Option<&Rendered> {
         match self {
-            Self::Haproxy(rendered) => rendered.kind.caller.as_deref(),
+            Self::Haproxy(rendered) => Some(rendered),
             Self::Program => None,
         }
     }
 
+    /// The caller whose command it is started with.
+    pub(crate) fn caller(&self) -> Option<&Origin> {
+        self.rendered()?.kind.caller.as_deref()
+    }
+
     pub(crate) fn rendering(&self) -> Option<&Rendering> {
-        match self {
-            Self::Haproxy(rendered) => Some(&rendered.rendering),
-            Self::Program => None,
-        }
+        self.rendered().map(|rendered| &*rendered.rendering)
     }
 
     /// What translates what a generation says that was started on it.
     pub(crate) fn messages(&self) -> Messages {
-        match self {
-            Self::Haproxy(rendered) => rendered.messages(),
-            Self::Program => Messages::default(),
-        }
+        self.rendered().map(Rendered::messages).unwrap_or_default()
     }
 
     /// What an earlier supervisor, or an earlier image of this one, has prepared for a generation.
@@ -133,20 +131,19 @@ impl Step {
     }
 }
 
-/// Makes ready what generation `id` is started on: for haproxy, reads the user's files, perhaps
-/// `again`, and writes the copies. `given` is the command that a caller has given since.
+/// Makes ready what a generation is started on: for haproxy, reads the user's files, perhaps
+/// again, and writes the copies. `given` is the command that a caller has given since.
 pub(crate) async fn prepare(
     settings: &Settings,
     given: Option<&Haproxy>,
     directory: &Directory,
-    id: GenerationId,
-    how: ReadOptions,
+    plan: &Plan,
     passed: &Passed,
 ) -> Result<Prepared, Error> {
     match &settings.kind {
         Kind::Haproxy(kind) => {
             let kind = given.unwrap_or(kind);
-            let rendered = haproxy::render(settings, kind, directory, id, how, passed).await;
+            let rendered = haproxy::render(settings, kind, directory, plan, passed).await;
             rendered.map(Prepared::Haproxy)
         }
         Kind::Program(_) => Ok(Prepared::Program),
@@ -159,30 +156,31 @@ pub(crate) async fn prepare(
 pub(crate) async fn launch(
     settings: &Settings,
     directory: &Directory,
-    id: GenerationId,
+    passed: &Passed,
     prepared: Rc<Prepared>,
-    how: StartOptions,
+    plan: &Plan,
     step: &Step,
     tell: impl FnOnce(i32),
     want: impl Fn(Want),
 ) -> Result<Launched, Error> {
+    let id = plan.id;
     step.set("asking the broker for the listeners");
     let mut lease = broker::connect(&settings.broker.socket).await?;
     broker::join(&mut lease, &settings.service, id, None, bindonce::State::Starting).await?;
     if let (Some(rendering), None) = (prepared.rendering(), prepared.caller()) {
-        how.passed.store(&mut lease, &rendering.bindings).await?;
+        passed.store(&mut lease, &rendering.bindings).await?;
     }
-    let moved = match (prepared.rendering(), &how.serving) {
+    let moved = match (prepared.rendering(), &plan.serving) {
         (Some(rendering), Some(serving)) => {
-            moved::take(&mut lease, rendering, serving, &how.known, want).await?
+            moved::take(&mut lease, rendering, serving, &plan.known, want).await?
         }
         _ => HashMap::new(),
     };
-    let claimed = claim(&mut lease, settings, prepared.rendering(), &how, &moved).await;
+    let claimed = claim(&mut lease, settings, prepared.rendering(), plan, &moved).await;
     let (listeners, changes) = claimed?;
     let mut order = match (&settings.kind, &*prepared) {
         (Kind::Haproxy(_), Prepared::Haproxy(rendered)) => {
-            haproxy::order(rendered, directory, id, &how, &listeners)?
+            haproxy::order(rendered, directory, plan, &listeners)?
         }
         (Kind::Program(program), _) => program::order(program, settings, id, &listeners)?,
         // Each kind prepares its own.
@@ -214,7 +212,7 @@ async fn claim(
     lease: &mut bindonce::aio::Client,
     settings: &Settings,
     rendering: Option<&Rendering>,
-    how: &StartOptions,
+    plan: &Plan,
     moved: &HashMap<Key, Options>,
 ) -> Result<(Vec<Rc<HeldListener>>, Vec<OptionChange>), Error> {
     let wanted: Vec<&Listener> = match rendering {
@@ -225,7 +223,7 @@ async fn claim(
         return Ok((Vec::new(), Vec::new()));
     }
     // A start that fails leaves what serves as it is: what is wanted otherwise is changed when the new one serves.
-    let has = how.serving.as_ref().filter(|_| rendering.is_some()).map(|serving| &serving.has);
+    let has = plan.serving.as_ref().filter(|_| rendering.is_some()).map(|serving| &serving.has);
     let was = |listener: &Listener| {
         let key = listener.key();
         let options = has?.get(&key).or_else(|| moved.get(&key))?;
@@ -248,6 +246,6 @@ async fn claim(
         None => Error::claim(error),
     })?;
     let held = leases.into_iter().zip(wanted);
-    let held = held.map(|(lease, listener)| HeldListener::new(lease, listener, &how.known));
+    let held = held.map(|(lease, listener)| HeldListener::new(lease, listener, &plan.known));
     Ok((held.collect(), changes))
 }

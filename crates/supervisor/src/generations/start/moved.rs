@@ -4,7 +4,7 @@
 //! From then on that generation has the broker's socket there and believes that it is its own, as after
 //! [`crate::intercept`]: it is told to stop before the new one accepts, and keeps its lease if the new one fails.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -14,12 +14,14 @@ use bindonce::aio::Client;
 use bindonce_core::address::Address;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::listener::{Key, Listener, Options};
+use bindonce_haproxy::cli::Version;
 use bindonce_haproxy::config::{Binding, Rendering};
 use bindonce_sys::holders::{self, Holder};
 use bindonce_sys::{diag, identity, process, worker};
 use tokio::sync::oneshot;
 
 use crate::error::Error;
+use crate::generations::admin::Admin;
 use crate::generations::changes;
 use crate::generations::listeners::Known;
 use crate::intercept::asked::Want;
@@ -28,11 +30,16 @@ use crate::passed;
 /// How long a look at the sockets of a generation may take.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// The generation that serves.
+/// The generation that serves while another is started.
 #[derive(Debug)]
 pub(crate) struct Serving {
     pub(crate) id: GenerationId,
     pub(crate) pid: i32,
+    /// To be asked for the state of its servers.
+    pub(crate) admin: Option<Admin>,
+    pub(crate) version: Option<Version>,
+    /// Devices whose addresses it has bound by itself.
+    pub(crate) devices: BTreeSet<String>,
     /// What it has of the broker's, with the options that were claimed.
     pub(crate) has: HashMap<Key, Options>,
 }

@@ -6,47 +6,34 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bindonce_haproxy::cli::Version;
+use bindonce_core::generation::{Configuration, GenerationId};
 use bindonce_haproxy::config::Messages;
 use bindonce_sys::spawn::Launch;
 
 use super::moved::Serving;
 use crate::generations::listeners::{HeldListener, Known};
 use crate::generations::notifications::Notifications;
-use crate::passed::Passed;
 
-/// What a start depends on besides its configuration.
-#[derive(Debug)]
-pub(crate) struct StartOptions {
-    /// An older generation is alive, so haproxy is given `-sf`.
-    pub(crate) older_alive: bool,
-    /// haproxy must not use epoll, where its ghosts could not be removed.
-    pub(crate) no_epoll: bool,
-    /// The descriptors of listeners that other generations have, so that none is opened twice.
-    pub(crate) known: Known,
-    /// What this service has inherited.
-    pub(crate) passed: Rc<Passed>,
-    /// The generation that serves, where there is one.
-    pub(crate) serving: Option<Serving>,
-    /// No generation serves: this start must work where a reload would rather fail.
-    pub(crate) alone: bool,
-}
-
-/// How a configuration is read.
-#[derive(Debug, Clone)]
-pub(crate) struct ReadOptions {
-    /// It was read by this process before.
-    pub(crate) again: bool,
-    /// As in [`StartOptions`].
-    pub(crate) alone: bool,
-    /// As in [`StartOptions`]: a condition can depend on it.
-    pub(crate) no_epoll: bool,
+/// One start, and what it depends on.
+pub(crate) struct Plan {
+    pub(crate) id: GenerationId,
+    pub(crate) configuration: Configuration,
+    /// The configuration was read by this process before.
+    pub(crate) read_before: bool,
+    /// The listeners that serve now.
+    pub(crate) served: Vec<String>,
+    /// It may have nothing to listen on.
+    pub(crate) may_be_empty: bool,
     /// Devices of listeners that generations have.
     pub(crate) devices: BTreeSet<String>,
-    /// Devices whose addresses the haproxy that serves has bound by itself.
-    pub(crate) haproxys: BTreeSet<String>,
-    /// The version of the haproxy that serves.
-    pub(crate) version: Option<Version>,
+    /// The descriptors of listeners that other generations have, so that none is opened twice.
+    pub(crate) known: Known,
+    /// The generation that serves. Where there is none, this start must work where a reload would rather fail.
+    pub(crate) serving: Option<Serving>,
+    /// An older generation is alive, so haproxy is given `-sf`.
+    pub(crate) older_alive: bool,
+    /// haproxy must not use epoll, where its ghosts could not be removed: a condition can depend on it.
+    pub(crate) no_epoll: bool,
 }
 
 /// What is to be started, and what belongs to it.
