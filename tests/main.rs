@@ -92,6 +92,7 @@ mod systemd;
 mod tables;
 mod takeovers;
 mod top;
+mod transparent;
 mod trust;
 mod unreceived;
 mod untrusted;
