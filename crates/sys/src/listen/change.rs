@@ -90,7 +90,7 @@ fn attempt(
         before.backlog = Some(backlog);
     }
     if wanted.transparent && !has.transparent {
-        let set = transparent::set(SockRef::from(&socket), is_v6(&listener.address))
+        let set = transparent::set(&SockRef::from(&socket), is_v6(&listener.address))
             .map_err(fail("setsockopt(IP_TRANSPARENT)"))?;
         before.transparent = set == Foreign::Transparent;
         before.freebind = set == Foreign::Free && !has.freebind;

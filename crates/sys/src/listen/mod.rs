@@ -232,7 +232,7 @@ fn unbound(
             .map_err(fail("setsockopt(SO_BINDTODEVICE)"))?;
     }
     if options.transparent {
-        transparent::set(SockRef::from(&socket), at.is_ipv6())
+        transparent::set(&SockRef::from(&socket), at.is_ipv6())
             .map_err(fail("setsockopt(IP_TRANSPARENT)"))?;
     }
     if options.freebind {

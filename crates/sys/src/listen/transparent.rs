@@ -20,12 +20,12 @@ pub(super) enum Foreign {
 }
 
 /// Makes a socket of IPv6, or of IPv4, transparent as far as that is allowed.
-pub(super) fn set(socket: SockRef<'_>, is_v6: bool) -> io::Result<Foreign> {
-    match set_transparent(&socket, is_v6, true) {
+pub(super) fn set(socket: &SockRef<'_>, is_v6: bool) -> io::Result<Foreign> {
+    match set_transparent(socket, is_v6, true) {
         Ok(()) => Ok(Foreign::Transparent),
         Err(error) if matches!(errno_of(&error), Errno::EPERM | Errno::EACCES) => {
             // Where this fails too, the right to the first is what is missing.
-            set_freebind(&socket, is_v6, true).map(|()| Foreign::Free).map_err(|_| error)
+            set_freebind(socket, is_v6, true).map(|()| Foreign::Free).map_err(|_| error)
         }
         Err(error) => Err(error),
     }
