@@ -84,6 +84,7 @@ mod rights;
 mod security;
 mod serve;
 mod stand_in;
+mod stopped;
 mod strangers;
 mod succession;
 mod supervise;

@@ -150,7 +150,7 @@ impl Supervisor {
             if let Some(ending) = self.end.decided {
                 return Ok(self.ended(ending));
             }
-            let deadline = self.timeline.deadline().map(|at| self.cx.epoch + at);
+            let deadline = self.cx.next_look(self.timeline.deadline());
             let keep_alive = async {
                 match self.report.announcer.keep_alive {
                     Some(interval) => tokio::time::sleep(interval).await,
@@ -172,7 +172,11 @@ impl Supervisor {
                     }
                 }
                 Some(message) = inbox.recv() => self.take(message),
-                () = due => self.feed(Event::Tick),
+                () = due => {
+                    if self.timeline.deadline().is_some_and(|at| at <= self.cx.now()) {
+                        self.feed(Event::Tick);
+                    }
+                }
                 () = keep_alive => {}
             }
         }

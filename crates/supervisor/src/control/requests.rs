@@ -124,14 +124,14 @@ impl Requests {
         crate::tasks::spawn(async move {
             // What the broker lists is what the caller is told, if the broker answers.
             if let Some(confirmed) = confirmed {
-                let _ = tokio::time::timeout(CONFIRMED, confirmed).await;
+                let _ = bindonce_sys::patience::timeout(CONFIRMED, confirmed).await;
             }
             if let Some(released) = released {
-                let _ = tokio::time::timeout(CONFIRMED, released).await;
+                let _ = bindonce_sys::patience::timeout(CONFIRMED, released).await;
             }
             if let Some(written) = pid_file {
                 // It is tried on, and the log says so.
-                let _ = tokio::time::timeout(CONFIRMED, written).await;
+                let _ = bindonce_sys::patience::timeout(CONFIRMED, written).await;
             }
             let late = match late {
                 Some(late) => late.await.ok().flatten(),
@@ -143,7 +143,7 @@ impl Requests {
             };
             let mut answer = with_late(answer, [late, changed]);
             if let (Ok(answer), Some(unseen)) = (&mut answer, unseen)
-                && let Ok(Ok(unseen)) = tokio::time::timeout(CONFIRMED, unseen).await
+                && let Ok(Ok(unseen)) = bindonce_sys::patience::timeout(CONFIRMED, unseen).await
             {
                 answer["unseen"] = unseen.into_iter().collect();
             }
