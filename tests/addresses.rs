@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 
-use crate::harness::{Haproxy, Scene, finish};
+use crate::harness::{Haproxy, Scene, eventually, finish};
 
 fn answer(mut stream: impl std::io::Read + std::io::Write) -> String {
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("ask");
@@ -135,6 +135,10 @@ fn an_interface_that_does_not_exist_is_bound_on_every_interface() {
         drop(haproxy);
         write(&[nowhere(address), nowhere(another)]);
         let _haproxy = Haproxy::start(&scene, &program, &file);
+        // Who connects to what nobody serves any more, until it is released, is reset.
+        eventually("what the configuration names no more to be released", || {
+            (!scene.run("list", &[]).ok().contains(&device)).then_some(())
+        });
         assert!(answer(TcpStream::connect(address).expect("connect")).ends_with("one"));
     }
 }
