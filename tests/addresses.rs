@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 
-use crate::harness::{Haproxy, Scene, finish};
+use crate::harness::{Haproxy, Scene, eventually, finish};
 
 fn answer(mut stream: impl std::io::Read + std::io::Write) -> String {
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("ask");
@@ -91,32 +91,72 @@ fn the_empty_abstract_name_is_a_name() {
     }
 }
 
+/// haproxy alone warns (`cannot bind receiver to device 'nosuch0'`) and listens.
 #[test]
-fn an_interface_that_does_not_exist_is_left_to_haproxy_which_listens() {
+fn an_interface_that_does_not_exist_is_bound_on_every_interface() {
     for program in haproxies() {
         let Some(scene) = Scene::isolated(ITS_OWN) else { return };
         let _broker = scene.broker();
-        let address = scene.address();
-        let file = scene.write("f.cfg", &config(&[format!("{address} interface nosuch0")]));
+        let (address, another) = (scene.address(), scene.address());
+        let write = |lines: &[String]| scene.write("f.cfg", &config(lines));
+        let nowhere = |at| format!("{at} interface nosuch0");
+        let file = write(&[nowhere(address)]);
         let explained = finish(scene.bindonce("render").arg("--explain").arg(&file)).ok();
-        assert!(explained.contains("its interface does not exist"), "{explained}");
+        assert!(explained.contains("interface nosuch0 does not exist"), "{explained}");
         let mut haproxy = Haproxy::start(&scene, &program, &file);
-        haproxy.supervisor.wait_line("its interface does not exist");
+        haproxy.supervisor.wait_line("the interface nosuch0 does not exist");
+        let device = format!("{address},interface=lo");
+        for (line, is_there) in [
+            (nowhere(address), false),
+            (format!("{address} interface lo"), true),
+            (nowhere(address), false),
+            (address.to_string(), false),
+            (nowhere(address), false),
+            (format!("{address} interface abcdefghijklmnopqrstuvwxyz"), false),
+            (format!("{address} interface \"a 'b\""), false),
+            (format!("{address} interface lo"), true),
+        ] {
+            write(std::slice::from_ref(&line));
+            haproxy.reload(&scene).ok();
+            assert!(answer(TcpStream::connect(address).expect("connect")).ends_with("one"));
+            let listed = scene.run("list", &[]).ok();
+            assert!(listed.contains(&address.to_string()), "{line}: {listed}");
+            assert_eq!(listed.contains(&device), is_there, "{line}: {listed}");
+        }
+        write(&[nowhere(address), nowhere(another)]);
         haproxy.reload(&scene).ok();
+        assert!(answer(TcpStream::connect(another).expect("connect")).ends_with("one"));
+        // What the broker holds after the end of the service is nothing in the way either.
+        write(&[format!("{address} interface lo"), nowhere(another)]);
+        haproxy.reload(&scene).ok();
+        drop(haproxy);
+        write(&[nowhere(address), nowhere(another)]);
+        let _haproxy = Haproxy::start(&scene, &program, &file);
+        // Who connects to what nobody serves any more, until it is released, is reset.
+        eventually("what the configuration names no more to be released", || {
+            (!scene.run("list", &[]).ok().contains(&device)).then_some(())
+        });
         assert!(answer(TcpStream::connect(address).expect("connect")).ends_with("one"));
     }
 }
 
+/// As two sockets of haproxy's they are each other's neighbours, and no socket of the broker's.
 #[test]
-fn an_interface_that_is_not_there_any_more_on_the_line_of_what_serves_is_named() {
+fn two_interfaces_that_do_not_exist_at_one_address_are_haproxys_and_named_where_it_serves() {
     let (Some(program), Some(scene)) = (Haproxy::system(), Scene::isolated(ITS_OWN)) else {
         return;
     };
     let _broker = scene.broker();
     let address = scene.address();
-    let file = scene.write("f.cfg", &config(&[format!("{address} interface lo")]));
+    let two = [format!("{address} interface nosuch0"), format!("{address} interface nosuch1")];
+    let file = scene.write("f.cfg", &config(&two));
     let haproxy = Haproxy::start(&scene, &program, &file);
-    scene.write("f.cfg", &config(&[format!("{address} interface nosuch0")]));
+    haproxy.reload(&scene).ok();
+    assert!(answer(TcpStream::connect(address).expect("connect")).ends_with("one"));
+    drop(haproxy);
+    scene.write("f.cfg", &config(&[format!("{address} interface lo")]));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    scene.write("f.cfg", &config(&two));
     let said = haproxy.reload(&scene).fails(1);
     let hint = format!("hint: the interface nosuch0 of {address} ");
     assert!(said.contains(&hint) && !said.contains("stats socket"), "{said}");

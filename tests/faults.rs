@@ -3,11 +3,14 @@
 //! and the state afterwards is named.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use nix::sys::signal::Signal::{SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGTTOU, SIGUSR1};
 
-use crate::harness::{Fault, Finished, Haproxy, Stage, Stranger, eventually, finish, listening};
+use crate::harness::{
+    Fault, Finished, Haproxy, Stage, Stranger, eventually, finish, listening, skip,
+};
 use Fault::{Deaf, Hangs, Twice, Waits};
 
 /// No client waits longer than this where nothing has to time out.
@@ -445,12 +448,63 @@ fn a_first_start_without_room_says_what_to_do_or_serves() {
 }
 
 #[test]
-fn that_the_directory_of_a_service_was_removed_is_said() {
+fn the_directory_of_a_service_that_was_removed_is_made_anew() {
     let Some(mut stage) = stage(&[], &[]) else { return };
-    fs::remove_dir_all(stage.scene.path("web.d")).expect("the directory");
+    let (directory, again) = (stage.scene.path("web.d"), "were removed, and are there again");
+    let metrics = directory.join("metrics.sock");
+    fs::remove_dir_all(&directory).expect("the directory");
+    stage.haproxy.supervisor.wait_line(again);
+    let mode = fs::symlink_metadata(&directory).expect("the directory").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    assert!(stage.scene.run("status", &[]).ok().contains("web"));
+    crate::harness::eventually("metrics", || metrics.exists().then_some(()));
     stage.signal(1, SIGKILL);
-    let said = stage.haproxy.supervisor.wait_line("the state could not be saved");
-    assert!(said.contains("web.d was removed while this supervisor uses it"), "{said}");
+    stage.wait_generations(&[(2, "serving")]);
+    stage.reload(2);
+    // Nobody has had the time to make it anew, or only some of it is gone.
+    fs::remove_dir_all(&directory).expect("the directory");
+    stage.signal(3, SIGKILL);
+    stage.haproxy.supervisor.wait_line(again);
+    stage.wait_generations(&[(4, "serving")]);
+    for gone in ["control.sock", "lock"] {
+        fs::remove_file(directory.join(gone)).expect(gone);
+        stage.haproxy.supervisor.wait_line(again);
+    }
+    fs::remove_dir_all(directory.join("generation-3")).expect("the copy that serves");
+    stage.signal(4, SIGKILL);
+    stage.wait_generations(&[(5, "serving")]);
+    stage.only(2);
+    stage.reload(3);
+    // The next supervisor finds all of it.
+    stage.kill_supervisor();
+    stage.start_supervisor();
+    stage.haproxy.wait_serving(&stage.scene);
+    stage.reload(4);
+}
+
+#[test]
+fn what_another_user_has_put_in_the_place_of_the_directory_is_not_used() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("needs root, to make another user's directory");
+    }
+    let Some(mut stage) = stage(&[], &[]) else { return };
+    let directory = stage.scene.path("web.d");
+    let theirs = stage.scene.path("theirs");
+    fs::create_dir(&theirs).expect("a directory");
+    std::os::unix::fs::chown(&theirs, Some(54321), None).expect("chown");
+    fs::rename(&directory, stage.scene.path("was")).expect("rename");
+    fs::rename(&theirs, &directory).expect("rename");
+    stage.haproxy.supervisor.wait_line("cannot be made anew");
+    stage.signal(1, SIGKILL);
+    stage.wait_generations(&[(2, "serving")]);
+    stage.only(1);
+    let names = fs::read_dir(&directory).expect("it is there");
+    let mut names = names.map(|entry| entry.expect("an entry").file_name());
+    // These are numbers for metrics alone.
+    assert!(names.all(|name| name == "counters.json"), "nothing else of ours");
+    fs::remove_dir_all(&directory).expect("it can be");
+    stage.haproxy.supervisor.wait_line("were removed, and are there again");
+    stage.reload(2);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{Haproxy, Process, Scene, Wire, eventually, finish};
-use crate::overlaps::{ask, broker, config, haproxies, scene, settled, strangers};
+use crate::overlaps::{MAPPED, ask, broker, config, haproxies, scene, settled, strangers};
 
 /// How clients fail that connect to 127.0.0.1 all the time while something else is done.
 fn failures_during(work: impl FnOnce()) -> Vec<String> {
@@ -56,6 +56,39 @@ fn a_client_of_an_address_that_leaves_is_answered_by_the_wildcard_that_covers_it
         assert!(failed.len() <= 1, "{failed:?}, {}", program.display());
         settled(&scene, 2);
         assert_eq!(strangers(), ["::1", "fd00::1"]);
+    }
+}
+
+/// The socket of IPv4 goes before the one of IPv6 at the same address.
+#[test]
+fn an_address_in_the_words_of_both_families_is_two_lines_of_which_one_covers_the_other() {
+    for program in haproxies() {
+        let Some(scene) = scene() else { return };
+        let mut first = broker(&scene, true);
+        let both: &[&str] = &[MAPPED, "127.0.0.1:8080"];
+        let file = scene.write("haproxy.cfg", &config(both));
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        let failed = failures_during(|| {
+            let three: &[&str] = &["[::]:8080", MAPPED, "127.0.0.1:8080"];
+            for binds in [both, &[MAPPED], both, &["127.0.0.1:8080"], three, both] {
+                scene.write("haproxy.cfg", &config(binds));
+                let checked = ["check", "--name", "web", "--"];
+                let mut check = scene.bindonce(checked[0]);
+                finish(check.args(&checked[1..]).arg(&program).arg("-f").arg(&file)).ok();
+                haproxy.reload(&scene).ok();
+            }
+        });
+        assert!(failed.len() <= 1, "{failed:?}, {}", program.display());
+        assert_eq!(ask("127.0.0.1"), "<1>");
+        let said = scene.bindonce("doctor").output().expect("doctor").stdout;
+        let said = String::from_utf8_lossy(&said);
+        assert!(!said.contains("127.0.0.1]:8080"), "{said}");
+        first.kill();
+        let _broker = broker(&scene, true);
+        haproxy.reload(&scene).ok();
+        settled(&scene, 2);
+        assert_eq!(ask("127.0.0.1"), "<1>");
+        assert_eq!(strangers(), ["127.0.0.2", "::1", "fd00::1"]);
     }
 }
 

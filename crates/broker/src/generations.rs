@@ -50,7 +50,7 @@ pub(crate) fn join(
     if !broker.succession.is_joined(&joining.service) {
         broker.access.allow_service(caller, &joining.service)?;
     }
-    let ordered = joining.ordered;
+    let (ordered, state) = (joining.ordered, joining.state);
     let connection = caller.connection;
     let takes_back = broker.access.owns_names(caller);
     let privileged = takes_back || broker.access.is_admin(caller);

@@ -133,10 +133,11 @@ impl Key {
 
     /// Whether both would be asked for by the same connections, so that they can never stand
     /// beside each other. Two that overlap otherwise can: the kernel takes the more specific one
-    /// (compute_score() in net/ipv4/inet_hashtables.c).
+    /// (compute_score() in net/ipv4/inet_hashtables.c), and that of IPv4 before one of IPv6 at an IPv4-mapped address.
     pub fn is_same_place(&self, other: &Self) -> bool {
         self.cmp_place(other).is_eq()
             && self.address.port() != Some(0)
+            && self.is_mapped() == other.is_mapped()
             && (self.interface(), self.netns()) == (other.interface(), other.netns())
     }
 
@@ -259,6 +260,11 @@ impl Key {
         !self.v6only && self.address.ip().is_some_and(dual)
     }
 
+    /// Whether it is a socket of IPv6 for connections of IPv4.
+    fn is_mapped(&self) -> bool {
+        self.address.ip().is_some_and(|at| at.is_ipv6() && at.ip().to_canonical().is_ipv4())
+    }
+
     /// The network device it is bound to.
     fn interface(&self) -> Option<&str> {
         self.rest.as_ref()?.interface.as_deref()
@@ -365,8 +371,9 @@ mod tests {
             ("[::]:80", ":80", false),
             ("[::]:80", "[::1]:80", false),
             ("[::]:80", "[::]:80,v6only", true),
-            ("[::ffff:10.0.0.1]:80", "10.0.0.1:80", true),
-            ("[::ffff:0.0.0.0]:80", ":80", true),
+            ("[::ffff:10.0.0.1]:80", "10.0.0.1:80", false),
+            ("[::ffff:10.0.0.1]:80", "[::ffff:10.0.0.1]:80,mptcp", true),
+            ("[::ffff:0.0.0.0]:80", ":80", false),
             (":80,interface=eth0", ":80", false),
             (":80", ":80", true),
             ("quic4@:443", "udp@:443", true),

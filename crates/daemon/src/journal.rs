@@ -113,6 +113,11 @@ impl Journal {
         self.bell.notify_waiters();
     }
 
+    /// Has the next event, and all before it, written to a new file: the old one was removed.
+    pub fn write_anew(&self) {
+        self.kept.borrow_mut().iter_mut().for_each(Kept::forget);
+    }
+
     /// What a peer can bring about as often as it likes must not push out the rest.
     fn passes(&self, kind: Kind, time: Timestamp) -> Option<u64> {
         match kind {

@@ -75,6 +75,11 @@ impl Kept {
         }
     }
 
+    /// The file is no more what stands at its path.
+    pub(crate) fn forget(&mut self) {
+        (self.file, self.failed) = (None, None);
+    }
+
     fn rewrite<'a>(&mut self, events: impl Iterator<Item = &'a Event>) {
         let mut text = Vec::new();
         self.lines = 0;

@@ -142,7 +142,7 @@ impl Installed {
         let proof_of = async {
             let pidfd = Pidfd::open(i32::try_from(child.id()).unwrap_or_default())?;
             let ended = Watch::new(&pidfd)?;
-            let late = match tokio::time::timeout(patience, ended.readable()).await {
+            let late = match bindonce_sys::patience::timeout(patience, ended.readable()).await {
                 Ok(readable) => {
                     readable?;
                     false

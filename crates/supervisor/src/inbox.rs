@@ -70,6 +70,10 @@ impl Supervisor {
                 tracing::info!("reload: the files that are watched have changed");
                 self.reload(None, "the files that are watched have changed", None);
             }
+            Message::Removed(reply) => {
+                // It asks again where it is not.
+                let _ = reply.send(self.mend_directory());
+            }
             Message::Leaves(id, how) => self.leaves(id, how),
             Message::Ready(id, how) => self.ready(id, how),
             Message::StillPaused(id) => self.still_paused(id),

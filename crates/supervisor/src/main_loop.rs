@@ -17,7 +17,7 @@ use crate::control;
 use crate::control::ending::Ended;
 use crate::disk::directory::{Directory, KEPT, METRICS, Saved};
 use crate::disk::take_over::{Inheritance, take_over};
-use crate::disk::{files, found, place, unread};
+use crate::disk::{files, found, place, removed, unread};
 use crate::error::Error;
 use crate::generations::reaper;
 use crate::generations::starts::Watched;
@@ -72,16 +72,12 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
         Some(control) => control,
         None => control::bind(&directory.file(place::CONTROL))?,
     };
-    let listener = control
-        .try_clone()
-        .map(std::os::unix::net::UnixListener::from)
-        .and_then(tokio::net::UnixListener::from_std)
-        .map_err(Error::system("serve the control socket"))?;
+    directory.has_control();
     let asks = sender.clone();
-    spawn(control::serve(listener, Rc::clone(&reporter), move |ask| {
+    let accepting = control::begin(&control, &reporter, move |ask| {
         // The supervisor's loop ends only with the process.
         let _ = asks.send(Message::Command(ask));
-    }));
+    })?;
     let mut watched = Watched { seen: None, read: saved.watched };
     if !settings.watch.is_empty() {
         // Before anything is read for the first generation.
@@ -95,11 +91,13 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
         spawn(reaper::reap());
     }
     let (at, socket) = (settings.metrics.clone(), settings.broker.socket.clone());
-    spawn(metrics::keep(directory.file(METRICS), at, socket, sender.clone()));
+    let beside = (directory.file(METRICS), Rc::clone(&directory.made_anew));
+    spawn(metrics::keep(beside, at, socket, sender.clone()));
     let replaced = replaced(&settings, &saved).await?;
     let cx = Context::new(settings, directory, reporter, Rc::new(passed), sender);
     master.serve(&cx)?;
-    let mut supervisor = Supervisor::new(cx, &saved, control, master)?;
+    spawn(removed::watch(cx.clone()));
+    let mut supervisor = Supervisor::new(cx, &saved, (control, accepting), master)?;
     supervisor.first.replaced = replaced;
     supervisor.starts.watched = watched;
     supervisor.handover.keep_on(&supervisor.cx, &kept);
@@ -152,7 +150,7 @@ impl Supervisor {
             if let Some(ending) = self.end.decided {
                 return Ok(self.ended(ending));
             }
-            let deadline = self.timeline.deadline().map(|at| self.cx.epoch + at);
+            let deadline = self.cx.next_look(self.timeline.deadline());
             let keep_alive = async {
                 match self.report.announcer.keep_alive {
                     Some(interval) => tokio::time::sleep(interval).await,
@@ -174,7 +172,11 @@ impl Supervisor {
                     }
                 }
                 Some(message) = inbox.recv() => self.take(message),
-                () = due => self.feed(Event::Tick),
+                () = due => {
+                    if self.timeline.deadline().is_some_and(|at| at <= self.cx.now()) {
+                        self.feed(Event::Tick);
+                    }
+                }
                 () = keep_alive => {}
             }
         }

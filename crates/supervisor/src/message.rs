@@ -102,6 +102,8 @@ pub(crate) enum Message {
     Detached(GenerationId, Detached),
     /// What it has bound by itself, and what of that without a call that was seen.
     Foreign(GenerationId, BTreeSet<String>, BTreeSet<String>),
+    /// Something is missing in the directory of the service; answered with whether it is there again.
+    Removed(oneshot::Sender<bool>),
     /// The binary that is installed now reads our state, or does not.
     Proved(Result<bindonce_daemon::reexec::Installed, String>),
 }

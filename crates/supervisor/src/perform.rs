@@ -100,6 +100,7 @@ impl Supervisor {
     }
 
     fn start(&mut self, id: GenerationId, configuration: Configuration, older_alive: bool) {
+        self.mend_directory();
         // The id must never be used again, whatever becomes of us.
         self.save();
         let serving = self.timeline.serving();

@@ -2,11 +2,13 @@
 //! [`crate::inbox`] (messages and signals), [`crate::perform`] (decisions of the timeline) and in the `steps` of
 //! generations, handover and intercept.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId, State, Timeline};
+use tokio::task::AbortHandle;
 
 use crate::broker::leases::Leases;
 use crate::context::Context;
@@ -49,7 +51,7 @@ impl Supervisor {
     pub(crate) fn new(
         cx: Context,
         saved: &Saved,
-        control: OwnedFd,
+        (control, accepting): (OwnedFd, AbortHandle),
         master: Master,
     ) -> Result<Self, Error> {
         let settings = &cx.settings;
@@ -69,7 +71,7 @@ impl Supervisor {
             leases: Leases::new(settings, saved.ours.clone(), Rc::clone(&cx.journal)),
             requests: Requests::default(),
             report: Report::new(settings, cx.directory.file(COUNTERS), &saved.lately),
-            upgrade: Upgrade::new(control, saved.upgrades),
+            upgrade: Upgrade::new(control, accepting, saved.upgrades),
             master,
             first: First { replaced: Vec::new(), starter: settings.first.starter.clone() },
             end: End::default(),
@@ -122,6 +124,11 @@ impl Supervisor {
     /// Saves what the next supervisor must know.
     pub(crate) fn save(&mut self) {
         if let Err(error) = self.cx.directory.save(self.saved(None)) {
+            if error.kind() == io::ErrorKind::NotFound && self.cx.directory.ours().is_err() {
+                // That saves it, or says why not.
+                self.mend_directory();
+                return;
+            }
             let what = self.cx.directory.remedy(&error);
             tracing::error!(%error, "the state could not be saved: {what}");
         }

@@ -342,7 +342,7 @@ fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<Strin
                 .to_owned()
         }
         (Errno::EPERM | Errno::EACCES, "setsockopt(IP_TRANSPARENT)") => {
-            "`transparent` needs root or CAP_NET_RAW".to_owned()
+            "`transparent` needs root or CAP_NET_RAW, or IP_FREEBIND, which is denied as well".to_owned()
         }
         (Errno::EPERM | Errno::EACCES, "setsockopt(SO_BINDTODEVICE)") => {
             "`interface` needs root or CAP_NET_RAW".to_owned()

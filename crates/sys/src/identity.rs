@@ -144,7 +144,9 @@ impl Identity {
                 None => "it is bound to no device".to_owned(),
             });
         }
-        if self.options.transparent != wanted.transparent {
+        // Where that is not allowed a socket is free alone, and one that becomes `transparent` later stays free.
+        let free = wanted.transparent && self.options.freebind;
+        if self.options.transparent != wanted.transparent && !free {
             return Some("it has the other IP_TRANSPARENT".to_owned());
         }
         None
@@ -223,6 +225,7 @@ mod tests {
         for text in [
             "127.0.0.1:0",
             "[::1]:0,freebind",
+            "127.0.0.1:0,freebind",
             "[::]:0,v6only",
             "[::]:0",
             "0.0.0.0:0,interface=lo",

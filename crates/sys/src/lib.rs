@@ -51,6 +51,7 @@ pub mod log;
 pub mod memory;
 pub mod network;
 pub mod options;
+pub mod patience;
 pub mod peer;
 pub mod privileges;
 pub mod probe;

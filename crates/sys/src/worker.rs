@@ -60,7 +60,7 @@ pub async fn within<T: Send + 'static>(
         let _ = send.send(work());
         drop(place);
     })?;
-    match tokio::time::timeout(limit, done).await {
+    match crate::patience::timeout(limit, done).await {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(_)) => Err(io::Error::other("it panicked")),
         Err(_) => {

@@ -12,8 +12,9 @@ mod socket;
 mod waiting;
 pub(crate) mod watch;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use bindonce_core::address::Address;
@@ -64,6 +65,8 @@ pub(crate) struct Listeners {
     somaxconn: u32,
     /// New listeners that are not watched yet.
     unsettled: Vec<ListenerId>,
+    /// It was told what `transparent` is without a right.
+    free_told: Cell<bool>,
 }
 
 /// How far a claim is that is granted or given up in many steps.
@@ -120,6 +123,7 @@ impl Listeners {
             owners: Owners::default(),
             somaxconn: somaxconn(),
             unsettled: Vec::new(),
+            free_told: Cell::default(),
         }
     }
 
@@ -234,7 +238,22 @@ impl Listeners {
             Some(backlog) => backlog.min(self.somaxconn),
             None => self.somaxconn,
         };
+        if listener.options.transparent {
+            self.tell_if_free(listener, socket.fd.as_fd());
+        }
         socket::opened(socket, self.guard.watch(), backlog)
+    }
+
+    /// Says, once, that what is `transparent` has not all of it.
+    fn tell_if_free(&self, listener: &Listener, socket: BorrowedFd<'_>) {
+        let has_all = listen::is_transparent(socket, &listener.address).unwrap_or(true);
+        if !has_all && !self.free_told.replace(true) {
+            tracing::warn!(
+                listener = listener.label(),
+                "`transparent` takes CAP_NET_RAW or CAP_NET_ADMIN: without, as for haproxy alone, such a listener has addresses that the host \
+                 has not (IP_FREEBIND), and not what is diverted to it (IP_TRANSPARENT)"
+            );
+        }
     }
 
     /// The sockets of held listeners that overlap this one.

@@ -227,7 +227,12 @@ impl Listeners {
             let (socket, backlog) = (&held.opened.handle, held.opened.backlog);
             let (fd, path) = (socket.fd.as_fd(), socket.path.as_ref());
             match listen::change(fd, path, &held.listener, backlog, &change.options) {
-                Ok(before) => done.push((held, before)),
+                Ok(before) => {
+                    if change.options.transparent {
+                        self.tell_if_free(&held.listener, fd);
+                    }
+                    done.push((held, before));
+                }
                 Err(error) => {
                     for (held, before) in done.into_iter().rev() {
                         let socket = &held.opened.handle;

@@ -133,6 +133,9 @@ pub(super) fn table(rendering: &Rendering) -> String {
             let _ = write!(what, " to {}", last.listener);
         }
         let _ = write!(what, ", in ${}", variable.name);
+        if let Some(device) = &first.device {
+            let _ = write!(what, "; interface {device} does not exist: on every interface");
+        }
         rows.push((&first.place, &first.section, first.text.clone(), what));
         for place in &first.also {
             let what = format!("shares the socket of line {}", first.place.line);

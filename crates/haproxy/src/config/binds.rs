@@ -63,6 +63,8 @@ pub(super) struct BindLine {
     pub(super) text: String,
     pub(super) pieces: Vec<Piece>,
     pub(super) bind_options: BindOptions,
+    /// The device of its `interface`, which is not there: the broker binds its addresses without one.
+    pub(super) missing: Option<String>,
     /// All words behind the address.
     pub(super) options: Vec<Vec<u8>>,
     /// Words that share their bytes with the address word: those before and after it.
@@ -70,7 +72,8 @@ pub(super) struct BindLine {
     after: Vec<Vec<u8>>,
 }
 
-/// Why an address of an `interface` that is not there is haproxy's own. (2.6 to 3.5 warn and go on.)
+/// Why an address of an `interface` that is not there is haproxy's own, where two lines come to the same one so. (2.6 to 3.5
+/// warn and go on.)
 pub(super) const NO_DEVICE: &str =
     "its interface does not exist: haproxy warns, and listens on every interface";
 
@@ -98,7 +101,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) getaddrinfo: bool,
     pub(super) directory: &'a Path,
     pub(super) prefix: &'a [u8],
-    /// Devices that are not there, and of whose addresses the broker must have some.
+    /// Devices that are not there, and whose addresses the broker binds on every interface.
     pub(super) missing: &'a BTreeSet<String>,
     /// Why an address that not every haproxy can have is haproxy's own, if it is.
     pub(super) own: Box<dyn Fn(&Wanted) -> Reason + 'a>,
@@ -156,7 +159,7 @@ pub(super) fn read(
         pieces.push(Piece { text: text.to_vec(), part: instead.unwrap_or(part) });
     }
     let mut bind_options = BindOptions::read(words[2..].iter().map(|word| word.value.as_slice()));
-    bind_options.interface.take_if(|device| around.missing.contains(device));
+    let missing = bind_options.interface.take_if(|device| around.missing.contains(device));
     let namespace = bind_options.namespace.as_deref();
     if let Some(device) = &bind_options.interface
         && let Some(reason) = why_haproxys(around.world, device, namespace)
@@ -182,6 +185,7 @@ pub(super) fn read(
         text: printable(&line[word.source.clone()]),
         pieces,
         bind_options,
+        missing,
         options: words[2..].iter().map(|word| word.value.clone()).collect(),
         before: shared(&words[..1]),
         after: shared(&words[2..]),
@@ -347,7 +351,8 @@ impl BindLine {
         };
         let Wanted { first, last, mptcp } = wanted;
         let mut bind_options = self.bind_options.or(defaults);
-        bind_options.interface.take_if(|_| matches!(piece.part, Part::Unbound(..)));
+        let nowhere = self.missing.is_some() || matches!(piece.part, Part::Unbound(..));
+        bind_options.interface.take_if(|_| nowhere);
         if bind_options.interface.is_none() && bind_options.namespace.is_none() {
             bind_options.interface = world.device_of_new_sockets();
         }

@@ -92,6 +92,8 @@ pub(super) struct Claims {
     pub(super) bindings: Vec<Binding>,
     pub(super) variables: Vec<Variable>,
     pub(super) left_alone: Vec<LeftAlone>,
+    /// The device of the line that is being claimed, where it is not there.
+    device: Option<String>,
 }
 
 impl Claims {
@@ -113,7 +115,10 @@ impl Claims {
         unknowns: &Unknowns<'_>,
     ) -> Result<Vec<Replaced>, Error> {
         let idle = section.idle();
-        let defaults = section.defaults(unix);
+        let mut defaults = section.defaults(unix);
+        // As on a line of its own.
+        let namespace = defaults.namespace.clone();
+        let lost = defaults.interface.take_if(|name| !world.has_device(name, namespace.as_deref()));
         let mut earlier = Earlier::new();
         let mut edits = Vec::new();
         for line in &section.lines {
@@ -134,6 +139,8 @@ impl Claims {
                 }
                 Ok(listeners)
             };
+            let own = line.bind_options.interface.is_some();
+            self.device = line.missing.clone().or_else(|| lost.clone().filter(|_| !own));
             let words = self.bind_line(line, section, &mut earlier, &listeners)?;
             if line.claims() {
                 edits.push((line.source.clone(), line.replacement(words)));
@@ -302,6 +309,7 @@ impl Claims {
         for listener in listeners {
             self.occupied.add(&listener, &line.place)?;
             self.bindings.push(Binding {
+                device: self.device.clone().filter(|_| listener.address.ip().is_some()),
                 listener,
                 inherited: None,
                 variable: variable.to_owned(),

@@ -199,13 +199,6 @@ pub enum Error {
         /// Its address.
         second_address: String,
     },
-    /// Two lines name one address in the words of two families.
-    #[error(
-        "{}: {} is the address of {} ({}) in other words: haproxy alone would bind both, and {} would have all \
-         connections; remove the other one",
-        .0.second, .0.second_text, .0.first, .0.first_text, .0.about
-    )]
-    OtherWords(Box<Clash>),
     /// Two lines name one UNIX socket, and haproxy binds at least one of them by itself.
     #[error(
         "{}: {} is the address of {} ({}) too: one of them would have all clients of {}; \

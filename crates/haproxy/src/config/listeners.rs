@@ -9,7 +9,7 @@ use bindonce_core::address::Address;
 use bindonce_core::listener::{Key, Listener};
 use bindonce_core::name::Name;
 
-use super::{Clash, Error, Place};
+use super::{Error, Place};
 
 /// A variable given by `--listen NAME=ADDR` has no value while the
 /// configuration is read. It stands as its name between two of these, a byte
@@ -100,7 +100,7 @@ impl Occupied {
     /// more specific one has the connection, in haproxy alone too.
     ///
     /// # Errors
-    /// [`Error::Duplicate`] or [`Error::OtherWords`] with both places when an earlier one has the same address.
+    /// [`Error::Duplicate`] with both places when an earlier one has the same address.
     pub(super) fn add(&mut self, listener: &Listener, place: &Place) -> Result<(), Error> {
         let key = listener.key();
         let common = match listener.address.port() {
@@ -111,20 +111,11 @@ impl Occupied {
         if let Some((_, first, address)) =
             others.iter().find(|(other, ..)| *other == key || other.is_same_place(&key))
         {
-            let (first, first_address) = (first.clone(), address.clone());
-            let (second, second_address) = (place.clone(), key.to_string());
-            let mapped = |address: &str| address.starts_with("[::ffff:");
-            return Err(match (mapped(&first_address), mapped(&second_address)) {
-                // An IPv4 socket goes before one of IPv6 (compute_score() in net/ipv4/inet_hashtables.c).
-                (true, false) | (false, true) => {
-                    let ipv4 =
-                        if mapped(&first_address) { &second_address } else { &first_address };
-                    let about = ipv4.clone();
-                    let (first_text, second_text) = (first_address, second_address);
-                    let clash = Clash { first, first_text, second, second_text, about };
-                    Error::OtherWords(Box::new(clash))
-                }
-                _ => Error::Duplicate { first, first_address, second, second_address },
+            return Err(Error::Duplicate {
+                first: first.clone(),
+                first_address: address.clone(),
+                second: place.clone(),
+                second_address: key.to_string(),
             });
         }
         let text = key.to_string();

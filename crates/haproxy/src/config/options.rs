@@ -118,7 +118,7 @@ impl BindOptions {
             b"v6only" => self.v6only = true,
             b"v4v6" => self.v4v6 = true,
             b"transparent" => self.transparent = true,
-            b"interface" => self.interface = text(),
+            b"interface" => self.interface = text().map(as_the_kernel_reads_it),
             b"namespace" => self.namespace = text(),
             b"user" | b"uid" => self.user = text(),
             b"group" | b"gid" => self.group = text(),
@@ -166,6 +166,16 @@ impl BindOptions {
             group: path(&self.group),
         }
     }
+}
+
+/// The name of a network device: setsockopt(2) passes over what is behind its first 15 bytes (sock_setbindtodevice() in
+/// net/core/sock.c).
+fn as_the_kernel_reads_it(mut name: String) -> String {
+    if name.len() > 15 {
+        let end = (0..=15).rev().find(|end| name.is_char_boundary(*end));
+        name.truncate(end.unwrap_or_default());
+    }
+    name
 }
 
 /// The number at the beginning of a text, as C's strtol() reads it.

@@ -29,7 +29,7 @@ impl Rendering {
             let walk =
                 Walk::new(command, &supplied, world, &sources, known, under_master, &missing)?;
             let questions = match walk.run(quic_is_off) {
-                Ok(rendering) => match rendering.missing_in_the_way() {
+                Ok(rendering) => match rendering.missing_for_the_broker(world) {
                     none if none.is_empty() => return Ok(rendering),
                     devices => {
                         missing.extend(devices);

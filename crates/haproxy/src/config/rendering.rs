@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::binds::NO_DEVICE;
 use super::server_state::ServerState;
 use super::stats_file::StatsFile;
+use super::world::World;
 use super::{Error, Place, reader, saved};
 
 /// What the caller adds to the user's configuration.
@@ -75,6 +76,9 @@ pub struct Binding {
     pub section: String,
     /// The address as haproxy reads it, before variables of addresses.
     pub text: String,
+    /// The device that its line names and that is not there: it is bound on every interface.
+    #[serde(default)]
+    pub device: Option<String>,
 }
 
 impl Binding {
@@ -196,14 +200,40 @@ impl Rendering {
         self.left_alone.iter().filter_map(|left| left.device.clone()).collect()
     }
 
-    /// Of those that are not there, the devices of addresses that overlap what the broker has: haproxy could not bind
-    /// them beside it.
-    pub(super) fn missing_in_the_way(&self) -> BTreeSet<String> {
-        let keys: Vec<_> = self.bindings.iter().map(|binding| binding.listener.key()).collect();
-        let overlaps = |one: &Listener| keys.iter().any(|key| key.overlaps(&one.key()));
-        let missing = self.left_alone.iter().filter(|left| left.reason == NO_DEVICE);
-        let in_the_way = missing.filter(|left| left.listeners.iter().any(overlaps));
-        in_the_way.filter_map(|left| left.device.clone()).collect()
+    /// Of those that are not there, the devices whose addresses the broker can bind on every interface, as haproxy would: all
+    /// but those of which two lines come to the same address so, between which haproxy's sockets split the connections. (Where
+    /// that overlaps what the broker has, haproxy could not bind it at all.)
+    pub(super) fn missing_for_the_broker(&self, world: &dyn World) -> BTreeSet<String> {
+        let held: Vec<_> = self.bindings.iter().map(|binding| binding.listener.key()).collect();
+        let missing = || self.left_alone.iter().filter(|left| left.reason == NO_DEVICE);
+        let keys = missing().flat_map(|left| {
+            let whose = (left.device.as_deref(), left.section.as_str());
+            left.listeners.iter().map(move |listener| (listener.key(), whose))
+        });
+        // As keys sort, those of one place are neighbours.
+        let mut keys: Vec<_> = keys.collect();
+        keys.sort_unstable();
+        let mut split = BTreeSet::new();
+        for (one, other) in keys.iter().zip(keys.iter().skip(1)) {
+            if one.1 != other.1 && one.0.is_same_place(&other.0) {
+                split.extend([one.1.0, other.1.0]);
+            }
+        }
+        let overlaps = |one: &Listener| held.iter().any(|key| key.overlaps(&one.key()));
+        let ours = missing().filter(|left| {
+            let device = left.device.as_deref();
+            let is_haproxys = split.contains(&device)
+                || device.is_some_and(|device| world.is_haproxys_device(device));
+            !is_haproxys || left.listeners.iter().any(overlaps)
+        });
+        ours.filter_map(|left| left.device.clone()).collect()
+    }
+
+    /// Where a line names a device that is not there, so that the broker has bound its address on every interface: the line, its
+    /// address, and the device.
+    pub fn without_device(&self) -> impl Iterator<Item = (&Place, &str, &str)> {
+        let firsts = self.variables.iter().filter_map(|it| self.bindings.get(it.bindings.start));
+        firsts.filter_map(|one| Some((&one.place, one.text.as_str(), one.device.as_deref()?)))
     }
 
     /// The binding that wants this address, as the broker names it where it refuses one.

@@ -34,8 +34,7 @@ pub struct System {
     pub again: bool,
     /// With whose rights haproxy is asked, where it is not started by us.
     user: Option<User>,
-    /// Devices of listeners that are held: an address on one of them is the broker's even while the device is gone, because
-    /// haproxy could not bind it beside the listener.
+    /// Devices of listeners that are held.
     pub devices: BTreeSet<String>,
     /// Devices whose addresses the haproxy that serves has bound by itself.
     pub haproxys: BTreeSet<String>,
@@ -87,12 +86,11 @@ impl System {
 impl World for System {
     fn has_device(&self, name: &str, namespace: Option<&str>) -> bool {
         let look = || nix::net::if_::if_nametoindex(name).is_ok();
-        let there = || match namespace {
+        match namespace {
             None => look(),
             // Where it cannot be entered, opening the socket says so.
             Some(other) => listen::within_netns(other, look).unwrap_or(true),
-        };
-        self.devices.contains(name) || there()
+        }
     }
 
     fn device_of_new_sockets(&self) -> Option<String> {

@@ -7,19 +7,13 @@ use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
 
 use super::support::Scratch;
 
-/// Reads bind lines for `lo` and for a device that is not there.
-fn read(name: &str, held: &[&str], haproxys: &[&str]) -> (BTreeSet<String>, Vec<String>) {
-    let text = "frontend f\n mode http\n bind quic4@127.0.0.1:443 interface lo\n bind 127.0.0.1:80 interface lo\n \
-                bind 127.0.0.1:81 interface nosuch0\n";
-    read_text(name, text, held, haproxys)
-}
-
-fn read_text(
+/// The devices whose addresses stay haproxy's, the listeners that are claimed, and the devices that these do without.
+fn read(
     name: &str,
     text: &str,
     held: &[&str],
     haproxys: &[&str],
-) -> (BTreeSet<String>, Vec<String>) {
+) -> (BTreeSet<String>, Vec<String>, Vec<String>) {
     let scratch = Scratch::new(name);
     std::fs::write(scratch.0.join("a.cfg"), text).expect("write");
     let directory = scratch.0.to_str().expect("path");
@@ -28,31 +22,64 @@ fn read_text(
     let mut world = System::new("haproxy".as_ref()).expect("world");
     (world.devices, world.haproxys) = (names(held), names(haproxys));
     let rendering = Rendering::of(&command, Supplied::default(), &world).expect("rendering");
-    let claimed = rendering.bindings.iter().map(|binding| binding.text.clone()).collect();
-    (rendering.haproxys_devices(), claimed)
+    let claimed = rendering.bindings.iter().map(|binding| binding.listener.to_string()).collect();
+    let without = rendering.without_device().map(|(.., device)| device.to_owned()).collect();
+    (rendering.haproxys_devices(), claimed, without)
 }
 
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(ToString::to_string).collect()
+}
+
+const TWO: &str = "frontend f\n mode http\n bind quic4@127.0.0.1:443 interface lo\n \
+                   bind 127.0.0.1:80 interface lo\n bind 127.0.0.1:81 interface nosuch0\n";
+
 #[test]
-fn only_the_addresses_of_a_device_that_was_not_there_stay_haproxys() {
+fn the_broker_binds_the_address_of_a_device_that_is_not_there_on_every_interface() {
     // A line that is haproxy's own for another reason (QUIC) says nothing of its device.
-    let missing = BTreeSet::from(["nosuch0".to_owned()]);
-    assert_eq!(read("first", &[], &[]), (missing, vec!["127.0.0.1:80".to_owned()]));
-    // It is there by now, and the haproxy that serves has bound its address.
-    let both = BTreeSet::from(["lo".to_owned(), "nosuch0".to_owned()]);
-    assert_eq!(read("late", &[], &["lo"]), (both, vec![]));
-    // What is held is the broker's, whatever else was said of the device.
-    let claimed = ["127.0.0.1:80", "127.0.0.1:81"].map(str::to_owned).to_vec();
-    assert_eq!(read("held", &["lo", "nosuch0"], &["lo"]), (BTreeSet::new(), claimed));
+    let both = words(&["127.0.0.1:80,interface=lo", "127.0.0.1:81"]);
+    assert_eq!(read("first", TWO, &[], &[]), (BTreeSet::new(), both, words(&["nosuch0"])));
+    let text = "frontend f\n bind 127.0.0.1:80 interface nosuch0\n bind 127.0.0.1:81,/run/x interface 'a b'\n\
+                frontend g\n bind *:80\n";
+    let claimed = words(&["127.0.0.1:80", "127.0.0.1:81", "unix@/run/x", "0.0.0.0:80"]);
+    let without = words(&["nosuch0", "a b"]);
+    assert_eq!(read("beside", text, &[], &[]), (BTreeSet::new(), claimed, without));
+    // The kernel reads 15 bytes of a name.
+    let text = "frontend f\n bind 127.0.0.1:80 interface abcdefghijklmnopq\n";
+    let without = words(&["abcdefghijklmno"]);
+    assert_eq!(read("long", text, &[], &[]), (BTreeSet::new(), words(&["127.0.0.1:80"]), without));
 }
 
-/// haproxy binds with SO_REUSEPORT, and could not bind it beside a socket of the broker's.
 #[test]
-fn an_address_of_a_missing_device_that_overlaps_the_brokers_is_the_brokers_too() {
-    let text = "frontend f\n bind 127.0.0.1:80 interface nosuch0\n bind 127.0.0.1:81 interface nosuch1\n\
-                frontend g\n bind *:80\n";
-    let claimed = ["127.0.0.1:80", "*:80"].map(str::to_owned).to_vec();
-    let missing = BTreeSet::from(["nosuch1".to_owned()]);
-    assert_eq!(read_text("beside", text, &[], &[]), (missing, claimed));
+fn the_device_of_all_lines_of_a_section_may_not_be_there() {
+    let text = "global\n localpeer here\npeers p\n default-bind interface nosuch0\n bind 127.0.0.1:80\n server here\n\
+                peers q\n default-bind interface nosuch0\n bind 127.0.0.1:81 interface lo\n server here\n";
+    let claimed = words(&["127.0.0.1:80", "127.0.0.1:81,interface=lo"]);
+    assert_eq!(read("peers", text, &[], &[]), (BTreeSet::new(), claimed, words(&["nosuch0"])));
+}
+
+#[test]
+fn what_haproxy_has_bound_before_the_device_came_stays_its_own() {
+    let devices = |names: &[&str]| BTreeSet::from_iter(words(names));
+    let none = Vec::new;
+    assert_eq!(
+        read("late", TWO, &[], &["lo", "nosuch0"]),
+        (devices(&["lo", "nosuch0"]), none(), none())
+    );
+    // What is held is the broker's, whatever else was said of the device.
+    let both = words(&["127.0.0.1:80,interface=lo", "127.0.0.1:81"]);
+    let without = words(&["nosuch0"]);
+    assert_eq!(read("held", TWO, &["lo", "nosuch0"], &["lo"]), (devices(&[]), both, without));
+}
+
+/// haproxy alone then has two sockets at one address, and the kernel gives each connection to one of them.
+#[test]
+fn two_lines_that_come_to_one_address_without_their_devices_stay_haproxys() {
+    let text = "frontend f\n bind *:80 interface nosuch0\nfrontend g\n bind *:80 interface nosuch1\n bind *:81 interface nosuch1\n\
+                frontend h\n bind *:82 interface nosuch2\n bind *:82 interface nosuch2\n bind *:83 interface lo\n";
+    let split = BTreeSet::from_iter(words(&["nosuch0", "nosuch1"]));
+    let claimed = words(&["0.0.0.0:82", "0.0.0.0:83,interface=lo"]);
+    assert_eq!(read("split", text, &[], &[]), (split, claimed, words(&["nosuch2"])));
 }
 
 struct Namespace(String);
@@ -74,8 +101,13 @@ fn a_device_is_looked_for_in_the_network_namespace_of_its_line() {
                 bind 127.0.0.1:81 namespace NAME interface lo\n \
                 bind 127.0.0.1:82 interface nosuch1 namespace no-such\n"
         .replace("NAME", &namespace.0);
-    let missing = BTreeSet::from(["nosuch0".to_owned()]);
     // Of a namespace that is not there nothing is known: the broker says so.
-    let claimed = ["127.0.0.1:81", "127.0.0.1:82"].map(str::to_owned).to_vec();
-    assert_eq!(read_text("namespace", &text, &[], &[]), (missing, claimed));
+    let netns = format!("netns={}", namespace.0);
+    let claimed = vec![
+        format!("127.0.0.1:80,{netns}"),
+        format!("127.0.0.1:81,interface=lo,{netns}"),
+        "127.0.0.1:82,interface=nosuch1,netns=no-such".to_owned(),
+    ];
+    let without = words(&["nosuch0"]);
+    assert_eq!(read("namespace", &text, &[], &[]), (BTreeSet::new(), claimed, without));
 }

@@ -39,6 +39,9 @@ fn explain(rendering: &Rendering) -> String {
             "{}  {}  {}  claims {}{end} in {}{list}\n",
             first.place, first.section, first.text, first.listener, variable.name
         );
+        if let Some(device) = &first.device {
+            out += &format!("{}  without {device}, which is not there\n", first.place);
+        }
         for place in &first.also {
             out += &format!("{place}  shares it\n");
         }

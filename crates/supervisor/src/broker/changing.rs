@@ -57,7 +57,7 @@ impl Supervisor {
                     }
                 }
             };
-            if tokio::time::timeout(CHANGED, all).await.is_err() {
+            if bindonce_sys::patience::timeout(CHANGED, all).await.is_err() {
                 failed.push_str("\nthe broker does not answer");
             }
             let text = (!failed.is_empty())

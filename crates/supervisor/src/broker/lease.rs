@@ -357,6 +357,6 @@ async fn end(lease: Option<Client>) {
     if let Some(client) = lease
         && rustix::net::shutdown(client.as_fd(), rustix::net::Shutdown::Write).is_ok()
     {
-        let _ = tokio::time::timeout(ENDED, client.closed()).await;
+        let _ = bindonce_sys::patience::timeout(ENDED, client.closed()).await;
     }
 }

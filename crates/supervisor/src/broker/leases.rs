@@ -140,7 +140,7 @@ pub(crate) fn release_after(cx: &Context, given_back: Vec<oneshot::Receiver<()>>
     let cx = cx.clone();
     crate::tasks::spawn(async move {
         for lease in given_back {
-            let _ = tokio::time::timeout(GIVEN_BACK, lease).await;
+            let _ = bindonce_sys::patience::timeout(GIVEN_BACK, lease).await;
         }
         cx.send(Message::GivenBack);
     });

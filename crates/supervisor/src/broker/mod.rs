@@ -134,13 +134,13 @@ async fn start_broker(socket: &Path, log: Log, journal: Rc<Journal>) -> Result<(
             }
         }
     };
-    match tokio::time::timeout(BROKER_UP, up).await {
+    match bindonce_sys::patience::timeout(BROKER_UP, up).await {
         // It gave way to one that another `run` started at the same time: that will do.
         Ok(Err(Error::BrokerNotUp { .. })) if answers(socket).await.is_ok() => return Ok(()),
         Ok(Err(error)) => {
             // To the end of what it has said.
             if let Some(passed_on) = passed_on {
-                let _ = tokio::time::timeout(LAST_WORDS, passed_on).await;
+                let _ = bindonce_sys::patience::timeout(LAST_WORDS, passed_on).await;
             }
             return Err(error);
         }

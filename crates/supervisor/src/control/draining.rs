@@ -38,7 +38,7 @@ impl Draining {
             }
         };
         // Whether it was in time is in what is left.
-        let _ = tokio::time::timeout(limit, all_gone).await;
+        let _ = bindonce_sys::patience::timeout(limit, all_gone).await;
         let left = self.left.borrow().iter().map(|id| id.0).collect();
         let drained = Drained { left, idle_closed: self.idle_closed.get(), cut: self.cut.get() };
         if let (Some(members), Ok(drained)) =

@@ -23,9 +23,11 @@ use bindonce_wire::message::Request;
 use bindonce_wire::{ErrorCode, MAX_REQUEST, RpcError};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use crate::error::Error;
 use crate::replies::ReloadParams;
+use crate::tasks::spawn;
 
 /// How much clients may have. Root and the user of this process are limited by the accept queue alone, and
 /// may be idle.
@@ -72,12 +74,21 @@ pub(crate) fn bind(path: &Path) -> Result<OwnedFd, Error> {
     Ok(listen::open_control(path, 0o600)?.fd)
 }
 
-/// Serves clients until the task is ended.
-pub(crate) async fn serve(
-    listener: UnixListener,
-    reporter: Rc<Reporter>,
+/// Begins to serve clients, until the task is ended. `ask` has the loop do what they want.
+pub(crate) fn begin(
+    control: &OwnedFd,
+    reporter: &Rc<Reporter>,
     ask: impl Fn(Command) + 'static,
-) {
+) -> Result<AbortHandle, Error> {
+    let listener = control
+        .try_clone()
+        .map(std::os::unix::net::UnixListener::from)
+        .and_then(UnixListener::from_std)
+        .map_err(Error::system("serve the control socket"))?;
+    Ok(spawn(serve(listener, Rc::clone(reporter), ask)).abort_handle())
+}
+
+async fn serve(listener: UnixListener, reporter: Rc<Reporter>, ask: impl Fn(Command) + 'static) {
     let handler = Handler { reporter: Rc::clone(&reporter), ask };
     Server::new(Clients::new(LIMITS), reporter, handler).accept(&listener).await;
 }

@@ -124,11 +124,11 @@ impl Requests {
         crate::tasks::spawn(async move {
             // What the broker lists is what the caller is told, if the broker answers.
             for told in confirmed.into_iter().chain(released) {
-                let _ = tokio::time::timeout(CONFIRMED, told).await;
+                let _ = bindonce_sys::patience::timeout(CONFIRMED, told).await;
             }
             if let Some(written) = pid_file {
                 // It is tried on, and the log says so.
-                let _ = tokio::time::timeout(CONFIRMED, written).await;
+                let _ = bindonce_sys::patience::timeout(CONFIRMED, written).await;
             }
             let mut failed = Vec::new();
             for late in late.into_iter().chain(changed) {
@@ -136,7 +136,7 @@ impl Requests {
             }
             let mut answer = with_late(answer, failed);
             if let (Ok(answer), Some(unseen)) = (&mut answer, unseen)
-                && let Ok(Ok(unseen)) = tokio::time::timeout(CONFIRMED, unseen).await
+                && let Ok(Ok(unseen)) = bindonce_sys::patience::timeout(CONFIRMED, unseen).await
             {
                 answer["unseen"] = unseen.into_iter().collect();
             }

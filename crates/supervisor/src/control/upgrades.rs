@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use bindonce_daemon::reexec;
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use crate::control::Answer;
 
@@ -12,6 +13,8 @@ use crate::control::Answer;
 pub(crate) struct Upgrade {
     /// The listening control socket, for the next image of this process.
     pub(crate) control: OwnedFd,
+    /// What accepts from it.
+    accepting: AbortHandle,
     /// Who wants one.
     wanted: Option<oneshot::Sender<Answer>>,
     /// The new binary is proving itself.
@@ -21,8 +24,14 @@ pub(crate) struct Upgrade {
 }
 
 impl Upgrade {
-    pub(crate) fn new(control: OwnedFd, count: u64) -> Self {
-        Self { control, wanted: None, proving: false, count }
+    pub(crate) fn new(control: OwnedFd, accepting: AbortHandle, count: u64) -> Self {
+        Self { control, accepting, wanted: None, proving: false, count }
+    }
+
+    /// There is another control socket; who is connected stays so.
+    pub(crate) fn listen_anew(&mut self, control: OwnedFd, accepting: AbortHandle) {
+        self.control = control;
+        std::mem::replace(&mut self.accepting, accepting).abort();
     }
 
     /// Somebody wants one, when nothing else is in progress; answered only if it fails.

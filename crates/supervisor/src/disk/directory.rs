@@ -5,12 +5,13 @@
 //! state by which the next supervisor finds the generations of this one. All of it
 //! is readable by its owner alone.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
@@ -19,9 +20,11 @@ use bindonce_haproxy::names::admin_socket;
 use bindonce_sys::intercept::Received;
 use bindonce_sys::lock::LockFile;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use crate::disk::fallback::Fallback;
-use crate::disk::place::{self, Place, service_directory};
+use crate::disk::identity::File;
+use crate::disk::place::{self, CONTROL, Place, service_directory};
 use crate::error::Error;
 use crate::generations::drain::SavedDrain;
 use crate::generations::since::SavedLately;
@@ -42,6 +45,9 @@ pub(crate) const CLUSTER_SECRET: &str = "cluster-secret";
 
 const STATE: &str = "state.json";
 
+/// The file that is locked.
+const LOCK: &str = "lock";
+
 /// No generation ever has a higher number: as many as a JSON number can tell apart.
 pub(crate) const LAST_ID: u64 = 1 << 53;
 
@@ -53,8 +59,16 @@ pub(crate) struct Directory {
     fallback: Fallback,
     /// The state as it was saved last.
     saved: RefCell<Option<Saved>>,
-    /// Kept for its lock.
-    _lock: LockFile,
+    /// What makes this supervisor the only one, and the file of it.
+    lock: RefCell<(LockFile, Option<File>)>,
+    /// The control socket, once it is there.
+    control: Cell<Option<File>>,
+    /// The broker's socket, and the service.
+    of: (PathBuf, Name),
+    /// It was told that it cannot be made anew.
+    pub(super) told: Cell<bool>,
+    /// All of it was made anew.
+    pub(crate) made_anew: Rc<Notify>,
 }
 
 /// What the next supervisor must know. Fields may be added; one that is missing has its default,
@@ -208,14 +222,61 @@ impl Directory {
             }
             None => {}
         }
-        let lock = LockFile::try_acquire(&path.join("lock")).map_err(failed)?;
-        let Some(lock) = lock else {
-            let pid = fs::read_to_string(path.join("pid")).unwrap_or_default();
-            let pid = pid.trim().parse().ok();
-            return Err(Error::AlreadySupervised { service: service.clone(), pid });
-        };
+        let lock = lock(&path, service)?;
         fs::write(path.join("pid"), format!("{}\n", std::process::id())).map_err(failed)?;
-        Ok(Self { path, fallback: Fallback::default(), saved: RefCell::default(), _lock: lock })
+        Ok(Self {
+            path,
+            fallback: Fallback::default(),
+            saved: RefCell::default(),
+            lock: RefCell::new(lock),
+            control: Cell::default(),
+            of: (socket.clone(), service.clone()),
+            told: Cell::default(),
+            made_anew: Rc::default(),
+        })
+    }
+
+    /// The control socket was bound, or was there before.
+    pub(crate) fn has_control(&self) {
+        self.control.set(File::at(&self.file(CONTROL)));
+    }
+
+    /// Whether the lock and the control socket are there as they were made.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.is_there(LOCK, self.lock.borrow().1) && self.control_is_there()
+    }
+
+    /// The same of the control socket alone.
+    pub(crate) fn control_is_there(&self) -> bool {
+        self.is_there(CONTROL, self.control.get())
+    }
+
+    fn is_there(&self, name: &str, file: Option<File>) -> bool {
+        file.is_none() || File::at(&self.file(name)) == file
+    }
+
+    /// Makes it anew where it is missing, with its lock.
+    ///
+    /// # Errors
+    /// Also where it belongs to another user or another supervisor now.
+    pub(crate) fn make_anew(&self) -> Result<(), Error> {
+        let (socket, service) = &self.of;
+        let failed = |why| Error::Directory { path: self.path.clone(), why };
+        let made = place::make(socket, service).map_err(failed)?;
+        if made.path != self.path {
+            return Err(failed(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "another user has taken its place",
+            )));
+        }
+        let file = self.lock.borrow().1;
+        if !self.is_there(LOCK, file) {
+            let locked = lock(&self.path, service)?;
+            self.lock.replace(locked);
+        }
+        fs::write(self.file("pid"), format!("{}\n", std::process::id())).map_err(failed)?;
+        self.saved.take();
+        Ok(())
     }
 
     /// Where a file or a socket of this name is.
@@ -242,7 +303,17 @@ impl Directory {
 
     /// Makes the directory for a generation's configuration.
     pub(crate) fn make_configuration(&self, id: GenerationId) -> io::Result<PathBuf> {
+        self.ours()?;
         Self::make(self.configuration(id))
+    }
+
+    /// # Errors
+    /// If it is not there any more: what has its place may be another user's.
+    pub(crate) fn ours(&self) -> io::Result<()> {
+        match self.is_whole() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// The same where it cannot be written here.
@@ -342,11 +413,25 @@ impl Directory {
         if self.saved.borrow().as_ref() == Some(&saved) {
             return Ok(());
         }
+        self.ours()?;
         // Not known to be there until it is.
         self.saved.take();
         state::exchange(&self.file(STATE), &serde_json::to_vec(&saved)?)?;
         self.saved.replace(Some(saved));
         Ok(())
+    }
+}
+
+/// Makes this supervisor the only one. With the file of the lock.
+fn lock(path: &Path, service: &Name) -> Result<(LockFile, Option<File>), Error> {
+    let failed = |why| Error::Directory { path: path.to_owned(), why };
+    match LockFile::try_acquire(&path.join(LOCK)).map_err(failed)? {
+        Some(lock) => Ok((lock, File::at(&path.join(LOCK)))),
+        None => {
+            let pid = fs::read_to_string(path.join("pid")).unwrap_or_default();
+            let pid = pid.trim().parse().ok();
+            Err(Error::AlreadySupervised { service: service.clone(), pid })
+        }
     }
 }
 
@@ -356,8 +441,8 @@ pub(crate) fn remedy(file: &Path, error: &io::Error) -> String {
         io::ErrorKind::NotFound => {
             let directory = file.parent().unwrap_or(file).display();
             format!(
-                "{directory} was removed while this supervisor uses it, with its control socket and the configurations that it would start \
-                 haproxy with again: restart it, and keep what cleans up away from there (tmpfiles.d(5), `x`)"
+                "{directory} was removed while this supervisor uses it, and is made anew where that is possible; keep what cleans up away from \
+                 there (tmpfiles.d(5), `x`)"
             )
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {

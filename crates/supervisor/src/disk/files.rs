@@ -69,7 +69,7 @@ impl Files {
             if let Err(error) = started {
                 return tracing::error!("files are not watched any more: {error}");
             }
-            let looked = match tokio::time::timeout(LOOKS, &mut done).await {
+            let looked = match bindonce_sys::patience::timeout(LOOKS, &mut done).await {
                 Ok(looked) => looked,
                 // Nothing else waits for it, and until it is done nothing can be compared.
                 Err(_) => {

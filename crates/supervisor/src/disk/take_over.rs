@@ -290,7 +290,7 @@ async fn find_admin(
 async fn first(connect: impl FnOnce(Box<dyn FnOnce(Info)>) -> Admin) -> Option<(Admin, Info)> {
     let (send, answer) = oneshot::channel();
     let admin = connect(Box::new(move |info| drop(send.send(info))));
-    let info = tokio::time::timeout(ANSWER, answer).await.ok().and_then(Result::ok);
+    let info = bindonce_sys::patience::timeout(ANSWER, answer).await.ok().and_then(Result::ok);
     if info.is_none() {
         admin.close();
     }
@@ -337,7 +337,7 @@ async fn claim_again(
     let claimed = match (&had, left.is_unanswered) {
         (None, _) => Some(claim.await),
         (Some(_), true) => None,
-        (Some(_), false) => tokio::time::timeout(ANSWER, claim).await.ok(),
+        (Some(_), false) => bindonce_sys::patience::timeout(ANSWER, claim).await.ok(),
     };
     match (claimed, had) {
         (Some(Ok((listeners, lease))), _) => (listeners, Some(lease)),

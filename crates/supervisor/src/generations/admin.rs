@@ -181,7 +181,7 @@ impl Admin {
         limit: Duration,
     ) -> Result<Answer, NoAnswer> {
         self.asks.send(ask).map_err(|_| NoAnswer::Closed)?;
-        match tokio::time::timeout(limit, answer).await {
+        match bindonce_sys::patience::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(NoAnswer::Closed),
             Err(_) => Err(NoAnswer::InTime),

@@ -7,10 +7,13 @@
 //! it has such an address at all. When and for how long is the timeline's decision.
 
 use bindonce_core::address::Address;
+use bindonce_core::event;
+use bindonce_core::generation::GenerationId;
 
 use bindonce_haproxy::cli::Version;
-use bindonce_haproxy::config::LeftAlone;
+use bindonce_haproxy::config::{LeftAlone, Rendering};
 
+use crate::context::Context;
 use crate::generations::generation::Generation;
 
 /// What to do about an address that another generation cannot bind beside this one.
@@ -80,11 +83,30 @@ pub(crate) fn address_hint(let_go: bool, no_reuse_port: bool) -> String {
     )
 }
 
-/// The same where the configuration has a line whose `device` is not there.
+/// Says of what lines the broker has bound the addresses on every interface, because their devices are not there. haproxy,
+/// which gets the sockets, does not know.
+pub(crate) fn warn_of_devices(cx: &Context, id: GenerationId, pid: i32, rendering: &Rendering) {
+    for (place, address, device) in rendering.without_device() {
+        let what = format!(
+            "the interface {device} does not exist: it is bound on every interface, as haproxy alone does; a reload \
+             binds it there once the interface exists"
+        );
+        tracing::warn!(generation = id.0, address, %place, "{what}");
+        cx.record(
+            id,
+            Some(pid),
+            event::Kind::ListenerBound,
+            format!("{address} ({place}): {what}"),
+        );
+    }
+}
+
+/// What to do where the configuration has a line whose `device` is not there, and haproxy could not bind its address.
 pub(crate) fn device_hint(line: &LeftAlone, device: &str) -> String {
     format!(
-        "the interface {device} of {} ({}) does not exist, so haproxy would bind the address by itself, on every interface, and cannot \
-         where the generation that serves has it: correct the line, or add the interface",
+        "the interface {device} of {} ({}) does not exist, and another line has the same address for another that does not, so haproxy \
+         would bind both by itself, on every interface, and cannot where the generation that serves has it: correct the lines, or add \
+         the interfaces",
         line.text, line.place
     )
 }

@@ -96,7 +96,7 @@ pub(crate) fn take_on(
             Err(_) => None,
         };
         if let Some(words) = words {
-            let _ = tokio::time::timeout(LAST_WORDS, words).await;
+            let _ = bindonce_sys::patience::timeout(LAST_WORDS, words).await;
         }
         cx.send(Message::Exited(id, exit));
     });

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::context::Context;
 use crate::disk::pid_file::PidFile;
+use crate::error::Error;
 use crate::generations::start::{self, Plan, Prepared, Starting, Step};
 use crate::generations::{learning, server_state, stats_file};
 use crate::handover::promise::{self, Unserved};
@@ -69,6 +70,8 @@ impl Starts {
             }
             Configuration::Of(of) => {
                 let prepared = self.configurations.get(&of).cloned();
+                // Where the directory of it is gone it is written elsewhere.
+                let prepared = prepared.filter(|it| it.is_there() || cx.directory.ours().is_ok());
                 if prepared.is_none() && cx.settings.kind.haproxy().is_some() {
                     let text = "the rendered copy of this configuration is gone: the files are read instead";
                     tracing::warn!(generation = id.0, configuration = of.0, "{text}");
@@ -91,7 +94,12 @@ impl Starts {
                 (&*inner.settings, &*inner.directory, &*inner.passed);
             let serving = plan.serving.as_ref();
             let prepared = match prepared {
-                Some(prepared) => prepared,
+                Some(prepared) => {
+                    prepared
+                        .write_missing()
+                        .map_err(Error::system("write the rendered configuration"))?;
+                    prepared
+                }
                 None => {
                     let given = given.as_ref();
                     Rc::new(start::prepare(settings, given, directory, &plan, passed).await?)
@@ -176,6 +184,16 @@ impl Starts {
                     let text = "the rendered copy of its configuration cannot be read: if it dies, the files are read instead";
                     tracing::warn!(generation = id.0, %error, "{text}");
                 }
+            }
+        }
+    }
+
+    /// Writes those that were removed meanwhile.
+    pub(crate) fn write_missing(&self) {
+        for (of, prepared) in &self.configurations {
+            if let Err(error) = prepared.write_missing() {
+                let text = "the rendered copy of its configuration was removed, and cannot be written again";
+                tracing::warn!(generation = of.0, %error, "{text}");
             }
         }
     }

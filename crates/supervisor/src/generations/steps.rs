@@ -82,6 +82,9 @@ impl Supervisor {
         self.leases.add(created.iter().cloned().chain(passed));
         self.save();
         tracing::info!(generation = id.0, pid, listeners, "started");
+        if let Some(rendering) = self.rendering(id) {
+            own::warn_of_devices(&self.cx, id, pid, rendering);
+        }
         process::warn_of_limit(listeners);
         self.record(id, event::Kind::GenerationStarted, format!("started; listeners: {listeners}"));
         if !created.is_empty() {

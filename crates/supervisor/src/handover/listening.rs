@@ -2,7 +2,7 @@
 //! admin socket (`show fd`), or its epoll sets show it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bindonce_core::duration;
 use bindonce_haproxy::cli::descriptor;
@@ -65,22 +65,26 @@ impl Listening {
     /// answer in that time. None of them where it is not to be known: it does not have the command, or
     /// uses no epoll; or it has ended, which is noticed elsewhere.
     pub(crate) async fn missing(&self, limit: Duration) -> Option<Vec<usize>> {
-        let until = Instant::now() + limit;
         let (mut heard, mut last) = (BTreeSet::new(), None);
-        loop {
-            let seen = match self {
-                Self::Asked(admin, count) => ask(admin, *count, until).await,
-                Self::Seen(processes) => processes.look(&mut heard, until).await,
-            };
-            // One that does not end in time tells no more than the one before.
-            let is_over = seen.is_none() || Instant::now() + LOOK_AGAIN >= until;
-            last = seen.or(last);
-            let missing = last.as_ref()?;
-            if is_over || missing.waiting.is_empty() {
-                return Some(missing.unknown.iter().chain(&missing.waiting).copied().collect());
+        let looks = async {
+            loop {
+                let seen = match self {
+                    Self::Asked(admin, count) => ask(admin, *count, limit).await,
+                    Self::Seen(processes) => processes.look(&mut heard, limit).await,
+                };
+                let Some(seen) = seen else { return };
+                let is_over = seen.waiting.is_empty();
+                last = Some(seen);
+                if is_over {
+                    return;
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
+        };
+        // One that does not end in time tells no more than the one before.
+        let _ = bindonce_sys::patience::timeout(limit, looks).await;
+        let missing = last?;
+        Some(missing.unknown.into_iter().chain(missing.waiting).collect())
     }
 }
 
@@ -96,7 +100,7 @@ struct Missing {
 impl Processes {
     /// Adds the inodes that are waited for to `heard`: one that is full waits for none. None if the look
     /// takes too long.
-    async fn look(&self, heard: &mut BTreeSet<u64>, until: Instant) -> Option<Missing> {
+    async fn look(&self, heard: &mut BTreeSet<u64>, limit: Duration) -> Option<Missing> {
         let this = self.clone();
         let look = move || {
             let pids = this.kind.processes(this.pid).into_iter();
@@ -104,8 +108,7 @@ impl Processes {
                 pids.filter_map(|pid| epoll::waited_for(pid, &this.inodes)).collect();
             (!seen.is_empty()).then(|| seen.into_iter().flatten().collect::<BTreeSet<_>>())
         };
-        let left = until.saturating_duration_since(Instant::now());
-        let Some(seen) = worker::within(left, look).await.ok()? else {
+        let Some(seen) = worker::within(limit, look).await.ok()? else {
             if process::start_time(self.pid).is_some() {
                 tracing::warn!(
                     pid = self.pid,
@@ -122,12 +125,11 @@ impl Processes {
     }
 }
 
-async fn ask(admin: &Admin, count: usize, until: Instant) -> Option<Missing> {
-    let left = until.saturating_duration_since(Instant::now());
-    match tokio::time::timeout(left, descriptors(admin, count, left)).await {
-        Ok(Ok(missing)) => Some(missing),
-        Ok(Err(NoAnswer::Closed)) => Some(Missing::default()),
-        Ok(Err(NoAnswer::InTime)) | Err(_) => None,
+async fn ask(admin: &Admin, count: usize, limit: Duration) -> Option<Missing> {
+    match descriptors(admin, count, limit).await {
+        Ok(missing) => Some(missing),
+        Err(NoAnswer::Closed) => Some(Missing::default()),
+        Err(NoAnswer::InTime) => None,
     }
 }
 

@@ -43,7 +43,7 @@ impl Opening {
         for admin in self.0 {
             let left = limit.saturating_sub(begun.elapsed());
             // One that does not answer, or not in time, is told to stop as it is.
-            let _ = tokio::time::timeout(left, settled(&admin, begun, limit)).await;
+            let _ = bindonce_sys::patience::timeout(left, settled(&admin, begun, limit)).await;
         }
     }
 }

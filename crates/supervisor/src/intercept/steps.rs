@@ -117,7 +117,7 @@ impl Supervisor {
         crate::tasks::spawn(async move {
             let gone = || Err((Failure::InUse, "its generation has ended".to_owned()));
             let silent = || Err((Failure::Unavailable, "the broker does not answer".to_owned()));
-            let claimed = match tokio::time::timeout(CLAIM, claimed).await {
+            let claimed = match bindonce_sys::patience::timeout(CLAIM, claimed).await {
                 Ok(claimed) => claimed.unwrap_or_else(|_| gone()),
                 Err(_) => silent(),
             };

@@ -125,7 +125,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         if text.is_empty() {
             return Ok(());
         }
-        let written = tokio::time::timeout(WRITE, self.stream.write_all(text)).await;
+        let written = bindonce_sys::patience::timeout(WRITE, self.stream.write_all(text)).await;
         written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
@@ -138,7 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// Receives more, for at most `limit`.
     pub(super) async fn receive(&mut self, limit: Duration) -> io::Result<()> {
         let mut bytes = [0; 4096];
-        let read = tokio::time::timeout(limit, self.stream.read(&mut bytes)).await;
+        let read = bindonce_sys::patience::timeout(limit, self.stream.read(&mut bytes)).await;
         let read = read.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         self.ended = read == 0;
         self.input.push(&bytes[..read]);
@@ -153,7 +153,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.stream.shutdown().await?;
         let mut bytes = vec![0; 16 * 1024];
         let discard = async { while matches!(self.stream.read(&mut bytes).await, Ok(1..)) {} };
-        let _ = tokio::time::timeout(DISCARD, discard).await;
+        let _ = bindonce_sys::patience::timeout(DISCARD, discard).await;
         Ok(())
     }
 }

@@ -45,9 +45,9 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         let Some(socket) = route.socket else {
             return ask_spare(client, &route.spares, &request).await;
         };
-        let permit = tokio::time::timeout(CONNECT, hub.to_generations.acquire()).await;
+        let permit = bindonce_sys::patience::timeout(CONNECT, hub.to_generations.acquire()).await;
         let Ok(Ok(_permit)) = permit else { break };
-        let sent = tokio::time::timeout(CONNECT, send(hub, &socket, &request)).await;
+        let sent = bindonce_sys::patience::timeout(CONNECT, send(hub, &socket, &request)).await;
         if let Ok(Ok(mut stream)) = sent
             && relay(&mut stream, client, request.session.empty_answers(seen.version)).await?
         {
@@ -78,7 +78,7 @@ async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
     let mut bytes = vec![0; 16 * 1024];
     let mut passed = false;
     loop {
-        match tokio::time::timeout(SILENT, stream.read(&mut bytes)).await {
+        match bindonce_sys::patience::timeout(SILENT, stream.read(&mut bytes)).await {
             Ok(Ok(read @ 1..)) => {
                 let skipped = empty.min(read);
                 client.say(&bytes[skipped..read]).await?;
@@ -147,8 +147,8 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin>(
         }
         return Ok(Goes::On);
     };
-    let permit = tokio::time::timeout(CONNECT, hub.to_generations.acquire()).await;
-    let stream = tokio::time::timeout(CONNECT, UnixStream::connect(socket)).await;
+    let permit = bindonce_sys::patience::timeout(CONNECT, hub.to_generations.acquire()).await;
+    let stream = bindonce_sys::patience::timeout(CONNECT, UnixStream::connect(socket)).await;
     let (Ok(Ok(_permit)), Ok(Ok(mut stream))) = (permit, stream) else {
         return client.end(NOT_REACHED).await;
     };
@@ -172,7 +172,7 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin>(
                     stream.shutdown().await?;
                 }
                 read => {
-                    let sent = tokio::time::timeout(SILENT, stream.write_all(&ours[..read])).await;
+                    let sent = bindonce_sys::patience::timeout(SILENT, stream.write_all(&ours[..read])).await;
                     sent.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
                 }
             },

@@ -23,7 +23,7 @@ use bindonce_daemon::scrape::{Served, Subject};
 use bindonce_daemon::{events, scrape, self_metrics};
 use bindonce_sys::listen::open_control;
 use bindonce_sys::{clock, process, worker};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::broker::{self, lease};
@@ -257,17 +257,26 @@ impl Supervisor {
 
 /// Serves scrapes for as long as the supervisor runs.
 pub(crate) async fn keep(
-    beside: PathBuf,
+    (beside, made_anew): (PathBuf, Rc<Notify>),
     at: MetricsSettings,
     socket: PathBuf,
     sender: mpsc::UnboundedSender<Message>,
 ) {
     let pages =
         Rc::new(Pages { socket, sender, status: Paced::default(), findings: Findings::default() });
-    let in_directory = async {
+    let once = async || {
         match open_control(&beside, 0o600) {
             Ok(opened) => export(opened.fd, PRIVATE, &pages).await,
             Err(error) => tracing::warn!("no metrics in the service's directory: {error}"),
+        }
+        std::future::pending::<()>().await;
+    };
+    let in_directory = async {
+        loop {
+            tokio::select! {
+                () = once() => {}
+                () = made_anew.notified() => {}
+            }
         }
     };
     let on_listener = async {

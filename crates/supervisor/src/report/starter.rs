@@ -25,7 +25,9 @@ const NOT_AS_ASKED: &[u8] = b"not as asked\n";
 pub(crate) async fn tell(starter: Rc<OwnedFd>, written: Option<JoinHandle<bool>>, alone: bool) {
     let is_written = match written {
         // It is tried on, and the log says so.
-        Some(written) => matches!(tokio::time::timeout(PID_FILE, written).await, Ok(Ok(true))),
+        Some(written) => {
+            matches!(bindonce_sys::patience::timeout(PID_FILE, written).await, Ok(Ok(true)))
+        }
         None => true,
     };
     log::finish(log::LAST_WORDS);

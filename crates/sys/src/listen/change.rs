@@ -3,13 +3,13 @@
 
 use std::os::fd::BorrowedFd;
 
-use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
 use nix::errno::Errno;
 use nix::unistd::{Gid, Uid};
 use socket2::SockRef;
 
 use super::node::{Node, UnixPath};
+use super::transparent::{self, Foreign, is_v6, set_freebind, set_transparent};
 use super::unix::Owner;
 use crate::error::Error;
 
@@ -54,11 +54,12 @@ impl Before {
         if let Some(backlog) = self.backlog {
             let _ = listen(socket, backlog);
         }
+        let is_v6 = is_v6(&listener.address);
         if self.transparent {
-            let _ = set_transparent(socket, &listener.address, false);
+            let _ = set_transparent(&SockRef::from(&socket), is_v6, false);
         }
         if self.freebind {
-            let _ = set_freebind(socket, &listener.address, false);
+            let _ = set_freebind(&SockRef::from(&socket), is_v6, false);
         }
         if self.blocking {
             let _ = SockRef::from(&socket).set_nonblocking(true);
@@ -89,12 +90,14 @@ fn attempt(
         before.backlog = Some(backlog);
     }
     if wanted.transparent && !has.transparent {
-        set_transparent(socket, &listener.address, true)
+        let set = transparent::set(&SockRef::from(&socket), is_v6(&listener.address))
             .map_err(fail("setsockopt(IP_TRANSPARENT)"))?;
-        before.transparent = true;
+        before.transparent = set == Foreign::Transparent;
+        before.freebind = set == Foreign::Free && !has.freebind;
     }
     if wanted.freebind && !has.freebind {
-        set_freebind(socket, &listener.address, true).map_err(fail("setsockopt(IP_FREEBIND)"))?;
+        set_freebind(&SockRef::from(&socket), is_v6(&listener.address), true)
+            .map_err(fail("setsockopt(IP_FREEBIND)"))?;
         before.freebind = true;
     }
     if wanted.blocking && !has.blocking {
@@ -124,20 +127,6 @@ fn attempt(
 
 fn listen(socket: BorrowedFd<'_>, backlog: u32) -> std::io::Result<()> {
     SockRef::from(&socket).listen(i32::try_from(backlog).unwrap_or(i32::MAX))
-}
-
-fn set_transparent(socket: BorrowedFd<'_>, address: &Address, on: bool) -> std::io::Result<()> {
-    let socket = SockRef::from(&socket);
-    if is_v6(address) { socket.set_ip_transparent_v6(on) } else { socket.set_ip_transparent_v4(on) }
-}
-
-fn set_freebind(socket: BorrowedFd<'_>, address: &Address, on: bool) -> std::io::Result<()> {
-    let socket = SockRef::from(&socket);
-    if is_v6(address) { socket.set_freebind_v6(on) } else { socket.set_freebind_v4(on) }
-}
-
-fn is_v6(address: &Address) -> bool {
-    address.ip().is_some_and(|at| at.is_ipv6())
 }
 
 #[cfg(test)]

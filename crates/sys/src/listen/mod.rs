@@ -14,6 +14,7 @@ mod change;
 mod confined;
 mod netns;
 mod node;
+mod transparent;
 mod unix;
 
 use std::net::SocketAddr;
@@ -23,7 +24,7 @@ use std::path::Path;
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
 use nix::errno::Errno;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::diag;
 use crate::error::{Error, errno_of};
@@ -34,6 +35,7 @@ pub use beside::{open_beside, repair_beside};
 pub use change::{Before, change};
 pub use netns::{name_of as name_of_netns, within as within_netns, within_path as within_netns_at};
 pub use node::{UnixPath, unlink_if_ours};
+pub use transparent::is_transparent;
 pub(crate) use unix::named;
 
 /// The kernel clamps a backlog to the somaxconn of the socket's own network
@@ -239,15 +241,11 @@ fn unbound(
             .map_err(fail("setsockopt(SO_BINDTODEVICE)"))?;
     }
     if options.transparent {
-        if at.is_ipv6() {
-            socket.set_ip_transparent_v6(true)
-        } else {
-            socket.set_ip_transparent_v4(true)
-        }
-        .map_err(fail("setsockopt(IP_TRANSPARENT)"))?;
+        transparent::set(&SockRef::from(&socket), at.is_ipv6())
+            .map_err(fail("setsockopt(IP_TRANSPARENT)"))?;
     }
     if options.freebind {
-        if at.is_ipv6() { socket.set_freebind_v6(true) } else { socket.set_freebind_v4(true) }
+        transparent::set_freebind(&SockRef::from(&socket), at.is_ipv6(), true)
             .map_err(fail("setsockopt(IP_FREEBIND)"))?;
     }
     Ok(socket)

@@ -168,8 +168,13 @@ fn options_reach_the_socket() {
         Err(error) => crate::testing::skip(&format!("interface=lo: {error}")),
     }
     match open(&listener("127.0.0.1:0,transparent")) {
-        Ok(held) => assert!(Socket::from(held.fd).ip_transparent_v4().expect("option")),
-        Err(error) => crate::testing::skip(&format!("transparent: {error}")),
+        Ok(held) => {
+            let socket = Socket::from(held.fd);
+            // An ordinary user's is free alone.
+            let free = socket.freebind_v4().expect("option");
+            assert_ne!(socket.ip_transparent_v4().expect("option"), free);
+        }
+        Err(error) => panic!("transparent: {error}"),
     }
     let absent = open(&listener("127.0.0.1:0,interface=bindonce-none")).expect_err("no interface");
     assert!(absent.to_string().contains("SO_BINDTODEVICE"), "{absent}");

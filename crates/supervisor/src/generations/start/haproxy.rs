@@ -85,13 +85,16 @@ pub(crate) async fn render(
         Ok(path)
     };
     let path = match write(directory.make_configuration(id)) {
-        Err(error) if plan.serving.is_none() && fallback::is_refusal(&error) => {
+        Err(error)
+            if plan.serving.is_none()
+                && (fallback::is_refusal(&error) || directory.ours().is_err()) =>
+        {
             write(directory.make_fallback_configuration(id))
         }
         done => done,
     };
     let path = path.map_err(Error::system("write the rendered configuration"))?;
-    Ok(Rendered::new(kind.clone(), rendering, &path, facts))
+    Ok(Rendered::new(kind.clone(), rendering, own, &path, facts))
 }
 
 /// How haproxy is started on the copies, with these listeners.
@@ -114,13 +117,18 @@ pub(crate) fn order(
     let facts = &rendered.facts;
     let mut admin = facts.admin.then(|| directory.admin(plan.id));
     if let Some(path) = &mut admin {
-        let opened = match listen::open_path(path, 0o600) {
-            Err(error) if plan.serving.is_none() && fallback::is_refusal(&refused_with(&error)) => {
+        let opened = match directory.ours().is_ok().then(|| listen::open_path(path, 0o600)) {
+            Some(Err(error))
+                if plan.serving.is_some() || !fallback::is_refusal(&refused_with(&error)) =>
+            {
+                return Err(error.into());
+            }
+            Some(Ok(opened)) => opened,
+            Some(Err(_)) | None => {
                 let other = directory.fallback_admin(plan.id);
                 *path = other.map_err(Error::system("bind haproxy's admin socket"))?;
                 listen::open_path(path, 0o600)?
             }
-            done => done?,
         };
         descriptors.push((String::new(), Arc::new(opened.fd)));
         launch.env.push((ADMIN_VARIABLE.into(), FIRST_DESCRIPTOR.to_string().into()));

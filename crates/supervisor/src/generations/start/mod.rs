@@ -70,6 +70,22 @@ impl Prepared {
         self.rendered().map(|rendered| &*rendered.rendering)
     }
 
+    /// Whether all that was written of it is there.
+    pub(crate) fn is_there(&self) -> bool {
+        match self {
+            Self::Haproxy(rendered) => rendered.is_there(),
+            Self::Program => true,
+        }
+    }
+
+    /// Writes what was removed of it since.
+    pub(crate) fn write_missing(&self) -> io::Result<()> {
+        match self {
+            Self::Haproxy(rendered) => rendered.write_missing(),
+            Self::Program => Ok(()),
+        }
+    }
+
     /// What translates what a generation says that was started on it.
     pub(crate) fn messages(&self) -> Messages {
         self.rendered().map(Rendered::messages).unwrap_or_default()

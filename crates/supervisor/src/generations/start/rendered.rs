@@ -2,9 +2,9 @@
 //! is on disk, so that another supervisor, or another image of this one, can start the same again.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -29,6 +29,8 @@ pub(crate) struct Rendered {
     pub(crate) rendering: Rc<Rendering>,
     /// The copies, in haproxy's order.
     pub(super) files: Vec<PathBuf>,
+    /// The text of the file of ours.
+    own: String,
     pub(super) facts: Facts,
 }
 
@@ -50,11 +52,35 @@ pub(crate) struct Facts {
 
 impl Rendered {
     /// What was written to this directory.
-    pub(super) fn new(kind: Haproxy, rendering: Rendering, directory: &Path, facts: Facts) -> Self {
+    pub(super) fn new(
+        kind: Haproxy,
+        rendering: Rendering,
+        own: String,
+        directory: &Path,
+        facts: Facts,
+    ) -> Self {
+        let text = own;
         let own = facts.own.then(|| directory.join(OWN));
         let copies = rendering.files.iter().map(|file| directory.join(&file.name));
         let files = own.into_iter().chain(copies).collect();
-        Self { kind: Box::new(kind), rendering: Rc::new(rendering), files, facts }
+        Self { kind: Box::new(kind), rendering: Rc::new(rendering), files, own: text, facts }
+    }
+
+    /// Whether no file was removed.
+    pub(super) fn is_there(&self) -> bool {
+        self.files.iter().all(|path| path.exists())
+    }
+
+    /// Writes all of it again where a file was removed.
+    pub(super) fn write_missing(&self) -> io::Result<()> {
+        let directory = self.files.first().and_then(|path| path.parent());
+        let Some(directory) = directory.filter(|_| !self.is_there()) else { return Ok(()) };
+        match DirBuilder::new().mode(0o700).create(directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let written = serde_json::to_vec(&*self.rendering)?;
+        write(&self.rendering, &written, &self.own, &self.facts, directory)
     }
 
     /// The copies of the user's files.
@@ -124,7 +150,11 @@ impl Rendered {
             Some(caller) => kind.of(caller.clone()).map_err(io::Error::other)?,
             None => kind.clone(),
         };
-        Ok(Self::new(kind, rendering, directory, facts))
+        let own = match facts.own {
+            true => std::fs::read_to_string(directory.join(OWN))?,
+            false => String::new(),
+        };
+        Ok(Self::new(kind, rendering, own, directory, facts))
     }
 }
 

@@ -1,0 +1,120 @@
+//! The directory of a service whose files are removed while it is used, by what cleans up /tmp for one. It is made anew, as private as
+//! before, with the lock, the control socket and the configurations that may be started again: so a haproxy that dies is
+//! started again, and the service can be reloaded.
+//!
+//! What another user, or another supervisor, has put in its place is theirs.
+
+use std::io;
+use std::time::Duration;
+
+use bindonce_sys::changes::{Change, Changes};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::context::Context;
+use crate::control;
+use crate::disk::directory::{self, Directory};
+use crate::disk::place::CONTROL;
+use crate::error::Error;
+use crate::message::Message;
+use crate::supervisor::Supervisor;
+
+/// Whoever removes a directory is done when nothing has changed for this long.
+const QUIET: Duration = Duration::from_millis(100);
+/// Or after so long.
+const LATEST: Duration = Duration::from_secs(1);
+/// When it is tried again what could not be made.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Tells the loop each time that something is missing in the directory, for as long as the supervisor runs.
+pub(crate) async fn watch(cx: Context) {
+    loop {
+        if let Err(error) = until_removed(&cx.directory).await {
+            let path = cx.directory.path().display();
+            // It is looked at before each start, too.
+            return tracing::debug!(%path, %error, "the service's directory is not watched");
+        }
+        let (reply, mended) = oneshot::channel();
+        cx.send(Message::Removed(reply));
+        if !mended.await.unwrap_or_default() {
+            sleep(AGAIN).await;
+        }
+    }
+}
+
+/// Waits until something is missing, and whoever removes it is done.
+async fn until_removed(directory: &Directory) -> io::Result<()> {
+    let changes = Changes::new()?;
+    match changes.watch(directory.path()) {
+        // What is removed from now on is told.
+        Ok(_) => {}
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    }
+    let mut is_watched = true;
+    // One that is gone may have been made anew already, and another is to be watched then.
+    while is_watched && directory.is_whole() {
+        let some = changes.next().await?;
+        is_watched = !some.iter().any(|change| matches!(change, Change::Gone(_) | Change::Lost));
+    }
+    let latest = Instant::now() + LATEST;
+    while timeout_at((Instant::now() + QUIET).min(latest), changes.next()).await.is_ok()
+        && Instant::now() < latest
+    {}
+    Ok(())
+}
+
+impl Supervisor {
+    /// Makes anew what is missing in the directory. False where it cannot be.
+    pub(crate) fn mend_directory(&mut self) -> bool {
+        let directory = &self.cx.directory;
+        if directory.is_whole() {
+            return true;
+        }
+        let path = directory.path().display().to_string();
+        let failed = |error: &Error| {
+            // It is tried again and again.
+            if !directory.told.replace(true) {
+                tracing::error!(
+                    path, %error,
+                    hint = "free that path and keep what cleans up away from it (tmpfiles.d(5), `x`); until then nothing can be asked of this \
+                            supervisor, and the next one does not find what runs",
+                    "files of this service were removed, and cannot be made anew"
+                );
+            }
+            false
+        };
+        if let Err(error) = directory.make_anew() {
+            return failed(&error);
+        }
+        let cx = self.cx.clone();
+        let ask = move |command| cx.send(Message::Command(command));
+        let begun = (!directory.control_is_there()).then(|| {
+            let control = control::bind(&directory.file(CONTROL))?;
+            directory.has_control();
+            Ok((control::begin(&control, &self.cx.reporter, ask)?, control))
+        });
+        match begun.transpose() {
+            Ok(Some((accepting, control))) => self.upgrade.listen_anew(control, accepting),
+            Ok(None) => {}
+            Err(error) => return failed(&error),
+        }
+        directory.told.set(false);
+        self.starts.write_missing();
+        self.cx.journal.write_anew();
+        self.cx.directory.made_anew.notify_one();
+        if let Err(error) = self.cx.directory.save(self.saved(None)) {
+            let what = directory::remedy(self.cx.directory.path(), &error);
+            tracing::error!(%error, "the state could not be saved: {what}");
+        }
+        tracing::warn!(
+            path,
+            "files of this service were removed, and are there again; keep what cleans up away from there (tmpfiles.d(5), `x`)"
+        );
+        true
+    }
+}

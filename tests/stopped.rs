@@ -1,0 +1,72 @@
+//! A supervisor that does not run for a while (SIGSTOP, a frozen container): what it waits for is not late because
+//! it could not look. No reload fails of it, and nothing is ended.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::thread::sleep;
+use std::time::Duration;
+
+use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+
+use crate::harness::{Guest, Haproxy, Process, Scene, Stage, config, eventually, serves};
+
+/// Longer than the limit on a start that is given here.
+const STOPPED: Duration = Duration::from_secs(3);
+
+#[test]
+fn a_stop_while_haproxy_is_asked_about_the_configuration_fails_no_reload() {
+    let Some(real) = Haproxy::system() else { return };
+    let (scene, _broker) = Scene::with_broker();
+    let (hold, asked) = (scene.path("hold"), scene.path("asked"));
+    // It answers when it may, but for a generation, which runs at once.
+    let program = scene.write(
+        "haproxy",
+        &format!(
+            "#!/bin/sh\ncase \" $* \" in *' -db '*) ;; *) if [ -e {hold} ]; then : > {asked}; fi\n\
+             while [ -e {hold} ]; do sleep 0.02; done ;; esac\nexec {real} \"$@\"\n",
+            hold = hold.display(),
+            asked = asked.display(),
+            real = real.display(),
+        ),
+    );
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("mode");
+    let address = scene.address();
+    let write = |tag, condition: &str| {
+        let text = config(address, tag);
+        scene.write("haproxy.cfg", &format!(".if {condition}\n.notice yes\n.endif\n{text}"))
+    };
+    let file = write(1, "feature(OPENSSL)");
+    let limit = ["--ready-timeout", "2s"];
+    let haproxy = Haproxy::start_with(&scene, &limit, &program, &file);
+    write(2, "feature(LUA)");
+    fs::write(&hold, "").expect("a file");
+    let mut reload = Process::start(scene.bindonce("reload").args(["--name", "web"]));
+    eventually("haproxy to be asked", || asked.exists().then_some(()));
+    haproxy.supervisor.signal(SIGSTOP);
+    // It is the time that passes which is tried.
+    sleep(STOPPED);
+    fs::remove_file(&hold).expect("a file");
+    haproxy.supervisor.signal(SIGCONT);
+    assert_eq!(reload.wait_exit().code(), Some(0), "{}", reload.story());
+    serves(address, 2);
+}
+
+#[test]
+fn a_stop_at_any_moment_of_a_reload_fails_none_and_ends_nothing() {
+    for moment in [5, 30, 90] {
+        let limits = ["--ready-timeout", "2s", "--retire-timeout", "2s"];
+        let Some(stage) = Stage::of(Guest::Haproxy, &[], &limits) else { return };
+        stage.configure(2);
+        let mut reload = stage.reload_beside();
+        // The moment is what is tried.
+        sleep(Duration::from_millis(moment));
+        stage.haproxy.supervisor.signal(SIGSTOP);
+        sleep(STOPPED);
+        stage.haproxy.supervisor.signal(SIGCONT);
+        assert_eq!(reload.wait_exit().code(), Some(0), "{moment} ms: {}", reload.story());
+        let said = reload.story();
+        assert!(!said.contains("had to be ended"), "{moment} ms: {said}");
+        stage.only(2);
+        stage.reload(3);
+    }
+}
