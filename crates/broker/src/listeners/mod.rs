@@ -331,11 +331,13 @@ pub(crate) fn hidden(held: &Held) -> Option<Problem> {
     );
     let hint = if Hiding::here().is_some() {
         format!(
-            "where no reload is in progress: reload what uses it, or claim it again, and clients find it;              `bindonce release {label}` closes it where nothing uses it"
+            "where no reload is in progress: reload what uses it, or claim it again, and clients find it; \
+             `bindonce release {label}` closes it where nothing uses it"
         )
     } else {
         format!(
-            "where no reload is in progress: stop what uses it, close it with `bindonce release {label}`, and start again; this broker              lacks CAP_NET_RAW, with which a claim would have clients find it"
+            "where no reload is in progress: stop what uses it, close it with `bindonce release {label}`, and start again; this broker \
+             lacks CAP_NET_RAW, with which a claim would have clients find it"
         )
     };
     Some(Problem::new("listener-hidden", label, message, Some(hint)))
