@@ -111,7 +111,10 @@ fn becomes_one_of_ours(program: &Path, arguments: &[&str]) {
         nested.haproxy.serving(&nested.scene).filter(|(generation, _)| *generation > 1)
     });
     let story = nested.haproxy.supervisor.story();
-    assert!(story.contains("haproxy's own master was told to reload"), "{story}");
+    // On a busy machine the older worker may be gone before the newer one is seen.
+    let told =
+        ["haproxy's own master was told to reload", "no worker of haproxy's own master accepts"];
+    assert!(told.iter().any(|told| story.contains(told)), "{story}");
     for tag in [3, 4] {
         nested.reload(tag);
     }

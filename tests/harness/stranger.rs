@@ -1,11 +1,18 @@
 //! A process that is no generation and accepts: while it does, no handover can be proved.
 
 use std::net::TcpListener;
+use std::os::fd::AsFd as _;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
+use nix::poll::{PollFd, PollFlags, poll};
+
 use super::Stage;
+
+/// How often it looks whether it is over, in milliseconds.
+const LOOK: u8 = 20;
 
 /// Takes every connection that waits, probes too, until it is dropped.
 pub(crate) struct Stranger {
@@ -22,12 +29,18 @@ impl Stranger {
         let over = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&over);
         let thread = std::thread::spawn(move || {
-            // One that gets no processor for 5 ms looks like none. Only root may ask for more of it.
-            let _ = rustix::process::setpriority_process(None, -20);
+            // One that gets no processor for 5 ms looks like none. Only root may ask to be first, and a nice value counts for nothing
+            // beside other sessions (sched(7), autogroups).
+            let thread = rustix::thread::gettid().to_string();
+            let _ = Command::new("chrt").args(["--fifo", "--pid", "1", &thread]).output();
             while !told.load(Relaxed) {
-                // Descriptors are handed out non-blocking: each look returns at once.
+                let mut waiting: Vec<_> = listeners
+                    .iter()
+                    .map(|one| PollFd::new(one.as_fd(), PollFlags::POLLIN))
+                    .collect();
+                let _ = poll(&mut waiting, LOOK);
+                // Descriptors are handed out non-blocking: each of these returns at once.
                 listeners.iter().for_each(|listener| drop(listener.accept()));
-                std::thread::yield_now();
             }
         });
         Self { over, thread: Some(thread) }

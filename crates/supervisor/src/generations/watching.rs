@@ -97,6 +97,12 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
                  itself, where bindonce protects nothing: let it take the descriptors (LISTEN_FDS, or \
                  --variable), or give its address to --listen; starting another"
             ),
+            // Its new worker has nothing of ours yet, or there is none.
+            None if family.has_master => {
+                "no worker of haproxy's own master accepts any more: the master was told to \
+                                          reload, or its worker to stop; starting another"
+                    .to_owned()
+            }
             None => "this generation has stopped, and not because the supervisor told it to; \
                      starting another"
                 .to_owned(),
