@@ -43,7 +43,7 @@ fn a_listener_without_a_service_is_unserved() {
     let (scene, broker) = Scene::with_broker();
     let address = scene.address();
     scene.run("bind", &[&format!("web={address}")]).ok();
-    let found = expect(&scene, "unserved");
+    let found = eventually("the finding", || expect_any(&scene, "unserved"));
     assert_eq!((&found["severity"], pids(&found)), (&"warning".into(), vec![broker.pid()]));
     assert!(text(&found["remedy"][0]).contains("bindonce release web"), "{found:#}");
     let _client = TcpStream::connect(address).expect("connecting");

@@ -242,6 +242,15 @@ fn problems() -> Look {
             ),
         ),
         Problem::new(
+            "listener-not-recovered",
+            "web=10.0.0.1:443",
+            "listeners of the previous broker that are not recovered: 1 (web=10.0.0.1:443)",
+            Some(
+                "reload or end the processes that have them: then they are given back, or bound anew"
+                    .to_owned(),
+            ),
+        ),
+        Problem::new(
             "state-not-written",
             "/run/bindonce/bindonce.sock.state",
             "cannot write the state file /run/bindonce/bindonce.sock.state: No space left on device (os \
