@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::harness::{Haproxy, Process, Scene, Wire, eventually, finish};
+use crate::harness::{Haproxy, Process, Scene, Wire, eventually, finish, wait_pending};
 use crate::overlaps::{MAPPED, ask, broker, config, haproxies, scene, settled, strangers};
 
 /// How clients fail that connect to 127.0.0.1 all the time while something else is done.
@@ -92,15 +92,14 @@ fn an_address_in_the_words_of_both_families_is_two_lines_of_which_one_covers_the
     }
 }
 
-/// A reload to these lines that is held up: the older generation is stopped, so that the pause does not end. With the pid of the new one.
+/// A reload to these lines that is held up in its pause, since the older generation is stopped. With the pid of the new one.
 fn held_up(scene: &Scene, haproxy: &mut Haproxy, binds: &[&str]) -> (Process, i32) {
     let (_, older) = haproxy.wait_serving(scene);
     assert!(ask("127.0.0.1").starts_with('<'));
     kill(Pid::from_raw(older), Signal::SIGSTOP).expect("it runs");
     scene.write("haproxy.cfg", &config(binds));
     let reload = reload(scene);
-    haproxy.supervisor.wait_line("started generation=2");
-    haproxy.supervisor.wait_line("ready: ");
+    wait_pending(Pid::from_raw(older), Signal::SIGTTOU);
     let newer = scene.haproxies().into_iter().find(|pid| *pid != older).expect("the new one");
     (reload, newer)
 }

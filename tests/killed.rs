@@ -10,7 +10,7 @@ use nix::sys::signal::Signal::{SIGCONT, SIGHUP, SIGSTOP, SIGTERM, SIGTTOU};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use crate::harness::{Fault, Guest, Stage, Stranger, allow, eventually, rows};
+use crate::harness::{Fault, Guest, Stage, Stranger, allow, eventually, rows, wait_pending};
 use Fault::{Deaf, Waits};
 
 /// No client waits longer than this where nothing has to time out.
@@ -114,12 +114,7 @@ fn killed_before_the_older_one_has_closed_its_listener_the_new_one_waits_for_it(
         stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T")).then_some(())
     });
     stage.kill_supervisor();
-    eventually("the older one to be told to retire", || {
-        let status = fs::read_to_string(format!("/proc/{older}/status")).ok()?;
-        let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:\t"))?;
-        let pending = u64::from_str_radix(pending, 16).ok()?;
-        (pending & 1 << (SIGTERM as i32 - 1) != 0).then_some(())
-    });
+    wait_pending(older, SIGTERM);
     let mut client = TcpStream::connect(stage.address).expect("connecting");
     let request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     client.write_all(request).expect("a request");

@@ -4,11 +4,12 @@
 use std::fs;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt};
 
+use bindonce_sys::lock::LockFile;
 use serde_json::{Value, json};
 
-use crate::harness::{Process, Scene, Wire, bindonce, eventually, listening};
+use crate::harness::{Haproxy, Process, Scene, Wire, bindonce, config, eventually, listening};
 
 fn store(wire: &mut Wire, listen: &[&str], fds: &[OwnedFd]) -> Value {
     let params: Vec<_> = listen.iter().map(|text| json!({"listen": text})).collect();
@@ -27,6 +28,38 @@ fn next(scene: &Scene) -> Process {
     // The path is that of the dead one until the next has replaced it.
     eventually("the next broker", || Wire::try_connect(&scene.socket()));
     process
+}
+
+/// Waits until this process waits for a lock that somebody has.
+fn wait_for_lock(process: &mut Process) {
+    let waits = format!(" {} ", process.pid());
+    eventually("it waits for the lock", || {
+        assert!(process.is_running(), "{}", process.story());
+        let locks = fs::read_to_string("/proc/locks").ok()?;
+        locks.lines().any(|it| it.contains("-> FLOCK") && it.contains(&waits)).then_some(())
+    });
+}
+
+/// The kernel closes the files of one that was killed after its clients see its end, and a child of it may have them for longer.
+#[test]
+fn a_successor_waits_for_the_lock_of_one_that_ends() {
+    let scene = Scene::new();
+    let hold = |path: &str| {
+        LockFile::try_acquire(&scene.path(path)).expect("a lock").expect("nobody has it")
+    };
+    let ends = hold("broker.sock.lock");
+    let mut broker = Process::start(&mut scene.bindonce("serve"));
+    wait_for_lock(&mut broker);
+    drop(ends);
+    scene.wait_broker(&mut broker);
+    let Some(program) = Haproxy::system() else { return };
+    let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
+    fs::DirBuilder::new().mode(0o700).create(scene.path("web.d")).expect("its directory");
+    let ends = hold("web.d/lock");
+    let mut haproxy = Haproxy::begin(&scene, &[], &program, &file);
+    wait_for_lock(&mut haproxy.supervisor);
+    drop(ends);
+    haproxy.wait_serving(&scene);
 }
 
 #[test]

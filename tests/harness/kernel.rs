@@ -4,7 +4,10 @@ use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
 
-use super::finish;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::{eventually, finish};
 
 /// One listening TCP socket as `ss` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,4 +48,14 @@ pub(crate) fn open_files(pid: u32) -> Vec<String> {
         names.map(|name| name.to_string_lossy().trim_end_matches(number).to_owned()).collect();
     names.sort();
     names
+}
+
+/// Waits until a process that is stopped has this signal pending: it was sent, and is not heeded yet.
+pub(crate) fn wait_pending(pid: Pid, signal: Signal) {
+    eventually(&format!("{signal} to be sent to pid {pid}"), || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:\t"))?;
+        let pending = u64::from_str_radix(pending, 16).ok()?;
+        (pending & 1 << (signal as i32 - 1) != 0).then_some(())
+    });
 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 pub(crate) use binaries::{bindonce, root};
 pub(crate) use guest::{Guest, rows};
 pub(crate) use haproxy::{Haproxy, assert_nothing_lost, config, serves};
-pub(crate) use kernel::{Listening, listening, open_files};
+pub(crate) use kernel::{Listening, listening, open_files, wait_pending};
 pub(crate) use patience::allow;
 pub(crate) use process::{Finished, Process, finish};
 pub(crate) use scene::Scene;

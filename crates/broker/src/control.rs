@@ -5,30 +5,22 @@
 //! exactly one. The socket itself listens only once it has its mode (`bindonce_sys::listen`).
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use bindonce_daemon::state;
+use bindonce_daemon::{exclusive, state};
 use bindonce_sys::identity;
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::lock::LockFile;
 use bindonce_sys::trusted;
-use bindonce_wire::message::{Id, encode_request};
 
 use crate::error::Error;
 
 /// Who is allowed in is decided for each request; the mode keeps out those who never are.
 const SOCKET_MODE: u32 = 0o660;
 const DIRECTORY_MODE: u32 = 0o755;
-
-/// How long a broker that does not answer may still have the lock.
-const ENDING: Duration = Duration::from_secs(1);
-
-/// Between two looks at it.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The right to serve one path, and the files that show it.
 #[derive(Debug)]
@@ -52,7 +44,7 @@ impl Control {
             open_directory(directory)?;
         }
         let lock_path = lock_path(&socket);
-        let lock = acquire(&lock_path, &socket).map_err(failed("lock", &lock_path))?;
+        let lock = exclusive::lock(&lock_path, &socket).map_err(failed("lock", &lock_path))?;
         let Some(lock) = lock else {
             let pid = fs::read_to_string(&lock_path).ok();
             let pid = pid.and_then(|text| text.trim().parse().ok());
@@ -116,30 +108,6 @@ impl Control {
         }
         self.lock.remove()
     }
-}
-
-/// Takes the lock, unless a broker answers on the socket. One that was killed has the lock for some milliseconds more, and nothing
-/// tells who waits for the lock whether its holder ends or begins.
-fn acquire(lock: &Path, socket: &Path) -> io::Result<Option<LockFile>> {
-    let until = Instant::now() + ENDING;
-    loop {
-        let taken = LockFile::try_acquire(lock)?;
-        if taken.is_some() || answers(socket) || Instant::now() > until {
-            return Ok(taken);
-        }
-        std::thread::sleep(LOOK_AGAIN);
-    }
-}
-
-/// Whether a broker answers there.
-fn answers(socket: &Path) -> bool {
-    let ask = || -> io::Result<usize> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(ENDING))?;
-        stream.write_all(&encode_request(&Id::Null, "ping", &[(); 0])?)?;
-        stream.read(&mut [0])
-    };
-    ask().is_ok_and(|count| count != 0)
 }
 
 fn lock_path(socket: &Path) -> PathBuf {

@@ -1,6 +1,6 @@
 //! What the two long-lived processes, broker and supervisor, have in common: the last things that
 //! happened ([`Journal`]), metrics ([`openmetrics`], [`scrape`]), serving clients ([`rpc`]),
-//! the service manager ([`notify`]), files that outlive the process ([`state`]), and becoming a newer binary
+//! the service manager ([`notify`]), being the only one ([`exclusive`]), files that outlive the process ([`state`]), and becoming a newer binary
 //! ([`reexec`]).
 //!
 //! Both use it in the same way, from their one thread. A disk that is full or a client that does not
@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod exclusive;
 mod follow;
 mod journal;
 mod kept;

@@ -46,6 +46,27 @@ const PARTS: u32 = 10;
 /// How long a part is: the last ones are not shorter, so that they end.
 const PART: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_secs(30);
 
+impl OwnTime {
+    /// What was missed until `now`, all in all.
+    fn missed(&self, now: Instant) -> Duration {
+        if let Some(next) = self.next.get() {
+            let late = now.saturating_duration_since(next);
+            if late > LATE {
+                self.missed.set(self.missed.get() + late);
+                self.next.set(None);
+            }
+        }
+        self.missed.get()
+    }
+
+    /// When to look again, of what is `left` until a deadline.
+    fn look_again(&self, now: Instant, left: Option<Duration>) -> Option<Instant> {
+        let part = left.map(|left| (left / PARTS).clamp(*PART.start(), *PART.end()).min(left));
+        self.next.set(part.map(|part| now + part));
+        self.next.get()
+    }
+}
+
 impl Context {
     pub(crate) fn new(
         settings: Settings,
@@ -65,23 +86,13 @@ impl Context {
     /// The time for the timeline, without what this process has missed.
     pub(crate) fn now(&self) -> Duration {
         let now = Instant::now();
-        if let Some(next) = self.own.next.get() {
-            let late = now.saturating_duration_since(next);
-            if late > LATE {
-                self.own.missed.set(self.own.missed.get() + late);
-                self.own.next.set(None);
-            }
-        }
-        now.saturating_duration_since(self.epoch).saturating_sub(self.own.missed.get())
+        now.saturating_duration_since(self.epoch).saturating_sub(self.own.missed(now))
     }
 
     /// When to look again, for a deadline in that time.
     pub(crate) fn next_look(&self, deadline: Option<Duration>) -> Option<Instant> {
         let left = deadline.map(|at| at.saturating_sub(self.now()));
-        let part = left.map(|left| (left / PARTS).clamp(*PART.start(), *PART.end()).min(left));
-        let next = part.map(|part| Instant::now() + part);
-        self.own.next.set(next);
-        next
+        self.own.look_again(Instant::now(), left)
     }
 
     /// Sends a message to the loop, which takes it after what it does now. The loop ends only with the process.
@@ -103,5 +114,30 @@ impl Context {
         text: impl Into<String>,
     ) {
         self.journal.record(Happening::new(kind, text).generation(id.0).pid(pid));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_stop_costs_a_tenth_of_what_is_left_at_most() {
+        let (own, begun) = (OwnTime::default(), Instant::now());
+        assert_eq!(own.look_again(begun, None), None);
+        assert_eq!(own.missed(begun + 100 * SECOND), Duration::ZERO, "nothing is waited for");
+        let look = own.look_again(begun, Some(5 * SECOND)).expect("a look");
+        assert_eq!(look, begun + SECOND / 2);
+        // Late, and not stopped.
+        assert_eq!(own.missed(look + LATE), Duration::ZERO);
+        // Stopped for a minute, once.
+        assert_eq!(own.missed(look + 60 * SECOND), 60 * SECOND);
+        assert_eq!(own.missed(look + 61 * SECOND), 60 * SECOND);
+        // And again, just before the deadline.
+        let look = own.look_again(begun, Some(Duration::from_millis(2))).expect("a look");
+        assert_eq!(look, begun + Duration::from_millis(2));
+        assert_eq!(own.missed(look + 7 * SECOND), 67 * SECOND);
     }
 }

@@ -4,6 +4,9 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
@@ -23,10 +26,36 @@ impl LockFile {
     /// # Errors
     /// Those of open(2) and flock(2).
     pub fn try_acquire(path: &Path) -> io::Result<Option<Self>> {
+        Self::lock(path, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// The same, and waits up to `ending` for a holder that ends: one that was killed has the lock until the kernel has closed its
+    /// files, and those of a child that had not executed its program yet. None at once where the holder `answers`.
+    ///
+    /// # Errors
+    /// Those of open(2) and flock(2), and of starting a thread.
+    pub fn acquire(
+        path: &Path,
+        ending: Duration,
+        answers: impl FnOnce() -> bool,
+    ) -> io::Result<Option<Self>> {
+        let taken = Self::try_acquire(path)?;
+        if taken.is_some() || answers() {
+            return Ok(taken);
+        }
+        let (sender, receiver) = mpsc::channel();
+        let waits = path.to_owned();
+        // It may wait for longer: what it gets then is closed at once.
+        let wait = move || sender.send(Self::lock(&waits, FlockOperation::LockExclusive));
+        thread::Builder::new().name("lock".to_owned()).spawn(wait)?;
+        receiver.recv_timeout(ending).unwrap_or(Ok(None))
+    }
+
+    fn lock(path: &Path, how: FlockOperation) -> io::Result<Option<Self>> {
         loop {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
-            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            match rustix::fs::flock(&fd, how) {
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
                 Err(rustix::io::Errno::INTR) => continue,
@@ -87,5 +116,27 @@ mod tests {
         second.remove().expect("remove");
         assert!(!path.exists());
         assert!(LockFile::try_acquire(&path).expect("open").is_some());
+    }
+
+    #[test]
+    fn a_holder_that_ends_is_waited_for_and_one_that_answers_or_stays_is_not() {
+        let directory = crate::testing::Directory::new("lock");
+        let path = directory.path().join("broker.lock");
+        let first = LockFile::try_acquire(&path).expect("open").expect("free");
+        let long = Duration::from_secs(600);
+        let refused = LockFile::acquire(&path, long, || true).expect("open");
+        assert!(refused.is_none());
+        let refused = LockFile::acquire(&path, Duration::from_millis(1), || false).expect("open");
+        assert!(refused.is_none());
+        // It is asked, does not answer, and ends.
+        let mut first = Some(first);
+        let ends = || first.take().is_none();
+        let next = LockFile::acquire(&path, long, ends).expect("open").expect("free at last");
+        assert!(LockFile::try_acquire(&path).expect("open").is_none());
+        // With the file: the lock on one without a name is worth nothing.
+        let mut next = Some(next);
+        let removed = || next.take().map(LockFile::remove).is_none();
+        let last = LockFile::acquire(&path, long, removed).expect("open").expect("free at last");
+        assert!(path.exists(), "{last:?}");
     }
 }

@@ -81,8 +81,6 @@ impl Default for Settings {
 
 /// How many times `ready_timeout` a start may take, whatever progress it makes.
 pub const LONGEST_START: u32 = 20;
-/// A deadline that is looked at later than this was missed: the time since then does not count.
-pub(super) const LATE: Duration = Duration::from_millis(100);
 /// Between two SIGTTOU to a generation that still accepts during a handover.
 pub const PAUSE_AGAIN: Duration = Duration::from_millis(100);
 /// Between two SIGUSR1 to a generation that has not confirmed its soft stop.

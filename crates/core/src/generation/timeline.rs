@@ -7,8 +7,8 @@ use super::operation::{Operation, Pausing, Stopping};
 use super::reloads::Reloads;
 use super::restart::Restarts;
 use super::{
-    Action, Configuration, Ending, Event, Failure, Found, GenerationId, Handover, LATE,
-    LONGEST_START, Moment, Outcome, Reason, Settings, Signal, State,
+    Action, Configuration, Ending, Event, Failure, Found, GenerationId, Handover, LONGEST_START,
+    Moment, Outcome, Reason, Settings, Signal, State,
 };
 
 /// The life of one service: all its generations, the reload in progress, and what comes next.
@@ -23,8 +23,6 @@ pub struct Timeline {
     started: bool,
     shutdown: bool,
     exited: bool,
-    /// How long this process was not run while something was due.
-    missed: Moment,
 }
 
 impl Timeline {
@@ -41,7 +39,6 @@ impl Timeline {
             started: false,
             shutdown: false,
             exited: false,
-            missed: Moment::ZERO,
         }
     }
 
@@ -55,7 +52,6 @@ impl Timeline {
         worked: Option<GenerationId>,
     ) -> Vec<Action> {
         let mut out = Vec::new();
-        let now = self.counted(now);
         self.restarts.resume(worked);
         let found: BTreeMap<_, _> = found.into_iter().map(|found| (found.id, found)).collect();
         let serving = found.values().rev().find(|found| found.state == State::Serving);
@@ -77,10 +73,10 @@ impl Timeline {
         out
     }
 
-    /// Takes what happened at `now` and says what to do. `now` never goes back.
+    /// Takes what happened at `now` and says what to do. `now` never goes back, and leaves out what the caller has missed: nobody is
+    /// ended because a deadline was looked at late.
     #[must_use]
     pub fn on(&mut self, now: Moment, event: Event) -> Vec<Action> {
-        let now = self.counted(now);
         let mut out = Vec::new();
         match event {
             Event::Reload(caller) | Event::ReloadAtOnce(caller) if self.shutdown => {
@@ -113,34 +109,16 @@ impl Timeline {
         out
     }
 
-    /// The moment without what this process has missed: it was stopped, or the machine, and whatever it waits for could not run
-    /// either. So nothing is ended because a deadline was looked at late, and what is told twice has its time between.
-    fn counted(&mut self, now: Moment) -> Moment {
-        let now = now.saturating_sub(self.missed);
-        let late =
-            self.due().map(|due| now.saturating_sub(due.saturating_add(LATE))).unwrap_or_default();
-        self.missed += late;
-        now.saturating_sub(late)
-    }
-
     /// When [`Event::Tick`] is due if nothing else happens.
     pub fn deadline(&self) -> Option<Moment> {
-        self.due().map(|due| due.saturating_add(self.missed))
-    }
-
-    fn due(&self) -> Option<Moment> {
         let lives = self.lives.values().filter_map(Life::deadline);
         let restart = self.restarts.planned().filter(|_| self.operation.is_none());
-        let reload = self.reload_due_at().filter(|_| self.is_idle());
+        let reload = self.reload_due().filter(|_| self.is_idle());
         lives.chain(self.operation.deadline()).chain(restart.map(|(at, _)| at)).chain(reload).min()
     }
 
     /// From when on those who wait for a reload can have it, once nothing else is in progress; none if nobody waits.
     pub fn reload_due(&self) -> Option<Moment> {
-        self.reload_due_at().map(|due| due.saturating_add(self.missed))
-    }
-
-    fn reload_due_at(&self) -> Option<Moment> {
         self.reloads.due(self.settings.min_interval, self.serving().is_some())
     }
 
@@ -350,7 +328,7 @@ impl Timeline {
         if !self.operation.is_none() {
             return;
         }
-        if self.reload_due_at().is_some_and(|due| due <= now) {
+        if self.reload_due().is_some_and(|due| due <= now) {
             self.reloads.begin();
             self.start(now, Configuration::Fresh, out);
         } else if self.serving().is_none() {

@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
-use bindonce_daemon::state;
+use bindonce_daemon::{exclusive, state};
 use bindonce_haproxy::names::admin_socket;
 use bindonce_sys::intercept::Received;
 use bindonce_sys::lock::LockFile;
@@ -222,7 +222,8 @@ impl Directory {
             }
             None => {}
         }
-        let lock = lock(&path, service)?;
+        let taken = exclusive::lock(&path.join(LOCK), &path.join(CONTROL)).map_err(failed)?;
+        let lock = locked(taken, &path, service)?;
         fs::write(path.join("pid"), format!("{}\n", std::process::id())).map_err(failed)?;
         Ok(Self {
             path,
@@ -271,8 +272,8 @@ impl Directory {
         }
         let file = self.lock.borrow().1;
         if !self.is_there(LOCK, file) {
-            let locked = lock(&self.path, service)?;
-            self.lock.replace(locked);
+            let taken = LockFile::try_acquire(&self.file(LOCK)).map_err(failed)?;
+            self.lock.replace(locked(taken, &self.path, service)?);
         }
         fs::write(self.file("pid"), format!("{}\n", std::process::id())).map_err(failed)?;
         self.saved.take();
@@ -422,17 +423,18 @@ impl Directory {
     }
 }
 
-/// Makes this supervisor the only one. With the file of the lock.
-fn lock(path: &Path, service: &Name) -> Result<(LockFile, Option<File>), Error> {
-    let failed = |why| Error::Directory { path: path.to_owned(), why };
-    match LockFile::try_acquire(&path.join(LOCK)).map_err(failed)? {
-        Some(lock) => Ok((lock, File::at(&path.join(LOCK)))),
-        None => {
-            let pid = fs::read_to_string(path.join("pid")).unwrap_or_default();
-            let pid = pid.trim().parse().ok();
-            Err(Error::AlreadySupervised { service: service.clone(), pid })
-        }
+/// The lock that makes this supervisor the only one, with the file of it.
+fn locked(
+    taken: Option<LockFile>,
+    path: &Path,
+    service: &Name,
+) -> Result<(LockFile, Option<File>), Error> {
+    if let Some(lock) = taken {
+        return Ok((lock, File::at(&path.join(LOCK))));
     }
+    let pid = fs::read_to_string(path.join("pid")).unwrap_or_default();
+    let pid = pid.trim().parse().ok();
+    Err(Error::AlreadySupervised { service: service.clone(), pid })
 }
 
 /// What helps where this file could not be written.

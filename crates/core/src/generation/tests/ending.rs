@@ -90,23 +90,3 @@ fn a_service_that_never_served_exits() {
     assert_eq!(answers(&actions), [Outcome::Failed(ONE, Failure::Exited)]);
     assert_eq!(actions.last(), Some(&Action::Exit(Ending::NeverServed)));
 }
-
-#[test]
-fn what_the_supervisor_has_missed_is_not_counted_against_a_generation() {
-    let mut scenario = Scenario::serving();
-    scenario.on(Event::Reload(Caller(1)));
-    scenario.on(Event::Ready(TWO, Handover::Pause));
-    let actions = scenario.on(Event::Proved);
-    assert!(signals(&actions).contains(&(1, Signal::SoftStop)), "{actions:?}");
-    // All of the machine stood still, the first generation too.
-    scenario.now += Duration::from_secs(60);
-    assert_eq!(signals(&scenario.on(Event::Tick)), [(1, Signal::SoftStop)]);
-    assert_eq!(scenario.on(Event::Tick), [], "once");
-    let deadline = scenario.timeline.deadline().expect("a deadline");
-    assert_eq!(deadline, scenario.now + SOFT_STOP_AGAIN);
-    // From then on it has the rest of its time, and no more.
-    let rest = Settings::default().retire_timeout - SOFT_STOP_AGAIN - LATE;
-    let told = scenario.pass(rest - MS);
-    assert!(signals(&told).iter().all(|(id, signal)| (*id, *signal) == (1, Signal::SoftStop)));
-    assert_eq!(signals(&scenario.pass(MS)), [(1, Signal::Terminate)]);
-}
