@@ -164,7 +164,7 @@ fn where_it_is_not_to_be_seen_that_is_told() {
     let text = with(address, "", 1).replace("global\n", "global\n    noepoll\n");
     let file = scene.write("haproxy.cfg", &text);
     let mut haproxy = Haproxy::start_with(&scene, &["--no-admin"], &program, &file);
-    haproxy.supervisor.wait_line("which addresses haproxy listens on is not to be seen");
+    haproxy.supervisor.wait_line("which addresses haproxy listens on cannot be seen");
     serves(address, 1);
 }
 
@@ -202,7 +202,7 @@ fn a_configuration_whose_every_line_is_read_otherwise_serves_too() {
             config(address, tag).replace("global\n", &socket)
         };
         let mut haproxy = Haproxy::start(&scene, &program, &scene.write("haproxy.cfg", &text(1)));
-        if haproxy.supervisor.story().contains("is not to be seen here") {
+        if haproxy.supervisor.story().contains("cannot be seen here") {
             return skip("bind() of haproxy cannot be seen: seccomp(2) is refused");
         }
         for (line, tag) in OWN.iter().zip(2..) {
@@ -234,7 +234,7 @@ fn read_otherwise(program: Option<PathBuf>) {
         .collect();
     let write = |lines: &str, tag| scene.write("haproxy.cfg", &with(address, lines, tag));
     let mut haproxy = Haproxy::start(&scene, &program, &write(&lines, 1));
-    if haproxy.supervisor.story().contains("is not to be seen here") {
+    if haproxy.supervisor.story().contains("cannot be seen here") {
         return skip("bind() of haproxy cannot be seen: seccomp(2) is refused");
     }
     let inode = || {

@@ -87,7 +87,7 @@ fn a_haproxy_whose_calls_cannot_be_seen_is_looked_at_afterwards() {
             reload(&scene).ok();
             serves(address, tag);
         }
-        let line = "haproxy's bind() is not to be seen here";
+        let line = "haproxy's bind() cannot be seen here";
         eventually("that to be told", || supervisor.story().contains(line).then_some(()));
         assert_eq!(supervisor.story().matches(line).count(), 1, "{}", supervisor.story());
         assert!(supervisor.terminate().success(), "{}", supervisor.story());

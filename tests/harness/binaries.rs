@@ -1,4 +1,4 @@
-//! The programs under test, and what is said when one cannot be had.
+//! The programs under test, and what is said when one is missing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

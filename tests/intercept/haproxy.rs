@@ -73,7 +73,7 @@ fn waits_in_bind(pid: i32) -> Option<()> {
 
 fn is_looked_at(haproxy: &mut Haproxy) -> bool {
     let story = haproxy.supervisor.story();
-    let refused = story.contains("is not to be seen here");
+    let refused = story.contains("cannot be seen here");
     if refused {
         skip("haproxy's bind() cannot be seen: seccomp(2) is refused");
     }

@@ -30,7 +30,7 @@ use crate::inquiry::Inquiry;
 use crate::listeners::watch::Guard;
 use crate::listeners::{self, Listeners, unlink};
 use crate::outlived::Outlived;
-use crate::persistence::found::Found;
+use crate::persistence::restore::Found;
 use crate::persistence::{Persistence, Recorded as _};
 use crate::succession::Succession;
 use crate::upgrade::requested::Upgrade;

@@ -141,8 +141,8 @@ async fn rows(broker: &RefCell<Broker>) -> Vec<Row> {
 
 /// Each family as a whole, as the format wants it.
 async fn listeners(page: &mut Page, rows: &[Row]) {
-    type Told = fn(&Row) -> Option<u64>;
-    let each: [(&Family, Told); 8] = [
+    type Value = fn(&Row) -> Option<u64>;
+    let each: [(&Family, Value); 8] = [
         (&QUEUE, |row| row.queue.map(|queue| queue.len.into())),
         (&QUEUE_MAX, |row| row.queue.map(|queue| queue.limit.into())),
         (&RECEIVE, |row| row.buffer.map(|buffer| buffer.len.into())),

@@ -32,7 +32,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::broker::Broker;
 use crate::inquiry;
 use crate::persistence::Gate;
-use crate::persistence::found::{Found, as_written};
+use crate::persistence::restore::{Found, as_written};
 
 /// How long clients have to give back what they hold before it is taken from them.
 const GRACE: Duration = Duration::from_millis(300);

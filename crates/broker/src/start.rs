@@ -18,7 +18,7 @@ use crate::claims;
 use crate::config::Config;
 use crate::error::Error;
 use crate::generations;
-use crate::persistence::found;
+use crate::persistence::restore;
 use crate::persistence::store::Store;
 
 /// What was restored beside listeners.
@@ -33,7 +33,7 @@ pub(crate) struct Restored {
 /// Restores what the service manager has kept of an earlier broker.
 pub(crate) async fn restore(broker: &RefCell<Broker>, socket: &Path) -> Result<Restored, Error> {
     let runtime = |source| Error::Runtime { socket: socket.to_owned(), source };
-    let found = found::restore(notify::passed().map_err(runtime)?, socket);
+    let found = restore::restore(notify::passed().map_err(runtime)?, socket);
     {
         let mut broker = broker.borrow_mut();
         let store = Store::new(None).map_err(runtime)?;

@@ -15,7 +15,7 @@ use bindonce_wire::result::EventsResult;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use crate::kept::Kept;
+use crate::event_file::EventFile;
 
 /// The longest text of an event, in bytes; the rest is in the log.
 const LONGEST: usize = 500;
@@ -58,7 +58,7 @@ impl Happening {
 pub struct Journal {
     service: Option<Box<str>>,
     ring: RefCell<Ring<Event>>,
-    kept: RefCell<Option<Kept>>,
+    kept: RefCell<Option<EventFile>>,
     counts: RefCell<BTreeMap<Kind, u64>>,
     floods: RefCell<BTreeMap<Kind, Flood>>,
     bell: Notify,
@@ -69,7 +69,7 @@ impl Journal {
     /// Goes on with what is kept in the file at `path`, and keeps what happens there. A file
     /// that cannot be read or written is told to the log and done without.
     pub fn open(path: &Path, service: Option<&str>) -> Rc<Self> {
-        let (kept, read) = Kept::open(path);
+        let (kept, read) = EventFile::open(path);
         let ring = Ring::resume(REMEMBERED, read.into_iter().map(|event| (event.id, event)));
         Rc::new(Self::with(service, ring, Some(kept)))
     }
@@ -79,7 +79,7 @@ impl Journal {
         Rc::new(Self::with(service, Ring::new(REMEMBERED), None))
     }
 
-    fn with(service: Option<&str>, ring: Ring<Event>, kept: Option<Kept>) -> Self {
+    fn with(service: Option<&str>, ring: Ring<Event>, kept: Option<EventFile>) -> Self {
         Self {
             service: service.map(Into::into),
             ring: RefCell::new(ring),
@@ -115,7 +115,7 @@ impl Journal {
 
     /// Has the next event, and all before it, written to a new file: the old one was removed.
     pub fn write_anew(&self) {
-        self.kept.borrow_mut().iter_mut().for_each(Kept::forget);
+        self.kept.borrow_mut().iter_mut().for_each(EventFile::forget);
     }
 
     /// What a peer can bring about as often as it likes must not push out the rest.

@@ -8,10 +8,10 @@
 
 #![forbid(unsafe_code)]
 
+mod event_file;
 pub mod exclusive;
 mod follow;
 mod journal;
-mod kept;
 pub mod notify;
 pub mod openmetrics;
 pub mod paced;
@@ -26,8 +26,8 @@ pub mod status_page;
 mod testing;
 mod when_woken;
 
+pub use event_file::{parse, read};
 pub use journal::{Happening, Journal};
-pub use kept::{parse, read};
 pub use reporter::Reporter;
 pub use self_metrics::{events, self_metrics};
 pub use when_woken::WhenWoken;

@@ -17,11 +17,11 @@ use crate::control;
 use crate::control::ending::Ended;
 use crate::disk::directory::{Directory, KEPT, METRICS, Saved};
 use crate::disk::take_over::{Inheritance, take_over};
-use crate::disk::{files, found, place, removed, unread};
+use crate::disk::{files, place, recovery, removed, unread};
 use crate::error::Error;
 use crate::generations::reaper;
 use crate::generations::starts::Watched;
-use crate::handover::kept;
+use crate::handover::descriptor_store;
 use crate::master_cli::Master;
 use crate::message::Message;
 use crate::passed::Passed;
@@ -48,7 +48,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let is_known = saved.as_ref().is_some_and(Saved::may_be_the_last);
     let mut saved = saved.unwrap_or_default();
     let mut left = Inheritance::take(&saved)?;
-    let kept = kept::fetch(&directory.file(KEPT));
+    let kept = descriptor_store::fetch(&directory.file(KEPT));
     let mut passed = match settings.kind.haproxy() {
         Some(_) => Passed::take(&saved.passed, std::mem::take(&mut left.passed))?,
         None => Passed::default(),
@@ -61,7 +61,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
         broker::ensure(&settings.broker.socket, settings.broker_log(), &journal).await?;
     }
     if !is_known {
-        let found = found::look(&settings, &directory, &journal).await?;
+        let found = recovery::look(&settings, &directory, &journal).await?;
         saved = Saved { next: found.next.max(saved.next), generations: found.generations, ..saved };
     }
     passed.keep(&settings.master_cli, &settings.broker.socket).await;

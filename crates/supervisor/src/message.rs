@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::generations::listeners::HeldListener;
 use crate::generations::since::Since;
 use crate::generations::start::Launched;
-use crate::intercept::asked::{Listens, Want};
+use crate::intercept::requests::{Listens, Want};
 use crate::master_cli;
 use bindonce_haproxy::cli::Info;
 use bindonce_haproxy::counters::Counters;

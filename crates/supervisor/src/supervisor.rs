@@ -21,7 +21,7 @@ use crate::generations::Generations;
 use crate::generations::admin::Admin;
 use crate::generations::drain::milliseconds;
 use crate::generations::first::First;
-use crate::generations::own;
+use crate::generations::own_addresses;
 use crate::generations::since::SavedLately;
 use crate::generations::starts::Starts;
 use crate::handover::Handover;
@@ -105,7 +105,7 @@ impl Supervisor {
         let older: Vec<_> = older
             .filter_map(|id| Some((self.generations.get(&id)?, of_newer || no_reuse_port(id))))
             .collect();
-        own::can_let_go(&older, self.starts.version)
+        own_addresses::can_let_go(&older, self.starts.version)
     }
 
     /// What status and metrics show.

@@ -32,7 +32,7 @@ use bindonce_sys::listen::{self, Astray, can_go_astray};
 use bindonce_wire::result::Problem;
 
 use crate::persistence::Ledger;
-use crate::persistence::found::Found;
+use crate::persistence::restore::Found;
 
 use socket::{Closed, Owners};
 use waiting::Waiting;

@@ -3,10 +3,10 @@
 //! [`Missing`]. Until it is known what comes back, claims wait at the [`Gate`].
 
 pub(crate) mod file;
-pub(crate) mod found;
 mod gate;
 mod ledger;
 mod missing;
+pub(crate) mod restore;
 pub(crate) mod store;
 
 pub(crate) use gate::Gate;

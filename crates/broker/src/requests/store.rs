@@ -33,7 +33,7 @@ use super::text::invalid;
 use crate::answer;
 use crate::broker::Broker;
 use crate::claims;
-use crate::persistence::found::{Found, as_written};
+use crate::persistence::restore::{Found, as_written};
 
 /// How descriptors are sent.
 const HOW: &str =

@@ -22,7 +22,7 @@ use super::inherited::Inherited;
 use crate::broker::{Broker, VERSION};
 use crate::generations;
 use crate::listeners::unlink;
-use crate::persistence::found::{Found, as_written};
+use crate::persistence::restore::{Found, as_written};
 use crate::persistence::store::Store;
 
 /// A resumed connection, and the reply to the upgrade that it has asked for.

@@ -68,7 +68,7 @@ impl Processes {
             found
         };
         let mut found = thread::scope(|scope| {
-            // A thread that cannot be had leaves its part to the others.
+            // A thread that cannot be started leaves its part to the others.
             let others: Vec<_> = (1..threads)
                 .filter_map(|_| thread::Builder::new().spawn_scoped(scope, part).ok())
                 .collect();

@@ -28,7 +28,7 @@ mod listeners;
 mod master_socket;
 mod messages;
 mod options;
-mod own;
+mod own_sockets;
 mod paths;
 mod pid_file;
 mod questions;

@@ -18,7 +18,7 @@ use super::edits::Edits;
 use super::files::{self, CFGFILES, Source};
 use super::global::Global;
 use super::listeners::mark;
-use super::own;
+use super::own_sockets;
 use super::questions::{Answers, Questions};
 use super::quoting::printable;
 use super::reader::{self, Word};
@@ -168,7 +168,7 @@ impl<'a> Walk<'a> {
         read.and_then(|()| self.claim_stats_sockets()).map_err(Stopped::Error)?;
         let number =
             |place: &Place| self.input.sources.iter().position(|one| one.path == place.file);
-        own::check(&self.claims.bindings, &self.claims.left_alone, |place| {
+        own_sockets::check(&self.claims.bindings, &self.claims.left_alone, |place| {
             number(place).unwrap_or_default()
         })
         .map_err(Stopped::Error)?;

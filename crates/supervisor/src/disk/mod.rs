@@ -3,10 +3,10 @@
 pub(crate) mod directory;
 pub(crate) mod fallback;
 pub(crate) mod files;
-pub(crate) mod found;
 mod identity;
 pub(crate) mod pid_file;
 pub(crate) mod place;
+pub(crate) mod recovery;
 pub(crate) mod removed;
 pub(crate) mod secret;
 pub(crate) mod take_over;

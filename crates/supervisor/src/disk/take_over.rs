@@ -30,8 +30,8 @@ use crate::generations::drain::Drain;
 use crate::generations::listeners::{HeldListener, Known};
 use crate::generations::process::{self, Process};
 use crate::generations::starts::Starts;
-use crate::handover::kept::{self, Found};
-use crate::intercept::found;
+use crate::handover::descriptor_store::{self, Stored};
+use crate::intercept::resume;
 use bindonce_haproxy::cli::Info;
 use bindonce_haproxy::config::Messages;
 
@@ -62,10 +62,10 @@ pub(crate) struct Inheritance {
 
 impl Inheritance {
     /// What the watchdog of an earlier supervisor has kept. Of what is here already it is a copy.
-    pub(crate) fn add(&mut self, kept: Found) {
+    pub(crate) fn add(&mut self, kept: Stored) {
         self.kept.extend(kept.calls.into_iter().map(|(GenerationId(id), of)| (id, of)));
         for (GenerationId(id), mut connections) in kept.connections {
-            if let Some(own) = connections.remove(kept::OWN) {
+            if let Some(own) = connections.remove(descriptor_store::OWN) {
                 self.admin.entry(id).or_insert(own);
             }
             let spares = self.spares.entry(id).or_default();
@@ -254,7 +254,7 @@ async fn find(
     generation.start.took = saved.start_ms.map(Duration::from_millis);
     generation.cli.spares.resume(left.spares(id));
     let rendering = starts.rendering(GenerationId(saved.configuration));
-    found::serve_again(cx, &mut generation, rendering, left.calls(id));
+    resume::serve_again(cx, &mut generation, rendering, left.calls(id));
     generations.insert(generation);
     tracing::info!(generation = id.0, pid, "taken over: {state}");
     cx.record(id, Some(pid), event::Kind::TakenOver, format!("taken over: {state}"));

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::context::Context;
 use crate::generations::generation::Generation;
-use crate::generations::own;
+use crate::generations::own_addresses;
 use crate::message::Message;
 use bindonce_haproxy::config::{LeftAlone, Rendering, loose_ports};
 use bindonce_haproxy::names::renamed;
@@ -147,7 +147,7 @@ impl ForeignBinds {
                     "{program} has bound this path by itself ({reason}): the newest generation takes \
                      it over at each reload"
                 )
-            } else if own::is_exclusive(address, no_reuse_port) {
+            } else if own_addresses::is_exclusive(address, no_reuse_port) {
                 match fixed {
                     None => format!(
                         "{program} has bound this by itself ({reason}), and no two generations can have \
@@ -157,7 +157,7 @@ impl ForeignBinds {
                     Some(why) => format!(
                         "{program} has bound this by itself ({reason}), and no two generations can have \
                          it: no reload that keeps it can succeed, since {why}. {}",
-                        own::unshare(no_reuse_port)
+                        own_addresses::unshare(no_reuse_port)
                     ),
                 }
             } else {

@@ -26,9 +26,9 @@ use crate::generations::drain::Drain;
 use crate::generations::listeners::HeldListener;
 use crate::generations::output::Tail;
 use crate::generations::spares::Spares;
-use crate::handover::kept;
+use crate::handover::descriptor_store;
 use crate::handover::watchdog::ProcessRef;
-use crate::intercept::seen::CallsSeen;
+use crate::intercept::calls_seen::CallsSeen;
 use crate::report::cause::Cause;
 use bindonce_haproxy::cli::Version;
 
@@ -390,7 +390,7 @@ impl Cli {
     /// Copies of them, each with its name.
     pub(crate) fn connections(&self) -> Vec<(String, OwnedFd)> {
         let own = self.admin.as_ref().and_then(Admin::connection);
-        let own = own.map(|connection| (kept::OWN.to_owned(), connection));
+        let own = own.map(|connection| (descriptor_store::OWN.to_owned(), connection));
         own.into_iter().chain(self.spares.connections()).collect()
     }
 

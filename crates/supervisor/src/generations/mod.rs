@@ -16,7 +16,7 @@ pub(crate) mod learning;
 pub(crate) mod listeners;
 pub(crate) mod notifications;
 pub(crate) mod output;
-pub(crate) mod own;
+pub(crate) mod own_addresses;
 pub(crate) mod process;
 pub(crate) mod progress;
 pub(crate) mod reaper;

@@ -15,7 +15,7 @@ use crate::broker::leases;
 use crate::generations::admin::Admin;
 use crate::generations::drain::Drain;
 use crate::generations::generation::{Generation, GivenBack};
-use crate::generations::own;
+use crate::generations::own_addresses;
 use crate::generations::process::{self, Process};
 use crate::generations::progress;
 use crate::generations::start::Launched;
@@ -83,7 +83,7 @@ impl Supervisor {
         self.save();
         tracing::info!(generation = id.0, pid, listeners, "started");
         if let Some(rendering) = self.rendering(id) {
-            own::warn_of_devices(&self.cx, id, pid, rendering);
+            own_addresses::warn_of_devices(&self.cx, id, pid, rendering);
         }
         process::warn_of_limit(listeners);
         self.record(id, event::Kind::GenerationStarted, format!("started; listeners: {listeners}"));
@@ -143,8 +143,8 @@ impl Supervisor {
                 let mut left = self.rendering(id).into_iter().flat_map(|it| &it.left_alone);
                 let without_device = left.find_map(|left| Some((left, left.device.as_deref()?)));
                 match without_device {
-                    Some((line, device)) => own::device_hint(line, device),
-                    None => own::address_hint(self.can_let_go(id), no_reuse_port),
+                    Some((line, device)) => own_addresses::device_hint(line, device),
+                    None => own_addresses::address_hint(self.can_let_go(id), no_reuse_port),
                 }
             });
             let refused = generation.readiness.refused.clone();
@@ -171,7 +171,7 @@ impl Supervisor {
         if let Some(generation) = self.generations.get_mut(&id) {
             generation.own.bound = addresses;
             generation.own.unseen.clone_from(unseen);
-            let fixed = own::cannot_let_go(generation, self.starts.version);
+            let fixed = own_addresses::cannot_let_go(generation, self.starts.version);
             self.report.foreign.tell(&self.cx, generation, rendering, fixed, unseen);
         }
     }

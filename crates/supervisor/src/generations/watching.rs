@@ -248,7 +248,7 @@ async fn closed(family: &Family, told: Option<&Info>) {
                 return tracing::warn!(
                     generation = family.id.0,
                     pid = family.pid,
-                    "whether it has closed its listeners is not to be seen ({error}); their \
+                    "whether it has closed its listeners cannot be seen ({error}); their \
                      accept queues alone must tell: run as root with CAP_SYS_PTRACE"
                 );
             }

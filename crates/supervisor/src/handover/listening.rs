@@ -62,7 +62,7 @@ impl Listening {
     }
 
     /// Which of its listeners it does not listen on, nor begins to within `limit`. None if it does not
-    /// answer in that time. None of them where it is not to be known: it does not have the command, or
+    /// answer in that time. None where it cannot be known: it does not have the command, or
     /// uses no epoll; or it has ended, which is noticed elsewhere.
     pub(crate) async fn missing(&self, limit: Duration) -> Option<Vec<usize>> {
         let (mut heard, mut last) = (BTreeSet::new(), None);
@@ -112,7 +112,7 @@ impl Processes {
             if process::start_time(self.pid).is_some() {
                 tracing::warn!(
                     pid = self.pid,
-                    "which addresses haproxy listens on is not to be seen: it has no admin socket \
+                    "which addresses haproxy listens on cannot be seen: it has no admin socket \
                      (--no-admin) and uses no epoll (-de, noepoll); leave one of the two out"
                 );
             }

@@ -3,11 +3,11 @@
 //! At no moment are two configurations left accepting, whatever dies. [`steps`] has the order: [`readiness`], the
 //! comparison with what the serving generation has ([`promise`]) and with what was claimed ([`compare`], [`listening`]), the [`proof`] that
 //! no older generation accepts, what is [`leaving`] the configuration, the connections that it is still [`opening`], and the removal of what it leaves in epoll sets ([`ghosts`]). The [`watchdog`] is the
-//! process that finishes a handover if this one dies in it; what it has [`kept`] then is the next supervisor's.
+//! process that finishes a handover if this one dies in it; what it has in its [`descriptor_store`] then is the next supervisor's.
 
 pub(crate) mod compare;
+pub(crate) mod descriptor_store;
 pub(crate) mod ghosts;
-pub(crate) mod kept;
 pub(crate) mod leaving;
 pub(crate) mod listening;
 pub(crate) mod opening;
@@ -15,8 +15,8 @@ pub(crate) mod promise;
 pub(crate) mod proof;
 pub(crate) mod readiness;
 pub(crate) mod steps;
-mod told;
 pub mod watchdog;
+mod watchdog_inbox;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,8 +34,8 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::generation::Generation;
+use crate::handover::descriptor_store::Stored;
 use crate::handover::ghosts::Removal;
-use crate::handover::kept::Found;
 use crate::handover::leaving::Leaving;
 use crate::handover::proof::{Older, Proof};
 use crate::handover::watchdog::{Duty, ProcessRef, Watchdog};
@@ -57,7 +57,7 @@ pub(crate) struct Handover {
 impl Handover {
     /// What the watchdog keeps for the next supervisor is asked for at `kept`.
     pub(crate) fn new(ghosts: Ghosts, kept: &Path) -> Result<Self, Error> {
-        let kept = kept::open(kept).inspect_err(|error| {
+        let kept = descriptor_store::open(kept).inspect_err(|error| {
             let text = "if this supervisor is killed, the next one will not reach the admin sockets of draining generations";
             tracing::warn!(%error, "{text}");
         });
@@ -189,7 +189,7 @@ impl Handover {
     }
 
     /// Gives the watchdog what that of an earlier supervisor has kept, which is not needed any more then.
-    pub(crate) fn keep_on(&self, cx: &Context, kept: &Found) {
+    pub(crate) fn keep_on(&self, cx: &Context, kept: &Stored) {
         let watchdog = self.watchdog.borrow();
         for (id, copies) in &kept.calls {
             watchdog.keep_copies(*id, how(cx), copies.each_ref().map(|copy| copy.as_fd()));

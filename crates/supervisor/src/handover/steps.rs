@@ -148,7 +148,7 @@ impl Supervisor {
         });
     }
 
-    /// It is known which of its listeners a generation that goes on passes over, or it was not to be known
+    /// It is known which of its listeners a generation that goes on passes over, or it could not be known
     /// in time.
     pub(crate) fn listens(&mut self, id: GenerationId, missing: Option<&[usize]>, proof: Event) {
         if self.handover.newer() != Some(id) {

@@ -32,8 +32,8 @@ use bindonce_sys::{holders, log, queue, tree};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use super::kept::{self, Kept};
-use super::told::{Inbox, Next};
+use super::descriptor_store::{self, DescriptorStore};
+use super::watchdog_inbox::{Inbox, Next};
 use crate::error::Error;
 
 /// The hidden subcommand that calls [`run`].
@@ -201,7 +201,7 @@ impl Watchdog {
             .map_err(failed())?;
         let watchdog = Self { socket, child, kept, calls: Vec::new(), unread: None };
         if let Some(asked) = &watchdog.kept {
-            watchdog.share(kept::ASKED, asked.as_fd());
+            watchdog.share(descriptor_store::ASKED, asked.as_fd());
         }
         Ok(watchdog)
     }
@@ -271,7 +271,7 @@ impl Watchdog {
 
     /// Gives it a copy of an admin connection of a generation, for the next supervisor.
     pub(crate) fn keep(&self, id: GenerationId, name: &str, connection: BorrowedFd<'_>) {
-        self.share(&kept::line(id, name), connection);
+        self.share(&descriptor_store::line(id, name), connection);
     }
 
     /// Gives it a copy of what the calls of a generation come from: without a supervisor it answers them.
@@ -289,13 +289,13 @@ impl Watchdog {
         how: Unattended,
         copies: [BorrowedFd<'_>; 2],
     ) {
-        self.send(&kept::calls_line(id, how), &copies);
+        self.send(&descriptor_store::calls_line(id, how), &copies);
     }
 
     /// The calls of a generation are to fail, also while we live.
     pub(crate) fn forget_calls(&mut self, id: GenerationId) {
         self.calls.retain(|(of, ..)| *of != id);
-        self.send(&kept::forget_line(id), &[]);
+        self.send(&descriptor_store::forget_line(id), &[]);
     }
 
     /// Gives it a descriptor, with a line that says what it is.
@@ -347,11 +347,13 @@ fn work() {
     let mut duty = Duty::None;
     let mut until: Option<Instant> = None;
     let mut held: Option<OwnedFd> = None;
-    let mut kept = Kept::default();
+    let mut kept = DescriptorStore::default();
     loop {
         match inbox.next(until) {
             Next::Line(line) if line == HOLD => held = inbox.descriptor(),
-            Next::Line(line) if kept::is_line(&line) => kept.take(line, || inbox.descriptor()),
+            Next::Line(line) if descriptor_store::is_line(&line) => {
+                kept.take(line, || inbox.descriptor());
+            }
             Next::Line(line) => {
                 // What it does not understand comes from no supervisor of this version.
                 duty = serde_json::from_str(&line).unwrap_or(Duty::None);

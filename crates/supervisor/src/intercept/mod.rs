@@ -6,10 +6,10 @@
 //! since a page of the program's memory can stall; what becomes of it is decided in
 //! [`bindonce_core::intercept`]; a UNIX path that is intercepted keeps its file when the program removes it (unlink(2)); [`steps`] is the part of it that the loop does. [`net`] is what is asked about haproxy.
 
-pub(crate) mod asked;
-pub(crate) mod found;
+pub(crate) mod calls_seen;
 mod net;
-pub(crate) mod seen;
+pub(crate) mod requests;
+pub(crate) mod resume;
 mod steps;
 
 use std::cell::RefCell;
@@ -27,9 +27,9 @@ use bindonce_sys::intercept::{self as sys, Call, Intercept, Look, Theirs};
 use bindonce_sys::{spawn, worker};
 use tokio::sync::{mpsc, oneshot};
 
-use self::asked::{Listens, Want};
+use self::calls_seen::CallsSeen;
 use self::net::Net;
-use self::seen::CallsSeen;
+use self::requests::{Listens, Want};
 use crate::context::Context;
 use crate::generations::generation::Generation;
 use crate::generations::listeners::HeldListener;

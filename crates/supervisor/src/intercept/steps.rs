@@ -16,8 +16,8 @@ use bindonce_core::intercept::{Failure, Own};
 use bindonce_sys::intercept::Intercept;
 use tokio::sync::oneshot;
 
-use super::asked::{Given, Listens, Want};
-use super::seen::CallsSeen;
+use super::calls_seen::CallsSeen;
+use super::requests::{Given, Listens, Want};
 use crate::broker::lease::LeaseUpdate;
 use crate::generations::generation::Generation;
 use crate::generations::listeners::HeldListener;
@@ -61,7 +61,7 @@ impl Supervisor {
         if !std::mem::replace(&mut self.report.unseen, true) {
             tracing::info!(
                 generation = id.0,
-                "haproxy's bind() is not to be seen here ({why}): what it binds by itself is looked for \
+                "haproxy's bind() cannot be seen here ({why}): what it binds by itself is looked for \
                  when it is ready"
             );
         }

@@ -45,7 +45,7 @@ pub(crate) struct Report {
     pub(crate) foreign: ForeignBinds,
     /// What older generations have bound that could not be paused for it.
     pub(crate) stopped_first: Vec<String>,
-    /// It was told that its bind(2) is not to be seen.
+    /// It was told that its bind(2) cannot be seen.
     pub(crate) unseen: bool,
     /// It was told that its listen(2) says when it is ready.
     pub(crate) listens: bool,

@@ -5,7 +5,7 @@ use bindonce_core::time::Timestamp;
 use serde_json::json;
 
 use super::model::{Input, Model};
-use super::seen::{Generation, Seen, Service, Supervision};
+use super::overview::{Generation, Overview, Service, Supervision};
 use crate::events::{Source, SourcedEvent};
 
 /// 2026-01-01T00:10:00Z.
@@ -56,14 +56,14 @@ pub(super) fn seen(services: Vec<Service>, listeners: Vec<ListenerInfo>) -> Inpu
         "listeners": listeners.len(), "connections": 2, "descriptor_limit": 1024,
     }));
     let broker = Ok((broker.expect("a broker"), listeners));
-    Input::Seen(Box::new(Seen { broker, services }))
+    Input::Overview(Box::new(Overview { broker, services }))
 }
 
 /// The broker does not tell; the supervisors do.
 pub(super) fn lost(services: Vec<Service>) -> Input {
     let broker =
         Err("cannot connect to /run/bindonce/bindonce.sock: Connection refused".to_owned());
-    Input::Seen(Box::new(Seen { broker, services }))
+    Input::Overview(Box::new(Overview { broker, services }))
 }
 
 pub(super) fn event_at(seconds: u64, kind: &'static str, number: u64, text: &str) -> SourcedEvent {

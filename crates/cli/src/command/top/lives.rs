@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use bindonce_core::history::Life;
 use bindonce_core::time::Timestamp;
 
-use super::seen::Service;
+use super::overview::Service;
 use crate::events::{Source, SourcedEvent};
 
 /// Ended lives that are remembered of each service.
@@ -76,7 +76,7 @@ mod tests {
     use bindonce::Event;
     use bindonce_core::history::Activity;
 
-    use super::super::seen::{Generation, Supervision};
+    use super::super::overview::{Generation, Supervision};
     use super::*;
 
     fn sourced(time: u64, kind: &'static str, generation: u64) -> SourcedEvent {

@@ -9,8 +9,8 @@ mod fixture;
 mod keys;
 mod lives;
 mod model;
+mod overview;
 mod screen;
-mod seen;
 mod sources;
 mod view;
 

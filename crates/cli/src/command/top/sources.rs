@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::keys::Decoder;
 use super::model::{Action, Input};
-use super::seen::Seen;
+use super::overview::Overview;
 use crate::command::status::Snapshot;
 use crate::command::{reload, retire};
 use crate::{events, failure};
@@ -131,8 +131,8 @@ pub(super) fn watch(socket: &Path, interval: Duration, now: Receiver<()>, news: 
     thread::spawn(move || {
         loop {
             let begun = Instant::now();
-            let seen = Box::new(Seen::from(Snapshot::take(&socket)));
-            if news.send(News::Input(Input::Seen(seen))).is_err() {
+            let seen = Box::new(Overview::from(Snapshot::take(&socket)));
+            if news.send(News::Input(Input::Overview(seen))).is_err() {
                 return;
             }
             let left = interval.saturating_sub(begun.elapsed());

@@ -11,7 +11,7 @@ use crate::config::address::is_descriptor;
 use crate::config::binds::{self, BindLine, Surroundings};
 use crate::config::claims::{Claims, left_alone};
 use crate::config::options::BindOptions;
-use crate::config::own;
+use crate::config::own_sockets;
 use crate::config::quoting::printable;
 use crate::config::reader::Word;
 use crate::config::rendering::LeftAlone;
@@ -191,7 +191,7 @@ impl Walk<'_> {
         let mut claimed = BTreeSet::new();
         let overlaps = |claims: &Claims, left: usize| {
             let own = claims.left_alone.get(left).map(|left| left.own.as_slice());
-            own.unwrap_or_default().iter().any(|own| own::overlaps(own, &claims.bindings))
+            own.unwrap_or_default().iter().any(|own| own_sockets::overlaps(own, &claims.bindings))
         };
         // What is claimed may overlap another.
         while let Some(at) =

@@ -36,7 +36,7 @@ use crate::error::Error;
 use crate::generations::changes::OptionChange;
 use crate::generations::listeners::HeldListener;
 use crate::generations::notifications::Notifications;
-use crate::intercept::asked::Want;
+use crate::intercept::requests::Want;
 use crate::kind::{Haproxy, Kind};
 use crate::origin::Origin;
 use crate::passed::Passed;

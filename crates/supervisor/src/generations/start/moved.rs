@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::generations::admin::Admin;
 use crate::generations::changes;
 use crate::generations::listeners::Known;
-use crate::intercept::asked::Want;
+use crate::intercept::requests::Want;
 use crate::passed;
 
 /// How long a look at the sockets of a generation may take.
@@ -48,7 +48,7 @@ pub(crate) struct Serving {
 /// `want` asks for a lease of the generation that has bound it. Gives what the files of UNIX sockets have, for the claim.
 ///
 /// # Errors
-/// [`Error::OwnAddress`] where the socket cannot be had.
+/// [`Error::OwnAddress`] where the socket cannot be taken.
 pub(super) async fn take(
     lease: &mut Client,
     rendering: &Rendering,

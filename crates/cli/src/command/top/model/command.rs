@@ -3,7 +3,7 @@
 
 use super::{Action, Effect, Message, Model, Pane, SPANS, Sort};
 use crate::command::top::keys::Key;
-use crate::command::top::seen::{Generation, Service, Supervision};
+use crate::command::top::overview::{Generation, Service, Supervision};
 
 /// How far a key goes that goes far.
 const PAGE: usize = 10;

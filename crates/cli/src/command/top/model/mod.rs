@@ -16,7 +16,7 @@ use bindonce_core::time::Timestamp;
 
 use super::keys::Key;
 use super::lives::Lives;
-use super::seen::{Generation, Seen, Service, Supervision};
+use super::overview::{Generation, Overview, Service, Supervision};
 use crate::events::SourcedEvent;
 
 /// For how many milliseconds it is told what was done.
@@ -36,7 +36,7 @@ pub(super) enum Input {
     /// Nothing for a while.
     Time,
     /// They were all asked.
-    Seen(Box<Seen>),
+    Overview(Box<Overview>),
     /// Events, oldest first.
     Happened(Vec<SourcedEvent>),
     /// What was being done is done: what was said of it, or why it failed.
@@ -144,7 +144,7 @@ impl Model {
         match input {
             Input::Key(key) => self.key(key),
             Input::Time => Vec::new(),
-            Input::Seen(seen) => {
+            Input::Overview(seen) => {
                 self.see(*seen);
                 Vec::new()
             }
@@ -171,7 +171,7 @@ impl Model {
         }
     }
 
-    fn see(&mut self, seen: Seen) {
+    fn see(&mut self, seen: Overview) {
         self.looked = true;
         if let Some(Message::Notice(since, _)) = self.message
             && self.now.0.saturating_sub(since.0) > TOLD

@@ -8,7 +8,7 @@ use super::canvas::{Area, Canvas, PLAIN, Style};
 use super::pane::{BAD, FAINT, GOOD, STRONG, WARN, title, window};
 use super::words;
 use crate::command::top::model::{Model, Pane, Row};
-use crate::command::top::seen::{Generation, Service, Supervision};
+use crate::command::top::overview::{Generation, Service, Supervision};
 
 /// The columns before the time line, in a terminal of some width.
 struct Columns {

@@ -6,7 +6,7 @@ use crate::command::top::fixture::{
 };
 use crate::command::top::keys::Key;
 use crate::command::top::model::Input;
-use crate::command::top::seen::Supervision;
+use crate::command::top::overview::Supervision;
 
 fn screen(model: &Model, width: u16, height: u16, glyphs: &'static Glyphs) -> String {
     let setting = Setting { glyphs, interval: "1s".to_owned() };

@@ -53,7 +53,7 @@ pub(crate) type Connections = BTreeMap<GenerationId, BTreeMap<String, OwnedFd>>;
 
 /// What the watchdog of an earlier supervisor has kept.
 #[derive(Debug, Default)]
-pub(crate) struct Found {
+pub(crate) struct Stored {
     pub(crate) connections: Connections,
     /// What [`Left`] is made of, of each generation.
     pub(crate) calls: BTreeMap<GenerationId, [OwnedFd; 2]>,
@@ -61,7 +61,7 @@ pub(crate) struct Found {
     keeper: Option<UnixStream>,
 }
 
-impl Found {
+impl Stored {
     /// All of it is in the hands of another watchdog: its keeper is not needed any more.
     pub(super) fn are_taken(&self) {
         if let Some(mut keeper) = self.keeper.as_ref() {
@@ -116,8 +116,8 @@ pub(super) fn is_line(line: &str) -> bool {
 }
 
 /// What the watchdog of an earlier supervisor has kept.
-pub(crate) fn fetch(path: &Path) -> Found {
-    let mut found = Found::default();
+pub(crate) fn fetch(path: &Path) -> Stored {
+    let mut found = Stored::default();
     // Nobody has kept anything.
     let Ok(answer) = ask(path) else { return found };
     let (mut text, mut descriptors) = (Vec::new(), Vec::new());
@@ -159,14 +159,14 @@ fn ask(path: &Path) -> io::Result<UnixStream> {
 
 /// What the watchdog keeps.
 #[derive(Default)]
-pub(super) struct Kept {
+pub(super) struct DescriptorStore {
     asked: Option<UnixDatagram>,
     /// By their lines.
     connections: BTreeMap<String, OwnedFd>,
     calls: BTreeMap<GenerationId, (Unattended, Left)>,
 }
 
-impl Kept {
+impl DescriptorStore {
     /// Takes what has come with one of its lines; nothing, where it was lost on the way.
     pub(super) fn take(&mut self, line: String, mut descriptor: impl FnMut() -> Option<OwnedFd>) {
         if let Some(id) = line.strip_prefix(FORGET).and_then(id) {
@@ -302,7 +302,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("bindonce-kept-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         assert!(fetch(&path).connections.is_empty(), "nobody has kept anything");
-        let mut kept = Kept::default();
+        let mut kept = DescriptorStore::default();
         kept.take(ASKED.to_owned(), || Some(open(&path).expect("a socket")));
         let mut pairs = Vec::new();
         for (id, name) in [(3, OWN), (3, "user"), (4, OWN)] {

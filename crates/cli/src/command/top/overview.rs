@@ -12,7 +12,7 @@ use crate::command::supervisors::{Silent, Supervisor};
 
 /// What was told at one moment.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct Overview {
     /// The broker and its listeners, or why it does not tell.
     pub(super) broker: Result<(BrokerInfo, Vec<ListenerInfo>), String>,
     /// By name.
@@ -54,7 +54,7 @@ pub(super) struct Generation {
     pub(super) kept_by: Vec<String>,
 }
 
-impl From<Snapshot> for Seen {
+impl From<Snapshot> for Overview {
     fn from(snapshot: Snapshot) -> Self {
         let Snapshot { broker, supervisors, .. } = snapshot;
         let (broker, joined) = match broker {
@@ -168,7 +168,7 @@ mod tests {
                 serde_json::from_value(silent).expect("a supervisor"),
             ],
         };
-        let services = Seen::from(snapshot).services;
+        let services = Overview::from(snapshot).services;
         let names: Vec<_> = services.iter().map(|service| service.name.as_str()).collect();
         assert_eq!(names, ["joined", "silent", "web"]);
         assert_eq!(services[0].supervision, Supervision::Nobody);
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn without_a_broker_the_supervisors_half_is_there() {
         let web = json!({ "service": "web", "pid": 8, "generations": [] });
-        let seen = Seen::from(Snapshot {
+        let seen = Overview::from(Snapshot {
             socket: PathBuf::from("/s"),
             broker: Err(Error::Protocol("nonsense".to_owned())),
             supervisors: vec![serde_json::from_value(web).expect("a supervisor")],

@@ -23,7 +23,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 
 /// The file of one journal.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct EventFile {
     path: PathBuf,
     /// None after it could not be written, until it has been written anew.
     file: Option<File>,
@@ -31,7 +31,7 @@ pub(crate) struct Kept {
     failed: Option<Instant>,
 }
 
-impl Kept {
+impl EventFile {
     /// Opens the file and gives what is in it, oldest first.
     pub(crate) fn open(path: &Path) -> (Self, Vec<Event>) {
         let mut kept = Self { path: path.to_owned(), file: None, lines: 0, failed: None };
