@@ -1,10 +1,10 @@
 //! One daemon at a time for one control socket: the lock that it has for its whole life.
 
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use bindonce_sys::exchange::connect;
 use bindonce_sys::lock::LockFile;
 use bindonce_wire::message::{Id, encode_request};
 
@@ -24,8 +24,34 @@ pub fn lock(lock: &Path, socket: &Path) -> io::Result<Option<LockFile>> {
 
 /// How many bytes of an answer come first. An error is an answer too.
 fn ask(socket: &Path) -> io::Result<usize> {
-    let mut stream = UnixStream::connect(socket)?;
+    let mut stream = connect(socket)?;
     stream.set_read_timeout(Some(ANSWER))?;
     stream.write_all(&encode_request(&Id::Null, "ping", &[(); 0])?)?;
     stream.read(&mut [0])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+    use crate::testing::Directory;
+
+    #[test]
+    fn one_whose_queue_is_full_does_not_answer_and_keeps_nobody() {
+        let directory = Directory::new("exclusive");
+        let socket = directory.0.join("control.sock");
+        let listener = UnixListener::bind(&socket).expect("bind");
+        rustix::net::listen(&listener, 0).expect("a short queue");
+        let waiting: Vec<_> = std::iter::from_fn(|| connect(&socket).ok()).take(100).collect();
+        assert!(waiting.len() < 100, "its queue is full");
+        let (sender, asked) = mpsc::channel();
+        let ask_it = move || sender.send(ask(&socket).map_err(|error| error.kind()));
+        let asking = thread::spawn(ask_it);
+        let answer = asked.recv_timeout(Duration::from_secs(60)).expect("it waits for nobody");
+        assert_eq!(answer, Err(io::ErrorKind::WouldBlock));
+        asking.join().expect("it ends").expect("heard");
+    }
 }

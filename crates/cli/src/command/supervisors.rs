@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use bindonce_core::text::count;
 use bindonce_doctor::{Answered, Answers};
 use bindonce_supervisor as supervisor;
 use bindonce_supervisor::replies::{GenerationStatus, Status};
+use bindonce_sys::exchange::connect;
 use serde::{Deserialize, Serialize};
 
 use super::list;
@@ -54,9 +54,8 @@ pub(crate) struct Silent {
 pub(crate) fn missing(socket: &Path, name: &Name, error: bindonce::Error) -> anyhow::Error {
     match &error {
         bindonce::Error::Connect { .. } if error.is_absence() => {
-            let runs = |service: &Name| {
-                UnixStream::connect(supervisor::control_socket(socket, service)).is_ok()
-            };
+            let runs =
+                |service: &Name| connect(&supervisor::control_socket(socket, service)).is_ok();
             let running = supervisor::services(socket).into_iter().filter(runs);
             let running = running.map(|service| format!("\"{service}\"")).collect::<Vec<_>>();
             let others = if running.is_empty() {

@@ -10,12 +10,12 @@ pub(crate) mod replace;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use bindonce_haproxy::config::{Command, Rendering, Role, System, keyword};
+use bindonce_sys::exchange::connect;
 use bindonce_sys::log;
 
 use crate::background;
@@ -120,7 +120,7 @@ fn can_transfer(path: &Path, command: &Command) -> anyhow::Result<()> {
     if path == Path::new("/dev/null") || command.role.master.is_some() {
         return Ok(());
     }
-    match UnixStream::connect(path) {
+    match connect(path) {
         Err(error) if !is_master()? => bail!(
             "Failed to connect to the old process socket '{}': {error}\n\
              Failed to get the sockets from the old process!\n\
