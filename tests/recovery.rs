@@ -30,7 +30,7 @@ fn next(scene: &Scene) -> Process {
     process
 }
 
-/// Waits until this process waits for a lock that somebody has.
+/// Returns once this process blocks in flock(2).
 fn wait_for_lock(process: &mut Process) {
     let waits = format!(" {} ", process.pid());
     eventually("it waits for the lock", || {
