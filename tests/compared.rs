@@ -155,6 +155,24 @@ fn without_an_admin_socket_it_is_compared_too() {
     }
 }
 
+/// A nested master executes itself again while its worker makes an epoll set: for a moment neither has one.
+#[test]
+fn where_no_epoll_set_is_there_yet_it_is_looked_for_again() {
+    let Some(program) = Haproxy::system() else { return };
+    let (scene, _broker) = Scene::with_broker();
+    let (address, other) = (scene.address(), scene.address());
+    // It says that it is ready (-sf), and is no haproxy yet.
+    let early = "for pid; do true; done; kill -USR1 $pid; sleep 0.3";
+    let program = other_minded_if(&scene, &program, early);
+    let extra = PASSED_OVER.replace('@', &other.to_string());
+    let file = scene.write("haproxy.cfg", &with(address, &extra, 1));
+    let mut haproxy = Haproxy::begin(&scene, &["--no-admin"], &program, &file);
+    let story = haproxy.supervisor.wait_exit();
+    assert_eq!(story.code(), Some(1), "{}", haproxy.supervisor.story());
+    let story = haproxy.supervisor.story();
+    assert!(story.contains(&format!("haproxy does not listen on {other}")), "{story}");
+}
+
 /// Neither an admin socket nor an epoll set shows it.
 #[test]
 fn where_it_is_not_to_be_seen_that_is_told() {

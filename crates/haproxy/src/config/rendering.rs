@@ -170,6 +170,8 @@ pub struct ProcessMode {
     pub is_master: bool,
     /// Alone it would go on in the background, by `-D` or `daemon`, unless it was told to stay.
     pub is_daemon: bool,
+    /// It polls without epoll, by `-de` or `noepoll`.
+    pub no_epoll: bool,
     /// The file that it would write its pid to: absolute.
     #[serde(with = "saved::optional_path")]
     pub pid_file: Option<PathBuf>,

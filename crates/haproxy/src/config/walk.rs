@@ -183,6 +183,8 @@ impl<'a> Walk<'a> {
         let own = &mut self.edits;
         let line =
             self.global.pid_file.finish(would_write, master_worker, &self.input.directory, own);
+        let no_epoll =
+            self.input.has_argument(b"-de") || self.state.enabled(b"EPOLL") == Some(false);
         let given = role.pid_file.as_ref().filter(|_| would_write);
         let pid_file = given.map(|path| self.input.directory.join(path)).or(line);
         for (copy, file) in self.files.iter_mut().enumerate() {
@@ -196,7 +198,7 @@ impl<'a> Walk<'a> {
             constants: self.edits.constants,
             no_reuse_port: self.input.has_argument(b"-dR")
                 || self.state.enabled(b"REUSEPORT") == Some(false),
-            mode: ProcessMode { master_worker, is_master, is_daemon, pid_file },
+            mode: ProcessMode { master_worker, is_master, is_daemon, no_epoll, pid_file },
             unused: self.claims.supply.unused(),
             bindings: self.claims.bindings,
             variables: self.claims.variables,

@@ -230,11 +230,13 @@ async fn find(
         _ => State::Serving,
     };
     let (listeners, lease) = claim_again(cx, leases, generations, saved, state, left).await;
+    let rendering = starts.rendering(GenerationId(saved.configuration));
     let process = Process {
         pidfd,
         admin,
         stderr: left.stderr(id, starts, saved.configuration),
         master_worker: saved.master_worker,
+        no_epoll: rendering.is_some_and(|rendering| rendering.mode.no_epoll),
         listeners,
         lease,
         started: Timestamp(saved.since),

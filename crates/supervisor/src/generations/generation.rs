@@ -83,6 +83,8 @@ pub(crate) struct Cli {
     pub(crate) answers: Option<i32>,
     /// Its configuration or command line asks for haproxy's own master.
     pub(crate) master_worker: bool,
+    /// Its configuration or command line switches epoll off.
+    pub(crate) no_epoll: bool,
     /// How many reloads the master CLI had counted when it began to serve.
     pub(crate) reloads_before: u64,
 }

@@ -38,6 +38,7 @@ pub(crate) struct Process {
     pub(crate) stderr: Option<(OwnedFd, Messages)>,
     /// As in [`Generation`].
     pub(crate) master_worker: bool,
+    pub(crate) no_epoll: bool,
     pub(crate) listeners: Vec<Rc<HeldListener>>,
     pub(crate) lease: Option<bindonce::aio::Client>,
     pub(crate) started: Timestamp,
@@ -100,14 +101,14 @@ pub(crate) fn take_on(
         }
         cx.send(Message::Exited(id, exit));
     });
-    let Process { listeners, started, admin, master_worker, .. } = process;
+    let Process { listeners, started, admin, master_worker, no_epoll, .. } = process;
     let news = leases.keep(id, pid, listeners.clone(), process.lease);
     let generation = Generation {
         id,
         pidfd,
         named: ProcessRef { pid, start_time },
         start: Start { at: started, begun: None, took: None },
-        cli: Cli { admin, master_worker, ..Cli::default() },
+        cli: Cli { admin, master_worker, no_epoll, ..Cli::default() },
         output: Output { tail, pipe },
         readiness: Readiness { passed: listeners.len(), ..Readiness::default() },
         listeners,

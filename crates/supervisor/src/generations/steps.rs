@@ -34,6 +34,8 @@ impl Supervisor {
         };
         let rendering = launched.prepared.rendering();
         let master_worker = rendering.is_some_and(|rendering| rendering.mode.master_worker);
+        let no_epoll = self.handover.ghosts.no_epoll()
+            || rendering.is_some_and(|rendering| rendering.mode.no_epoll);
         let devices = rendering.map(Rendering::haproxys_devices).unwrap_or_default();
         // A path stays: the process that made the socket made the path too.
         let bindings = rendering.map(|rendering| rendering.bindings.as_slice()).unwrap_or_default();
@@ -50,6 +52,7 @@ impl Supervisor {
             admin,
             stderr: launched.stderr.map(|stderr| (stderr, launched.messages)),
             master_worker,
+            no_epoll,
             listeners: launched.listeners,
             lease: Some(launched.lease),
             started: clock::now(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bindonce_core::duration;
 use bindonce_haproxy::cli::descriptor;
-use bindonce_sys::{epoll, inherit, process, worker};
+use bindonce_sys::{epoll, holders, inherit, process, worker};
 
 use crate::generations::admin::{Admin, NoAnswer};
 use crate::generations::generation::Generation;
@@ -32,6 +32,8 @@ pub(crate) struct Processes {
     kind: Kind,
     pid: i32,
     inodes: Vec<u64>,
+    /// It was told to use no epoll.
+    no_epoll: bool,
 }
 
 impl Listening {
@@ -44,6 +46,7 @@ impl Listening {
                 kind: kind.clone(),
                 pid: generation.pid(),
                 inodes: generation.inodes(),
+                no_epoll: generation.cli.no_epoll,
             })),
         })
     }
@@ -65,7 +68,7 @@ impl Listening {
     /// answer in that time. None where it cannot be known: it does not have the command, or
     /// uses no epoll; or it has ended, which is noticed elsewhere.
     pub(crate) async fn missing(&self, limit: Duration) -> Option<Vec<usize>> {
-        let (mut heard, mut last) = (BTreeSet::new(), None);
+        let (mut heard, mut last) = (None, None);
         let looks = async {
             loop {
                 let seen = match self {
@@ -84,6 +87,13 @@ impl Listening {
         // One that does not end in time tells no more than the one before.
         let _ = bindonce_sys::patience::timeout(limit, looks).await;
         let missing = last?;
+        if let Self::Seen(processes) = self
+            && heard.is_none()
+            && !missing.waiting.is_empty()
+        {
+            processes.warn_unseen();
+            return Some(Vec::new());
+        }
         Some(missing.unknown.into_iter().chain(missing.waiting).collect())
     }
 }
@@ -100,28 +110,40 @@ struct Missing {
 impl Processes {
     /// Adds the inodes that are waited for to `heard`: one that is full waits for none. None if the look
     /// takes too long.
-    async fn look(&self, heard: &mut BTreeSet<u64>, limit: Duration) -> Option<Missing> {
+    async fn look(&self, heard: &mut Option<BTreeSet<u64>>, limit: Duration) -> Option<Missing> {
         let this = self.clone();
         let look = move || {
-            let pids = this.kind.processes(this.pid).into_iter();
-            let seen: Vec<_> =
-                pids.filter_map(|pid| epoll::waited_for(pid, &this.inodes)).collect();
-            (!seen.is_empty()).then(|| seen.into_iter().flatten().collect::<BTreeSet<_>>())
+            let pids = this.kind.processes(this.pid);
+            let sets = pids.iter().filter_map(|pid| epoll::waited_for(*pid, &this.inodes));
+            let seen = sets.reduce(|all, more| all.into_iter().chain(more).collect());
+            let denied = |pid: &i32| holders::holds(*pid, &this.inodes).is_err();
+            let never = this.no_epoll || seen.is_none() && pids.iter().any(denied);
+            (seen, never)
         };
-        let Some(seen) = worker::within(limit, look).await.ok()? else {
-            if process::start_time(self.pid).is_some() {
-                tracing::warn!(
-                    pid = self.pid,
-                    "which addresses haproxy listens on cannot be seen: it has no admin socket \
-                     (--no-admin) and uses no epoll (-de, noepoll); leave one of the two out"
-                );
+        let (seen, never) = worker::within(limit, look).await.ok()?;
+        match seen {
+            Some(seen) => heard.get_or_insert_default().extend(seen),
+            None if process::start_time(self.pid).is_none() => return Some(Missing::default()),
+            None if never => {
+                self.warn_unseen();
+                return Some(Missing::default());
             }
-            return Some(Missing::default());
-        };
-        heard.extend(seen);
+            // A worker that was just forked has no epoll set for a moment, and neither has a master
+            // that executes itself again.
+            None => {}
+        }
+        let is_heard = |inode: &u64| heard.as_ref().is_some_and(|heard| heard.contains(inode));
         let all = self.inodes.iter().enumerate();
-        let waiting = all.filter(|(_, inode)| !heard.contains(inode)).map(|(index, _)| index);
+        let waiting = all.filter(|(_, inode)| !is_heard(inode)).map(|(index, _)| index);
         Some(Missing { unknown: Vec::new(), waiting: waiting.collect() })
+    }
+
+    fn warn_unseen(&self) {
+        tracing::warn!(
+            pid = self.pid,
+            "which addresses haproxy listens on cannot be seen: it has no admin socket \
+             (--no-admin) and uses no epoll (-de, noepoll); leave one of the two out"
+        );
     }
 }
 
