@@ -1,5 +1,5 @@
-//! Addresses that plain haproxy takes, however odd: it listens on them under bindonce too, and
-//! goes on after a reload.
+//! Unusual addresses that plain haproxy accepts: under bindonce haproxy listens on them too, and
+//! still does after a reload.
 
 use std::ffi::OsStr;
 use std::net::TcpStream;
@@ -23,7 +23,7 @@ fn haproxies() -> Vec<PathBuf> {
     Haproxy::system().into_iter().chain(fetched).collect()
 }
 
-/// Why a test takes a network of its own.
+/// Why a test needs its own network namespace.
 const ITS_OWN: &str = "its names and interfaces are those of a network namespace of its own";
 
 fn config(binds: &[String]) -> String {
@@ -44,7 +44,7 @@ fn unix_names_that_haproxy_takes_are_served() {
         let abstract_name = format!("{}{}", std::process::id(), "x".repeat(90));
         let binds = [
             format!("unix@{}", at("deep/../up.sock")),
-            // Behind the link it is deep, not the directory of the test.
+            // The link leads to a deeper directory, not to the test's own.
             format!("unix@{}", at("link/../behind.sock")),
             format!("unix@{}", at("link/linked.sock")),
             format!("{} mode 4755", at("mode.sock")),
@@ -78,7 +78,7 @@ fn unix_names_that_haproxy_takes_are_served() {
 #[test]
 fn the_empty_abstract_name_is_a_name() {
     for program in haproxies() {
-        // It is one for all of a network.
+        // The name is shared within a network namespace.
         let Some(scene) = Scene::isolated(ITS_OWN) else { return };
         let _broker = scene.broker();
         let file = scene.write("f.cfg", &config(&["abns@".to_owned()]));
@@ -91,7 +91,7 @@ fn the_empty_abstract_name_is_a_name() {
     }
 }
 
-/// haproxy alone warns (`cannot bind receiver to device 'nosuch0'`) and listens.
+/// Plain haproxy warns (`cannot bind receiver to device 'nosuch0'`) and listens.
 #[test]
 fn an_interface_that_does_not_exist_is_bound_on_every_interface() {
     for program in haproxies() {
@@ -126,13 +126,15 @@ fn an_interface_that_does_not_exist_is_bound_on_every_interface() {
         write(&[nowhere(address), nowhere(another)]);
         haproxy.reload(&scene).ok();
         assert!(answer(TcpStream::connect(another).expect("connect")).ends_with("one"));
-        // What the broker holds after the end of the service is nothing in the way either.
+        // Listeners that the broker still holds after the end of the service are no obstacle
+        // either.
         write(&[format!("{address} interface lo"), nowhere(another)]);
         haproxy.reload(&scene).ok();
         drop(haproxy);
         write(&[nowhere(address), nowhere(another)]);
         let _haproxy = Haproxy::start(&scene, &program, &file);
-        // Who connects to what nobody serves any more, until it is released, is reset.
+        // A client of an address that no generation serves any more is reset when the listener is
+        // released.
         eventually("what the configuration names no more to be released", || {
             (!scene.run("list", &[]).ok().contains(&device)).then_some(())
         });
@@ -140,7 +142,8 @@ fn an_interface_that_does_not_exist_is_bound_on_every_interface() {
     }
 }
 
-/// As two sockets of haproxy's they are each other's neighbours, and no socket of the broker's.
+/// Both are haproxy's own sockets, which share the address with each other and with no socket of
+/// the broker.
 #[test]
 fn two_interfaces_that_do_not_exist_at_one_address_are_haproxys_and_named_where_it_serves() {
     let (Some(program), Some(scene)) = (Haproxy::system(), Scene::isolated(ITS_OWN)) else {

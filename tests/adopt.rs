@@ -1,4 +1,4 @@
-//! The way in from a haproxy that runs already: `adopt`, `run`, `adopt --retire`, under load.
+//! Migration from a running haproxy: `adopt`, `run`, `adopt --retire`, under load.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -13,7 +13,7 @@ use crate::harness::{
     listening, skip,
 };
 
-/// A plain haproxy, started as people start it, and load on it.
+/// A plain haproxy, started as users start it, under load.
 struct Plain {
     process: Process,
     address: SocketAddr,
@@ -22,7 +22,7 @@ struct Plain {
 }
 
 impl Plain {
-    /// None, with the reason told, where the test cannot have a network of its own.
+    /// None if the test cannot have its own network namespace, with the reason reported.
     fn start(program: &Path, mode: &[&str], bind: &str, expose: bool) -> Option<Self> {
         let scene = Scene::isolated(
             "needs root, to move connections between sockets of a network of its own",
@@ -59,17 +59,17 @@ impl Plain {
         serde_json::from_str(&said).expect("JSON")
     }
 
-    /// The whole walk, from the plain haproxy to the second reload. Gives what `adopt` and
-    /// `adopt --retire` said.
+    /// The whole migration, from the plain haproxy to the second reload. Returns the output of
+    /// `adopt` and of `adopt --retire`.
     fn walk(mut self, program: &Path, from: &[&str]) -> (Value, Value) {
         let scene = &self.scene;
         let broker = scene.broker();
-        // Who has the address is looked up within half a second, or not told.
+        // The holder of the address is found within half a second, or not reported.
         let said = eventually("who has the address", || {
             let said = scene.run("bind", &[&self.address.to_string()]).fails(1);
             said.contains("held by pid ").then_some(said)
         });
-        // Some are started by a script that makes them bear the loader's name.
+        // Some haproxies are started by a script through the loader, whose name they then bear.
         let named = said.contains("haproxy)");
         assert_eq!(said.contains("hint: `bindonce adopt --pid "), named, "{said}");
         let adopted = self.adopt(from);
@@ -85,7 +85,7 @@ impl Plain {
         let file = scene.path("haproxy.cfg");
         let haproxy = Haproxy::start(scene, program, &file);
         let retired = self.adopt(&retire);
-        // One socket on the address is left, and it is the one that was adopted.
+        // One socket on the address is left: the adopted one.
         assert_eq!(inodes(self.address), [inode], "{retired:#}");
         self.process.wait_exit();
         for generation in [2, 3] {
@@ -114,7 +114,7 @@ impl Plain {
     }
 }
 
-/// The sockets on an address, by the kernel's own list.
+/// The sockets on an address, from the kernel's own list.
 fn inodes(address: SocketAddr) -> Vec<u64> {
     listening(address).into_iter().map(|socket| socket.inode).collect()
 }
@@ -152,7 +152,7 @@ fn by_the_stats_socket_from_3_2() {
 fn by_pid_from_a_master_with_a_worker() {
     let Some(program) = Haproxy::system() else { return };
     let Some(plain) = Plain::start(&program, &["-W", "-db"], "", false) else { return };
-    // What it does not expose it does not hand out.
+    // haproxy does not hand out sockets that it does not expose.
     let socket = plain.scene.path("admin.sock").display().to_string();
     let said = plain.scene.run("adopt", &["--stats-socket", &socket]).fails(1);
     assert!(said.contains("expose-fd listeners"), "{said}");
@@ -180,10 +180,10 @@ fn a_dry_run_and_a_mistake_change_nothing() {
     let said = plain.scene.run("adopt", &["--pid", &own, "--retire"]).fails(1);
     assert!(said.contains("adopt them first"), "{said}");
     assert_eq!(plain.scene.run("list", &[]).ok(), "no listener is held\n");
-    // Not how many wait there: clients connect meanwhile.
+    // Without the number of waiting connections: clients connect meanwhile.
     let sockets = |seen: &[Listening]| seen.iter().map(|s| (s.inode, s.limit)).collect::<Vec<_>>();
     assert_eq!(sockets(&listening(plain.address)), sockets(&before));
-    // By name, one address under a name of its own; a second time it is the same socket.
+    // By name, for one address; a second adoption gives the same socket.
     let named = format!("web={}", plain.address);
     for _ in 0..2 {
         plain.scene.run("adopt", &["--stats-socket", &socket, &named]).ok();
@@ -206,7 +206,7 @@ fn what_waits_in_a_socket_that_closes_is_moved_and_answered() {
     let Plain { mut process, address, load, scene } = plain;
     assert_nothing_lost(&load.stop());
     process.terminate();
-    // One that is at its limit accepts nothing more.
+    // A haproxy at its connection limit accepts no more.
     let file = scene.path("haproxy.cfg");
     let text = fs::read_to_string(&file).expect("the file");
     fs::write(&file, text.replace("maxconn 500", "maxconn 3")).expect("the file");
@@ -219,8 +219,8 @@ fn what_waits_in_a_socket_that_closes_is_moved_and_answered() {
         stream
     };
     let queued = || listening(address).iter().map(|socket| socket.waiting).sum::<u32>();
-    // One after the other: a thread of haproxy that looks for one more connection counts it while it
-    // looks, and a thread that finds the limit reached then waits for the end of a connection.
+    // One after the other: a thread of haproxy that looks for another connection counts it while it
+    // looks, and a thread that finds the limit reached then waits for a connection to end.
     let mut kept = Vec::new();
     for _ in 0..3 {
         kept.push(half("GET / HTTP/1.1\r\n"));
@@ -244,7 +244,7 @@ fn what_waits_in_a_socket_that_closes_is_moved_and_answered() {
     process.wait_exit();
 }
 
-/// Another user's process that is called haproxy: it holds a listener, and says who asks it about a
+/// Another user's process named haproxy. It holds a listener, and reports who asks it about a
 /// condition.
 #[test]
 fn a_process_of_another_user_is_asked_with_that_user_s_rights() {

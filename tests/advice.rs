@@ -1,4 +1,4 @@
-//! What is said when something is in the way: whose it is, and advice that helps when it is followed.
+//! Messages about obstacles: they name the owner, and following their advice helps.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -17,7 +17,7 @@ fn an_address_of_another_host_gets_advice_that_haproxy_knows() {
     for part in ["`transparent`", "--listen NAME=10.9.9.9:8080,freebind", "ip_nonlocal_bind"] {
         assert!(said.contains(part), "{part:?} is not in: {said}");
     }
-    // Followed with haproxy: what the hint says serves.
+    // Following the hint with haproxy works.
     let Some(program) = Haproxy::system() else { return };
     let text = "defaults\n    mode http\n    timeout client 5s\n    timeout server 5s\n    timeout connect 1s\n\
                 frontend f\n    bind 10.9.9.9:8080\n";
@@ -35,7 +35,7 @@ fn a_missing_broker_is_named_once() {
     let error = said.lines().find(|line| line.starts_with("bindonce: ")).expect(&said);
     assert_eq!(error.matches(&path).count(), 1, "{said}");
     assert!(!error.contains("connect to the broker"), "{said}");
-    // Nor is a supervisor that does not run a broker.
+    // A missing supervisor is not reported as a missing broker either.
     let _broker = scene.broker();
     for (verb, arguments) in
         [("reload", ["--name", "web"]), ("retire", ["--name", "web"]), ("ping", ["--name", "web"])]
@@ -80,7 +80,7 @@ fn too_many_open_files_of_the_broker_names_the_broker() {
     for part in [whose.as_str(), "LimitNOFILE=", "`bindonce retire` ends the oldest"] {
         assert!(said.contains(part), "{part:?} is not in: {said}");
     }
-    // It can accept no client either then, and says the same to its log.
+    // The broker cannot accept clients then either, and says so in its log.
     let clients: Vec<_> = (0..60)
         .filter_map(|_| std::os::unix::net::UnixStream::connect(scene.socket()).ok())
         .collect();
@@ -96,7 +96,7 @@ fn the_end_of_a_supervisor_says_what_stays_bound() {
     let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let file = scene.write("f.cfg", &config(address, 1));
-    // Also of a listener that was there before the service.
+    // Also for a listener that existed before the service.
     for before in [false, true] {
         if before {
             scene.run("bind", &[&address.to_string()]).ok();
@@ -106,7 +106,7 @@ fn the_end_of_a_supervisor_says_what_stays_bound() {
         let line = haproxy.supervisor.wait_line("bindonce release");
         haproxy.supervisor.wait_exit();
         let name = line.rsplit(' ').next().expect("a name");
-        // Followed.
+        // Follow the advice.
         scene.run("release", &[name]).ok();
         assert_eq!(scene.run("list", &[]).ok(), "no listener is held\n");
     }
@@ -122,14 +122,15 @@ fn the_cli_of_a_master_is_told_from_a_stats_socket() {
     command.args(["-W", "-db", "-S"]).arg(&path).arg("-f").arg(&file);
     let mut master = Process::start(&mut command);
     let pid = master.pid().to_string();
-    // A master executes itself once more at its start: until then its socket is absent, or nobody listens on it.
+    // A master executes itself once more at its start. Until then its socket is missing, or no
+    // process listens on it.
     let said = eventually("the master's CLI", || {
         let mut adopt = scene.bindonce("adopt");
         let said = finish(adopt.args(["--dry-run", "--stats-socket"]).arg(&path)).fails(1);
         said.contains("CLI of a haproxy master").then_some(said)
     });
     assert!(said.contains("--pid"), "{said}");
-    // Followed.
+    // Follow the advice.
     if nix::unistd::geteuid().is_root() {
         eventually("its worker", || {
             let said = finish(scene.bindonce("adopt").args(["--dry-run", "--pid", &pid]));
@@ -151,13 +152,13 @@ fn a_script_that_starts_haproxy_works_as_the_advice_says() {
     let said = finish(scene.bindonce("run").arg("--").arg(&script)).fails(2);
     let advice = format!("`--kind haproxy -- {} -f FILE`", script.display());
     assert!(said.contains("exec haproxy \"$@\"") && said.contains(&advice), "{said}");
-    // Followed.
+    // Follow the advice.
     let mut haproxy = Haproxy::start_with(&scene, &["--kind", "haproxy"], &script, &file);
     haproxy.reload(&scene).ok();
     haproxy.wait_serving(&scene);
 }
 
-/// A script that waits for haproxy hears the signals in its place; they are for haproxy.
+/// A script that waits for haproxy receives the signals meant for haproxy.
 #[test]
 fn a_script_that_waits_for_haproxy_is_replaced_too() {
     let Some(program) = Haproxy::system() else { return };
@@ -194,14 +195,14 @@ fn a_program_that_listens_elsewhere_is_told_so() {
     let line = run.wait_line("by itself, where bindonce protects nothing");
     assert!(line.contains(&taken.to_string()) && line.contains("--listen"), "{line}");
     assert!(!line.contains("told"), "{line}");
-    // It drains for as long as it likes; a second signal ends it.
+    // Draining has no limit here; a second signal ends it.
     run.signal(Signal::SIGTERM);
-    run.wait_line("shutdown asked for");
+    run.wait_line("shutdown requested");
     run.signal(Signal::SIGTERM);
     run.wait_exit();
 }
 
-/// haproxy's own lines are passed on as they come; what is said at the end does not repeat them.
+/// haproxy's own lines are passed on as they arrive, and the final message does not repeat them.
 #[test]
 fn the_error_of_a_first_start_is_printed_once() {
     Haproxy::all().for_each(|program| {
@@ -229,7 +230,7 @@ fn the_error_of_a_first_start_is_printed_once() {
     });
 }
 
-/// Also where it is ended for what it does not do: the end names the option.
+/// Also when haproxy is ended for not doing something: the final message names the option.
 #[test]
 fn a_first_start_that_takes_too_long_is_told_so_at_the_end() {
     let (scene, _broker) = Scene::with_broker();
@@ -244,7 +245,7 @@ fn a_first_start_that_takes_too_long_is_told_so_at_the_end() {
     assert_eq!(said.matches("I am slow").count(), 1, "{said}");
 }
 
-/// Who has run it as a user, and now runs it as root, has two brokers.
+/// A user who ran bindonce as an ordinary user, and now runs it as root, has two brokers.
 #[test]
 fn an_address_of_another_broker_is_found_there() {
     let Some(program) = Haproxy::system() else { return };
@@ -258,14 +259,14 @@ fn an_address_of_another_broker_is_found_there() {
         finish(scene.command(bindonce()).args(["bind", "--socket", socket, &address.to_string()]))
     };
     bind(&other).ok();
-    // Who has it is named if that is known within half a second, which a busy machine may not give.
+    // The holder is named if it is found within half a second, which a busy machine may not allow.
     let named = format!("`ps -o user,args -p {}`", broker.pid());
     eventually("the other broker to be named", || {
         let mut run = scene.bindonce("run");
         let said = finish(run.arg("--").arg(&program).arg("-f").arg(&file)).fails(1);
         said.contains(&named).then_some(())
     });
-    // Followed.
+    // Follow the advice.
     let mut release = scene.command(bindonce());
     finish(release.args(["release", "--socket", &other, &address.to_string()])).ok();
     Haproxy::start(&scene, &program, &file);

@@ -1,5 +1,5 @@
-//! Held sockets that lead nowhere: the path, the device or the network namespace that they were
-//! bound to belongs to another one now. `list` and `doctor` say so, and a reload binds anew.
+//! Held sockets that no client reaches: the path, device or network namespace that they were bound
+//! to is now another one. `list` and `doctor` report it, and a reload binds anew.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -20,7 +20,7 @@ fn ip(arguments: &str) {
     finish(Command::new("ip").args(arguments.split(' '))).ok();
 }
 
-/// Another network, which lives as long as this.
+/// Another network namespace, which exists as long as this value.
 struct Network(Process);
 
 impl Network {
@@ -46,7 +46,7 @@ impl Network {
         String::from_utf8_lossy(&out.stdout).into_owned()
     }
 
-    /// What a client there gets from an address.
+    /// The answer that a client there gets from an address.
     fn ask(&self, address: &str) -> String {
         let answer = self.run(&format!(
             "exec 3<>/dev/tcp/{address}/8080; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
@@ -55,7 +55,7 @@ impl Network {
     }
 }
 
-/// `list` and `doctor` say of a listener that no client reaches it, and why.
+/// Checks that `list` and `doctor` report that no client reaches a listener, and why.
 #[track_caller]
 fn is_told(scene: &Scene, why: &str) {
     let listed = scene.run("list", &[]).ok();
@@ -70,7 +70,7 @@ fn is_well(scene: &Scene) {
     assert!(!listed.contains("problem"), "{listed}");
 }
 
-/// The network device of the test, whose other end is in another network.
+/// The test's network device, whose other end is in another network namespace.
 fn device(network: &Network) {
     ip(&format!("link add bo0 type veth peer name bo1 netns {}", network.0.pid()));
     ip("address add 10.77.0.1/24 dev bo0");
@@ -105,7 +105,7 @@ fn a_device_that_is_made_anew_gets_its_listener_at_the_next_reload() {
     assert_eq!(network.ask("10.77.0.1"), "<here>");
     is_well(&scene);
 
-    // Without the device it is on every interface, as with haproxy alone, until the device is back.
+    // Without the device it is on every interface, as with plain haproxy, until the device is back.
     ip("link delete bo0");
     is_told(&scene, "bo0");
     haproxy.reload(&scene).ok();
@@ -137,7 +137,7 @@ fn device_comes_later(program: &Path) {
     haproxy.reload(&scene).ok();
     assert_eq!(network.ask("10.77.0.1"), "<here>");
     eventually("the older one to be closed", || (!elsewhere()).then_some(()));
-    // Also by a supervisor that has found it, and by one that starts with none.
+    // Also with a supervisor that took the generation over, and with one that starts anew.
     haproxy.supervisor.kill();
     drop(haproxy);
     let haproxy = Haproxy::start(&scene, program, &file);
@@ -207,7 +207,7 @@ fn a_unix_path_that_is_removed_or_replaced_is_bound_anew_at_the_next_reload() {
     haproxy.reload(&scene).ok();
     assert_eq!(ask_path(&path), "<here>", "replaced by a dead one");
 
-    // What is alive, or no socket, is not touched, and the reload says so.
+    // A living socket, or a file that is no socket, is left alone, and the reload says so.
     fs::remove_file(&path).expect("remove");
     fs::write(&path, "mine").expect("a file");
     let said = haproxy.reload(&scene).fails(1);

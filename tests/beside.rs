@@ -1,5 +1,6 @@
-//! Several plain haproxies that listen on one address, each with a socket of its own (SO_REUSEPORT), as those who start another one
-//! beside the first leave them: `-sf` with the pids of all replaces all.
+//! Several plain haproxies on one address, each with its own socket (SO_REUSEPORT), as callers
+//! leave them that start another haproxy beside the first: `-sf` with all pids replaces all of
+//! them.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -20,7 +21,7 @@ fn haproxies_that_listen_beside_each_other_are_replaced_together() {
             .collect();
         let address = caller.address();
         eventually("all of them to listen", || (listening(address).len() == 3).then_some(()));
-        // Each of them has one in progress, as likely as not.
+        // Each haproxy very likely has a request in progress.
         let mut clients: Vec<_> = (0..12)
             .map(|_| {
                 let mut client = TcpStream::connect(address).expect("it listens");
@@ -38,7 +39,7 @@ fn haproxies_that_listen_beside_each_other_are_replaced_together() {
         let words = format!("-D -f haproxy.cfg -p pid -sf {}", pids.join(" "));
         let done = finish(&mut caller.haproxy(&words));
         assert_eq!((done.code, &*done.err), (Some(0), ""));
-        // Nobody else accepts: what the broker has is all that listens.
+        // No other process accepts: the broker's socket is the only listener.
         assert_eq!(listening(address).len(), 1);
         caller.wait_tag(&load, 2);
         for client in &mut clients {

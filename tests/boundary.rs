@@ -1,7 +1,8 @@
-//! What docs/security.md promises of the broker: whose a right, a service and a name are.
+//! The promises of docs/security.md about the broker: to whom a right, a service and a name belong.
 //!
-//! Each of these attacks worked once. As root the attackers are other users, and each is made against root's broker and
-//! that of an ordinary user; without root, the user of the tests is the attacker where the rules make it one.
+//! Each of these attacks worked once. As root the attackers are other users, and each attack is
+//! made against root's broker and against an ordinary user's. Without root, the user of the tests
+//! is the attacker where the rules allow it.
 
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
@@ -17,7 +18,7 @@ fn rights_are_of_who_connected_not_of_a_pid() {
     for user in brokers() {
         let scene = Scene::new();
         let _broker = serve(&scene, "[[rule]]\ngid = 54321\nallow = ['bind']\n", user);
-        // The process that connected comes to have the group, and so would whoever got its pid.
+        // The connected process joins the group later, as would any process that got its pid.
         let said = stranger(
             &scene,
             "broker = Broker()\n\
@@ -28,7 +29,8 @@ fn rights_are_of_who_connected_not_of_a_pid() {
              say(broker.bind('127.0.0.1:9001')[:6])\n",
         );
         assert_eq!(said, ["-32002", "-32002", "-32002"]);
-        // The other way: it is the connection's, also when its process has given the group away or ended.
+        // The reverse: the group belongs to the connection, even after its process has left the
+        // group or ended.
         let said = stranger(
             &scene,
             "become(65534, [1, 54321, 2])\n\
@@ -61,7 +63,7 @@ fn a_user_that_the_broker_cannot_name_is_nobody() {
         return skip("needs root, to be a user that another user namespace does not have");
     }
     let scene = Scene::new();
-    // In its namespace the broker's user is root, and everybody else has the number 65534.
+    // In its namespace the broker's user is root, and every other user has the number 65534.
     let rules =
         "[[rule]]\nuid = 65534\nallow = ['bind']\n[[rule]]\ngid = 65534\nallow = ['bind']\n";
     let file = scene.write("broker.toml", rules);
@@ -167,14 +169,14 @@ fn root_takes_the_name_of_a_listener_back() {
          say(names['127.0.0.1:8002'], names['127.0.0.1:9001'], names['127.0.0.1:8001'])\n",
     );
     let names = "web 127.0.0.1:9001 own";
-    // A claim that fails takes nothing.
+    // A failed claim takes nothing.
     let kept = "['own', 'web']";
     assert_eq!(said, ["ok", "ok", "-32003", "-32005", kept, "ok", "-32003", names]);
     let line = broker.wait_line("has taken the name of a listener back");
     assert!(line.contains("127.0.0.1:9001"), "{line}");
 }
 
-/// Who has created a listener is written down: it is so for the next broker and for the next image of it.
+/// The creator of a listener is recorded, for the next broker and for the next image.
 #[test]
 fn root_takes_a_name_back_from_the_next_broker_too() {
     if !geteuid().is_root() {

@@ -1,5 +1,6 @@
-//! Those who start haproxy (docs/stand-in.md, "What to change"), in small: each starts, reloads and stops it in its own way, under
-//! clients that connect without pause. No connection fails, and none is answered by a configuration that was replaced.
+//! The callers of haproxy (docs/stand-in.md, "What to change"), in small. Each starts, reloads and
+//! stops it in its own way, under clients that connect without pause. No connection fails, and no
+//! replaced configuration answers one.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -15,7 +16,7 @@ struct Keeper {
     words: &'static str,
     environment: &'static [(&'static str, &'static str)],
     reload: Reload,
-    /// What stops it, and its exit code then.
+    /// The signal that stops it, and its exit code then.
     stop: (Signal, i32),
 }
 
@@ -90,12 +91,12 @@ const KEEPERS: [Keeper; 8] = [
 
 const STATS: &str = "    stats socket ./adm.sock level admin expose-fd listeners\n";
 
-/// With the paths of sockets as haproxy wants them.
+/// Replaces the paths of sockets with haproxy's notation.
 fn here(caller: &Caller, text: &str) -> String {
     text.replace("./", &caller.scene.path("").display().to_string())
 }
 
-/// Each caller has one version, each version several callers.
+/// Each caller uses one version, and each version several callers.
 fn versions() -> impl Iterator<Item = std::path::PathBuf> {
     Haproxy::all().collect::<Vec<_>>().into_iter().cycle()
 }
@@ -154,7 +155,8 @@ fn keep(keeper: &Keeper, program: &std::path::Path) {
     caller.wait_none();
 }
 
-/// What is started, what reloads it: PID is the pid of the file, ALL what pidof(1) gives. Some have `daemon` in their configuration.
+/// The start and the reload: PID is the pid in the file, ALL the output of pidof(1). Some have
+/// `daemon` in their configuration.
 const BACKGROUND: [(&str, &str, &str, &str); 3] = [
     ("a tool with labels", "", "-f haproxy.cfg -p pid -D", "-f haproxy.cfg -p pid -D -sf PID"),
     (
@@ -193,7 +195,7 @@ fn a_caller_that_leaves_haproxy_in_the_background_loses_nothing() {
             assert_eq!(caller.pid("pid"), Some(supervisor), "{who}");
         }
         assert_nothing_lost(&load.stop());
-        // As `kill -USR1 $(pidof haproxy)`, and until there is none.
+        // As `kill -USR1 $(pidof haproxy)`, repeated until no haproxy is left.
         caller.signal_all(Signal::SIGUSR1);
         caller.wait_none();
     }

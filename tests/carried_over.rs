@@ -1,5 +1,5 @@
-//! What the next supervisor, or the next image of this one, knows of what serves: it starts the same again when that
-//! dies, and reloads what has changed since nobody watched.
+//! State carried over to the next supervisor, or to the next image of this one: it restarts a dead
+//! haproxy on the configuration that served, and reloads changes made while no supervisor watched.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -38,14 +38,14 @@ impl Service {
         std::fs::write(&self.file, text).expect("a file");
     }
 
-    /// Kills the supervisor, does something while there is none, and starts the next.
+    /// Kills the supervisor, runs `meanwhile` without one, and starts the next.
     #[track_caller]
     fn supervise_anew(&mut self, arguments: &[&str], meanwhile: impl FnOnce(&Self) -> PathBuf) {
         self.haproxy.supervisor.kill();
         let file = meanwhile(self);
         self.haproxy = Haproxy::begin(&self.scene, arguments, &self.program, &file);
         self.haproxy.supervisor.wait_line(": taken over: serving");
-        // It has compared the files by then.
+        // The files have been compared by then.
         self.haproxy.supervisor.wait_line(": serving generation=");
     }
 
@@ -56,7 +56,7 @@ impl Service {
         });
     }
 
-    /// Kills what serves, and waits for the next generation.
+    /// Kills the serving generation, and waits for the next one.
     #[track_caller]
     fn die(&mut self) {
         let (generation, pid) = self.haproxy.wait_serving(&self.scene);
@@ -65,7 +65,7 @@ impl Service {
     }
 }
 
-/// A person may edit the files at any time, and they count when a reload is asked for.
+/// A person may edit the files at any time; the edits count when a reload is requested.
 #[test]
 fn a_haproxy_that_dies_is_started_on_what_served_whoever_supervises_it_by_then() {
     for upgrade in [true, false] {
@@ -77,7 +77,7 @@ fn a_haproxy_that_dies_is_started_on_what_served_whoever_supervises_it_by_then()
         service.configure(BROKEN);
         service.die();
         serves(service.address, 1);
-        // The same once more: by then it is this one's own.
+        // Once more: by then this supervisor started the generation itself.
         std::fs::remove_file(&service.file).expect("removing it");
         service.die();
         serves(service.address, 1);
@@ -87,7 +87,7 @@ fn a_haproxy_that_dies_is_started_on_what_served_whoever_supervises_it_by_then()
     }
 }
 
-/// Each start of a supervisor brings what is on disk into effect.
+/// Each start of a supervisor puts the files on disk into effect.
 #[test]
 fn a_supervisor_that_takes_over_reloads_what_has_changed_meanwhile() {
     let Some(mut service) = Service::new() else { return };
@@ -97,7 +97,7 @@ fn a_supervisor_that_takes_over_reloads_what_has_changed_meanwhile() {
         service.configure(&config(service.address, 2));
         service.file.clone()
     });
-    // The first took over without a reload.
+    // The first supervisor took over without a reload.
     service.wait_generation(2);
     serves(service.address, 2);
     service.supervise_anew(&[], |service| {
@@ -113,7 +113,8 @@ fn a_supervisor_that_takes_over_reloads_what_has_changed_meanwhile() {
     serves(service.address, 4);
 }
 
-/// What is watched need not be the configuration, and what changes while an upgrade is made is seen by neither image.
+/// The watched files need not be the configuration, and neither image notices a change during an
+/// upgrade.
 #[test]
 fn what_is_watched_is_compared_with_what_was_read_for_the_last_start() {
     let scene = Scene::new();
@@ -127,7 +128,7 @@ fn what_is_watched_is_compared_with_what_was_read_for_the_last_start() {
     });
     service.wait_generation(2);
     service.scene.run("upgrade", &["--name", "web"]).ok();
-    // Nothing has changed: no generation is started for that.
+    // Nothing has changed, so no generation is started.
     service.haproxy.reload(&service.scene).ok();
     service.wait_generation(3);
     serves(service.address, 1);

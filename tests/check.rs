@@ -1,4 +1,4 @@
-//! `bindonce check`: haproxy's own words about the user's files, and nothing left behind,
+//! `bindonce check`: haproxy's own messages about the user's files, and nothing left behind,
 //! however it ends.
 
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::harness::{
 
 const DEFAULTS: &str = "defaults\n    mode http\n    timeout client 5s\n    timeout server 5s\n    timeout connect 1s\n";
 
-/// Lines that some haproxy has something to say about, and names the address or quotes the line.
+/// Lines that some haproxy complains about, naming the address or quoting the line.
 fn faults() -> Vec<String> {
     let words: String = (0..70).map(|n| format!(" name x{n}")).collect();
     let lines = [
@@ -35,7 +35,7 @@ fn faults() -> Vec<String> {
     all
 }
 
-/// What was said, without pids.
+/// The output without pids.
 fn without_pids(said: &str) -> String {
     let mut out = String::new();
     for line in said.lines() {
@@ -54,7 +54,7 @@ fn the_words_are_those_of_haproxy_on_the_users_file() {
     let fetched = ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched);
     let haproxies: Vec<PathBuf> = Haproxy::system().into_iter().chain(fetched).collect();
     for program in &haproxies {
-        // Ports as they stand above: in a network of the test's own.
+        // The ports above need the test's own network namespace.
         let Some(scene) = Scene::isolated("no network of its own") else { return };
         let _broker = scene.broker();
         for lines in faults() {
@@ -71,7 +71,8 @@ fn the_words_are_those_of_haproxy_on_the_users_file() {
     }
 }
 
-/// A haproxy that does not end, as some do in `-c`, from a script that starts something else too; its pid is in `pid`.
+/// A haproxy that does not end, as some do with `-c`, from a script that also starts something
+/// else; its pid is in `pid`.
 fn endless(scene: &Scene) -> PathBuf {
     use std::os::unix::fs::PermissionsExt as _;
     let pid = scene.path("pid");
@@ -94,7 +95,8 @@ fn is_gone(pid: i32) -> Option<()> {
     (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
 }
 
-/// `bindonce VERB` where no broker is named and none is at the default path, whatever this host has there.
+/// `bindonce VERB` where no broker is named and none is at the default path, whatever runs on this
+/// host.
 fn without_broker(scene: &Scene, verb: &str) -> Command {
     let mut command = if nix::unistd::geteuid().is_root() {
         let script = "mount -t tmpfs none /run && exec \"$0\" \"$@\"";
@@ -182,7 +184,7 @@ fn a_configuration_that_cannot_be_read_has_the_same_deadline() {
     assert!(said.contains("not read within 300ms: a file of it"), "{said}");
 }
 
-/// A reload changes these in place: the check says that it will, and changes nothing.
+/// A reload changes these options in place. The check says that it will, and changes nothing.
 #[test]
 fn what_a_reload_would_change_is_accepted_and_left_as_it_is() {
     use std::os::unix::fs::PermissionsExt as _;
@@ -210,7 +212,7 @@ fn what_a_reload_would_change_is_accepted_and_left_as_it_is() {
     has(12, 0o600);
 }
 
-/// What a reload refuses because of what the broker holds, the check refuses too.
+/// The check refuses what a reload refuses because of the broker's listeners.
 #[test]
 fn what_a_reload_would_refuse_is_refused() {
     let Some(program) = Haproxy::system() else { return };
@@ -241,7 +243,7 @@ fn what_a_reload_would_refuse_is_refused() {
     }
 }
 
-/// A user of Debian has no sbin in PATH.
+/// On Debian an ordinary user has no sbin in PATH.
 #[test]
 fn haproxy_is_found_where_packages_put_it() {
     let Some(_) = Haproxy::system().filter(|path| path.starts_with("/usr/sbin")) else {

@@ -1,9 +1,10 @@
-//! Which files of a crate import each other in a circle: a reader of one of those has to know them all.
+//! Files of a crate that import each other in a circle: to understand one of them, a reader must
+//! know all.
 //!
-//! Read from the sources: `mod` says which files there are, and an import is a `use`, or a path that begins
-//! with `crate`, with `super` or with a module of the file. A `pub use` of something that the file itself does
-//! not need is a name for others and no import, and whoever imports that name imports the file that it leads to.
-//! Tests do not count.
+//! Read from the sources. `mod` gives the files. An import is a `use`, or a path that begins with
+//! `crate`, `super` or a module of the file. A `pub use` of a name that the file itself does not
+//! need is a re-export and no import; importing that name imports the file that it leads to. Tests
+//! do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,12 +18,12 @@ use crate::harness::root;
 /// A module by its path from the root of the crate: the file `a/b.rs` is `[a, b]`.
 type Module = Vec<String>;
 
-/// What one file says.
+/// The imports and exports of one file.
 #[derive(Default)]
 struct File {
-    /// Paths that it imports, from the root of the crate.
+    /// Imported paths, from the root of the crate.
     imports: Vec<Module>,
-    /// Names that it gives to others, and where they lead.
+    /// Re-exported names, and where they lead.
     exports: BTreeMap<String, Module>,
 }
 
@@ -66,7 +67,8 @@ impl Files {
         self.0.insert(module, (path.to_owned(), parsed));
     }
 
-    /// A path as a file writes it, from the root of the crate; None if it leads out of it.
+    /// The absolute form of a path in a file, from the root of the crate. None if it leads out of
+    /// the crate.
     fn absolute(&self, module: &Module, path: &[String]) -> Option<Module> {
         let mut from = module.clone();
         let mut rest = path;
@@ -126,10 +128,10 @@ impl Files {
         file
     }
 
-    /// Which file has what a path names.
+    /// The file that defines what a path names.
     fn owner(&self, files: &BTreeMap<Module, File>, path: &Module) -> Option<Module> {
         let mut path = path.clone();
-        // More names than that do not lead from one to the next.
+        // Longer chains of re-exports do not occur.
         for _ in 0..20 {
             let known = |length: &usize| files.contains_key(&path[..*length]);
             let length = (0..=path.len()).rev().find(known)?;
@@ -147,7 +149,7 @@ impl Files {
     }
 }
 
-/// Every path of a `use`, and the name that it has here.
+/// Every path of a `use`, and its local name.
 fn flatten(tree: &UseTree, before: &mut Module, paths: &mut Vec<(Module, String)>) {
     match tree {
         UseTree::Path(path) => {
@@ -173,8 +175,8 @@ fn flatten(tree: &UseTree, before: &mut Module, paths: &mut Vec<(Module, String)
     }
 }
 
-/// Paths in the text of a file that may lead to another one: [`Files::absolute`] tells. Where something is
-/// visible (`pub(in crate::...)`) is no import.
+/// Paths in the text of a file that may lead to another file; [`Files::absolute`] decides. A
+/// visibility (`pub(in crate::...)`) is no import.
 fn inline(body: &str) -> impl Iterator<Item = Module> {
     let words: Vec<&str> = body.split_whitespace().collect();
     let mut paths = Vec::new();
@@ -209,7 +211,7 @@ fn circles(source: &Path) -> Vec<Vec<PathBuf>> {
     let files: BTreeMap<Module, File> = sources.0.iter().map(read).collect();
     let modules: Vec<&Module> = files.keys().collect();
     let place = |module: &Module| modules.binary_search(&module).ok();
-    // Which file imports which, then which reaches which through others.
+    // First direct imports, then files reached through others.
     let mut reaches = vec![vec![false; modules.len()]; modules.len()];
     for (from, file) in files.values().enumerate() {
         let owners = file.imports.iter().filter_map(|path| sources.owner(&files, path));

@@ -1,5 +1,5 @@
-//! What haproxy really listens on is compared with what was claimed for it after every start. Here
-//! haproxy finds a variable that bindonce does not, and takes another branch.
+//! After every start, haproxy's real listeners are compared with the claimed ones. Here haproxy
+//! sees a variable that bindonce does not, and takes another branch.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,7 +15,7 @@ fn other_minded(scene: &Scene, program: &Path) -> PathBuf {
     other_minded_if(scene, program, "true")
 }
 
-/// The same, when this command of the shell succeeds.
+/// The same, if this shell command succeeds.
 fn other_minded_if(scene: &Scene, program: &Path, is_so: &str) -> PathBuf {
     let program = program.display();
     let text =
@@ -25,13 +25,13 @@ fn other_minded_if(scene: &Scene, program: &Path, is_so: &str) -> PathBuf {
     path
 }
 
-/// The configuration with more lines, whose conditions come out otherwise.
+/// The configuration with more lines, whose conditions haproxy evaluates differently.
 fn with(address: SocketAddr, lines: &str, tag: u64) -> String {
     config(address, tag).replace("    http-request", &format!("{lines}    http-request"))
 }
 
-/// Lines whose address haproxy binds by itself, and lines whose address it passes over; `@` stands
-/// for an address.
+/// Lines whose address haproxy binds itself, and lines whose address it passes over; `@` stands for
+/// an address.
 const OWN: [&str; 2] = [
     ".if streq(\"$BRANCH\",b)\n    bind @\n.endif\n",
     ".if defined(BRANCH)\n    bind \"${NONE-@}\"\n.endif\n",
@@ -46,7 +46,7 @@ fn compared(program: Option<PathBuf>) {
     let abstract_name = format!("abns@compared-{}", std::process::id());
     let path = scene.path("other.sock").display().to_string();
     let places = [other.to_string(), path, abstract_name];
-    // A service does not begin with it.
+    // A service does not start with it.
     for (lines, place) in [(OWN[0], &places[1]), (PASSED_OVER, &places[0])] {
         let file = scene.write("haproxy.cfg", &with(address, &lines.replace('@', place), 1));
         let mut haproxy = Haproxy::begin(&scene, &[], &program, &file);
@@ -57,7 +57,7 @@ fn compared(program: Option<PathBuf>) {
     let file = scene.write("haproxy.cfg", &config(address, 1));
     let haproxy = Haproxy::start(&scene, &program, &file);
     for place in &places {
-        // haproxy renames the path that it has bound: it cannot be the broker's.
+        // haproxy renames the path that it has bound, so it cannot be the broker's.
         for lines in OWN.iter().filter(|_| place.starts_with('/')) {
             scene.write("haproxy.cfg", &with(address, &lines.replace('@', place), 2));
             let said = haproxy.reload(&scene).fails(1);
@@ -75,12 +75,13 @@ fn compared(program: Option<PathBuf>) {
     }
     assert_eq!(listening(other), [], "nothing of it stays bound");
     eventually("what failed to be gone", || (scene.haproxies().len() == 1).then_some(()));
-    // Where both read the same it takes over.
+    // A configuration that both read the same takes over.
     let text = with(address, &format!("    bind {}\n", places.join(",")), 3);
     scene.write("haproxy.cfg", &text);
     haproxy.reload(&scene).ok();
     serves(address, 3);
-    // Older ones that cannot be paused may have stopped for good: it is said all the same.
+    // Older generations that cannot be paused may have stopped for good; the reload reports the
+    // difference all the same.
     let extra = PASSED_OVER.replace('@', &scene.address().to_string());
     scene.write(
         "haproxy.cfg",
@@ -123,11 +124,12 @@ fn many_listeners_are_compared_too() {
     serves(address, 1);
 }
 
-/// Where haproxy has no admin socket its epoll sets show it, of a worker too.
+/// Without an admin socket, haproxy's epoll sets show its listeners, a worker's too.
 #[test]
 fn without_an_admin_socket_it_is_compared_too() {
     let plain = ("", &["--no-admin"][..]);
-    // Where nothing older could resume it is looked at for 10 seconds, whatever its version.
+    // Where no older generation could resume, haproxy is asked for 10 seconds, whatever its
+    // version.
     let nested = ("    master-worker\n", &["--no-admin", "--nested-master"][..]);
     let masters = Haproxy::with_masters().take(1).map(|program| (program, nested));
     for (program, (global, options)) in Haproxy::all().map(|one| (one, plain)).chain(masters) {
@@ -155,25 +157,26 @@ fn without_an_admin_socket_it_is_compared_too() {
     }
 }
 
-/// A nested master executes itself again while its worker makes an epoll set: for a moment neither has one.
+/// A nested master executes itself again while its worker makes an epoll set: for
+/// a moment neither has one.
 #[test]
 fn where_no_epoll_set_is_there_yet_it_is_looked_for_again() {
     let Some(program) = Haproxy::system() else { return };
     let (scene, _broker) = Scene::with_broker();
     let (address, other) = (scene.address(), scene.address());
-    // It says that it is ready (-sf), and is no haproxy yet.
+    // The script reports readiness (-sf) before it executes haproxy.
     let early = "for pid; do true; done; kill -USR1 $pid; sleep 0.3";
     let program = other_minded_if(&scene, &program, early);
     let extra = PASSED_OVER.replace('@', &other.to_string());
     let file = scene.write("haproxy.cfg", &with(address, &extra, 1));
     let mut haproxy = Haproxy::begin(&scene, &["--no-admin"], &program, &file);
-    let story = haproxy.supervisor.wait_exit();
-    assert_eq!(story.code(), Some(1), "{}", haproxy.supervisor.story());
+    let ended = haproxy.supervisor.wait_exit();
+    assert_eq!(ended.code(), Some(1), "{}", haproxy.supervisor.story());
     let story = haproxy.supervisor.story();
     assert!(story.contains(&format!("haproxy does not listen on {other}")), "{story}");
 }
 
-/// Neither an admin socket nor an epoll set shows it.
+/// Neither an admin socket nor an epoll set shows the listeners.
 #[test]
 fn where_it_is_not_to_be_seen_that_is_told() {
     let Some(program) = Haproxy::system() else { return };
@@ -186,8 +189,8 @@ fn where_it_is_not_to_be_seen_that_is_told() {
     serves(address, 1);
 }
 
-/// A listener that no connection reaches shows nothing: the older generation is paused all the same, and
-/// serves on.
+/// A listener that no connection reaches shows nothing. The older generation is paused all the
+/// same, and keeps serving.
 #[test]
 fn beside_a_listener_that_shows_nothing_it_is_compared_before_the_older_one_stops() {
     for program in Haproxy::all() {
@@ -207,7 +210,7 @@ fn beside_a_listener_that_shows_nothing_it_is_compared_before_the_older_one_stop
     }
 }
 
-/// Nothing of it was claimed, and it is started all the same: it gets the socket when it binds.
+/// No line was claimed, and haproxy is started all the same: it gets the socket when it binds.
 #[test]
 fn a_configuration_whose_every_line_is_read_otherwise_serves_too() {
     for program in Haproxy::all() {
@@ -231,14 +234,15 @@ fn a_configuration_whose_every_line_is_read_otherwise_serves_too() {
             assert!(said.contains("which bindonce reads otherwise"), "{said}");
             serves(address, tag);
         }
-        // What has no line at all is refused.
+        // A configuration without any line is refused.
         scene.write("haproxy.cfg", &text(4).replace(&format!("    bind {address}\n"), ""));
         assert!(haproxy.reload(&scene).fails(1).contains("--allow-empty"));
         serves(address, 3);
     }
 }
 
-/// haproxy binds what it was not given: it gets the broker's socket, also in an upgraded supervisor.
+/// haproxy binds an address that it was not given, and gets the broker's socket, under an upgraded
+/// supervisor too.
 fn read_otherwise(program: Option<PathBuf>) {
     let Some(program) = program else { return };
     let (scene, _broker) = Scene::with_broker();
@@ -281,7 +285,7 @@ fn read_otherwise(program: Option<PathBuf>) {
         assert!(load.wait_for_token(&tag.to_string(), DEADLINE), "answers");
         assert_eq!(inode(), first);
     }
-    // Where both read the same it is paused again, from the second on.
+    // Where both read the same, the older generation is paused again, from the second reload on.
     for (tag, stops_first) in [(4, true), (5, false)] {
         write(&format!("    bind {other}\n"), tag);
         let said = haproxy.reload(&scene).ok();
@@ -305,7 +309,8 @@ fn a_line_that_haproxy_3_2_reads_otherwise_has_the_brokers_socket() {
     read_otherwise(Haproxy::fetched("3.2"));
 }
 
-/// Nobody else would serve: it goes on, and what it does not listen on is told.
+/// No other generation would serve, so haproxy continues, and the listeners that it misses are
+/// reported.
 #[test]
 fn what_is_started_anew_is_compared_and_serves() {
     let Some(program) = Haproxy::system() else { return };

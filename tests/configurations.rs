@@ -1,11 +1,13 @@
-//! Generated configurations, plain and under bindonce, each in a network namespace of its own: the same
-//! addresses, or bindonce says why not. tests/measure/configurations.py makes and compares them.
+//! Generated configurations, plain and under bindonce, each in its own network namespace: both bind
+//! the same addresses, or bindonce says why not. tests/measure/configurations.py generates and
+//! compares them.
 
 use std::process::Command;
 
 use crate::harness::{Haproxy, bindonce, root, skip};
 
-/// How many of them for each test: together 54. One takes a second, and several on a busy machine.
+/// The number of configurations for each test; together 54. One takes a second, and several seconds
+/// on a busy machine.
 const COUNT: &str = "9";
 
 fn compare(haproxy: Option<std::path::PathBuf>, seed: &str) {
@@ -31,7 +33,7 @@ fn the_system_s_haproxy_listens_on_the_same_addresses() {
 
 #[test]
 fn the_system_s_haproxy_listens_on_the_same_addresses_of_others() {
-    // With masters, which know that they are one only after their first start.
+    // With masters, which know only after their first start that they are masters.
     compare(Haproxy::system(), "701000");
 }
 

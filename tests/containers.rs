@@ -1,5 +1,5 @@
-//! deploy/container under a real container engine, and deploy/kubernetes against Kubernetes' own schemas
-//! (tests/measure/container.py with a few rounds of it, tests/manifests.py).
+//! deploy/container under a real container engine, and deploy/kubernetes against Kubernetes' own
+//! schemas (a few rounds of tests/measure/container.py, and tests/manifests.py).
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{bindonce, root, skip};
 
-/// What a script printed; none if it was skipped, with the reason told.
+/// The output of a script; none if it was skipped, with the reason reported.
 fn printed(script: &str, arguments: &[&str]) -> Option<Value> {
     let mut command = Command::new("python3");
     command.arg(root().join(script)).arg("--binary").arg(bindonce()).args(arguments);
@@ -25,7 +25,7 @@ fn printed(script: &str, arguments: &[&str]) -> Option<Value> {
     Some(result)
 }
 
-/// The load generator of this build, which stands beside the binary.
+/// The load generator of this build, beside the binary.
 fn load() -> std::path::PathBuf {
     bindonce().parent().unwrap_or(Path::new(".")).join("bindonce-load")
 }
@@ -46,7 +46,7 @@ fn containers_are_replaced_under_load_and_nobody_is_refused() {
         assert_eq!(load[lost], 0, "{lost}: {seen:#}");
     }
     assert!(load["ok"].as_u64() > Some(500), "{seen:#}");
-    // One generation for each of haproxy's containers, none for the broker's; one socket throughout.
+    // One generation for each haproxy container, none for the broker's; one socket throughout.
     assert_eq!((&seen["generations"], &seen["same_socket"]), (&json!(4), &json!(true)), "{seen:#}");
     let killed = &seen["killed"];
     assert_eq!((&killed["refused"], &killed["same_socket"]), (&json!(0), &json!(true)), "{seen:#}");
@@ -56,7 +56,8 @@ fn containers_are_replaced_under_load_and_nobody_is_refused() {
     {
         assert_eq!(seen[what], value, "{what}: {seen:#}");
     }
-    // The official image's user and command, a request in progress at `docker stop` answered, and an orderly end.
+    // The official image's user and command, a request in progress at `docker stop` answered, and
+    // an orderly end.
     let in_place = json!({
         "user": "haproxy", "command": ["haproxy", "-W", "-db"], "answered": "three", "exit": 0
     });
@@ -64,7 +65,7 @@ fn containers_are_replaced_under_load_and_nobody_is_refused() {
     for service in ["broker", "haproxy"] {
         assert_eq!(seen["doctor"][service][0], "healthy: nothing found", "{seen:#}");
     }
-    // A volume that changes as a ConfigMap does: reloaded twice, and once told that it is broken.
+    // A volume that changes like a ConfigMap: two good reloads, and one failed reload.
     let watched = &seen["watched"];
     assert_eq!(watched["seconds"].as_array().map(Vec::len), Some(2), "{seen:#}");
     assert_eq!(watched["broken_is_told"], true, "{seen:#}");
@@ -72,7 +73,8 @@ fn containers_are_replaced_under_load_and_nobody_is_refused() {
     for lost in ["failed", "refused", "stale"] {
         assert_eq!(watched[lost], 0, "{lost}: {seen:#}");
     }
-    // Without the capability generations run without epoll from then on, with it nothing is left behind.
+    // Without the capability, generations run without epoll from then on; with it, no ghost is
+    // left.
     let (plain, tracing) = (&seen["rights"]["65532"], &seen["rights"]["65532+SYS_PTRACE"]);
     assert_eq!((&plain["ghosts_removed"], &plain["without_epoll"]), (&json!(0), &json!(true)));
     assert!(tracing["ghosts_removed"].as_u64() > Some(0), "{seen:#}");
@@ -87,13 +89,15 @@ fn manifests_fit_kubernetes_and_this_binary() {
     let Some(seen) = printed("tests/manifests.py", &[]) else { return };
 
     assert_eq!(seen["wrong"], json!([]), "{seen:#}");
-    // Three objects against the oldest version and the newest; two containers, five probes and a hook.
+    // Three objects against the oldest version and the newest; two containers, five probes and a
+    // hook.
     assert_eq!(seen["checked"].as_array().map(Vec::len), Some(6), "{seen:#}");
     assert_eq!(seen["commands"], 8, "{seen:#}");
 }
 
-/// Debian's package of haproxy fails to install where a user `haproxy` has a number below 100, and the image's has 99. An engine in tests has no
-/// network, so its base has haproxy already and that part of the build does not run.
+/// Debian's package of haproxy fails to install where a user `haproxy` has a number below 100, and
+/// the image's has 99. An engine in tests has no network, so its base has haproxy already and that
+/// part of the build does not run.
 #[test]
 fn the_image_installs_haproxy_before_its_user_gets_a_number_that_the_package_refuses() {
     let file = root().join("deploy/container/Containerfile");

@@ -1,11 +1,11 @@
-//! The fuzz targets without a fuzzer: their seeds, so that what was found once stays found, and random inputs
-//! made of them, the same in every run.
+//! The fuzz targets without a fuzzer: their seeds, so that known bugs stay fixed, and random inputs
+//! derived from them, the same in every run.
 
 use std::panic::catch_unwind;
 
 use bindonce_fuzz::{TARGETS, directory, random, seeds};
 
-/// So many for each target, a second's work for the slowest of them.
+/// The number of inputs for each target: one second for the slowest target.
 const RANDOM: u64 = 2000;
 
 #[test]
@@ -14,7 +14,7 @@ fn every_input_keeps_its_promises() {
         let seeds = seeds(name).unwrap_or_else(|error| panic!("seeds of {name}: {error}"));
         assert!(!seeds.is_empty(), "{name} has no seeds");
         for (path, seed) in &seeds {
-            // Named only if it fails.
+            // The seed is named only if it fails.
             let kept = catch_unwind(|| target(seed));
             assert!(kept.is_ok(), "{} breaks a promise of {name}", path.display());
         }

@@ -1,6 +1,7 @@
-//! What docs/security.md promises of the broker: no client costs the others much of its time, threads, memory or log.
+//! The promises of docs/security.md about costs: no client takes much of the broker's time,
+//! threads, memory or log from the others.
 //!
-//! Each of these attacks worked once. They are made as those of `boundary`.
+//! Each of these attacks worked once. They are made like those of `boundary`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,7 +11,7 @@ use nix::unistd::geteuid;
 use crate::harness::{Process, Scene, bindonce, skip};
 use crate::strangers::{brokers, open, program, rules, serve, stranger};
 
-/// A process that has many descriptors, so that a look through /proc takes a while.
+/// A process with many descriptors, so that a search of /proc takes a while.
 const CROWD: &str = "most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n\
     many = min(20000, most - 100)\n\
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))\n\
@@ -19,7 +20,7 @@ const CROWD: &str = "most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n\
     say('crowded')\n\
     time.sleep(600)\n";
 
-/// CPU time of a broker's own thread, in seconds; and how many threads it has.
+/// CPU time of a broker's main thread, in seconds, and its number of threads.
 const COST: &str = "pid = int(open(sys.argv[1] + '.lock').read())\n\
     def cpu():\n\
     \x20   words = open(f'/proc/{pid}/task/{pid}/stat').read().rsplit(')', 1)[1].split()\n\
@@ -31,7 +32,8 @@ fn asking_for_an_occupied_address_costs_the_broker_next_to_nothing() {
     for user in brokers() {
         let scene = Scene::new();
         let _broker = serve(&scene, "", user);
-        // Unless it is root's, a broker sees the descriptors of its own user alone, and of processes that may be traced.
+        // A broker that is not root's sees only the descriptors of its own user, and of processes
+        // that it may trace.
         let own =
             user.map(|user| format!("become({user})\nctypes.CDLL(None).prctl(4, 1, 0, 0, 0)\n"));
         let own = own.unwrap_or_default();
@@ -57,9 +59,10 @@ fn asking_for_an_occupied_address_costs_the_broker_next_to_nothing() {
             say(brokers[0].call('bind', {'address': 'broker.example', 'port': 80}))\n";
         let said = stranger(&scene, &format!("{own}{COST}{attack}"));
         let (threads, cpu) = said[0].split_once(' ').expect("two numbers");
-        // One thread looks for all of them, beside the one that serves and the one that logs.
+        // One thread searches for all clients, beside the main thread and the log thread.
         assert!(threads.parse::<u32>().expect("a number") <= 3, "{said:?}");
-        // Each look through that crowd takes 20 ms or more: 400 on this thread would take 8 s.
+        // Each search through that crowd takes 20 ms or more: 400 on the main thread would take 8
+        // s.
         assert!(cpu.parse::<f64>().expect("a number") < 2.0, "{said:?}");
         assert!(said[1].contains("held by pid "), "{said:?}");
         assert!(said[2].starts_with("-32602 ") && said[2].contains("not looked up"), "{said:?}");
@@ -109,7 +112,7 @@ fn a_large_claim_is_made_in_turns() {
             return;
         };
         let _broker = serve(&scene, "", user);
-        // All of it lies before the broker when it goes on, the large one first.
+        // Everything is queued when the broker continues, the large request first.
         let attack = "import signal\n\
             pid = int(open(sys.argv[1] + '.lock').read())\n\
             large, same, small, known = Broker(), Broker(), Broker(), Broker()\n\
@@ -192,7 +195,7 @@ fn what_is_kept_for_clients_has_a_limit() {
         assert_eq!(said.len(), 13, "{said:?}");
         assert!(said[..11].iter().all(|text| text.ends_with("True")), "{said:?}");
         assert_eq!(said[11], "-32602", "a long request of root's is read to its end");
-        // Without a limit it would be 100 MiB for each of them.
+        // Without a limit it would take 100 MiB for each client.
         assert!(said[12].parse::<u32>().expect("KiB") < 60_000, "{said:?}");
         let story = broker.story();
         let cut = story.lines().filter(|line| line.contains("buffered_bytes")).count();
@@ -224,15 +227,16 @@ fn a_client_writes_some_lines_of_the_log_and_not_more() {
         assert_eq!(said, ["done"]);
         let story = broker.story();
         let count = |text: &str| story.lines().filter(|line| line.contains(text)).count();
-        // A test that takes longer than a period sees another few.
+        // A test that takes longer than one period sees some more.
         assert!((10..=60).contains(&count("denied:")), "{story}");
         assert!((100..=400).contains(&count("listener opened")), "{story}");
         assert!((100..=400).contains(&count("listener closed")), "{story}");
     }
 }
 
-/// The close of the last descriptor of a connection waits as long as its SO_LINGER says: here a minute, longer than the
-/// other client waits for its answer. The attacker has no right, and for the last attack that to some listeners.
+/// Closing the last descriptor of a connection waits as long as its SO_LINGER says: here one
+/// minute, longer than the other client waits for its answer. The attacker has no right, and for
+/// the last attack a right to some listeners.
 #[test]
 fn what_a_client_passes_or_makes_of_a_listener_keeps_nobody_waiting() {
     for user in brokers() {

@@ -1,4 +1,5 @@
-//! haproxy's own counters, as a supervisor exports them: over all generations of the service, those that are gone too.
+//! haproxy's own counters, as a supervisor exports them: over all generations of the service,
+//! including those that are gone.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,7 +12,7 @@ use nix::unistd::Pid;
 use crate::harness::{DEADLINE, Haproxy, Scene, config, eventually, serves};
 use crate::metrics::{scrape, unix};
 
-/// Asks once on a connection that stays.
+/// Sends one request on a connection that stays open.
 fn ask(stream: &mut TcpStream) {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").expect("a request");
     let (mut answer, mut some) = (Vec::new(), [0; 512]);
@@ -28,8 +29,8 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// The answers of all frontends to requests of ours, as one scrape tells them. What a handover connects to see that nobody
-/// accepts, haproxy counts as a request that was bad (400).
+/// The answers of all frontends to our requests, in one scrape. haproxy counts the probes of a
+/// handover as bad requests (400).
 fn answered(scene: &Scene) -> f64 {
     let page = scrape(unix(scene, "web.d/metrics.sock"));
     let metric = "haproxy_frontend_http_responses_total{";
@@ -37,7 +38,8 @@ fn answered(scene: &Scene) -> f64 {
     values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
 }
 
-/// Waits until so many answers are told, and no scrape until then tells more, or fewer than one before.
+/// Waits until this many answers are reported, and checks that no scrape until then reports more,
+/// or fewer than an earlier one.
 fn counted(scene: &Scene, all: f64) {
     let mut before = 0.0;
     eventually("all answers to be counted", || {
@@ -88,7 +90,7 @@ fn what_haproxy_counts_is_added_over_generations_and_never_goes_down() {
     Haproxy::all().for_each(|program| of_all_generations(&program));
 }
 
-/// What haproxy itself says that its frontend has answered.
+/// The number of answers that haproxy itself reports for its frontend.
 fn of_haproxy(scene: &Scene) -> u64 {
     let mut cli = UnixStream::connect(scene.path("cli")).expect("connecting");
     cli.write_all(b"show stat web 1 -1\n").expect("a command");
@@ -101,7 +103,7 @@ fn of_haproxy(scene: &Scene) -> u64 {
     frontend[column].parse().expect("a number")
 }
 
-/// It counts an answer a moment after its client has it.
+/// haproxy counts an answer a moment after its client has it.
 fn of_haproxy_itself(scene: &Scene, count: u64) {
     let what = format!("haproxy itself to have counted {count}");
     eventually(&what, || (of_haproxy(scene) == count).then_some(()));
@@ -129,14 +131,14 @@ fn over_a_stats_file(program: &Path) {
         scene.write("haproxy.cfg", &text(tag));
         haproxy.reload(&scene).ok();
         serves(address, tag);
-        // haproxy goes on from what the file says; what is exported has it once.
+        // haproxy continues from the file's counters; the export contains them once.
         of_haproxy_itself(&scene, tag);
         counted(&scene, tag as f64);
     }
     scene.run("upgrade", &["--name", "web"]).ok();
     serves(address, 4);
     counted(&scene, 5.0);
-    // Started again, it begins with what the file says: three were counted when it was written.
+    // After a restart it begins with the file's counters: three were counted when it was written.
     let (_, pid) = haproxy.wait_serving(&scene);
     kill(Pid::from_raw(pid), Signal::SIGKILL).expect("killing it");
     eventually("another one to serve", || {
@@ -145,7 +147,7 @@ fn over_a_stats_file(program: &Path) {
     serves(address, 4);
     of_haproxy_itself(&scene, 4);
     counted(&scene, 6.0);
-    // What cannot be written is said, and holds up no reload.
+    // A file that cannot be written is reported, and delays no reload.
     std::fs::remove_file(&path).expect("removing it");
     std::fs::create_dir(&path).expect("mkdir");
     scene.write("haproxy.cfg", &text(6));

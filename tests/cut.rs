@@ -1,5 +1,5 @@
-//! What ends with a generation that is told to end is counted and told, whatever told it; and `--drain-timeout`, of a
-//! service and of one reload.
+//! Connections that end with a terminated generation are counted and reported, whatever ended it;
+//! and `--drain-timeout`, for a service and for one reload.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -19,7 +19,7 @@ fn status(scene: &Scene) -> serde_json::Value {
     all["supervisors"][0].clone()
 }
 
-/// haproxy under these options with two requests in progress, and the files of its next generation.
+/// haproxy with these options and two requests in progress, and the files for its next generation.
 fn in_progress(scene: &Scene, program: &Path, options: &[&str]) -> (Haproxy, [TcpStream; 2]) {
     let (address, haproxy) = Haproxy::start_at(scene, options, program);
     let halves = [(); 2].map(|()| {
@@ -33,7 +33,7 @@ fn in_progress(scene: &Scene, program: &Path, options: &[&str]) -> (Haproxy, [Tc
     (haproxy, halves)
 }
 
-/// Generation 1 drains, and the supervisor knows of both connections.
+/// Waits until generation 1 drains and the supervisor knows of both connections.
 fn drains(scene: &Scene) {
     eventually("generation 1 to drain with two connections", || {
         let first = status(scene)["generations"][0].clone();
@@ -41,7 +41,7 @@ fn drains(scene: &Scene) {
     });
 }
 
-/// Two connections were cut, and the events say why.
+/// Checks that two connections were cut, and that the events say why.
 fn cut(scene: &Scene, why: &str) {
     assert_eq!(status(scene)["connections_cut"], 2);
     let events = scene.run("events", &["--name", "web"]).ok();
@@ -70,7 +70,7 @@ fn what_max_draining_cuts_is_counted_and_told() {
         let (haproxy, _halves) = in_progress(&scene, &program, &["--max-draining", "1"]);
         haproxy.reload(&scene).ok();
         drains(&scene);
-        // Generation 2 is told to stop, and then two drain.
+        // Generation 2 is told to stop, and then two generations drain.
         haproxy.reload(&scene).ok();
         eventually("generation 1 to be ended", || {
             (status(&scene)["connections_cut"] == 2).then_some(())
@@ -111,7 +111,7 @@ fn the_drain_timeout_of_one_reload_can_be_longer_and_holds_over_an_upgrade() {
     let words = ["--name", "web", "--drain-timeout", "1h"];
     finish(scene.bindonce("reload").args(words)).ok();
     scene.run("upgrade", &["--name", "web"]).ok();
-    // The service's own has passed when this has.
+    // The service's own timeout has passed when this one has.
     let words = ["--name", "web", "--wait", "drained=600ms", "--drain-timeout", "1h"];
     let told = finish(scene.bindonce("reload").args(words)).fails(1);
     assert!(told.contains("has not drained within 600ms"), "{told}");
@@ -132,7 +132,7 @@ fn both_are_known(scene: &Scene) {
     });
 }
 
-/// How many connections were cut, as the status tells.
+/// The number of cut connections in the status.
 fn counted(scene: &Scene) -> u64 {
     status(scene)["connections_cut"].as_u64().expect("a number")
 }
@@ -146,7 +146,7 @@ fn what_is_cut_before_a_reload_is_over_is_counted_and_told() {
         let (_haproxy, _halves) = in_progress(&scene, &program, &["--retire-timeout", "500ms"]);
         let words = ["--name", "web", "--wait", "drained"];
         let told = finish(scene.bindonce("reload").args(words)).ok();
-        // A connection of the handover may be in it, which generation 1 has taken.
+        // The number may include a probe that generation 1 has accepted.
         let cut = counted(&scene);
         assert!((2..6).contains(&cut), "{cut}");
         let ended = "generation 1 went on accepting and had to be ended; its connections are lost";

@@ -1,5 +1,6 @@
-//! Nothing stops a broker or a supervisor from answering: neither signals that stop other programs, nor
-//! a wait for something that never comes. Each test stalls one thing, and asks for what must go on.
+//! Nothing stops a broker or a supervisor from answering: neither signals that stop other programs,
+//! nor a wait for something that never happens. Each test stalls one thing and checks that the rest
+//! continues.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -18,15 +19,15 @@ use nix::unistd::{Pid, mkfifo};
 
 use crate::harness::{Haproxy, Process, Scene, Wire, config, eventually, finish};
 
-/// The letter of /proc/PID/stat for what a process does now; T is stopped.
+/// The state letter of /proc/PID/stat; T is stopped.
 fn state(process: &Process) -> char {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid())).expect("its stat");
     let after = stat.rsplit_once(") ").map(|(_, after)| after.chars().next());
     after.flatten().expect("a letter")
 }
 
-/// In a process group of its own, whose parent is in another one of the session: nowhere else do
-/// the signals of job control stop anything (setpgid(2), "orphaned").
+/// Starts a process in its own process group, whose parent is in another group of the session: only
+/// there do job control signals stop anything (setpgid(2), "orphaned").
 fn start_in_a_group(scene: &Scene, words: &[&str]) -> Process {
     let mut command = scene.bindonce(words[0]);
     Process::start(command.args(&words[1..]).process_group(0))
@@ -51,7 +52,7 @@ fn signals_of_job_control_stop_no_broker_and_no_supervisor() {
             assert_ne!(state(process), 'T', "{signal}");
         }
     }
-    // Of signals without end it writes some lines in ten seconds.
+    // During endless signals it logs a few lines in ten seconds.
     for (of_broker, signal) in
         [(true, Signal::SIGTSTP), (true, Signal::SIGHUP), (false, Signal::SIGTSTP)]
     {
@@ -59,7 +60,7 @@ fn signals_of_job_control_stop_no_broker_and_no_supervisor() {
         let (begun, before) = (Instant::now(), process.story().lines().count());
         for _ in 0..60 {
             process.signal(signal);
-            // It has time to read each.
+            // The process has time to read each signal.
             scene.run("ping", &[]).ok();
         }
         let told = process.story().lines().count() - before;
@@ -92,7 +93,7 @@ fn a_haproxy_that_cannot_bind_an_address_of_its_own_stops_nobody() {
     haproxy.reload(&scene).ok();
 }
 
-/// A pipe that takes nothing more, and its reading end.
+/// A full pipe, with its reading end.
 fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a flag");
@@ -101,7 +102,8 @@ fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     (reader, writer)
 }
 
-/// Starts a daemon whose standard error is this, which nobody reads. Only the daemon has it then.
+/// Starts a daemon with this standard error, which no process reads. Afterwards only the daemon has
+/// it open.
 fn start_unheard(mut command: Command, stderr: &std::io::PipeWriter) -> Unheard {
     let stderr = stderr.try_clone().expect("a copy");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
@@ -111,7 +113,7 @@ fn start_unheard(mut command: Command, stderr: &std::io::PipeWriter) -> Unheard 
 struct Unheard(Child);
 
 impl Unheard {
-    /// Ends it in order; fails the test if it does not end.
+    /// Ends the daemon in order; fails the test if it does not end.
     fn end(mut self) {
         kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM).expect("a signal");
         eventually("the daemon to end", || self.0.try_wait().expect("a child"));
@@ -131,7 +133,7 @@ fn standard_error_that_nobody_reads_holds_up_no_start_no_reload_and_no_end() {
     let scene = Scene::new();
     let (mut reader, writer) = full_pipe();
     let broker = start_unheard(scene.bindonce("serve"), &writer);
-    // The file is there before it listens.
+    // The socket file exists before the broker listens.
     eventually("the broker to answer", || Wire::try_connect(&scene.socket()));
     let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
     let mut run = scene.bindonce("run");
@@ -142,7 +144,7 @@ fn standard_error_that_nobody_reads_holds_up_no_start_no_reload_and_no_end() {
     for _ in 0..5 {
         scene.run("reload", &["--name", "web"]).ok();
     }
-    // It dies, and another is started.
+    // haproxy dies, and another is started.
     let old = eventually("the older ones to be gone", || match scene.haproxies()[..] {
         [only] => Some(only),
         _ => None,
@@ -154,7 +156,7 @@ fn standard_error_that_nobody_reads_holds_up_no_start_no_reload_and_no_end() {
     supervisor.end();
     broker.end();
     drop(writer);
-    // Ended without having been heard: what was in the pipe before is all there is.
+    // The daemon ended unread: only the pipe's earlier contents are there.
     let mut text = String::new();
     reader.read_to_string(&mut text).expect("the log");
     assert_eq!(text.replace("x\n", ""), "");
@@ -177,7 +179,7 @@ fn what_was_said_before_somebody_reads_standard_error_is_heard_then() {
     for wanted in ["started generation=1", "started generation=2", "serving generation=2"] {
         assert!(lines.any(|line| line.contains(wanted)), "no line with {wanted:?}");
     }
-    // While its output is read it ends in order.
+    // It ends in order while its output is read.
     let reading = std::thread::spawn(move || lines.count());
     supervisor.end();
     reading.join().expect("the rest of the log");
@@ -200,7 +202,7 @@ fn a_fault_that_is_sent_ends_a_broker_and_a_supervisor_at_once() {
     }
 }
 
-/// The watchdog of this supervisor.
+/// The pid of this supervisor's watchdog.
 fn watchdog(haproxy: &Haproxy) -> Pid {
     let pid = haproxy.supervisor.pid();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
@@ -229,10 +231,10 @@ fn a_watchdog_that_is_stopped_is_replaced_and_holds_up_no_end() {
     assert_eq!(haproxy.supervisor.terminate().code(), Some(0));
 }
 
-/// One thing that a supervisor, or a broker, may wait for in vain.
+/// Something that a supervisor or a broker may wait for in vain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stall {
-    /// The configuration is a pipe into which nobody writes.
+    /// The configuration is a pipe without a writer.
     Configuration,
     /// The haproxy that is asked about a condition does not answer.
     Condition,
@@ -242,7 +244,8 @@ enum Stall {
     Broker,
 }
 
-/// haproxy as a script, which hangs where a file says so; once in a process of its own, which inherits the listeners.
+/// haproxy behind a script that hangs where a file says so; once in a separate process that
+/// inherits the listeners.
 fn hanging(scene: &Scene, program: &Path) -> PathBuf {
     let path = scene.path("haproxy");
     let script = format!(
@@ -258,9 +261,10 @@ fn hanging(scene: &Scene, program: &Path) -> PathBuf {
     path
 }
 
-/// Each wait is stalled in turn, a reading twice: what is wanted is refused with a reason in time; meanwhile
-/// everybody is answered; afterwards a reload works, a dead haproxy is restarted, and the end comes.
-/// The limit is for what is not stalled too, on a busy machine.
+/// Stalls each wait in turn, a read twice. The request is refused with a reason in time, and
+/// meanwhile every client is answered. Afterwards a reload works, a dead haproxy is restarted, and
+/// the service ends. The limit also allows for delays of the parts that are not stalled, on a busy
+/// machine.
 fn goes_on_while_it_stalls(stall: Stall, reason: &str) {
     let Some(program) = Haproxy::system() else { return };
     let (scene, broker) = Scene::with_broker();
@@ -300,7 +304,7 @@ fn goes_on_while_it_stalls(stall: Stall, reason: &str) {
         haproxy.serving(&scene).filter(|(next, _)| *next > generation)
     });
     assert_eq!(haproxy.supervisor.terminate().code(), Some(0));
-    // What was killed may take a moment to end.
+    // A killed process may take a moment to end.
     eventually("all that stalled to be gone", || {
         let left = scene.processes();
         (!left.iter().any(|(_, command)| command.contains("sleep"))).then_some(())
@@ -340,7 +344,7 @@ fn a_client_that_does_not_read_holds_up_nobody() {
         let mut client = UnixStream::connect(socket).expect("connecting");
         client.set_nonblocking(true).expect("a flag");
         let request = format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"{method}\"}}\n");
-        // Until even the requests are read no more.
+        // Until the requests are no longer read.
         while client.write(request.as_bytes()).is_ok() {}
         deaf.push(client);
     }

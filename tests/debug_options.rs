@@ -1,5 +1,5 @@
-//! Options of haproxy's that begin with `-d`: with most of them it serves, also where it prints something first, and then it is
-//! supervised; with the others it prints and exits.
+//! haproxy's options that begin with `-d`. With most of them haproxy serves, even if it prints
+//! something first, and is supervised; with the others it prints and exits.
 
 use nix::sys::signal::Signal;
 
@@ -23,7 +23,7 @@ fn what_haproxy_prints_before_it_serves_is_no_reason_to_leave_it_alone() {
             let mut haproxy = Process::start(&mut caller.haproxy(&words));
             haproxy.wait_line(": serving ");
             drop(caller.load().stop());
-            // Nothing of it is left.
+            // No process is left.
             haproxy.signal(Signal::SIGTERM);
             haproxy.wait_exit();
             caller.wait_none();
@@ -34,7 +34,7 @@ fn what_haproxy_prints_before_it_serves_is_no_reason_to_leave_it_alone() {
             let ours = finish(&mut caller.haproxy(&words));
             assert_eq!((ours.code, &*ours.out), (real.code, &*real.out), "{option}: {}", ours.err);
         }
-        // A reload with such an option is one of the supervised service.
+        // With such an option, a reload applies to the supervised service.
         finish(&mut caller.haproxy("-D -f haproxy.cfg -p pid")).ok();
         let supervisor = caller.pid("pid").expect("the pid file");
         caller.configure("", 2);

@@ -1,4 +1,5 @@
-//! `bindonce demo`: shows the trouble and its end with the haproxy of this host, and leaves nothing.
+//! `bindonce demo`: shows the problem and its solution with this host's haproxy, and leaves nothing
+//! behind.
 
 use std::fs;
 
@@ -6,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::{Finished, Haproxy, Process, Scene, bindonce, eventually, finish, skip};
 
-/// A shorter schedule than people get.
+/// A shorter schedule than the default.
 const SHORT: [&str; 5] = ["demo", "--reloads", "5", "--every", "200ms"];
 
 /// The marks of the two tables, in order: whether each request was answered.
@@ -20,7 +21,7 @@ fn tables(text: &str) -> [Vec<bool>; 2] {
     [marks[..30].to_vec(), marks[30..].to_vec()]
 }
 
-/// The last words of the line that begins so.
+/// The last words of the line with this beginning.
 fn row<'a>(text: &'a str, begin: &str) -> Vec<&'a str> {
     let line = text.lines().find(|line| line.trim_start().starts_with(begin));
     line.unwrap_or_else(|| panic!("{begin}: {text}")).split("  ").map(str::trim).collect()
@@ -42,7 +43,8 @@ fn the_old_way_fails_doctor_says_why_and_bindonce_does_not_fail() {
     let scene = Scene::new();
     let text = finish(scene.command(bindonce()).args(SHORT)).ok();
     let [before, after] = tables(&text);
-    // 30 requests go to two sockets: all to one of them about once in a thousand million.
+    // 30 requests are spread over two sockets: all reach the same one about once in a thousand
+    // million runs.
     assert!(before.contains(&true) && before.contains(&false), "{text}");
     assert!(after.iter().all(|answered| *answered), "{text}");
     assert!(text.contains(": 1 of 2 connections, 50 %, go to pid "), "{text}");
@@ -114,7 +116,7 @@ fn without_haproxy_it_says_what_to_install() {
     assert!(said.contains("hint: install one (`apt-get install haproxy`"), "{said}");
 }
 
-/// Runs it where no haproxy can be seen, if that can be had.
+/// Runs the demo where no haproxy can be found, if that is possible.
 fn without_haproxy(scene: &Scene) -> Option<Finished> {
     if !nix::unistd::geteuid().is_root() {
         skip("hiding haproxy needs root");

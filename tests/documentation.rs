@@ -1,15 +1,17 @@
-//! Every command that README.md and docs/*.md show is run, in a place made for it, or is named in
-//! [`ELSEWHERE`] with the reason why it is not. So a page that is added is covered as it is.
+//! Every command in README.md and docs/*.md is run in a prepared place, or is listed in
+//! [`ELSEWHERE`] with the reason why not. So a new page is covered automatically.
 //!
-//! **For authors.** A line of a code block is a command if the block is fenced as `sh`, or if it is
-//! indented (or fenced without a language) and its first word is one of [`PROGRAMS`]. What stands behind
-//! `#` or three spaces is a remark. Words in capitals and options in brackets are filled in from
-//! [`PLACEHOLDERS`]. Each page has a place of its own, as root in namespaces of its own, in
-//! which its commands run one after the other: a broker at /run/bindonce, the service `haproxy` with
-//! [`CONFIGURATION`] in /etc/haproxy, and what the commands before have left. A command that serves
-//! ([`SERVES`]) goes on beside the next ones. Every other must end with 0.
+//! **For authors.** A line of a code block is a command if the block is fenced as `sh`, or if the
+//! block is indented (or fenced without a language) and the line's first word is one of
+//! [`PROGRAMS`]. Text after `#` or three spaces is a remark. Words in capitals and options in
+//! brackets are filled in from [`PLACEHOLDERS`]. Each page has its own place, as root in its own
+//! namespaces, in which its commands run one after the other: a broker at /run/bindonce, the
+//! service `haproxy` with [`CONFIGURATION`] in /etc/haproxy, and the results of the earlier
+//! commands. A command that serves ([`SERVES`]) keeps running beside the next ones. Every other
+//! command must exit with 0.
 //!
-//! Beside that, wherever a page writes `bindonce VERB ... --option` the verb must have that option.
+//! In addition, wherever a page writes `bindonce VERB ... --option`, the verb must have that
+//! option.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +20,7 @@ use std::process::Command;
 
 use crate::harness::{Haproxy, Scene, bindonce, finish, root};
 
-/// First words by which a line is known as a command.
+/// First words that mark a line as a command.
 const PROGRAMS: &[&str] = &[
     "bindonce",
     "haproxy",
@@ -52,10 +54,10 @@ const PROGRAMS: &[&str] = &[
     "install",
 ];
 
-/// What goes on running; the next command is run as soon as it serves.
+/// Commands that keep running; the next command is run once they serve.
 const SERVES: &[&str] = &["bindonce run", "bindonce serve", "haproxy "];
 
-/// What a reader fills in.
+/// Placeholders that a reader fills in.
 const PLACEHOLDERS: &[(&str, &str)] = &[
     ("[--name SERVICE]", ""),
     ("[--json]", ""),
@@ -82,7 +84,8 @@ frontend web
     http-request return status 200 content-type text/plain string ok
 ";
 
-/// Commands that are not run here: how the line begins (after the page's name), and why.
+/// Commands that are not run here: the beginning of the line (after the page's name), and the
+/// reason.
 const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("README.md", "cargo install", "fetches this repository from the network"),
     ("README.md", "git clone", "fetches this repository from the network"),
@@ -113,7 +116,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// A command, and where it stands.
+/// A command and its location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Shown {
     line: usize,
@@ -137,7 +140,7 @@ fn commands(page: &str) -> Vec<Shown> {
             None => line.starts_with("    "),
         };
         let text = trimmed.strip_prefix("$ ").unwrap_or(trimmed);
-        // A drawing is no command, whatever names stand in it.
+        // A drawing is no command, whatever names it contains.
         let drawn = text.contains("<--") || text.contains("-->");
         if !block || drawn || text.is_empty() || text.starts_with('#') {
             goes_on = false;
@@ -176,13 +179,13 @@ fn elsewhere(page: &str, command: &str) -> bool {
     ELSEWHERE.iter().any(|(on, begin, _)| (*on == "*" || *on == page) && command.starts_with(begin))
 }
 
-/// What a reader would type.
+/// The command as a reader would type it.
 fn filled_in(command: &str) -> String {
     PLACEHOLDERS.iter().fold(command.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-/// A script that makes the place of a page and runs its commands. It says `FAILED LINE` and stops at
-/// the first that fails.
+/// A script that prepares the place of a page and runs its commands. It prints `FAILED LINE` and
+/// stops at the first failure.
 fn script(scene: &Scene, commands: &[Shown]) -> String {
     let bin = scene.path("bin");
     let mut script = format!(
@@ -203,7 +206,7 @@ fn script(scene: &Scene, commands: &[Shown]) -> String {
         let serves = SERVES.iter().any(|begin| text.starts_with(begin));
         let fails = format!("{{ echo 'FAILED {line}'; cat /run/last.log; exit 1; }}\n");
         if text.starts_with("bindonce run") {
-            // It is the one that runs already, started as the page says.
+            // This service already runs, started as the page says.
             script.push_str("kill $service; wait $service\n");
             script.push_str(&format!(
                 "{text} >/run/last.log 2>&1 & service=$!\nuntil_serving $service || {fails}"

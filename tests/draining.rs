@@ -1,4 +1,5 @@
-//! What becomes of the connections of a generation that drains: idle ones are closed when that is wanted, and what is in progress never is.
+//! The connections of a draining generation: idle ones are closed on request, and requests in
+//! progress never are.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,7 +7,8 @@ use std::path::Path;
 
 use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually, finish};
 
-/// Idle connections stay at a soft stop (`idle-close-on-response`), as those of HTTP/2 do.
+/// A configuration whose idle connections stay open at a soft stop (`idle-close-on-response`), as
+/// those of HTTP/2 do.
 fn keeps_idle(address: SocketAddr, tag: u64) -> String {
     let kept = "defaults\n    option idle-close-on-response\n";
     config(address, tag).replacen("defaults\n", kept, 1)
@@ -18,7 +20,7 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Asks once on a connection that stays.
+/// Sends one request on a connection that stays open.
 fn ask(stream: &mut TcpStream) -> String {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").expect("a request");
     let mut answer = Vec::new();
@@ -48,7 +50,7 @@ fn closes_idle_ones_alone(program: &Path) {
     ask(&mut half);
     half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");
     scene.write("haproxy.cfg", &keeps_idle(address, 2));
-    // Without the wish they stay, and the older configuration answers on them.
+    // Without the option they stay open, and the older configuration answers on them.
     haproxy.reload(&scene).ok();
     assert!(ask(&mut idle[0]).contains("x-generation: 1\r\n"));
     eventually("the request to be counted", || {
@@ -59,7 +61,7 @@ fn closes_idle_ones_alone(program: &Path) {
     let told = finish(scene.bindonce("reload").args(words)).fails(1);
     assert!(told.contains("generation 3 serves"), "{told}");
     assert!(told.contains("has not drained within 0ms"), "{told}");
-    // Haproxy has closed the first one with its last answer.
+    // haproxy closed the first one with its last answer.
     idle.iter().for_each(|stream| assert_eq!(to_the_end(stream), "", "{}", program.display()));
     let counted = eventually("what was closed to be told", || {
         let status: serde_json::Value =
@@ -68,12 +70,12 @@ fn closes_idle_ones_alone(program: &Path) {
         (supervisor["generations"][0]["idle_closed"] == 2).then_some(supervisor)
     });
     assert_eq!((&counted["idle_closed"], &counted["connections_cut"]), (&2.into(), &0.into()));
-    // One answer, and not what the supervisor was told since.
+    // One answer, without the answers on the admin connection since then.
     let sent = counted["bytes_after"].as_u64().expect("a number");
     assert!((50..1000).contains(&sent), "{sent}");
     half.write_all(b"\r\n").expect("the rest");
     assert!(to_the_end(&half).contains("x-generation: 1\r\n"));
-    // Of generations 1 and 2 nothing is left.
+    // Nothing is left of generations 1 and 2.
     let words = ["--name", "web", "--wait", "drained"];
     let told = finish(scene.bindonce("reload").args(words)).ok();
     assert!(told.contains("no older generation is left; idle connections closed: 0"), "{told}");
@@ -92,11 +94,11 @@ fn idle_connections_are_closed_only_where_haproxy_tells_which_they_are() {
     assert!(said.contains("--drain-idle: only haproxy tells"), "{said}");
 }
 
-/// A connection of HTTP/2 (RFC 9113) of a client that stays, whatever it is told.
+/// An HTTP/2 connection (RFC 9113) of a client that stays, whatever it receives.
 struct Http2 {
     stream: TcpStream,
     next: u32,
-    /// It was told to go (GOAWAY).
+    /// Whether it received GOAWAY.
     told: bool,
 }
 
@@ -122,7 +124,7 @@ impl Http2 {
         let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
         self.stream.read_exact(&mut payload).ok()?;
         if kind == 0 && !payload.is_empty() {
-            // Else all answers of the connection together have 65,535 bytes, and the next one waits.
+            // Otherwise all answers of the connection share 65,535 bytes, and the next one waits.
             let room = u32::try_from(payload.len()).expect("short").to_be_bytes();
             self.stream.write_all(&Self::frame(8, 0, 0, &room)).ok()?;
         }
@@ -168,7 +170,7 @@ fn goes_on_over_an_upgrade(program: &Path) {
             serde_json::from_str(&scene.run("status", &["--json"]).ok()).expect("JSON");
         all["supervisors"][0][what].clone()
     };
-    // It is asked for its counters now and then, and what is told is of the last seconds.
+    // haproxy is asked for its counters periodically, and the report covers the last seconds.
     let told = eventually("what it has answered to be told", || {
         client.ask();
         asked += 1;

@@ -1,5 +1,5 @@
-//! haproxy after it dropped root, taken over by whoever sends it bytes: what that process has, against the
-//! supervisor that started it and the broker that bound for it.
+//! haproxy after it dropped root, under the control of an attacker: the powers of that process
+//! against the supervisor that started it and the broker that bound for it.
 //!
 //! The attacker has a copy of each descriptor of the real haproxy, and its user.
 
@@ -12,8 +12,8 @@ use crate::harness::{Haproxy, Process, Scene, config, finish, skip};
 use crate::strangers::program;
 use crate::untrusted::{HOSTILE, fit};
 
-/// A haproxy that has become nobody, with what its attacker is told: its pid, its supervisor's, the broker's,
-/// and the directory of the service.
+/// A haproxy that runs as nobody, and the data that its attacker gets: its pid, the supervisor's,
+/// the broker's, and the directory of the service.
 struct Dropped {
     haproxy: Haproxy,
     broker: Process,
@@ -85,7 +85,7 @@ fn haproxys_user_reaches_neither_the_supervisor_nor_the_broker() {
 #[test]
 fn what_haproxys_user_writes_moves_no_cursor_and_fills_no_memory() {
     let Some(mut dropped) = Dropped::new() else { return };
-    // On standard error, and in the place of answers on the admin connection.
+    // On standard error, and instead of answers on the admin connection.
     let attack = "hostile = sys.argv[6].encode()\n\
         os.write(theirs[2], hostile + b'\\n')\n\
         for _ in range(100): os.write(theirs[2], b'x' * 65536)\n\
@@ -111,7 +111,7 @@ fn what_haproxys_user_writes_moves_no_cursor_and_fills_no_memory() {
     let status = fs::read_to_string(format!("/proc/{}/status", dropped.haproxy.supervisor.pid()));
     let status = status.expect("the supervisor");
     let most = status.split("VmHWM:").nth(1).and_then(|rest| rest.split_whitespace().next());
-    // 6 MiB were written without a line's end.
+    // 6 MiB were written without a newline.
     assert!(most.and_then(|text| text.parse::<u32>().ok()) < Some(60_000), "{most:?} KiB");
     fit("the supervisor's log", &dropped.haproxy.supervisor.story());
 }

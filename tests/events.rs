@@ -1,5 +1,6 @@
-//! `bindonce events`: what happened, to whom and why; over reloads, failures, kills and
-//! upgrades; for whoever follows, and from a file that can be damaged or not be written.
+//! `bindonce events`: the history of events with their subjects and reasons, over reloads,
+//! failures, kills and upgrades; live for followers, and from a file that may be damaged or
+//! unwritable.
 
 use std::fs;
 use std::io::Write;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Fault, Haproxy, Process, Scene, Stage, config, eventually, listening, skip};
 
-/// What `bindonce events --json` prints, by kind and generation.
+/// The output of `bindonce events --json`, by kind and generation.
 fn told(scene: &Scene, more: &[&str]) -> Vec<Value> {
     let out = scene.run("events", &[&["--json"], more].concat()).ok();
     out.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
@@ -46,11 +47,11 @@ fn reloads_failures_and_kills_are_told_with_their_cause() {
     haproxy.reload(&scene).ok();
     scene.write("haproxy.cfg", "no-such-keyword\n");
     haproxy.reload(&scene).fails(1);
-    // As it is for what serves: the next supervisor has nothing to reload.
+    // The file matches the serving generation: the next supervisor has nothing to reload.
     scene.write("haproxy.cfg", &config(address, 1));
     haproxy.supervisor.kill();
 
-    // Its supervisor is gone: what it has left is read.
+    // The supervisor is gone: its file is read.
     let events = told(&scene, &["--name", "web"]);
     assert_ids_grow(&events);
     let born = ["generation-started", "listener-bound", "generation-ready", "generation-serving"];
@@ -66,7 +67,7 @@ fn reloads_failures_and_kills_are_told_with_their_cause() {
     assert!(time.len() == 24 && time.ends_with('Z'), "{time}");
     let pid = of_kind(&events, "generation-serving")[1]["pid"].as_i64().expect("a pid");
 
-    // Damaged as by a crash in the middle of a line: the next supervisor goes on.
+    // Damaged as by a crash in the middle of a line: the next supervisor continues the file.
     let mut kept = fs::OpenOptions::new().append(true).open(file(&scene)).expect("the file");
     kept.write_all(b"{\"id\":9000,\"time\":\"2026").expect("half a line");
     let mut haproxy = Haproxy::start(&scene, &program, &path);
@@ -80,7 +81,7 @@ fn reloads_failures_and_kills_are_told_with_their_cause() {
     assert_eq!((&found["pid"], &again["pid"]), (&json!(pid), &json!(pid)));
     assert_eq!(of_kind(&after, "upgraded").len(), 1);
     assert_eq!(of_kind(&after, "supervisor-started").len(), 2);
-    // Text for people has the same words.
+    // The text output has the same words.
     let text = scene.run("events", &[]).ok();
     let line = text.lines().find(|line| line.contains("reload-failed")).expect("the line");
     assert!(line.contains("web/3") && line.contains("no-such-keyword"), "{line}");
@@ -103,7 +104,7 @@ fn one_who_follows_misses_nothing_over_kills_and_upgrades() {
     broker.kill();
     follower.wait_line("broker-lost");
     let mut broker = scene.broker();
-    // The two tell it in either order.
+    // The broker and the supervisor report it in either order.
     follower.wait_line("broker-back");
     let restored = || of_kind(&told(&scene, &[]), "listener-restored").len();
     eventually("the broker to have it back", || (restored() == 1).then_some(()));
@@ -117,7 +118,7 @@ fn one_who_follows_misses_nothing_over_kills_and_upgrades() {
     assert!(follower.is_running());
     follower.kill();
 
-    // Each of the two tells each of its events once, in order.
+    // Each of them reports each of its events once, in order.
     let story = follower.story();
     let lines = story.lines().filter_map(|line| line.trim_start().strip_prefix("| {"));
     let lines = lines.map(|line| serde_json::from_str::<Value>(&format!("{{{line}")).expect(line));
@@ -180,7 +181,7 @@ fn the_protocol_gives_what_came_after_an_id_and_cuts_off_who_does_not_read() {
     let mut follower = scene.wire();
     let first = follower.call("events", &json!([{"since": last, "follow": true}]));
     assert_eq!((&first["events"], &first["following"]), (&json!([]), &json!(true)));
-    // One that never reads; its socket is full before the journal is.
+    // A follower that never reads: its socket is full before the journal is.
     let mut deaf = scene.wire();
     deaf.send(br#"{"method":"events","params":[{"follow":true}]}"#);
     wire.call("release", &json!(["web"]));
@@ -196,7 +197,7 @@ fn the_protocol_gives_what_came_after_an_id_and_cuts_off_who_does_not_read() {
         wire.bind(&listeners);
     }
     process.wait_line("its reply was not read in time");
-    // The others were served all the while.
+    // Other clients were served meanwhile.
     assert_eq!(wire.call("ping", &json!([]))["pong"], true);
 }
 
@@ -229,7 +230,7 @@ fn a_file_that_cannot_be_written_harms_nothing() {
     let Some(program) = Haproxy::system() else { return };
     let (scene, _broker) = Scene::with_broker();
     let path = scene.write("haproxy.cfg", &config(scene.address(), 1));
-    // A directory stands where the file, and what is to replace it, should be.
+    // A directory has the path of the file, and of its replacement.
     for name in ["events.jsonl", "events.jsonl.new"] {
         fs::create_dir_all(scene.path("web.d").join(name).join("full")).expect("a directory");
     }

@@ -1,4 +1,4 @@
-//! `bindonce exec`: a program of the systemd convention gets its sockets.
+//! `bindonce exec`: starts a program of the systemd convention with its sockets.
 
 use std::io::{Read, Write as _};
 use std::net::TcpStream;
@@ -92,7 +92,7 @@ fn a_program_that_waits_in_accept_is_given_a_listener_that_blocks() {
     };
     let said = finish(&mut exec("")).fails(1);
     assert!(said.contains("BlockingIOError"), "{said}");
-    // The flag is the socket's: a listener that is held has one or the other.
+    // The flag belongs to the socket: a held listener either blocks or not.
     let said = finish(&mut exec(",blocking")).fails(1);
     assert!(said.contains("asks for blocking") && said.contains("has no blocking"), "{said}");
     scene.run("release", &["web"]).ok();

@@ -1,21 +1,17 @@
-//! What can go wrong with a generation: each test one fault, under load. The
-//! address answers throughout, no stale answer comes after `reload` has returned,
-//! and the state afterwards is named.
+//! Faults of a generation: each test has one fault, under load. The address answers throughout, no
+//! stale answer comes after `reload` has returned, and the test names the state afterwards.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use nix::sys::signal::Signal::{SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGTTOU, SIGUSR1};
 
-use crate::harness::{
-    Fault, Finished, Haproxy, Stage, Stranger, eventually, finish, listening, skip,
-};
+use crate::harness::{Fault, Finished, Haproxy, Stage, Stranger, eventually, finish, listening};
 use Fault::{Deaf, Hangs, Twice, Waits};
 
-/// No client waits longer than this where nothing has to time out.
+/// The longest wait of a client where nothing has to time out.
 const PROMPTLY: Duration = Duration::from_secs(1);
-/// A generation that is not known to have stopped accepting is ended after this.
+/// After this time a generation is ended that is not known to have stopped accepting.
 const RETIRE: [&str; 2] = ["--retire-timeout", "1s"];
 
 #[track_caller]
@@ -24,9 +20,9 @@ fn stage(faults: &[(u64, &[Fault])], arguments: &[&str]) -> Option<Stage> {
 }
 
 impl Stage {
-    /// A reload that must fail, with this tag in the configuration; gives what was said.
+    /// A reload that must fail, with this tag in the configuration; returns its output.
     #[track_caller]
-    fn refused(&self, tag: u64) -> String {
+    pub(crate) fn refused(&self, tag: u64) -> String {
         self.configure(tag);
         self.haproxy.reload(&self.scene).fails(1)
     }
@@ -52,7 +48,7 @@ fn killed_before_it_was_ready_the_new_one_disturbs_nobody() {
 
 #[test]
 fn killed_when_it_was_ready_the_older_one_serves_on() {
-    // Deaf to SIGTTOU the older one keeps the handover waiting.
+    // The older generation ignores SIGTTOU and so delays the handover.
     let Some(mut stage) = stage(&[(1, &[Deaf(SIGTTOU, 0)])], &[]) else { return };
     stage.configure(2);
     let mut reload = stage.reload_beside();
@@ -74,7 +70,7 @@ fn killed_while_the_older_one_is_paused_it_is_resumed() {
     let Some(mut stage) = stage(&[], &[]) else { return };
     stage.answered_throughout(PROMPTLY);
     stage.configure(2);
-    // The proof waits, with the older one paused.
+    // The proof waits, with the older generation paused.
     let stranger = Stranger::at(&stage);
     let mut reload = stage.reload_beside();
     stage.haproxy.supervisor.wait_line("Paused frontend");
@@ -85,12 +81,13 @@ fn killed_while_the_older_one_is_paused_it_is_resumed() {
     stage.only(1);
 }
 
-/// It has the listeners and answers nobody: the reload is not over before it has been asked again.
+/// The new generation has the listeners and answers no client: the reload does not end before it
+/// has been asked again.
 #[test]
 fn one_that_is_stopped_when_it_takes_over_is_continued_and_asked_again() {
     let Some(mut stage) = stage(&[], &[]) else { return };
     stage.configure(2);
-    // The proof waits, with the older one paused.
+    // The proof waits, with the older generation paused.
     let stranger = Stranger::at(&stage);
     let mut reload = stage.reload_beside();
     stage.haproxy.supervisor.wait_line("Paused frontend");
@@ -173,7 +170,7 @@ fn a_binary_that_is_missing_is_named() {
     stage.answered_throughout(PROMPTLY);
 }
 
-// Signals that are lost, late or doubled.
+// Signals that are lost, late or sent twice.
 
 #[test]
 fn a_pause_that_gets_lost_is_asked_for_again() {
@@ -252,7 +249,8 @@ fn one_that_is_stopped_at_the_moment_of_the_signal_is_woken() {
     stage.wait_generations(&[(2, "serving")]);
 }
 
-/// It serves nobody, so that each moment before the new one is an outage: its stick tables are not waited for.
+/// The stopped generation serves no client, so each moment before the new one serves is an outage:
+/// its stick tables are not waited for.
 #[test]
 fn one_that_is_stopped_is_replaced_at_once() {
     let Some(stage) = stage(&[], &["--peers-timeout", "1h", "--ready-timeout", "1h"]) else {
@@ -305,7 +303,7 @@ fn of_two_reloads_that_race_the_newer_configuration_serves() {
     stage.configure(2);
     let first = reload_in_a_thread(&stage);
     stage.wait_waiting(2);
-    // The first has read its configuration; the second must not be answered by it.
+    // The first reload has read its configuration, which must not answer the second one.
     stage.configure(3);
     let second = reload_in_a_thread(&stage);
     stage.haproxy.supervisor.signal(SIGHUP);
@@ -316,195 +314,6 @@ fn of_two_reloads_that_race_the_newer_configuration_serves() {
     assert!(!second.contains("generation 2 serves"), "{second}");
     stage.only(3);
     stage.answered_throughout(PROMPTLY);
-}
-
-// A run directory that cannot be written.
-
-/// A service whose directory is a file system of its own, or nothing where that needs root.
-fn on_a_small_disk() -> Option<Stage> {
-    use nix::mount::{MsFlags, mount};
-    let scene = crate::harness::Scene::new();
-    let private = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).and_then(|()| {
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-    });
-    let place = scene.path("web.d");
-    fs::create_dir(&place).expect("a directory");
-    let options = Some("size=128k,mode=0700");
-    let mounted = private
-        .and_then(|()| mount(Some("tmpfs"), &place, Some("tmpfs"), MsFlags::empty(), options));
-    if let Err(error) = mounted {
-        crate::harness::skip(&format!("no file system of its own: {error}"));
-        return None;
-    }
-    Stage::start_on(scene, Haproxy::system(), &[], &[])
-}
-
-/// Ends everything and takes the file system away, so that the directory can be removed.
-fn take_away(stage: Stage) {
-    let place = stage.scene.path("web.d");
-    let Stage { mut haproxy, broker, scene, .. } = stage;
-    haproxy.supervisor.terminate();
-    drop((haproxy, broker));
-    nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH).expect("taking it away");
-    drop(scene);
-}
-
-#[test]
-fn a_full_run_directory_fails_a_reload_and_no_restart() {
-    let Some(mut stage) = on_a_small_disk() else { return };
-    let ballast = stage.scene.path("web.d/ballast");
-    let mut file = fs::File::create(&ballast).expect("a file");
-    while std::io::Write::write(&mut file, &[0; 4096]).is_ok_and(|written| written > 0) {}
-    let said = stage.refused(2);
-    assert!(said.contains("No space left on device"), "{said}");
-    assert!(said.contains("generation 1 serves on"), "{said}");
-    stage.wait_generations(&[(1, "serving")]);
-    stage.only(1);
-    // What dies is started again all the same, also by a supervisor that has found it.
-    stage.answered_throughout(PROMPTLY);
-    stage.configure(1);
-    stage.signal(1, SIGKILL);
-    stage.wait_generations(&[(3, "serving")]);
-    stage.only(1);
-    stage.kill_supervisor();
-    stage.start_supervisor();
-    stage.wait_generations(&[(3, "serving")]);
-    stage.signal(3, SIGKILL);
-    stage.wait_generations(&[(4, "serving")]);
-    stage.only(1);
-    drop(file);
-    fs::remove_file(&ballast).expect("making room");
-    stage.reload(3);
-    take_away(stage);
-}
-
-#[test]
-fn a_read_only_run_directory_fails_a_reload_and_no_restart() {
-    use nix::mount::{MsFlags, mount, umount2};
-    let Some(mut stage) = on_a_small_disk() else { return };
-    let place = stage.scene.path("web.d");
-    // Over itself: files that are open for writing keep a file system writable.
-    let bind =
-        |flags| mount(Some(&place), &place, None::<&str>, MsFlags::MS_BIND | flags, None::<&str>);
-    bind(MsFlags::empty()).expect("mounting it over itself");
-    bind(MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY).expect("making it read-only");
-    let said = stage.refused(2);
-    assert!(said.contains("Read-only file system"), "{said}");
-    assert!(said.contains("generation 1 serves on"), "{said}");
-    stage.wait_generations(&[(1, "serving")]);
-    stage.only(1);
-    stage.answered_throughout(PROMPTLY);
-    stage.signal(1, SIGKILL);
-    stage.wait_generations(&[(3, "serving")]);
-    stage.only(1);
-    umount2(&place, nix::mount::MntFlags::MNT_DETACH).expect("making it writable");
-    stage.reload(3);
-    take_away(stage);
-}
-
-/// What a first start in a directory says that takes no files, and that one with room for the lock and
-/// the control socket alone serves.
-#[test]
-fn a_first_start_without_room_says_what_to_do_or_serves() {
-    use nix::mount::{MsFlags, mount};
-    let Some(program) = Haproxy::system() else { return };
-    let Some(stage) = on_a_small_disk() else { return };
-    take_away(stage);
-    let scene = crate::harness::Scene::new();
-    let place = scene.path("web.d");
-    fs::create_dir(&place).expect("a directory");
-    let file = scene.write("h.cfg", &crate::harness::config(scene.address(), 1));
-    let _broker = scene.broker();
-    let on = |flags, options: &str| {
-        mount(Some("tmpfs"), &place, Some("tmpfs"), flags, Some(options)).expect("a file system");
-    };
-    let off = || nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH).expect("unmounted");
-    let read_only = (MsFlags::MS_RDONLY, "mode=0700", "Read-only file system");
-    let no_room = "No space left on device";
-    // Room for nothing, for the lock, and for all but the control socket.
-    let full = [1, 2, 4].map(|files| format!("mode=0700,nr_inodes={files}"));
-    let full = full.iter().map(|options| (MsFlags::empty(), options.as_str(), no_room));
-    for (flags, options, reason) in full.chain([read_only]) {
-        on(flags, options);
-        let mut run = scene.bindonce("run");
-        run.args(["--name", "web", "--"]).arg(&program).arg("-f").arg(&file);
-        let said = crate::harness::finish(&mut run).fails(1);
-        let error = said.lines().find(|line| line.starts_with("bindonce: ")).expect(&said);
-        assert_eq!(error.matches(reason).count(), 1, "{said}");
-        assert!(error.contains(place.to_str().expect("its path")), "{said}");
-        assert!(said.contains("hint: make room there, or mount it writable"), "{said}");
-        off();
-    }
-    on(MsFlags::empty(), "mode=0700,nr_inodes=5");
-    let mut haproxy = Haproxy::start(&scene, &program, &file);
-    haproxy.supervisor.wait_line("takes no files; those of this start lie elsewhere");
-    let (first, pid) = haproxy.wait_serving(&scene);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), SIGKILL).expect("haproxy");
-    crate::harness::eventually("another one", || {
-        haproxy.serving(&scene).filter(|(generation, _)| *generation > first)
-    });
-    haproxy.supervisor.terminate();
-    off();
-}
-
-#[test]
-fn the_directory_of_a_service_that_was_removed_is_made_anew() {
-    let Some(mut stage) = stage(&[], &[]) else { return };
-    let (directory, again) = (stage.scene.path("web.d"), "were removed, and are there again");
-    let metrics = directory.join("metrics.sock");
-    fs::remove_dir_all(&directory).expect("the directory");
-    stage.haproxy.supervisor.wait_line(again);
-    let mode = fs::symlink_metadata(&directory).expect("the directory").permissions().mode();
-    assert_eq!(mode & 0o777, 0o700);
-    assert!(stage.scene.run("status", &[]).ok().contains("web"));
-    crate::harness::eventually("metrics", || metrics.exists().then_some(()));
-    stage.signal(1, SIGKILL);
-    stage.wait_generations(&[(2, "serving")]);
-    stage.reload(2);
-    // Nobody has had the time to make it anew, or only some of it is gone.
-    fs::remove_dir_all(&directory).expect("the directory");
-    stage.signal(3, SIGKILL);
-    stage.haproxy.supervisor.wait_line(again);
-    stage.wait_generations(&[(4, "serving")]);
-    for gone in ["control.sock", "lock"] {
-        fs::remove_file(directory.join(gone)).expect(gone);
-        stage.haproxy.supervisor.wait_line(again);
-    }
-    fs::remove_dir_all(directory.join("generation-3")).expect("the copy that serves");
-    stage.signal(4, SIGKILL);
-    stage.wait_generations(&[(5, "serving")]);
-    stage.only(2);
-    stage.reload(3);
-    // The next supervisor finds all of it.
-    stage.kill_supervisor();
-    stage.start_supervisor();
-    stage.haproxy.wait_serving(&stage.scene);
-    stage.reload(4);
-}
-
-#[test]
-fn what_another_user_has_put_in_the_place_of_the_directory_is_not_used() {
-    if !nix::unistd::geteuid().is_root() {
-        return skip("needs root, to make another user's directory");
-    }
-    let Some(mut stage) = stage(&[], &[]) else { return };
-    let directory = stage.scene.path("web.d");
-    let theirs = stage.scene.path("theirs");
-    fs::create_dir(&theirs).expect("a directory");
-    std::os::unix::fs::chown(&theirs, Some(54321), None).expect("chown");
-    fs::rename(&directory, stage.scene.path("was")).expect("rename");
-    fs::rename(&theirs, &directory).expect("rename");
-    stage.haproxy.supervisor.wait_line("cannot be made anew");
-    stage.signal(1, SIGKILL);
-    stage.wait_generations(&[(2, "serving")]);
-    stage.only(1);
-    let names = fs::read_dir(&directory).expect("it is there");
-    let mut names = names.map(|entry| entry.expect("an entry").file_name());
-    // These are numbers for metrics alone.
-    assert!(names.all(|name| name == "counters.json"), "nothing else of ours");
-    fs::remove_dir_all(&directory).expect("it can be");
-    stage.haproxy.supervisor.wait_line("were removed, and are there again");
-    stage.reload(2);
 }
 
 #[test]

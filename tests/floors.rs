@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::harness::{finish, root};
 
-/// Package, floor, and the packages of ours that it may depend on.
+/// Packages by floor, each with the packages of ours that it may depend on.
 const FLOORS: [(&str, &[&str]); 12] = [
     ("bindonce-core", &[]),
     ("bindonce-fd", &[]),
@@ -51,7 +51,7 @@ const FLOORS: [(&str, &[&str]); 12] = [
     ),
 ];
 
-/// What would let the core make a system call.
+/// Dependencies by which the core could make a system call.
 const NOT_IN_CORE: [&str; 6] = ["tokio", "nix", "rustix", "socket2", "libc", "sendfd"];
 
 /// The dependencies of every package of the workspace: name and kind (`null` is a normal one).
@@ -76,7 +76,8 @@ fn dependencies() -> BTreeMap<String, Vec<(String, Value)>> {
     metadata["packages"].as_array().expect("packages").iter().map(package).collect()
 }
 
-/// What a crate is built from. Its tests may look up: a client is tested against the broker.
+/// Only what a crate is built from counts. Its tests may depend on higher floors: a client is
+/// tested against the broker.
 #[test]
 fn no_arrow_runs_up() {
     let packages = dependencies();
@@ -97,7 +98,7 @@ fn no_arrow_runs_up() {
 fn every_package_has_a_floor() {
     for name in dependencies().keys() {
         let known = FLOORS.iter().any(|(package, _)| package == name);
-        // What nothing of ours is built from.
+        // Packages that no other package of ours is built from.
         let above = ["bindonce-fuzz", "bindonce-load", "bindonce-package", "bindonce-tests"];
         assert!(
             known || above.contains(&name.as_str()),

@@ -1,6 +1,6 @@
-//! Generations that join by the library, blocking and with tokio, while the broker is killed or
-//! upgraded at each step of their lives: the same numbers in the same order afterwards, never two
-//! that accept, and who must retire hears it.
+//! Generations that join through the library, blocking and with tokio, while the broker is killed
+//! or upgraded at each step of their lives: the numbers stay the same and in order, never do two
+//! accept, and the generation that must retire learns of it.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -17,14 +17,14 @@ use tokio::time::timeout;
 
 use crate::harness::{DEADLINE, Process, Scene, eventually};
 
-/// Which handle a generation has.
+/// The kind of handle of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Blocking,
     Tokio,
 }
 
-/// The handle, so that one story tests both.
+/// The handle, so that one test covers both kinds.
 enum Handle {
     Blocking(bindonce::Generation),
     Tokio(Runtime, aio::Generation),
@@ -65,7 +65,7 @@ impl Handle {
         assert!(self.ready_within(DEADLINE), "in time");
     }
 
-    /// Says that it is ready; whether it has been let in by then.
+    /// Reports readiness. True if the generation was let in within `patience`.
     fn ready_within(&mut self, patience: Duration) -> bool {
         match self {
             Self::Blocking(generation) => match generation.ready(Some(Instant::now() + patience)) {
@@ -91,7 +91,7 @@ impl Handle {
         }
     }
 
-    /// Does what there is to do while it drains, for a moment.
+    /// Handles a draining generation's messages for a moment.
     fn drain(&mut self) {
         match self {
             Self::Blocking(generation) => {
@@ -115,20 +115,20 @@ impl Handle {
     }
 }
 
-/// Where a generation waits for the story to let it go on.
+/// A step at which a generation waits for the test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     /// It has joined and claimed.
     Joined,
-    /// It accepts, and has not looked whether it is to retire.
+    /// It accepts, and has not checked whether it must retire.
     Serving,
-    /// It has heard that it is to retire and has closed its listener.
+    /// It has learned that it must retire, and has closed its listener.
     Retiring,
-    /// It has said that it accepts no more.
+    /// It has reported that it accepts no more.
     Draining,
 }
 
-/// A generation in a thread of its own.
+/// A generation in its own thread.
 struct Life {
     number: u64,
     reached: Receiver<Step>,
@@ -137,7 +137,7 @@ struct Life {
 }
 
 impl Life {
-    /// Starts one, which stands at `Joined`.
+    /// Starts a generation, which waits at `Joined`.
     #[track_caller]
     fn start(kind: Kind, scene: &Scene, accepting: &Arc<AtomicUsize>) -> Self {
         let (step, reached) = channel();
@@ -155,7 +155,7 @@ impl Life {
         life
     }
 
-    /// Waits until it stands at the next step.
+    /// Waits until it reaches its next step.
     #[track_caller]
     fn next(&self) -> Step {
         self.reached.recv_timeout(DEADLINE).expect("it goes on")
@@ -166,12 +166,12 @@ impl Life {
         assert_eq!(self.next(), expected, "generation {}", self.number);
     }
 
-    /// Lets it go on from where it stands.
+    /// Lets it continue from its step.
     fn goes_on(&self) {
         self.go.send(()).expect("it stands");
     }
 
-    /// Lets it go on until it drains; gives how often it had stopped in vain.
+    /// Lets it continue until it drains. Returns how often it had stopped in vain.
     #[track_caller]
     fn drains(&self) -> usize {
         let mut in_vain = 0;
@@ -185,7 +185,7 @@ impl Life {
         }
     }
 
-    /// Lets its process end where it stands.
+    /// Ends it at its current step.
     fn ends(self) {
         let Self { go, thread, .. } = self;
         drop(go);
@@ -193,7 +193,7 @@ impl Life {
     }
 }
 
-/// A life, from claiming to the end, or to where it may not go on from.
+/// The life of a generation, from its claim to its end, or to the step where it must stop.
 fn live(mut handle: Handle, accepting: &AtomicUsize, step: &Sender<Step>, gate: &Receiver<()>) {
     let stand = |at| step.send(at).is_ok() && gate.recv().is_ok();
     let number = handle.number();
@@ -227,7 +227,7 @@ fn live(mut handle: Handle, accepting: &AtomicUsize, step: &Sender<Step>, gate: 
     }
 }
 
-/// What happens to the broker.
+/// The fault of the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Kill,
@@ -271,8 +271,8 @@ fn shows(scene: &Scene, expected: &[(u64, &str)]) {
     eventually(&format!("{expected:?}"), found);
 }
 
-/// A generation takes over from another, and the broker's fault strikes when they stand at `at`;
-/// then a third takes over, as if nothing had been.
+/// A generation takes over from another, and the broker's fault happens when they are at step `at`.
+/// Then a third one takes over as usual.
 fn story(kind: Kind, fault: Fault, at: Step) {
     let (scene, mut broker) = Scene::with_broker();
     let accepting = Arc::new(AtomicUsize::new(0));
@@ -290,7 +290,7 @@ fn story(kind: Kind, fault: Fault, at: Step) {
     strike(Step::Joined, &mut broker);
     new.goes_on();
     if at == Step::Serving {
-        // The newer one is ready, and the older one, which has been told, has not looked yet.
+        // The newer generation is ready; the older one has been told, but has not checked yet.
         broker.wait_line("told to retire");
         strike(Step::Serving, &mut broker);
     }
@@ -298,8 +298,8 @@ fn story(kind: Kind, fault: Fault, at: Step) {
     old.reaches(Step::Retiring);
     strike(Step::Retiring, &mut broker);
     let in_vain = old.drains();
-    // It was told by the broker that was killed, and the next has not heard of the newer one yet:
-    // then it serves on until that one is back.
+    // The killed broker told it, and the next broker does not know the newer generation yet: the
+    // older one then serves until the newer one is back.
     let told_before = fault == Fault::Kill && matches!(at, Step::Serving | Step::Retiring);
     assert!(in_vain == 0 || told_before, "{in_vain} times");
     new.reaches(Step::Serving);
@@ -320,8 +320,8 @@ fn story(kind: Kind, fault: Fault, at: Step) {
     third.ends();
 }
 
-/// A newer generation dies before it is let in, when the older one has stopped accepting for its
-/// sake; and perhaps the broker with it.
+/// A newer generation dies before it is let in, after the older one has stopped accepting for it;
+/// in some cases the broker dies too.
 fn death(kind: Kind, fault: Option<Fault>) {
     let (scene, mut broker) = Scene::with_broker();
     let accepting = Arc::new(AtomicUsize::new(0));

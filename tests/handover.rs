@@ -1,5 +1,5 @@
-//! The main job: a real haproxy reloaded under load, with nothing lost, one
-//! socket throughout, and no answer of a replaced generation.
+//! The main task: a real haproxy reloaded under load, with nothing lost, one socket throughout, and
+//! no answer from a replaced generation.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -93,7 +93,8 @@ fn signals_reload_too() {
     assert_nothing_lost(&load.stop());
 }
 
-/// The stop signal of haproxy's container images. A request in progress is answered, however often it is sent.
+/// The stop signal of haproxy's container images. A request in progress is answered, however often
+/// the signal is sent.
 #[test]
 fn sigusr1_from_anybody_but_a_generation_is_a_soft_stop() {
     let Some(mut stage) = Stage::start(Haproxy::system(), &[], &[]) else { return };
@@ -102,7 +103,7 @@ fn sigusr1_from_anybody_but_a_generation_is_a_soft_stop() {
     for _ in 0..3 {
         stage.haproxy.supervisor.signal(Signal::SIGUSR1);
     }
-    stage.haproxy.supervisor.wait_line("shutdown asked for");
+    stage.haproxy.supervisor.wait_line("shutdown requested");
     stage.haproxy.supervisor.wait_line("stopped accepting");
     stage.haproxy.supervisor.signal(Signal::SIGUSR1);
     let answer = half.complete();
@@ -156,7 +157,7 @@ fn a_killed_haproxy_is_started_again_and_none_is_refused() {
     assert!(load.wait_for(100, DEADLINE), "no answers afterwards");
     let report = load.stop();
     assert_eq!((report.refused, report.timed_out, report.local), (0, 0, 0), "{report}");
-    // What the dead process had accepted is lost with it, and no more than that.
+    // Only the connections that the dead process had accepted are lost.
     assert!(report.failed() <= clients as u64, "{report}");
     assert_eq!(listening(address)[0].inode, inode);
 }
@@ -171,7 +172,7 @@ fn a_request_in_progress_outlives_its_generation() {
     let (address, haproxy) = Haproxy::start_at(&scene, &[], &program);
     let mut half = std::net::TcpStream::connect(address).expect("connecting");
     half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");
-    // A second connection is accepted after the first: the first is haproxy's now.
+    // A second connection is accepted after the first, so haproxy has the first one now.
     let load = load(address, 1);
     assert!(load.wait_for(5, DEADLINE));
     scene.write("haproxy.cfg", &config(address, 2));

@@ -1,5 +1,6 @@
-//! haproxy 2.6 hangs at its end when a signal comes while its first thread has left and the others have not. The test needs no luck: it
-//! stops the second thread at that moment, as a tracer.
+//! haproxy 2.6 hangs at its end when a signal arrives after its first thread has left and before
+//! the others have. The test stops the second thread at that moment, as a tracer, so it does not
+//! depend on luck.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -12,18 +13,18 @@ use nix::unistd::Pid;
 
 use crate::harness::{Haproxy, Scene, config, eventually};
 
-/// Two threads, and all connections with the first one.
+/// A configuration with two threads and all connections on the first.
 fn on_one_thread(address: SocketAddr, tag: u64) -> String {
     let text = config(address, tag).replace("global\n", "global\n    nbthread 2\n");
     text.replace(&format!("bind {address}\n"), &format!("bind {address} thread 1/1\n"))
 }
 
-/// One line of what the kernel tells of a thread.
+/// One line of a thread's file in /proc.
 fn told(pid: i32, thread: i32, file: &str) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/{file}")).expect("it lives")
 }
 
-/// How often it has slept, if it sleeps in this call now.
+/// How often the thread has slept, if it sleeps in this call now.
 fn sleeps(pid: i32, thread: i32, call: &str) -> Option<u64> {
     told(pid, thread, "wchan").contains(call).then_some(())?;
     let status = told(pid, thread, "status");
@@ -35,7 +36,7 @@ fn ends_one_that_hangs(program: &Path) {
     let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let file = scene.write("haproxy.cfg", &on_one_thread(address, 1));
-    // Its admin connection would belong to any thread.
+    // An admin connection could be on either thread.
     let mut haproxy = Haproxy::begin(&scene, &["--no-admin"], program, &file);
     let (_, pid) = haproxy.wait_serving(&scene);
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads").flatten();
@@ -56,14 +57,14 @@ fn ends_one_that_hangs(program: &Path) {
     drop(client);
     let before =
         eventually("its first thread to wait for the second", || sleeps(pid, pid, "futex"));
-    // As `kill -USR1 $(pidof haproxy)`, when the service is stopped.
+    // As with `kill -USR1 $(pidof haproxy)` when the service is stopped.
     kill(Pid::from_raw(pid), Signal::SIGUSR1).expect("a second signal");
     eventually("its first thread to have the signal", || {
         sleeps(pid, pid, "futex").filter(|after| *after > before)
     });
     ptrace::detach(thread, None).expect("letting it go on");
     let version = std::process::Command::new(program).arg("-v").output().expect("its version");
-    // Later ones exit by themselves then.
+    // Later versions exit by themselves.
     if String::from_utf8_lossy(&version.stdout).contains("version 2.6.12") {
         let line = haproxy.supervisor.wait_line("does not exit");
         assert!(line.contains(&format!("generation=1 pid={pid} signal=\"SIGKILL\"")), "{line}");

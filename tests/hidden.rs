@@ -1,6 +1,6 @@
-//! Listeners that new connections do not find for the time of a start or a handover, since a wildcard has them: one that comes is shown
-//! when its haproxy is ready, one that goes is shown again only where the handover fails. No client is reset in between, and
-//! nothing stays hidden that a generation serves.
+//! Listeners hidden from new connections during a start or a handover, since a wildcard serves
+//! them. A new listener is shown when its haproxy is ready; a leaving one is shown again only if
+//! the handover fails. No client is reset in between, and no served listener stays hidden.
 
 use std::fs;
 use std::io::Write as _;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::harness::{Haproxy, Process, Scene, Wire, eventually, finish, wait_pending};
 use crate::overlaps::{MAPPED, ask, broker, config, haproxies, scene, settled, strangers};
 
-/// How clients fail that connect to 127.0.0.1 all the time while something else is done.
+/// The failures of clients that connect to 127.0.0.1 all the time while `work` runs.
 fn failures_during(work: impl FnOnce()) -> Vec<String> {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -41,7 +41,7 @@ fn a_client_of_an_address_that_leaves_is_answered_by_the_wildcard_that_covers_it
     for program in haproxies() {
         let Some(scene) = scene() else { return };
         let _broker = broker(&scene, true);
-        // The wildcard stays, or comes as the other one leaves.
+        // The wildcard stays, or arrives as the other listener leaves.
         let both: &[&str] = &["*:8080", "127.0.0.1:8080"];
         let steps = [&["*:8080"], both, &["*:8080"], &["127.0.0.1:8080"], &["*:8080"], both];
         let file = scene.write("haproxy.cfg", &config(both));
@@ -52,14 +52,14 @@ fn a_client_of_an_address_that_leaves_is_answered_by_the_wildcard_that_covers_it
                 haproxy.reload(&scene).ok();
             }
         });
-        // haproxy alone resets who is between the kernel's queue and its close now and then.
+        // Plain haproxy occasionally resets a client between the kernel's queue and its close.
         assert!(failed.len() <= 1, "{failed:?}, {}", program.display());
         settled(&scene, 2);
         assert_eq!(strangers(), ["::1", "fd00::1"]);
     }
 }
 
-/// The socket of IPv4 goes before the one of IPv6 at the same address.
+/// The IPv4 socket wins over the IPv6 socket at the same address.
 #[test]
 fn an_address_in_the_words_of_both_families_is_two_lines_of_which_one_covers_the_other() {
     for program in haproxies() {
@@ -92,7 +92,8 @@ fn an_address_in_the_words_of_both_families_is_two_lines_of_which_one_covers_the
     }
 }
 
-/// A reload to these lines that is held up in its pause, since the older generation is stopped. With the pid of the new one.
+/// A reload to these lines that hangs in its pause, since the older generation is stopped. Returns
+/// it with the pid of the new generation.
 fn held_up(scene: &Scene, haproxy: &mut Haproxy, binds: &[&str]) -> (Process, i32) {
     let (_, older) = haproxy.wait_serving(scene);
     assert!(ask("127.0.0.1").starts_with('<'));
@@ -112,7 +113,7 @@ fn an_address_that_leaves_is_there_again_when_the_new_generation_dies_in_the_han
     let mut haproxy = Haproxy::start(&scene, &program, &file);
     let (mut reload, newer) = held_up(&scene, &mut haproxy, &["*:8080"]);
     kill(Pid::from_raw(newer), Signal::SIGKILL).expect("it is there");
-    // The older one cannot say that it accepts again while it is stopped.
+    // The older generation cannot confirm that it accepts again while it is stopped.
     haproxy.supervisor.wait_line("the generation that was to take over died");
     for pid in scene.haproxies() {
         kill(Pid::from_raw(pid), Signal::SIGCONT).expect("it is there");
@@ -146,7 +147,8 @@ fn an_address_that_leaves_may_come_back_after_a_kill_of_the_supervisor_in_the_ha
     assert_eq!(ask("127.0.0.1"), "<1>");
 }
 
-/// A haproxy of which a start behind the first one waits: `begun` exists then, and it goes on when `waits` is read.
+/// A haproxy whose starts after the first wait: `begun` exists then, and the start continues when
+/// `waits` is read.
 struct Waiting {
     program: PathBuf,
     begun: PathBuf,
@@ -238,7 +240,7 @@ fn a_reload_that_fails_resets_no_client_of_the_wildcard_beside_its_new_address()
             scene.write("haproxy.cfg", &config(&["*:8080", new]));
             haproxy.reload(&scene).ok();
             assert_eq!(ask("127.0.0.1"), "<1>", "{new}");
-            // The network of the scene has `lo` alone.
+            // The scene's network namespace has only `lo`.
             assert_eq!(strangers(), ["::1", "fd00::1"]);
         }
     }
@@ -313,7 +315,7 @@ fn a_new_address_is_found_where_the_watchdog_has_finished_the_handover() {
     assert_eq!(ask("127.0.0.1"), "<1>");
 }
 
-/// What `bind` gives for one element; it is granted.
+/// The listener that `bind` returns for one element.
 fn bind(wire: &mut Wire, element: &Value) -> TcpListener {
     wire.call("bind", &json!([element]));
     TcpListener::from(wire.take(1).remove(0))
@@ -324,7 +326,7 @@ fn join(wire: &mut Wire, generation: u64, state: &str) {
     wire.call("join", &json!([{"service": "web", "generation": generation, "state": state}]));
 }
 
-/// Which of these a client of 127.0.0.1 reaches.
+/// The index of the listener that a client of 127.0.0.1 reaches.
 fn reached(listeners: [&TcpListener; 2]) -> usize {
     let _client = TcpStream::connect(("127.0.0.1", 8080)).expect("connect");
     let accepts = |listener: &&TcpListener| listener.accept().is_ok();
@@ -339,7 +341,8 @@ fn what_a_generation_claims_tentatively_is_found_when_it_serves_or_asks_again() 
             let Some(scene) = scene() else { return };
             let _broker = broker(&scene, true);
             let (mut older, mut newer) = (scene.wire(), scene.wire());
-            // Where the broker keeps the order, the newer one is to wait for the older one's stop.
+            // Where the broker keeps the order, the newer generation waits for the older one to
+            // stop.
             let ordered = by == "ready";
             let place = |state: &str| json!([{"service": "web", "state": state, "handover": true}]);
             match ordered {
@@ -400,7 +403,7 @@ fn what_is_claimed_for_good_or_by_no_generation_that_is_to_succeed_one_is_found_
     }
 }
 
-/// Its older generation drains on with one connection.
+/// The older generation keeps draining with one connection.
 #[test]
 fn an_address_that_leaves_stays_hidden_where_the_watchdog_has_finished_the_handover() {
     for program in haproxies() {

@@ -1,5 +1,5 @@
-//! Descriptors that haproxy inherits (`fd@N`), from a socket unit or from whoever starts it: the same sockets reach every
-//! generation, whatever ends meanwhile.
+//! Descriptors that haproxy inherits (`fd@N`), from a socket unit or from its starter: the same
+//! sockets reach every generation, whichever process ends meanwhile.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
@@ -14,7 +14,8 @@ use crate::harness::{
     DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, config, eventually, finish,
 };
 
-/// Opens descriptors as a service manager does, and becomes the command. Words before `--` are NUMBER=WHAT.
+/// Opens descriptors as a service manager does, and becomes the command. Words before `--` are
+/// NUMBER=WHAT.
 const STARTER: &str = r#"
 import os, socket, sys
 at = sys.argv.index("--")
@@ -134,11 +135,11 @@ fn inherited_listeners_reach_every_generation() {
         place.configure(3);
         assert!(place.ask("m", "reload\n").starts_with("Success=1\n"));
         wait_tag(&load, 3);
-        // As killall(1) and pgrep(1) look for it.
+        // The name by which killall(1) and pgrep(1) search.
         let name = std::fs::read_to_string(format!("/proc/{}/comm", haproxy.pid()));
         assert_eq!(name.expect("it runs"), "haproxy\n");
 
-        // Nobody has the descriptors of then but the broker.
+        // Only the broker still has those descriptors.
         haproxy.kill();
         let mut haproxy = Process::start(&mut place.haproxy(&[], words));
         haproxy.wait_line("taken over: serving");

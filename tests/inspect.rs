@@ -1,4 +1,4 @@
-//! `bind`, `list`, `status`, `ping`, `release`: what a person and a script see.
+//! `bind`, `list`, `status`, `ping`, `release`: their output for people and scripts.
 
 use std::fs::{self, Permissions};
 use std::net::TcpStream;
@@ -68,7 +68,7 @@ fn a_watched_status_goes_on_while_broker_and_supervisor_are_restarted() {
     watch.wait_line(&format!("service web, supervisor pid {}", haproxy.supervisor.pid()));
     broker.kill();
     watch.wait_line("no broker answers at ");
-    // What the supervisor tells is shown all the same.
+    // The supervisor's part is shown all the same.
     watch.wait_line("service web, supervisor pid ");
     let broker = scene.broker();
     watch.wait_line(&format!(" pid {} on ", broker.pid()));
@@ -102,7 +102,7 @@ fn ping_tells_who_answers_and_whether_anything_serves() {
     scene.run("ping", &["--serving"]).fails(2);
     let said = scene.run("ping", &["--name", "web"]).fails(1);
     assert!(said.contains("service \"web\" has no supervisor"), "{said}");
-    // A supervisor whose haproxy never comes up is alive all the same, and not ready.
+    // A supervisor whose haproxy never starts is alive all the same, but not ready.
     let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
     let slow = scene.write("haproxy", "#!/bin/sh\nexec sleep 60\n");
     fs::set_permissions(&slow, Permissions::from_mode(0o755)).expect("its mode");
@@ -123,7 +123,7 @@ fn ping_tells_who_answers_and_whether_anything_serves() {
     assert!(said.contains("give --name one that has (\"web\"), or start one"), "{said}");
     let said = ping(&["--serving"]).ok();
     assert!(said.contains(&format!("generation {generation} serves")), "{said}");
-    // A broker that hangs does not hold up a health check for longer than it may take.
+    // A hanging broker delays a health check no longer than its limit.
     broker.signal(Signal::SIGSTOP);
     let said = scene.run("ping", &["--timeout", "100ms"]).fails(1);
     broker.signal(Signal::SIGCONT);

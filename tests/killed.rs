@@ -1,5 +1,6 @@
-//! The supervisor and the broker killed at each step, under load, with haproxy and with other programs: nobody
-//! is refused, never two generations accept, and the next supervisor goes on.
+//! The supervisor and the broker are killed at each step, under load, with haproxy and with other
+//! programs: no client is refused, never do two generations accept, and the next supervisor
+//! continues.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -13,7 +14,7 @@ use nix::unistd::Pid;
 use crate::harness::{Fault, Guest, Stage, Stranger, allow, eventually, rows, wait_pending};
 use Fault::{Deaf, Waits};
 
-/// No client waits longer than this where nothing has to time out.
+/// The longest wait of a client where nothing has to time out.
 const PROMPTLY: Duration = Duration::from_secs(1);
 
 rows!(
@@ -28,7 +29,8 @@ rows!(
     ]
 );
 
-// Without a pause that proves, the newer one is held until the older has heard its signal.
+// Without a pause that proves the handover, the newer generation is held until the older one has
+// received its signal.
 rows!(
     [nginx_held: Nginx, activated_held: Activated],
     [killed_while_the_new_one_waits_the_supervisor_leaves_one_that_serves]
@@ -38,8 +40,8 @@ fn haproxy(faults: &[(u64, &[Fault])], arguments: &[&str]) -> Option<Stage> {
     Stage::of(Guest::Haproxy, faults, arguments)
 }
 
-/// Nothing failed; with haproxy, whose handover is proved, neither did anybody wait, nor
-/// did an older generation answer after a newer one. Ends the load.
+/// Checks that nothing failed. With haproxy, whose handover is proved, also that no client waited
+/// and no older generation answered after a newer one. Ends the load.
 #[track_caller]
 fn ends_well(mut stage: Stage, guest: Guest) {
     match guest {
@@ -84,7 +86,7 @@ fn killed_while_the_new_one_waits_the_supervisor_leaves_one_that_serves(guest: G
     stage.wait_ready(2);
     stage.kill_supervisor();
     assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
-    // The watchdog has told the older one to stop, and lets the new one go on.
+    // The watchdog has told the older generation to stop, and lets the new one continue.
     let begun = Instant::now();
     eventually("the new one to answer", || {
         let answer = stage.half_a_request().complete();
@@ -102,7 +104,7 @@ fn killed_while_the_new_one_waits_the_supervisor_leaves_one_that_serves(guest: G
 #[test]
 fn killed_before_the_older_one_has_closed_its_listener_the_new_one_waits_for_it() {
     let Some(mut stage) = Stage::of(Guest::Activated, &[], &[]) else { return };
-    // It hears nothing, and could go on to accept at any time.
+    // A stopped generation receives nothing, and could accept again at any time.
     let older = Pid::from_raw(stage.pid(1));
     kill(older, SIGSTOP).expect("a signal to it");
     stage.configure(2);
@@ -168,7 +170,7 @@ fn replaced_under_load_the_supervisor_is_the_same_process(guest: Guest) {
 
 #[test]
 fn killed_between_ready_and_the_older_ones_stop_it_leaves_one_that_serves() {
-    // Deaf to SIGTTOU the older one accepts on while the new one is held.
+    // The older generation ignores SIGTTOU and keeps accepting while the new one is held.
     let Some(mut stage) = haproxy(&[(1, &[Deaf(SIGTTOU, 0)])], &[]) else { return };
     stage.configure(2);
     let mut reload = stage.reload_beside();
@@ -189,7 +191,7 @@ fn killed_while_the_service_is_paused_it_is_continued_within_a_second() {
     let Some(mut stage) = haproxy(&[], &[]) else { return };
     stage.answered_throughout(PROMPTLY);
     stage.configure(2);
-    // The proof waits, with the older one paused.
+    // The proof waits, with the older generation paused.
     let stranger = Stranger::at(&stage);
     let mut reload = stage.reload_beside();
     stage.haproxy.supervisor.wait_line("Paused frontend");
@@ -213,7 +215,7 @@ fn killed_again_and_again_it_always_goes_on() {
     for tag in [10, 20, 30, 40] {
         stage.configure(tag);
         let mut reload = stage.reload_beside();
-        // At another moment of the reload each time.
+        // At a different moment of each reload.
         std::thread::sleep(Duration::from_millis(4 * tag));
         stage.kill_supervisor();
         reload.wait_exit();
@@ -293,7 +295,7 @@ fn killed_while_a_generation_starts_the_broker_does_not_stop_the_handover() {
     stage.broker.kill();
     stage.only(1);
     stage.let_start(2);
-    // It has its sockets already; whichever way it ends, one configuration answers.
+    // haproxy already has its sockets; however the reload ends, one configuration answers.
     let answered = if reload.wait_exit().success() { 2 } else { 1 };
     stage.only(answered);
     stage.answered_throughout(PROMPTLY);

@@ -1,5 +1,5 @@
-//! Every kind of listener that haproxy can have: one socket for all generations, which a generation that is deaf to
-//! its signals does not keep.
+//! Every kind of listener that haproxy supports: one socket for all generations, which a generation
+//! that ignores its signals does not keep.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,11 +25,11 @@ enum Kind {
     Datagram,
 }
 
-/// Places for one of each kind.
+/// Addresses for one listener of each kind.
 struct Places {
     address: SocketAddr,
     name: String,
-    /// Where each configuration has the datagrams sent that it receives.
+    /// The socket to which each configuration sends the datagrams that it receives.
     logs: [UdpSocket; 2],
 }
 
@@ -109,7 +109,7 @@ fn sockets(pid: i32) -> BTreeSet<PathBuf> {
     links.filter(|link| link.to_string_lossy().starts_with("socket:")).collect()
 }
 
-/// A scene in which the kernel has multipath TCP.
+/// A scene where the kernel supports multipath TCP.
 fn scene() -> Option<Scene> {
     let scene = Scene::new();
     let can = scene.is_isolated()
@@ -120,8 +120,8 @@ fn scene() -> Option<Scene> {
     can.then_some(scene)
 }
 
-/// The older generation hears neither pause nor stop: it is ended, and the next one alone answers. Each kind is the only
-/// one there, so that no other queue shows the deaf one.
+/// The older generation ignores pause and stop: it is ended, and the next one alone answers. Each
+/// kind is tested alone, so that no other queue reveals the older generation.
 fn goes_over(program: &std::path::Path, kind: Kind) {
     let Some(scene) = scene() else { return };
     let places = Places::new(&scene);
@@ -168,8 +168,8 @@ fn datagrams_of_log_forward_go_over_from_a_deaf_generation() {
     Haproxy::all().for_each(|program| goes_over(&program, Kind::Datagram));
 }
 
-/// The socket stays what it is: for clients of both protocols, in what the broker says and after it was killed, and when
-/// it is taken over from a haproxy without bindonce.
+/// The socket keeps its protocol: for clients of both protocols, in the broker's output and after
+/// the broker was killed, and when it is taken over from a haproxy without bindonce.
 #[test]
 fn multipath_tcp_is_listed_restored_and_adopted() {
     let Some(program) = Haproxy::fetched("3.2") else { return };
@@ -205,7 +205,7 @@ fn multipath_tcp_is_listed_restored_and_adopted() {
     assert_eq!(places.ask(Kind::Multipath), 0);
 }
 
-/// What haproxy would not know either is left to it, and a kernel without multipath TCP is said.
+/// Words unknown to haproxy are left to haproxy, and a kernel without multipath TCP is reported.
 #[test]
 fn multipath_tcp_that_cannot_be_is_refused_with_the_reason() {
     let Some(scene) = scene() else { return };

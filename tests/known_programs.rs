@@ -1,5 +1,5 @@
-//! Programs of docs/programs.md that Debian ships and that start fast: each is reloaded under load as its line of the table says, and
-//! no client fails. The server in Go is the page's own lines.
+//! Programs of docs/programs.md that Debian ships and that start fast: each is reloaded under load
+//! as its line of the table says, and no client fails. The server in Go is the code of that page.
 
 use std::fs;
 use std::path::Path;
@@ -14,9 +14,9 @@ const RELOADS: u64 = 3;
 struct Known {
     /// Options of `run`.
     options: &'static [&'static str],
-    /// Files, in which @DIR@ is their directory and @PORT@ the port.
+    /// Files, in which @DIR@ stands for their directory and @PORT@ for the port.
     files: &'static [(&'static str, &'static str)],
-    /// The command, likewise.
+    /// The command, with the same placeholders.
     command: &'static [&'static str],
     /// Whether its answers have the generation's number.
     numbered: bool,
@@ -87,7 +87,7 @@ process.on("SIGTERM", () => server.close());
 
 const GO: Known = Known { options: &[], files: &[], command: &["@DIR@/server"], numbered: true };
 
-/// What stands around the page's lines.
+/// The code around the page's lines.
 const GO_HEAD: &str = r#"package main
 
 import (
@@ -110,7 +110,8 @@ func main() {
 "#;
 
 impl Known {
-    /// Reloads it under load; every answer is a good one, and after a reload none is an older generation's.
+    /// Reloads the program under load. Every answer is good, and after a reload none is from an
+    /// older generation.
     fn is_reloaded(&self, prepare: impl FnOnce(&Path)) {
         let program = self.command[0];
         if !program.starts_with('@')
@@ -134,7 +135,7 @@ impl Known {
         prepare(&directory);
         let _broker = scene.broker();
         let claim = format!("web={address}");
-        // Bound before the first client comes.
+        // Bound before the first client connects.
         scene.run("bind", &[&claim]).ok();
         let mut command = scene.bindonce("run");
         command.args(["--name", "web", "--listen", &claim]).args(self.options).arg("--");

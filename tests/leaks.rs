@@ -1,11 +1,11 @@
-//! What the broker, the supervisor and its clients have open returns to
-//! what it was.
+//! The open files and resident code of the broker, the supervisor and its clients return to their
+//! earlier values.
 
 use std::time::{Duration, Instant};
 
 use crate::harness::{DEADLINE, Haproxy, Scene, config, eventually, open_files};
 
-/// Waits until a process has this open again; on failure says what it has instead.
+/// Waits until a process has these files open again; a failure lists its actual files.
 #[track_caller]
 fn back_to(pid: u32, before: &[String], whose: &str) {
     let deadline = Instant::now() + DEADLINE;
@@ -16,7 +16,8 @@ fn back_to(pid: u32, before: &[String], whose: &str) {
     }
 }
 
-/// What `look` gives once it gives the same for a while: connections that have just ended are closed.
+/// The result of `look` once it is stable for a while: connections that have just ended are then
+/// closed.
 #[track_caller]
 fn at_rest<T: PartialEq>(look: impl Fn() -> T) -> T {
     eventually("descriptors to stand still", || {
@@ -66,7 +67,7 @@ fn broker_and_supervisor_through_good_and_bad_reloads() {
         eventually("older generations to be gone", || (scene.haproxies().len() == 1).then_some(()));
     };
     let bad = "frontend web\n    bind 127.0.0.1:7999\n    no-such-word\n";
-    // The first reloads may open what stays open, such as a second admin socket.
+    // The first reloads may open files that stay open, such as a second admin socket.
     haproxy.reload(&scene).ok();
     scene.write("haproxy.cfg", bad);
     haproxy.reload(&scene).fails(1);
@@ -89,7 +90,7 @@ fn broker_and_supervisor_through_good_and_bad_reloads() {
     back_to(supervisor, &before.1, "the supervisor");
 }
 
-/// KiB of a process's program code that are resident.
+/// Resident program code of a process, in KiB.
 fn resident_code(pid: u32) -> usize {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("its mappings");
     let mut lines =
@@ -106,7 +107,7 @@ fn what_a_connection_needed_of_the_brokers_code_is_not_resident_after_it() {
         wire.call("status", &serde_json::json!([]));
         resident_code(broker.pid())
     };
-    // The end of the connection before may take effect meanwhile.
+    // The end of the previous connection may take effect meanwhile.
     let used = std::iter::repeat_with(look).take(20).max().expect("some");
     drop(wire);
     eventually("the broker's code to be let go of", || {

@@ -1,5 +1,5 @@
-//! A listener that left the configuration: closed as soon as nobody accepts from it any more, however
-//! long older generations drain, and bound anew where an older configuration comes back.
+//! A listener that left the configuration is closed as soon as no generation accepts from it,
+//! however long older generations drain, and is bound anew when an older configuration comes back.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::harness::{Haproxy, Scene, Wire, config, eventually, listening};
 
-/// Half a request; the generation that has it drains until it is complete.
+/// Half a request; the generation that accepted it drains until the request is complete.
 struct Half(TcpStream);
 
 impl Half {
@@ -33,7 +33,7 @@ impl Half {
     }
 }
 
-/// Generations of the service by state, as the supervisor knows them.
+/// The generations of the service by state, as the supervisor reports them.
 fn states(scene: &Scene) -> Vec<(u64, String)> {
     let mut wire = Wire::try_connect(&scene.path("web.d/control.sock")).expect("a supervisor");
     let status = wire.call("status", &json!([]));
@@ -54,7 +54,7 @@ fn with_others(address: SocketAddr, others: &[String], tag: u64) -> String {
     config(address, tag).replace("    http-request", &format!("{binds}    http-request"))
 }
 
-/// Its listeners are closed, and clients are refused, while both older generations drain.
+/// The listeners that left are closed, and clients are refused, while both older generations drain.
 fn closed_while_older_ones_drain(program: Option<PathBuf>) {
     let Some(program) = program else { return };
     let (scene, _broker) = Scene::with_broker();
@@ -79,7 +79,8 @@ fn closed_while_older_ones_drain(program: Option<PathBuf>) {
     let draining = |id: u64| (id, "draining".to_owned());
     let expected = [draining(1), draining(2), (3, "serving".to_owned())];
     assert_eq!(states(&scene), expected, "both drain all the while");
-    // They answer what they have, and the next generation may want the address again.
+    // The older generations answer their clients, and the next generation may claim the address
+    // again.
     scene.write("haproxy.cfg", &with_others(address, &others, 4));
     haproxy.reload(&scene).ok();
     assert!(Half::to(other).complete().contains("x-generation: 4"));
@@ -105,7 +106,8 @@ fn a_listener_that_left_is_closed_with_haproxy_3_2() {
     closed_while_older_ones_drain(Haproxy::fetched("3.2"));
 }
 
-/// haproxy's own master keeps a copy of each listener for its next worker, for as long as an older worker drains.
+/// haproxy's own master keeps a copy of each listener for its next worker, for as long as an older
+/// worker drains.
 #[test]
 fn a_listener_that_left_is_closed_under_a_nested_master() {
     let Some(program) = Haproxy::system() else { return };
@@ -163,7 +165,7 @@ fn a_listener_that_somebody_else_uses_stays() {
     haproxy.reload(&scene).ok();
     eventually("the older one to be gone", || (states(&scene).len() == 1).then_some(()));
     assert_eq!(names(&scene).len(), 2);
-    // The next occasion on which something is given back finds it free.
+    // At the next release of listeners it is free.
     drop(user);
     haproxy.reload(&scene).ok();
     eventually("the listener to be closed", || (names(&scene).len() == 1).then_some(()));
@@ -176,7 +178,7 @@ fn an_older_configuration_that_comes_back_has_its_listeners_again() {
     let (address, other) = (scene.address(), scene.address());
     let file = scene.write("haproxy.cfg", &with_others(address, &[other.to_string()], 1));
     let haproxy = Haproxy::start(&scene, &program, &file);
-    // Only what has served for a while has worked.
+    // Only a configuration that served for a while counts as one that worked.
     eventually("it to have worked", || {
         let mut wire = Wire::try_connect(&scene.path("web.d/control.sock"))?;
         let status = wire.call("status", &json!([]));

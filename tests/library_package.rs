@@ -1,5 +1,5 @@
-//! The packages of the library for C, on a Debian of its own: what is installed can be linked and run, and goes without
-//! a trace.
+//! The packages of the C library, on a separate Debian: the installed library can be linked and
+//! run, and is removed without a trace.
 
 use std::fs;
 use std::path::Path;
@@ -7,8 +7,8 @@ use std::process::{Command, Output};
 
 use crate::harness::{Scene, root, skip};
 
-/// In namespaces of its own, on an overlay in memory: `$1` is a Debian, `$2` a directory with the packages and the sources of a
-/// program. Prints what it finds, a line for each.
+/// Runs in its own namespaces, on an overlay in memory: `$1` is a Debian, `$2` a directory with the
+/// packages and the sources of a program. Prints one line per finding.
 const INSIDE: &str = r#"
 mount --make-rprivate /
 mount -t tmpfs tmpfs /mnt
@@ -91,7 +91,7 @@ fn the_library_is_installed_linked_with_and_removed_and_leaves_nothing() {
     assert_eq!(text, expected);
 }
 
-/// What it has written, errors at the end.
+/// The output, errors last.
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

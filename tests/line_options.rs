@@ -1,5 +1,6 @@
-//! Options of a `bind` line that change or go while its listener stays: the socket has them as with haproxy alone when the reload
-//! returns. A reload that fails changes no socket.
+//! Options of a `bind` line that change or go while its listener stays: when the reload returns,
+//! the socket has the options that it would have under plain haproxy. A failed reload changes no
+//! socket.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -47,7 +48,8 @@ fn options_change_with_a_reload_that_serves_and_with_no_other() {
     }
 }
 
-/// The service did not create this listener: where its line has no option, the socket keeps the one that it has.
+/// The service did not create this listener: for an option that its line does not set, the socket
+/// keeps its value.
 #[test]
 fn what_the_broker_was_told_of_a_listener_stays() {
     let Some(program) = Haproxy::system() else { return };

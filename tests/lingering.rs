@@ -1,5 +1,4 @@
-//! Generations that linger, and what they must not do: answer, burn, or lose
-//! what they know.
+//! Draining generations must not answer, burn CPU, or lose what they have learned.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,7 +12,7 @@ use crate::harness::{
 };
 use Fault::Deaf;
 
-/// Entries for the listener in the epoll sets of a process.
+/// Number of entries for the listener in the epoll sets of a process.
 fn registrations(pid: i32, inode: u64) -> usize {
     let wanted = format!("ino:{inode:x}");
     let entries = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
@@ -33,7 +32,7 @@ fn cpu(pid: i32) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-/// Nine generations that each keep half a request, and a tenth that serves.
+/// Nine draining generations with half a request each, and a tenth that serves.
 fn nine(program: Option<PathBuf>, faults: &[(u64, &[Fault])]) {
     let arguments = ["--retire-timeout", "1s"];
     let Some(mut stage) = Stage::start(program, faults, &arguments) else { return };
@@ -56,7 +55,7 @@ fn nine(program: Option<PathBuf>, faults: &[(u64, &[Fault])]) {
     let took = begun.elapsed();
     for (pid, before) in draining.iter().zip(before) {
         let burnt = cpu(*pid).saturating_sub(before);
-        // Ten times the promise of 1 %, because a tick of the clock is 10 ms.
+        // Ten times the promised 1 %, because a tick of the clock is 10 ms.
         assert!(burnt * 10 <= took, "pid {pid} burnt {burnt:?} in {took:?}");
     }
     stage.only(10);
@@ -148,7 +147,7 @@ fn retire_ends_what_drains_oldest_first_and_leaves_what_serves() {
     assert!(retire(&["99"]).fails(1).contains("web has no generation 99"));
     let pid = stage.pid(1);
     let said = retire(&[]).ok();
-    // It answers when the process is gone, not when it was told to go.
+    // The command answers when the process is gone, not when it was signalled.
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{said}");
     assert!(said.starts_with(&format!("generation 1, pid {pid}, was ended")), "{said}");
     assert!(retire(&["3"]).ok().starts_with("generation 3, pid "));
@@ -171,7 +170,7 @@ fn counting(scene: &Scene, address: std::net::SocketAddr, peer: std::net::Socket
     scene.write("haproxy.cfg", &format!("{text}{head}"))
 }
 
-/// One request; the count that it was answered with.
+/// Sends one request; returns the count in its answer.
 fn count(address: std::net::SocketAddr) -> u64 {
     let mut stream = TcpStream::connect(address).expect("connecting");
     stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
@@ -182,8 +181,8 @@ fn count(address: std::net::SocketAddr) -> u64 {
     line.and_then(|count| count.trim().parse().ok()).unwrap_or_else(|| panic!("{answer}"))
 }
 
-/// Stick tables reach the next generation, also right after the first start and
-/// when reloads follow each other.
+/// Stick tables reach the next generation, also right after the first start and when reloads follow
+/// each other quickly.
 fn tables(program: Option<PathBuf>) {
     let Some(program) = program else { return };
     let (scene, _broker) = Scene::with_broker();
@@ -197,7 +196,7 @@ fn tables(program: Option<PathBuf>) {
             count(address);
         }
         haproxy.reload(&scene).ok();
-        // The table comes over a connection of its own, a moment after the handover.
+        // The table comes over its own connection, a moment after the handover.
         eventually(&format!("the table after reload {reload}"), || {
             asked += 1;
             (count(address) > 5).then_some(())

@@ -1,5 +1,6 @@
-//! The pages for people: every link of a page leads to a file of the repository, and to a heading in it; every page of docs/
-//! opens with who it is for and what they can do after it, is short, and is in the table of contents of the site.
+//! The documentation pages: every link leads to a file of the repository and to an existing
+//! heading. Every page of docs/ begins with its audience and what it enables them to do, is short,
+//! and is in the site's table of contents.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +11,7 @@ use crate::harness::root;
 /// The most lines of a page.
 const LONGEST: usize = 220;
 
-/// Every page for people, from the root of the repository.
+/// Every documentation page, from the root of the repository.
 fn pages() -> Vec<PathBuf> {
     let mut pages = Vec::new();
     for directory in ["", "docs", "crates/client"] {
@@ -38,7 +39,7 @@ fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// How the place of a heading is called, as on GitHub and in mdBook.
+/// The anchor of a heading, as on GitHub and in mdBook.
 fn place(heading: &str) -> String {
     let kept = heading.trim().to_lowercase();
     let kept = kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));

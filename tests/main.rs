@@ -1,7 +1,6 @@
-//! End-to-end tests: the real `bindonce`, a real haproxy, and the kernel's own
-//! view of who listens. One module for each theme; `harness` gives every test a
-//! directory and a network namespace of its own and checks at the end that no
-//! process is left in it.
+//! End-to-end tests: the real `bindonce`, a real haproxy, and the kernel's own view of who listens.
+//! Each theme has a module. `harness` gives every test its own directory and network namespace, and
+//! checks at the end that no process is left.
 
 #![forbid(unsafe_code)]
 // The lint's exception for tests covers only functions marked #[test], not their harness.
@@ -82,6 +81,7 @@ mod refused;
 mod refusing;
 mod render;
 mod rights;
+mod run_directory;
 mod security;
 mod serve;
 mod stand_in;

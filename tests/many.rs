@@ -1,4 +1,4 @@
-//! Thousands of listeners: all of them, or none and the limit by its name.
+//! Thousands of listeners: all are bound, or none, with the name of the limit.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -16,7 +16,7 @@ fn broker_with_limit(scene: &Scene, files: u32) -> Process {
     broker
 }
 
-/// How many TCP sockets listen in the test's network.
+/// The number of listening TCP sockets in the test's network namespace.
 fn count() -> usize {
     finish(std::process::Command::new("ss").arg("-Hltn")).ok().lines().count()
 }
@@ -52,7 +52,7 @@ fn with_the_limit_too_low_it_is_named_and_nothing_is_bound() {
     assert_eq!(count(), 1, "the broker works on");
 }
 
-/// A supervisor that may have two descriptors for each listener and some more, but not three.
+/// A supervisor whose limit allows two descriptors for each listener and some more, but not three.
 #[test]
 fn a_reload_needs_each_listener_twice_and_a_start_once() {
     let Some(program) = Haproxy::system() else { return };
@@ -85,6 +85,6 @@ fn a_reload_needs_each_listener_twice_and_a_start_once() {
         scene.write("haproxy.cfg", &text(tag));
         haproxy.reload(&scene).ok();
     }
-    // However many generations drain, they share them.
+    // All draining generations share the supervisor's descriptors.
     assert!(open() < LISTENERS + 120, "{} descriptors", open());
 }

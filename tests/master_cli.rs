@@ -1,4 +1,5 @@
-//! The master CLI (haproxy's `-S`), served by the supervisor: the language of haproxy's own master, and what its callers rely on.
+//! The master CLI (haproxy's `-S`), served by the supervisor: the protocol of haproxy's own master,
+//! and the behaviour that its callers rely on.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -13,14 +14,14 @@ use nix::sys::signal::Signal;
 use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually};
 use crate::stand_in::Caller;
 
-/// With two others as many words as a command may have, from 3.2 on.
+/// With two other words, the maximum number of words in a command, from 3.2 on.
 macro_rules! many {
     () => {
         "x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x"
     };
 }
 
-/// Conversations that must be the same, byte for byte but for pids, times and counts.
+/// Conversations that must match byte for byte, except for pids, times and counts.
 const CONVERSATIONS: &[&str] = &[
     "help\n",
     "help show\n",
@@ -87,7 +88,7 @@ impl Cli {
         stream
     }
 
-    /// What is answered until the connection ends. Nothing more is sent.
+    /// Sends a text, and returns the answer until the connection ends.
     #[track_caller]
     fn ask(&self, text: &str) -> String {
         let mut stream = self.connect();
@@ -96,7 +97,7 @@ impl Cli {
         rest(&mut stream)
     }
 
-    /// `show proc`, as callers read it.
+    /// The parsed `show proc`, as callers read it.
     #[track_caller]
     fn processes(&self) -> Processes {
         let text = self.ask("show proc\n");
@@ -122,7 +123,7 @@ impl Cli {
         }
     }
 
-    /// `reload`, as callers read it: whether it was a success, and the messages.
+    /// The result of `reload`, as callers read it: whether it succeeded, and the messages.
     #[track_caller]
     fn reload(&self) -> (bool, String) {
         let text = self.ask("reload\n");
@@ -134,7 +135,7 @@ impl Cli {
 
 #[derive(Debug)]
 struct Processes {
-    /// The column of the master.
+    /// The master's column.
     reloads: String,
     worker: String,
     old: Vec<String>,
@@ -144,7 +145,7 @@ struct Processes {
 fn rest(stream: &mut UnixStream) -> String {
     let mut answer = Vec::new();
     let mut bytes = [0; 4096];
-    // A connection that was closed before all was read is reset behind its answer.
+    // A connection that was closed with unread input is reset after its answer.
     while let Ok(read @ 1..) = stream.read(&mut bytes) {
         answer.extend_from_slice(&bytes[..read]);
     }
@@ -186,7 +187,7 @@ impl Service {
         self.scene.write("haproxy.cfg", &(config(self.address, 2) + text));
     }
 
-    /// A client that has sent half of a request: the generation that has it drains until it is gone.
+    /// A client that has sent half a request: its generation drains until the client is gone.
     fn half_a_request(&self) -> TcpStream {
         let mut client = TcpStream::connect(self.address).expect("a client");
         client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n").expect("half a request");
@@ -211,14 +212,14 @@ fn speaks_the_same(program: &Path) {
     let _master = Process::start(&mut command);
     eventually("haproxy's own master", || {
         let mut stream = UnixStream::connect(&real.0).ok()?;
-        // Before there is a worker it answers with an error, and keeps the connection.
+        // Before there is a worker the real master answers with an error, and keeps the connection.
         stream.set_read_timeout(Some(Duration::from_millis(500))).ok()?;
         stream.write_all(b"@1 show version;quit\n").ok()?;
         rest(&mut stream).starts_with(|c: char| c.is_ascii_digit()).then_some(())
     });
     for conversation in CONVERSATIONS {
         let ours = normal(&service.cli.ask(conversation), &service.cli.0);
-        // It does not end every connection.
+        // The real master does not end every connection.
         let mut stream = real.connect();
         stream.write_all(conversation.as_bytes()).expect("sending");
         stream.shutdown(std::net::Shutdown::Write).expect("the end");
@@ -236,13 +237,13 @@ fn speaks_the_same(program: &Path) {
     }
 }
 
-/// Without what differs between two services.
+/// Removes the differences between two services.
 fn normal(text: &str, socket: &Path) -> String {
     let text = text.replace(&socket.display().to_string(), "SOCKET");
     let mut out = String::new();
     let mut digits = false;
     for c in text.chars() {
-        // Columns are as wide whatever is in them.
+        // Columns keep their width whatever their contents.
         match c.is_ascii_digit() {
             true if digits => {}
             true => out.push('N'),
@@ -266,7 +267,7 @@ fn tells_its_outcome(program: &Path) {
     let at_start = service.cli.processes();
     assert_eq!(at_start.reloads, "0 [failed: 0]", "{}", at_start.text);
 
-    // Success, while a client keeps the older generation.
+    // Success, while a client keeps the older generation alive.
     let client = service.half_a_request();
     let (success, messages) = service.cli.reload();
     assert!(success && messages.contains("Loading success."), "{messages}");
@@ -301,13 +302,14 @@ fn tells_its_outcome(program: &Path) {
     let prompt = service.cli.ask("prompt\n");
     assert_eq!(prompt.lines().last(), Some("master[ReloadFailed]> "));
 
-    // It is the same after an upgrade, and its counts go on.
+    // The same after an upgrade, and the counts continue.
     service.scene.run("upgrade", &["--name", "web"]).ok();
     assert_eq!(service.cli.processes().reloads, "2 [failed: 1]");
     assert_eq!(service.cli.ask("show startup-logs\n"), messages);
     assert_eq!(service.cli.ask(&format!("@!{old} show cli level\n")), "admin\n\n");
 
-    // And after the supervisor was killed, perhaps half way through a command: the older generation is reached again.
+    // And after the supervisor was killed, perhaps in the middle of a command: the older generation
+    // can be reached again.
     service.configure("");
     let before = service.cli.processes();
     for _ in 0..2 {
@@ -334,7 +336,7 @@ fn tells_its_outcome(program: &Path) {
     let again = service.cli.0.metadata().expect("the socket").permissions().mode();
     assert_eq!(again, mode);
 
-    // Ten at once, each of which is told.
+    // Ten reloads at once; each gets an answer.
     let all: Vec<_> = std::thread::scope(|scope| {
         let ask = || scope.spawn(|| service.cli.reload().0);
         let all: Vec<_> = (0..10).map(|_| ask()).collect();
@@ -362,8 +364,7 @@ fn a_client_may_do_what_the_option_says() {
     assert_eq!(service.cli.processes().reloads, "0 [failed: 0]");
 }
 
-/// Each does its worst, and another is answered beside all of them.
-/// It may answer clients of its own before the supervisor knows that it serves.
+/// The first generation may answer its own clients before the supervisor knows that it serves.
 #[test]
 fn a_command_for_the_first_generation_waits_until_it_has_started() {
     let Some(program) = Haproxy::system() else { return };
@@ -381,7 +382,7 @@ fn a_command_for_the_first_generation_waits_until_it_has_started() {
     service.wait_line("started");
     let mut asked = cli.connect();
     asked.write_all(b"@1 show version\n").expect("sending");
-    // Others are answered meanwhile.
+    // Other clients are answered meanwhile.
     let processes = cli.ask("show proc\n");
     assert!(processes.contains(" master ") && !processes.contains(" worker "), "{processes}");
     fs::write(caller.scene.path("gate"), "go\n").expect("somebody reads it");
@@ -396,7 +397,7 @@ fn a_client_that_hangs_or_floods_delays_nobody() {
     let Some(program) = Haproxy::system() else { return };
     let service = Service::start(&program, "");
     let mut long = service.cli.connect();
-    // It is cut off in the middle of it.
+    // The connection is cut off in the middle of the line.
     let _ = long.write_all(&vec![b'a'; 1 << 20]);
     assert_eq!(rest(&mut long), "The line is too long: at most 16384 bytes.\n\n");
     assert_eq!(service.cli.ask("@1 add acl #0 <<\nno end\n"), "");
@@ -418,7 +419,7 @@ fn a_client_that_hangs_or_floods_delays_nobody() {
         assert!(info.contains("\nPid: ") && info.contains(" worker "), "{info}");
     }
     assert!(service.cli.reload().0);
-    // Nothing was waited out: a client may be silent for a minute.
+    // No timeout was waited out: a client may be silent for a minute.
     assert!(begun.elapsed() < DEADLINE);
     service.haproxy.supervisor.signal(Signal::SIGHUP);
     eventually("a reload by a signal to be counted", || {

@@ -1,4 +1,5 @@
-//! haproxy with a master of its own (`run --nested-master`): the worker accepts, not the process that was started.
+//! haproxy with its own master (`run --nested-master`): the worker accepts, not the process that
+//! was started.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,7 +12,7 @@ use nix::unistd::Pid;
 
 use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually};
 
-/// Without it the supervisor does what a master does, and generations have none.
+/// Without this option the supervisor acts as the master, and generations have none.
 const NESTED: &[&str] = &["--nested-master"];
 
 #[test]
@@ -32,7 +33,7 @@ fn worker_is_told(program: &Path) {
     haproxy.supervisor.wait_line("has bound this by itself");
 }
 
-/// A service whose haproxy has a master of its own, and clients.
+/// A service whose haproxy has its own master, and clients.
 struct Nested {
     haproxy: Haproxy,
     address: SocketAddr,
@@ -70,7 +71,7 @@ impl Nested {
         (generation, Pid::from_raw(pid))
     }
 
-    /// Reloads, and nobody but the new generation answers.
+    /// Reloads; only the new generation answers afterwards.
     #[track_caller]
     fn reload(&self, tag: u64) {
         self.configure(tag);
@@ -90,7 +91,7 @@ fn a_reload_of_haproxys_own_master_becomes_one_of_ours() {
     Haproxy::with_masters().for_each(|program| becomes_one_of_ours(&program, &[]));
 }
 
-/// Only the configuration says then that there is a master.
+/// Only the configuration shows that there is a master.
 #[test]
 fn without_an_admin_socket_a_reload_of_its_own_master_becomes_one_of_ours() {
     Haproxy::with_masters().for_each(|program| becomes_one_of_ours(&program, &["--no-admin"]));
@@ -100,7 +101,8 @@ fn becomes_one_of_ours(program: &Path, arguments: &[&str]) {
     let mut nested = Nested::start(program, arguments);
     let (_, master) = nested.serving();
     nested.configure(2);
-    // A master of 2.6.12 that has just started loses the signal: it says when it heard it.
+    // A master of 2.6.12 loses the signal just after its start; its output shows when it received
+    // it.
     eventually("the master to reload", || {
         kill(master, Signal::SIGUSR2).expect("the master");
         std::thread::sleep(Duration::from_millis(200));
@@ -120,7 +122,7 @@ fn becomes_one_of_ours(program: &Path, arguments: &[&str]) {
     }
 }
 
-/// What reads what haproxy says is another image of the supervisor then.
+/// After the upgrade another image of the supervisor reads haproxy's output.
 #[test]
 fn after_an_upgrade_messages_still_name_the_users_file() {
     Haproxy::with_masters().for_each(|program| names_the_users_file(&program));
@@ -136,7 +138,7 @@ fn names_the_users_file(program: &Path) {
     let mut haproxy = Haproxy::start_with(&scene, NESTED, program, &file);
     let users = format!("[{}", file.parent().expect("a directory").join(&warning).display());
     let (_, master) = haproxy.wait_serving(&scene);
-    // It reads the copy as often as it starts a worker.
+    // haproxy reads the copy each time that it starts a worker.
     let told = |haproxy: &mut Haproxy| haproxy.supervisor.story().matches(&users).count();
     let before = eventually("the warning", || Some(told(&mut haproxy)).filter(|count| *count > 0));
     scene.run("upgrade", &["--name", "web"]).ok();
@@ -162,7 +164,7 @@ fn is_told_again(program: &Path) {
     let (_, master) = nested.serving();
     let mut half = TcpStream::connect(nested.address).expect("connect");
     half.write_all(b"GET / HTTP/1.1\r\n").expect("half a request");
-    // It is being served when a later one has been.
+    // The first request is being served when a later one has been served.
     let mut whole = TcpStream::connect(nested.address).expect("connect");
     whole.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("a request");
     whole.read_to_string(&mut String::new()).expect("an answer");
@@ -176,7 +178,7 @@ fn is_told_again(program: &Path) {
     assert!(answer.contains("x-generation: 1\r\n"), "{answer}");
 }
 
-/// A worker of 3.1 and later waits for its master for 2 s, which is held here for longer.
+/// A worker of 3.1 and later waits for its master for 2 s; here it is held for longer.
 #[test]
 fn a_new_worker_waits_for_an_older_generation_that_closes_late() {
     let Some(program) = Haproxy::fetched("3.2") else { return };
@@ -185,8 +187,8 @@ fn a_new_worker_waits_for_an_older_generation_that_closes_late() {
     nested.reload(2);
 }
 
-/// The process that `pidfile` names is the supervisor, through all generations: haproxy's own master would
-/// be another one after each reload.
+/// `pidfile` names the supervisor through all generations; haproxy's own master would change with
+/// each reload.
 #[test]
 fn the_file_of_a_pidfile_line_names_the_supervisor() {
     let keywords = ["master-worker", "daemon"];
@@ -213,7 +215,7 @@ fn the_file_of_a_pidfile_line_names_the_supervisor() {
     }
 }
 
-/// Its directory may be made, or have room, only later.
+/// Its directory may be created, or get free space, only later.
 #[test]
 fn a_pidfile_that_cannot_be_written_is_tried_again() {
     let Some(program) = Haproxy::system() else { return };

@@ -1,5 +1,5 @@
-//! Metrics of the broker and of a supervisor, as Prometheus scrapes them: on TCP and UNIX sockets, with
-//! what has happened counted, whoever else is slow or says nonsense.
+//! Metrics of the broker and of a supervisor, as Prometheus scrapes them: on TCP and UNIX sockets,
+//! with correct counts, whichever other client is slow or sends nonsense.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::harness::{Haproxy, Process, Scene, config, eventually, listening, root};
 
-/// Asks for a page, and gives the head of the reply and the page.
+/// Requests a page; returns the head of the reply and the page.
 fn ask(mut stream: impl Read + Write, request: &str) -> (String, String) {
     stream.write_all(request.as_bytes()).expect("write");
     let mut text = String::new();
@@ -20,7 +20,7 @@ fn ask(mut stream: impl Read + Write, request: &str) -> (String, String) {
     (head.to_owned(), page.to_owned())
 }
 
-/// A page that is whole and says what it is.
+/// A complete page with the right content type.
 pub(crate) fn scrape(stream: impl Read + Write) -> String {
     let (head, page) = ask(stream, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
@@ -31,7 +31,8 @@ pub(crate) fn scrape(stream: impl Read + Write) -> String {
 
 pub(crate) fn unix(scene: &Scene, name: &str) -> UnixStream {
     let path = scene.path(name);
-    // It comes after the control socket, by which the harness knows that a broker serves, and has its mode before it listens.
+    // The socket appears after the control socket, by which the harness knows that a broker serves,
+    // and has its mode before it listens.
     let stream = eventually("the socket for metrics", || UnixStream::connect(&path).ok());
     let metadata = fs::metadata(&path).expect("its file");
     let mode = metadata.permissions().mode() & 0o777;
@@ -86,7 +87,7 @@ fn what_happens_is_counted_by_whom_it_concerns() {
     assert_eq!(value(&page, &format!("bindonce_last_reload_successful{}", service(""))), 0.0);
     assert_eq!(families(&scrape(unix(&scene, "web.d/metrics.sock"))), families(&page));
 
-    // The same for a browser, and what doctor finds.
+    // The status page for a browser, and the findings of doctor.
     let look = |at: SocketAddr, path: &str| {
         let request = format!("GET {path} HTTP/1.1\r\nHost: {at}\r\n\r\n");
         let (head, page) = ask(TcpStream::connect(at).expect("connect"), &request);
@@ -103,10 +104,10 @@ fn what_happens_is_counted_by_whom_it_concerns() {
     let findings = look(service_at, "/doctor");
     assert!(findings.contains("\nchecked ") && findings.contains("the broker"), "{findings}");
 
-    // docs/metrics.md names them all.
+    // docs/metrics.md lists every family.
     let told = fs::read_to_string(root().join("docs/metrics.md")).expect("the page");
     let broker = scrape(TcpStream::connect(broker_at).expect("connect"));
-    // Those of haproxy's own exporter by their beginning.
+    // The families of haproxy's own exporter are recognized by their prefix.
     let whose = |family: &&str| !family.starts_with("haproxy_");
     for family in families(&page).union(&families(&broker)).copied().filter(whose) {
         assert!(told.contains(&format!("`{family}")), "docs/metrics.md lacks {family}");
@@ -118,7 +119,7 @@ fn who_is_slow_or_says_nonsense_keeps_nobody_out() {
     let (scene, _broker) = Scene::with_broker();
     let mut silent: Vec<_> = (0..40).map(|_| unix(&scene, "broker.sock.metrics")).collect();
     for stream in &mut silent {
-        // One that was put out for the next may have gone.
+        // A connection that was closed for a newer one may be gone.
         let _ = stream.write_all(b"GET /met");
     }
     scrape(unix(&scene, "broker.sock.metrics"));

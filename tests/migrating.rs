@@ -1,10 +1,10 @@
-//! The walks of docs/migrating.md, command for command as the page shows them, under load: from a plain
-//! haproxy, from multibinder and from systemd's sockets, 0 connections failed and one socket from the
-//! beginning to the end.
+//! The walks of docs/migrating.md, command for command as the page shows them, under load: from a
+//! plain haproxy, from multibinder and from systemd's sockets. No connection fails, and one socket
+//! serves from beginning to end.
 //!
-//! Only paths and addresses are put in, and what `systemctl` is asked: the sockets are of
-//! systemd-socket-activate, which passes them as systemd does and goes. Under a real systemd
-//! tests/systemd.rs walks.
+//! Only paths and addresses are filled in, and the answers of `systemctl`: systemd-socket-activate
+//! passes the sockets as systemd does, and exits. tests/systemd.rs runs the walks under a real
+//! systemd.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -19,8 +19,8 @@ use crate::harness::{
     listening, root, skip,
 };
 
-/// Binds as multibinder does, with SO_REUSEADDR alone, and holds the socket; renders the template and starts
-/// haproxy on the descriptor, as its wrapper does.
+/// Binds as multibinder does, with SO_REUSEADDR alone, and holds the socket; renders the template
+/// and starts haproxy on the descriptor, as its wrapper does.
 const MULTIBINDER: &str = r#"
 import os, signal, socket, subprocess, sys
 haproxy, address, port, template, pid = sys.argv[1:]
@@ -39,7 +39,7 @@ child.wait()
 signal.pause()
 "#;
 
-/// The commands of a block of shell under a heading, with this put in for that.
+/// The commands of a shell block under a heading, with replacements filled in.
 fn commands(heading: &str, block: usize, fill_in: &[(&str, &str)]) -> Vec<String> {
     let page = fs::read_to_string(root().join("docs/migrating.md")).expect("the page");
     let (_, section) = page.split_once(&format!("\n## {heading}\n")).expect("the heading");
@@ -52,7 +52,7 @@ fn commands(heading: &str, block: usize, fill_in: &[(&str, &str)]) -> Vec<String
     block.lines().map(put_in).collect()
 }
 
-/// A shell in the environment of a reader.
+/// A shell in a reader's environment.
 fn shell(scene: &Scene, script: &str) -> Command {
     let bin = scene.path("bin");
     if !bin.exists() {
@@ -65,7 +65,7 @@ fn shell(scene: &Scene, script: &str) -> Command {
     command
 }
 
-/// Does the walk; gives the supervisor that it leads to.
+/// Runs the walk; returns the supervisor at its end.
 fn walks(scene: &Scene, heading: &str, fill_in: &[(&str, &str)]) -> Process {
     let mut supervisor = None;
     for line in commands(heading, 0, fill_in) {
@@ -84,8 +84,8 @@ fn walks(scene: &Scene, heading: &str, fill_in: &[(&str, &str)]) -> Process {
     supervisor.expect("a walk leads to `bindonce run`")
 }
 
-/// The load on a socket while the walk is done, and a reload after it: nobody notices, and the address has
-/// that one socket all the time.
+/// Runs the walk under load, and a reload after it. No client notices, and the address has one
+/// socket throughout.
 fn under_load(scene: &Scene, address: SocketAddr, walk: impl FnOnce() -> Process) {
     let inodes = || listening(address).into_iter().map(|socket| socket.inode).collect::<Vec<_>>();
     eventually("a listener", || (!inodes().is_empty()).then_some(()));
@@ -140,7 +140,8 @@ fn from_a_plain_haproxy() {
     });
 }
 
-/// A haproxy on a socket of multibinder's; the process that stands in for multibinder and its wrapper.
+/// A haproxy on a socket of multibinder; returns the process that stands in for multibinder and its
+/// wrapper.
 fn multibinder(scene: &Scene, program: &Path, address: SocketAddr) -> Process {
     let tag = format!("<%= bind_tcp('{}', {}) %>", address.ip(), address.port());
     let template = config(address, 1).replace(&address.to_string(), &tag);
@@ -165,7 +166,7 @@ fn from_multibinder() {
             ("/run/haproxy.pid", &*text(&scene.path("haproxy.pid"))),
         ];
         let supervisor = walks(&scene, "From multibinder", &fill_in);
-        // Nothing of it is in use any more.
+        // Nothing of multibinder is in use any more.
         holder.terminate();
         supervisor
     });
@@ -209,7 +210,7 @@ fn from_systemds_sockets() {
             ("/etc/haproxy/haproxy.cfg", &*text(&file)),
             ("bind 0.0.0.0:80", &*format!("bind {address}")),
             ("$(systemctl show -P MainPID haproxy.service)", &*old.pid().to_string()),
-            // The socket is in nobody's hands but haproxy's already.
+            // Only haproxy still has the socket.
             ("systemctl", "true"),
         ];
         let supervisor = walks(&scene, "From systemd's sockets", &fill_in);

@@ -1,12 +1,12 @@
-//! What is wrong on a command line of haproxy (docs/stand-in.md): it is refused with haproxy's exit code or left alone, and what
-//! serves goes on as it was.
+//! Mistakes on haproxy's command line (docs/stand-in.md): each is refused with haproxy's exit code
+//! or ignored, and the serving generation is unaffected.
 
 use nix::sys::signal::Signal;
 
 use crate::harness::{Haproxy, Process, config, finish, serves};
 use crate::stand_in::Caller;
 
-/// A pid file may be older than the process that has its number now.
+/// A pid file may be older than the process that has its pid now.
 #[test]
 fn a_pid_of_another_program_is_left_alone() {
     Haproxy::all().for_each(|program| {
@@ -57,7 +57,7 @@ fn the_pid_file_of_another_service_is_an_error() {
             serves(address[0], 1);
             serves(address[1], 1);
         }
-        // By all pids, as pidof(1) gives them, it is the service that -p names.
+        // With all pids, as pidof(1) prints them, `-p` chooses the service.
         let words = format!("-D -f 0.cfg -p 0.pid -sf {} {}", pid(1), pid(0));
         assert_eq!(finish(&mut caller.haproxy(&words)).ok(), "");
         serves(address[0], 2);

@@ -1,6 +1,7 @@
-//! The pod of deploy/container without a container engine: broker and haproxy in namespaces made by hand, with the
-//! confinement that compose.yaml asks for, replaced and killed under load. It runs wherever root may make
-//! namespaces, also where no engine can be had (tests/containers.rs).
+//! The pod of deploy/container without a container engine: broker and haproxy in handmade
+//! namespaces, with the confinement that compose.yaml asks for, replaced and killed under load. It
+//! runs wherever root may create namespaces, also where no engine is available
+//! (tests/containers.rs).
 
 use std::fs;
 use std::net::SocketAddr;
@@ -19,9 +20,9 @@ use crate::harness::{
 /// The user of the images.
 const USER: u32 = 65532;
 
-/// As an engine does it: the pid, mount, ipc and uts namespaces are the container's own, the network is the pod's; the
-/// root is read-only, what it may write is the volume; then the user, without a capability or a way to
-/// get one, and the program as PID 1.
+/// As an engine does it: the container has its own pid, mount, ipc and uts namespaces and the pod's
+/// network; the root is read-only and only the volume is writable; then the user, without a
+/// capability or a way to get one, and the program as PID 1.
 const CONTAINER: &str = "
 mount --make-rprivate /
 mount -t tmpfs -o mode=0755 tmpfs /run
@@ -35,7 +36,7 @@ exec setpriv --reuid $USER --regid $USER --clear-groups --inh-caps=-all --boundi
 struct Container(Process);
 
 impl Container {
-    /// Ends it as an engine does, and waits for the orderly end.
+    /// Stops the container as an engine does, and waits for an orderly end.
     #[track_caller]
     fn stop(mut self) {
         self.signal(Signal::SIGTERM);
@@ -43,7 +44,7 @@ impl Container {
         assert!(status.success(), "{status}: {}", self.0.story());
     }
 
-    /// Ends it as a crash does.
+    /// Kills the container, as in a crash.
     fn kill(mut self) {
         self.signal(Signal::SIGKILL);
         self.0.wait_exit();
@@ -53,14 +54,14 @@ impl Container {
         kill(Pid::from_raw(self.first()), signal).expect("a signal");
     }
 
-    /// The number that its PID 1 has here.
+    /// The pid of its PID 1 in our namespace.
     fn first(&self) -> i32 {
         let pid = self.0.pid();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
         children.expect("it runs").trim().parse().expect("one child")
     }
 
-    /// That the kernel confines it as it was meant.
+    /// Checks that the kernel confines it as intended.
     #[track_caller]
     fn assert_confined(&self) {
         let first = self.first();
@@ -90,7 +91,7 @@ struct Pod {
 }
 
 impl Pod {
-    /// None, with the reason told, where it cannot be made.
+    /// None if it cannot be created, with the reason reported.
     fn new() -> Option<Self> {
         let program = Haproxy::system()?;
         let scene = Scene::new();
@@ -105,7 +106,7 @@ impl Pod {
         fs::create_dir(&volume).expect("a directory");
         fs::set_permissions(&volume, fs::Permissions::from_mode(0o700)).expect("its mode");
         chown(&volume, Some(USER), Some(USER)).expect("its owner");
-        // Where that user can reach it.
+        // In a place that the user can reach.
         fs::copy(bindonce(), scene.path("bindonce")).expect("the binary");
         let address = scene.address();
         Some(Self { scene, program, address })
@@ -126,7 +127,7 @@ impl Pod {
         Container(Process::start(&mut command))
     }
 
-    /// Runs a command of bindonce's from outside, at the socket in the volume.
+    /// Runs a `bindonce` command from outside, with the socket in the volume.
     fn bindonce(&self, words: &[&str]) -> Finished {
         let socket = self.scene.path("volume/bindonce.sock");
         finish(self.scene.command(bindonce()).arg("--socket").arg(socket).args(words))
@@ -191,7 +192,7 @@ fn containers_made_by_hand_are_replaced_under_load_and_nobody_is_refused() {
     let report = load.stop();
     assert_nothing_lost(&report);
     println!("{report}");
-    // A reload is held by seccomp here too, and nothing is wrong with the whole.
+    // A reload is held by seccomp here too.
     pod.bindonce(&["reload"]).ok();
     haproxy.0.wait_line("it has bound everything, and is held");
     haproxy.stop();
@@ -219,7 +220,7 @@ fn containers_made_by_hand_that_are_killed_refuse_nobody() {
         assert!(load.wait_for_token(&generation.to_string(), DEADLINE), "it answers nobody");
     }
     let report = load.stop();
-    // What haproxy was answering when it was killed is lost; nobody else is.
+    // Only requests in progress at the kill are lost.
     assert_eq!((report.refused, report.timed_out, report.stale), (0, 0, 0), "{report}");
     assert_eq!(pod.inodes(), inodes, "another socket");
     println!("{report}");

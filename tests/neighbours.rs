@@ -1,19 +1,19 @@
-//! Who shares the host with a broker: the user of a supervisor, another container, another user namespace. Each against
-//! root's broker and against that of an ordinary user.
+//! Processes that share the host with a broker: the user of a supervisor, another container,
+//! another user namespace. Each is tested against root's broker and against an ordinary user's.
 
 use nix::unistd::geteuid;
 
 use crate::harness::{Scene, skip};
 use crate::strangers::{ORDINARY, brokers, serve, stranger};
 
-/// Root may do everything, the user of a supervisor some.
+/// Root may do everything, the user of a supervisor some things.
 const RULES: &str = "[[rule]]\nuid = 0\n\
     allow = ['bind', 'use', 'list', 'release', 'store', 'admin']\n\
     [[rule]]\nuid = 65533\n\
     allow = ['bind', 'use', 'list', 'release', 'store']\n\
     addresses = ['*:9000-9999']\nservices = ['edge']\nnames = ['edge-*']\n";
 
-/// The control socket and what lies beside it, and the broker's pid.
+/// The control socket with its neighbouring files, and the broker's pid.
 const PLACE: &str = "broker_pid = int(open(sys.argv[1] + '.lock').read())\n\
     place = [sys.argv[1] + end for end in ('', '.state', '.lock', '.events')]\n\
     libc = ctypes.CDLL(None)\n";
@@ -41,7 +41,7 @@ fn a_supervisors_user_has_what_its_rule_says_and_nothing_of_the_brokers() {
         let said = stranger(&scene, &format!("{PLACE}{attack}"));
         assert_eq!(said[..4], ["ok"; 4], "{said:?}");
         assert_eq!(said[4..10], ["-32002"; 6], "{said:?}");
-        // It may ask, and no more.
+        // It may ask, but nothing else.
         assert_eq!(said[10], format!("done: connect to {}", scene.socket().display()));
         let status = scene.wire().call("status", &serde_json::json!([]));
         assert_eq!(status["broker"]["upgrades"], 0);
@@ -54,7 +54,7 @@ fn another_container_reaches_no_more_than_it_mounts() {
         return skip("needs root, to make a container");
     }
     let scene = Scene::new();
-    // Two containers of one user, as of an image; they share the network as those of a pod do.
+    // Two containers of one user, as from one image. They share the network, as in a pod.
     let rules = format!("{RULES}[[rule]]\nuid = {ORDINARY}\nallow = ['bind']\n");
     let _broker = serve(&scene, &rules, Some(ORDINARY));
     let attack = format!(
@@ -87,7 +87,8 @@ fn another_container_reaches_no_more_than_it_mounts() {
          \x20   os.wait()\n"
     );
     let said = stranger(&scene, &format!("{PLACE}{attack}"));
-    // Without the volume it reaches nothing; with it another user has no right, and the same user is the same.
+    // Without the volume a container reaches nothing. With it, another user has no right, and the
+    // same user has the same rights.
     assert_eq!(said, ["done:", "-32002", "done:", "ok", "done:"]);
 }
 

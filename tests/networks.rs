@@ -1,4 +1,5 @@
-//! A program in a network namespace of its own, and the broker outside: what it claims is bound where it is.
+//! A program in its own network namespace, with the broker outside: its claims are bound in the
+//! program's namespace.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use crate::harness::{
     Haproxy, Process, Scene, bindonce, config, eventually, finish, listening, root, serves, skip,
 };
 
-/// A network namespace with a name, as `ip netns` makes them.
+/// A named network namespace, as `ip netns` creates it.
 struct Namespace(String);
 
 impl Namespace {
@@ -33,7 +34,7 @@ impl Namespace {
         command
     }
 
-    /// What answers a request in it.
+    /// The answer to a request in it.
     fn answer(&self, scene: &Scene, address: SocketAddr) -> String {
         let script = format!(
             "exec 3<>/dev/tcp/{}/{} && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3",
@@ -53,8 +54,8 @@ impl Drop for Namespace {
     }
 }
 
-/// A cgroup whose processes have their internet sockets bound to the loopback device, as those of `ip vrf exec` are to a VRF:
-/// this kernel may have none.
+/// A cgroup whose internet sockets are bound to the loopback device, as `ip vrf exec` binds them to
+/// a VRF: this kernel may have no VRF.
 struct Group {
     mounted: PathBuf,
     group: PathBuf,
@@ -84,7 +85,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // What a test that failed has left there goes to the root of all groups.
+        // Processes left by a failed test move to the root cgroup.
         let left = std::fs::read_to_string(self.group.join("cgroup.procs")).unwrap_or_default();
         for pid in left.lines() {
             let _ = std::fs::write(self.mounted.join("cgroup.procs"), pid);
@@ -164,7 +165,8 @@ fn haproxy_in_another_network_listens_there_over_reloads_and_a_kill_of_the_broke
     answers(3);
 }
 
-/// It would be bound where the caller does not expect it, or could not be found again after a restart.
+/// The listener would be bound where the caller does not expect it, or could not be found again
+/// after a restart.
 #[test]
 fn a_claim_from_a_network_without_a_name_is_refused_and_nothing_is_bound() {
     let Some(scene) = Scene::isolated("needs root, for network namespaces") else { return };

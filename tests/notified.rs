@@ -1,4 +1,5 @@
-//! What a service manager is told under `-Ws` (sd_notify(3)): byte for byte what haproxy's own master tells it, from 3.0 on.
+//! The messages to a service manager under `-Ws` (sd_notify(3)): byte for byte those of haproxy's
+//! own master from 3.0 on.
 
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
@@ -8,11 +9,11 @@ use nix::sys::signal::Signal;
 use crate::harness::{DEADLINE, Haproxy, Process};
 use crate::stand_in::Caller;
 
-/// A unit of Type=notify, and what it hears.
+/// The service manager of a unit with Type=notify.
 struct Manager(UnixDatagram);
 
 impl Manager {
-    /// The next message, with MAINPID and the time as words.
+    /// The next message, with MAINPID and the time replaced by words.
     #[track_caller]
     fn heard(&self, of: u32) -> String {
         let mut text = [0; 512];
@@ -24,7 +25,7 @@ impl Manager {
     }
 }
 
-/// All that it hears from a start to the end, with reloads that succeed and fail.
+/// All messages from a start to the end, with reloads that succeed and fail.
 fn life(caller: &Caller, mut command: Command, stop: Signal) -> Vec<String> {
     caller.configure("", 1);
     let path = caller.scene.path("notify");
@@ -49,7 +50,8 @@ fn life(caller: &Caller, mut command: Command, stop: Signal) -> Vec<String> {
     heard
 }
 
-/// As heard from the masters of 3.0.11 and 3.2.26. That of 2.6 tells of each reload twice, and not whether it failed.
+/// As recorded from the masters of 3.0.11 and 3.2.26. The master of 2.6 reports each reload twice,
+/// and not whether it failed.
 #[test]
 fn a_service_manager_hears_what_haproxys_master_says() {
     const READY: &str = "READY=1\nMAINPID=PID\nSTATUS=Ready.\n";

@@ -1,5 +1,5 @@
-//! What exit 0 of `reload` means: the configuration as it is on disk serves. One that leaves nobody
-//! to accept is refused in haproxy's words, and a file is never taken half-written.
+//! The meaning of exit code 0 of `reload`: the configuration on disk serves. A configuration with
+//! which no process accepts is refused in haproxy's words, and a file is never read half-written.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use crate::harness::{Haproxy, Process, Scene, config, eventually, finish, listening};
 
-/// Every haproxy that is there.
+/// Every available haproxy.
 fn programs() -> Vec<PathBuf> {
     [Haproxy::system(), Haproxy::fetched("3.0"), Haproxy::fetched("3.2")]
         .into_iter()
@@ -20,7 +20,7 @@ fn programs() -> Vec<PathBuf> {
         .collect()
 }
 
-/// The answer of one request, whole.
+/// The whole answer to one request.
 #[track_caller]
 fn answer(address: SocketAddr) -> String {
     let mut stream = TcpStream::connect(address).expect("connecting");
@@ -68,7 +68,7 @@ fn a_configuration_with_nothing_to_listen_on_is_refused_in_haproxys_words() {
             let said = check.fails(1);
             assert!(said.contains("listener"), "{what}: {said}");
         }
-        // A good one is taken afterwards.
+        // A good configuration is accepted afterwards.
         scene.write("haproxy.cfg", &config(address, 9));
         haproxy.reload(&scene).ok();
         assert!(answer(address).contains("x-generation: 9"));
@@ -147,7 +147,7 @@ fn a_pipe_serves_once_and_a_reload_says_why_it_cannot_be_read_again() {
         let said = haproxy.reload(&scene).fails(1);
         assert!(said.contains("it is a pipe, which was read when the service began"), "{said}");
         assert!(answer(address).contains("x-generation: 1"));
-        // Its generation can be started again all the same.
+        // Its generation can be restarted all the same.
         let (_, pid) = haproxy.serving(&scene).expect("it serves");
         kill(Pid::from_raw(pid), Signal::SIGKILL).expect("killing it");
         eventually("the next generation", || haproxy.serving(&scene).filter(|(_, p)| *p != pid));
@@ -170,7 +170,7 @@ fn a_file_that_is_being_written_is_taken_when_it_is_complete() {
     let (address, other) = (scene.address(), scene.address());
     let file = scene.write("haproxy.cfg", &config(address, 1));
     let haproxy = Haproxy::start(&scene, &program, &file);
-    // Half of it is a configuration that haproxy would take: another listener, and not the first.
+    // haproxy would accept half of it: another listener, without the first.
     let whole = format!(
         "{}frontend other\n    bind {other}\n    http-request return status 200\n",
         config(address, 2)
@@ -192,7 +192,7 @@ fn a_file_that_is_being_written_is_taken_when_it_is_complete() {
     assert!(reload.wait_with_output().expect("its end").status.success());
     assert!(answer(address).contains("x-generation: 2"));
     assert_eq!(listening(other).len(), 1);
-    // One that stays open is refused, with who has it.
+    // A file that stays open is refused, with the process that has it open.
     let kept = File::options().write(true).open(&file).expect("opening it");
     let said = haproxy.reload(&scene).fails(1);
     let expected = format!("it is being written by pid {}", std::process::id());

@@ -1,4 +1,5 @@
-//! Generations whose supervisor is killed before the broker knows that they serve: what they have stays bound.
+//! Generations whose supervisor is killed before the broker knows that they serve: their listeners
+//! stay bound.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -10,14 +11,14 @@ use serde_json::{Value, json};
 use crate::harness::{Fault, Process, Scene, Stage, Wire, eventually, serves, skip};
 use crate::strangers::{brokers, rules, serve};
 
-/// What the broker says of the listener at this address.
+/// The broker's entry for the listener at this address.
 fn held(scene: &Scene, address: SocketAddr) -> Option<Value> {
     let mut listed = scene.wire().call("list", &json!([]));
     let Value::Array(all) = listed["listeners"].take() else { panic!("{listed}") };
     all.into_iter().find(|one| one["address"] == address.to_string())
 }
 
-/// A process that has a listener as its standard input, and ends with this.
+/// A process with a listener as its standard input, which ends when this is dropped.
 struct Holder(Child);
 
 impl Drop for Holder {
@@ -27,7 +28,8 @@ impl Drop for Holder {
     }
 }
 
-/// A supervisor that has claimed a listener for a generation, and the process of that.
+/// A supervisor's connection that claimed a listener for a generation, and the process of that
+/// generation.
 fn generation(scene: &Scene, address: SocketAddr) -> (Wire, Holder) {
     let mut supervisor = scene.wire();
     let label = json!({"service": "web", "generation": 1, "state": "starting"});
@@ -48,7 +50,7 @@ fn a_listener_stays_with_the_process_that_has_it_and_ends_with_it() {
     if !geteuid().is_root() {
         return skip("needs root, to be two users");
     }
-    // One that is another user may not look at the descriptors of this process.
+    // A broker of another user may not inspect this process's descriptors.
     for user in brokers() {
         let scene = Scene::new();
         let mut broker = serve(&scene, &rules("allow = ['list']"), user);
@@ -65,7 +67,7 @@ fn a_listener_stays_with_the_process_that_has_it_and_ends_with_it() {
             "{kept}"
         );
         assert!(kept["holders"].as_array().is_some_and(Vec::is_empty), "{kept}");
-        // The next image has it too.
+        // The next image keeps it too.
         scene.run("upgrade", &[]).ok();
         assert_eq!(held(&scene, address).expect("it stays")["inode"], bound["inode"]);
 
@@ -78,7 +80,7 @@ fn a_listener_stays_with_the_process_that_has_it_and_ends_with_it() {
             held(&scene, other).is_none().then_some(())
         });
 
-        // What the next supervisor has claimed is the listener of a service like any other.
+        // A listener claimed by the next supervisor belongs to its service as usual.
         let (supervisor, third) = generation(&scene, other);
         drop(supervisor);
         broker.wait_line("has outlived its supervisor");
@@ -86,7 +88,7 @@ fn a_listener_stays_with_the_process_that_has_it_and_ends_with_it() {
         next.bind(&[&other.to_string()]);
         drop(third);
         drop(process);
-        // A later one is closed, so the broker has seen those end.
+        // A later listener is closed, so the broker has noticed those ends.
         let last = scene.address();
         let (supervisor, fourth) = generation(&scene, last);
         drop(supervisor);
@@ -97,7 +99,7 @@ fn a_listener_stays_with_the_process_that_has_it_and_ends_with_it() {
     }
 }
 
-/// The end of a connection is the end of what nobody else uses, at once.
+/// The end of a connection at once ends the listeners that no other process uses.
 #[test]
 fn a_listener_of_a_generation_that_is_gone_ends_with_the_connection() {
     let (scene, mut broker) = Scene::with_broker();
@@ -107,7 +109,7 @@ fn a_listener_of_a_generation_that_is_gone_ends_with_the_connection() {
     supervisor.close_write();
     assert!(supervisor.message().is_none(), "the broker has ended the leases");
     assert_eq!(held(&scene, address), None);
-    // A process that has no such socket is not that of the generation, whatever is said.
+    // A process without that socket does not belong to the generation, whatever the client claims.
     let mut stranger = Process::start(scene.command("sleep").arg("1000"));
     let mut supervisor = scene.wire();
     let pid = stranger.pid();
@@ -120,10 +122,11 @@ fn a_listener_of_a_generation_that_is_gone_ends_with_the_connection() {
     stranger.kill();
 }
 
-/// The watchdog ends the handover of a supervisor that was killed: the new generation serves, on a listener that it alone has.
+/// The watchdog finishes the handover of a killed supervisor: the new generation serves on a
+/// listener that only it has.
 #[test]
 fn a_listener_of_a_reload_stays_when_the_supervisor_is_killed_in_the_handover() {
-    // Deaf to SIGTTOU the older one accepts on while the new one is held.
+    // The older generation ignores SIGTTOU and keeps accepting while the new one is held.
     let Some(mut stage) =
         Stage::start(crate::harness::Haproxy::system(), &[(1, &[Fault::Deaf(SIGTTOU, 0)])], &[])
     else {

@@ -1,5 +1,5 @@
 //! Wildcards beside each other and beside addresses that they cover: each connection reaches the
-//! `bind` line that haproxy alone would give it to, through reloads, kills and upgrades, and no
+//! `bind` line to which plain haproxy would give it, through reloads, kills and upgrades, and no
 //! other process can join.
 
 use std::fmt::Write as _;
@@ -17,10 +17,10 @@ use crate::harness::{DEADLINE, Haproxy, Process, Scene, bindonce, eventually, fi
 
 const PORT: u16 = 8080;
 
-/// Where clients connect to.
+/// The addresses that clients connect to.
 const CLIENTS: [&str; 4] = ["127.0.0.1", "127.0.0.2", "::1", "fd00::1"];
 
-/// A scene with a network of its own and an address beside loopback's.
+/// A scene with its own network namespace and an address beside loopback's.
 pub(crate) fn scene() -> Option<Scene> {
     let scene =
         Scene::isolated("it takes a network namespace: wildcards would meet what runs here")?;
@@ -34,7 +34,7 @@ pub(crate) fn haproxies() -> Vec<PathBuf> {
     Haproxy::system().into_iter().chain(fetched).collect()
 }
 
-/// A configuration with a section for each of these `bind` words, which answers with them.
+/// A configuration with a section for each of these `bind` words, which answers with the words.
 pub(crate) fn config(binds: &[&str]) -> String {
     let mut text =
         "defaults\n mode http\n timeout connect 1s\n timeout client 5s\n timeout server 5s\n"
@@ -47,7 +47,7 @@ pub(crate) fn config(binds: &[&str]) -> String {
     text
 }
 
-/// The section that answers a connection, or how it fails.
+/// The section that answers a connection, or its failure.
 pub(crate) fn ask(ip: &str) -> String {
     let at = SocketAddr::new(ip.parse::<IpAddr>().expect(ip), PORT);
     let answer = TcpStream::connect_timeout(&at, DEADLINE).and_then(|mut stream| {
@@ -67,7 +67,7 @@ fn answers() -> Vec<String> {
     CLIENTS.map(ask).to_vec()
 }
 
-/// What haproxy alone answers with this configuration.
+/// The answers of plain haproxy with this configuration.
 fn alone(scene: &Scene, program: &Path, file: &Path) -> Vec<String> {
     let mut haproxy = Process::start(scene.command(program).args(["-db", "-f"]).arg(file));
     eventually("haproxy alone to listen", || {
@@ -78,7 +78,7 @@ fn alone(scene: &Scene, program: &Path, file: &Path) -> Vec<String> {
     answers
 }
 
-/// Where another process of this user can bind and listen, whatever options it sets.
+/// The addresses where another process of this user can bind and listen, whatever options it sets.
 pub(crate) fn strangers() -> Vec<String> {
     let mut in_there = Vec::new();
     for ip in ["0.0.0.0", "127.0.0.1", "127.0.0.2", "::", "::1", "fd00::1"] {
@@ -96,7 +96,7 @@ pub(crate) fn strangers() -> Vec<String> {
     in_there
 }
 
-/// The lines of a configuration from one reload to the next.
+/// The lines of the configuration at each reload.
 const STEPS: [&[&str]; 13] = [
     &["*:8080"],
     &["*:8080", "127.0.0.1:8080"],
@@ -113,7 +113,7 @@ const STEPS: [&[&str]; 13] = [
     &["[::ffff:0.0.0.0]:8080", "*:8080"],
 ];
 
-/// `127.0.0.1` as a socket of IPv6 has it.
+/// `127.0.0.1` in the notation of an IPv6 socket.
 pub(crate) const MAPPED: &str = "[::ffff:127.0.0.1]:8080";
 
 pub(crate) fn broker(scene: &Scene, privileged: bool) -> Process {
@@ -139,7 +139,7 @@ fn through_reloads(privileged: bool) {
             scene.write("haproxy.cfg", &config(binds));
             haproxy.reload(&scene).ok();
             settled(&scene, binds.len());
-            // Alone it is started anew each time, in another network of its own.
+            // Plain haproxy is started anew each time, in another network namespace.
             let expected = std::thread::scope(|scope| {
                 let alone = || {
                     let other = self::scene().expect("another network");
@@ -200,7 +200,7 @@ fn overlapping_listeners_outlive_a_kill_an_upgrade_and_a_disconnect() {
     assert_eq!(answers(), expected, "after a kill");
     assert!(strangers().is_empty());
 
-    // Each is made to listen again when one of those who share it disconnects it.
+    // The broker makes each listen again after a client shuts it down.
     for bind in ["0.0.0.0:8080", "[::]:8080", "127.0.0.1:8080", "[::1]:8080"] {
         let (_, fds) = scene.wire().bind(&binds.map(|bind| bind.trim_start_matches('*')));
         let place = ["0.0.0.0:8080", "[::]:8080", "127.0.0.1:8080", "[::1]:8080"];
@@ -208,12 +208,13 @@ fn overlapping_listeners_outlive_a_kill_an_upgrade_and_a_disconnect() {
         let shared = SockRef::from(&fds[index]);
         shared.shutdown(Shutdown::Both).expect("it leaves LISTEN");
         eventually("it to listen again", || shared.is_listener().ok()?.then_some(()));
-        // It can be joined for microseconds, until the broker's turn is over: then it answers.
+        // Another process can join it for microseconds, until the broker's turn is over; then the
+        // broker answers.
         scene.run("ping", &[]).ok();
         assert!(strangers().is_empty(), "{bind}");
     }
 
-    // Nobody has them, and the broker is gone in between: they are bound anew.
+    // No process has them, and the broker is gone in between: they are bound anew.
     haproxy.supervisor.signal(Signal::SIGTERM);
     haproxy.supervisor.wait_exit();
     broker.kill();
@@ -227,7 +228,7 @@ fn overlapping_listeners_outlive_a_kill_an_upgrade_and_a_disconnect() {
 #[test]
 fn a_check_takes_no_connection_from_what_serves() {
     let (Some(program), Some(scene)) = (Haproxy::system(), scene()) else { return };
-    // It serves `*` and would serve the others only after a reload.
+    // The service serves `*`, and would serve the others only after a reload.
     let checked = scene.write("checked.cfg", &config(&["127.0.0.1:8080", "[::]:8080", "*:8080"]));
     let check = |arguments: &[&str]| {
         let mut command = scene.command(bindonce());
@@ -258,7 +259,7 @@ fn what_is_for_ipv6_alone_by_default_is_so_under_bindonce() {
         assert_eq!(answers(), expected, "{binds:?}");
         haproxy.supervisor.signal(Signal::SIGTERM);
         haproxy.supervisor.wait_exit();
-        // The one before it had another listener at the same address.
+        // The previous configuration had another listener at the same address.
         assert!(!haproxy.supervisor.story().contains("not released"), "{binds:?}");
         let held = scene.wire().call("list", &json!([]));
         let names = held["listeners"].as_array().expect("listeners").iter();
@@ -276,7 +277,7 @@ fn one_address_on_two_lines_is_refused_or_shared_and_never_split() {
         let mut command = scene.bindonce("run");
         let said = finish(command.arg("--").arg(&program).arg("-f").arg(&file)).fails(1);
         assert!(said.contains("split connections between them at random"), "{said}");
-        // In one section, saying the same, it makes no difference which of them accepts.
+        // In one section with the same words, it does not matter which of them accepts.
         let same = format!("*:8080\n bind *:8080\n bind 127.0.0.1:8080\n bind {MAPPED}");
         let file = scene.write("haproxy.cfg", &config(&[&same]));
         let haproxy = Haproxy::start(&scene, &program, &file);
@@ -319,7 +320,8 @@ fn a_listener_of_one_service_is_refused_to_another_until_that_one_has_stopped() 
     }
 }
 
-/// What a reload accepts, check accepts: beside what the service has, a more specific address is its own.
+/// The check accepts what a reload accepts: a more specific address beside the service's listeners
+/// is its own.
 #[test]
 fn check_judges_an_overlap_with_the_service_as_a_reload_does() {
     for program in haproxies() {

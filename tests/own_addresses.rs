@@ -1,5 +1,5 @@
-//! Addresses that haproxy binds by itself and that two generations cannot have at once: at a reload the
-//! older one lets go of them, and nobody who connects to the service notices.
+//! Addresses that haproxy binds itself and that two generations cannot share: at a reload the older
+//! generation lets go of them, and no client of the service notices.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -17,7 +17,7 @@ use crate::harness::{
     DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, config, eventually, finish,
 };
 
-/// A haproxy under load whose stats socket is such an address. Ended in this order.
+/// A haproxy under load whose stats socket is such an address. Fields are dropped in this order.
 struct Stage {
     load: Load,
     haproxy: Haproxy,
@@ -44,7 +44,7 @@ impl Stage {
         self.scene.write("haproxy.cfg", &with_stats(self.address, tag, stats));
     }
 
-    /// One generation serves, and has its own address.
+    /// Checks that one generation serves and has its own address.
     #[track_caller]
     fn is_whole(&self) {
         eventually("one haproxy", || (self.scene.haproxies().len() == 1).then_some(()));
@@ -80,7 +80,8 @@ fn the_older_generation_lets_go_of_its_own_address() {
     }
 }
 
-/// It has let go of its address for a new one that fails all the same: it serves on, and has it again.
+/// The older generation let go of its address for a new one that fails: it keeps serving, and has
+/// the address again.
 #[test]
 fn the_older_generation_takes_its_own_address_back() {
     for program in Haproxy::all() {
@@ -102,7 +103,8 @@ fn the_older_generation_takes_its_own_address_back() {
     }
 }
 
-/// It is told to accept again, and nothing shows that it does: that is no "serves on".
+/// The older generation is told to accept again and nothing shows that it does: then "serves on" is
+/// not reported.
 #[test]
 fn an_older_generation_that_does_not_accept_again_is_told() {
     let Some(program) = Haproxy::system() else { return };
@@ -122,7 +124,7 @@ fn an_older_generation_that_does_not_accept_again_is_told() {
     stage.is_whole();
 }
 
-/// The supervisor is killed while the older one is paused for a new one: it accepts again.
+/// The supervisor is killed while the older generation is paused for a new one: it accepts again.
 #[test]
 fn a_supervisor_that_dies_meanwhile_leaves_nobody_paused() {
     let Some(program) = Haproxy::system() else { return };
@@ -136,7 +138,7 @@ fn a_supervisor_that_dies_meanwhile_leaves_nobody_paused() {
     stage.haproxy.supervisor.kill();
     assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
     stage.is_whole();
-    // Those that waited are answered, and others after them.
+    // Waiting clients are answered, and others after them.
     assert!(stage.load.wait_for(500, DEADLINE), "nobody accepts");
     drop(stranger);
     let file = stage.scene.path("haproxy.cfg");
@@ -146,7 +148,7 @@ fn a_supervisor_that_dies_meanwhile_leaves_nobody_paused() {
     assert_nothing_lost(&stage.load.stop());
 }
 
-/// From 3.0 on that is so for an abstract name too.
+/// From 3.0 on this also holds for an abstract name.
 #[test]
 fn an_abstract_name_is_let_go_of_where_haproxy_can_take_it_back() {
     for program in Haproxy::all() {
@@ -159,7 +161,7 @@ fn an_abstract_name_is_let_go_of_where_haproxy_can_take_it_back() {
         let told = haproxy.supervisor.wait_line("no two generations can have it");
         if told.contains("the older one lets go of it") {
             haproxy.reload(&scene).ok();
-            // The next one fails all the same, and the name is there again.
+            // The next generation fails, and the name is there again.
             let stranger = TcpListener::bind("127.0.0.1:0").expect("a port");
             let taken = stranger.local_addr().expect("its address");
             let both = format!("{line}    stats socket ipv4@{taken}\n");
@@ -178,8 +180,8 @@ fn an_abstract_name_is_let_go_of_where_haproxy_can_take_it_back() {
     }
 }
 
-/// An abstract listener of the broker's would be closed for good by a pause: there no reload succeeds, which
-/// is said when it serves, and by each reload.
+/// A pause would close an abstract listener of the broker for good. No reload succeeds then, which
+/// is reported at the first start and by each reload.
 #[test]
 fn where_it_cannot_let_go_that_is_told_at_the_first_start() {
     for program in Haproxy::all() {
@@ -197,7 +199,7 @@ fn where_it_cannot_let_go_that_is_told_at_the_first_start() {
         let said = haproxy.reload(&scene).fails(1);
         assert!(said.contains("Remove `noreuseport` and `-dR`"), "{said}");
         assert_eq!(haproxy.serving(&scene), before);
-        // With what was said done, it reloads: the next generation shares nothing of its own.
+        // After following the hint it reloads: the next generation shares nothing of its own.
         let path = format!("stats socket {} level admin", scene.path("stats.sock").display());
         let text = text.replace(&format!("stats socket ipv4@{stats} level admin"), &path);
         scene.write("haproxy.cfg", &text);
@@ -207,7 +209,7 @@ fn where_it_cannot_let_go_that_is_told_at_the_first_start() {
     }
 }
 
-/// What is answered to a request.
+/// The answer to a request.
 #[track_caller]
 fn ask(mut stream: impl Read + Write) -> String {
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("asking");
@@ -216,7 +218,8 @@ fn ask(mut stream: impl Read + Write) -> String {
     text
 }
 
-/// What haproxy has bound by itself and a `bind` line wants now goes to the broker as it is: nobody is refused.
+/// An address that haproxy bound itself and that a `bind` line now names moves to the broker as it
+/// is: no client is refused.
 #[test]
 fn an_address_moves_to_a_bind_line() {
     for program in Haproxy::all() {
@@ -240,7 +243,7 @@ fn an_address_moves_to_a_bind_line() {
         (plan.clients, plan.rate) = (4, Some(500));
         let load = plan.start().expect("starting the load");
         assert!(load.wait_for(50, DEADLINE), "no answers");
-        // One that fails: the older one has its address as before.
+        // A failed reload: the older generation keeps its address.
         let stranger = TcpListener::bind("127.0.0.1:0").expect("a port");
         let taken = stranger.local_addr().expect("its address");
         let stats_elsewhere = format!("    stats socket ipv4@{taken}\n");
@@ -259,7 +262,7 @@ fn an_address_moves_to_a_bind_line() {
         let answer = ask(UnixStream::connect(&path).expect("connecting"));
         assert!(answer.contains("x-generation: 2"), "{answer}");
         assert_eq!(mode(&path), mode(&plain), "the line says none");
-        // And back: the broker's socket goes with the generation that has it.
+        // And back: the broker's socket ends with the generation that has it.
         scene.write("haproxy.cfg", &with(3, &own, ""));
         haproxy.reload(&scene).ok();
         eventually("the broker's listeners to be closed", || {
@@ -272,7 +275,8 @@ fn an_address_moves_to_a_bind_line() {
     }
 }
 
-/// A stats socket that overlaps a `bind` line is a listener as any other: haproxy could not bind it beside the broker's.
+/// A stats socket that overlaps a `bind` line is an ordinary listener: haproxy could not bind it
+/// beside the broker's.
 #[test]
 fn a_stats_socket_beside_a_wildcard() {
     for program in Haproxy::all() {
@@ -304,8 +308,8 @@ fn a_stats_socket_beside_a_wildcard() {
     }
 }
 
-/// A UNIX socket for datagrams is haproxy's own, said once by its line, also where the prefix of `unix-bind` stands before its path; what haproxy
-/// only tries when it starts is not.
+/// A UNIX datagram socket is haproxy's own and is reported once by its line, also with the prefix
+/// of `unix-bind` before its path; sockets that haproxy only tries at its start are not reported.
 #[test]
 fn a_socket_for_datagrams_is_told_by_its_line() {
     for program in Haproxy::all() {

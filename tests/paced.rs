@@ -1,4 +1,5 @@
-//! Reloads that come too fast wait for each other (`--min-interval`), and a start may take long while it makes progress.
+//! Reloads in quick succession wait for each other (`--min-interval`), and a start may take long
+//! while it makes progress.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -23,7 +24,7 @@ fn reloads_that_wait_are_answered_together_by_one_with_the_latest_files() {
         (0..3).map(|_| Process::start(scene.bindonce("reload").args(["--name", "web"]))).collect();
     eventually("three to wait", || (status(&scene)["reloads_waiting"] == 3).then_some(()));
     scene.write("haproxy.cfg", &config(address, 2));
-    // Where nothing serves no reload waits.
+    // No reload waits while nothing serves.
     let (_, pid) = haproxy.wait_serving(&scene);
     kill(Pid::from_raw(pid), Signal::SIGKILL).expect("killing it");
     for reload in &mut reloads {

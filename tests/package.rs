@@ -1,5 +1,5 @@
-//! The Debian package on a Debian of its own, with a real systemd as PID 1: what its scripts, its
-//! units and its drop-in for haproxy.service promise (tests/measure/package.py).
+//! The Debian package on a separate Debian with a real systemd as PID 1: the promises of its
+//! scripts, its units and its drop-in for haproxy.service (tests/measure/package.py).
 
 use std::fs;
 use std::io::ErrorKind;
@@ -32,23 +32,23 @@ fn the_package_is_installed_upgraded_and_purged_under_load_and_loses_nothing() {
     }
     assert!(output.status.success(), "{text}");
 
-    // Installed: the broker runs as its own user, and nothing of Debian's is touched.
+    // Installed: the broker runs as its own user, and nothing of Debian's is changed.
     assert_eq!(seen["broker"], json!(["active", "bindonce", "enabled"]), "{text}");
     assert_eq!(seen["control"], json!(["bindonce:bindonce 755", "bindonce:bindonce 660"]));
     assert_eq!([&seen["plain"], &seen["untouched"]], [true, true], "{text}");
     assert_eq!(seen["verify"], json!([]), "systemd-analyze verify");
     assert!(seen["exposure"].as_f64().is_some_and(|exposure| exposure <= 2.0), "{text}");
-    // With the drop-in haproxy.service is a supervisor, whose pid is in haproxy's file.
+    // With the drop-in, haproxy.service is a supervisor, whose pid is in haproxy's file.
     let pid = &seen["supervised"][0];
     assert_eq!(seen["supervised"], json!([pid, "/usr/bin/bindonce", pid]), "{text}");
 
-    // Reloads, restarts of both, upgrades: nobody noticed.
+    // Reloads, restarts of both, upgrades: no client noticed.
     let load = &seen["load"];
     assert_eq!([&load["failed"], &load["stale"]], [0, 0], "{load}");
     assert!(load["ok"].as_u64() > Some(1000), "{load}");
     assert!(seen["tokens"].as_u64() >= Some(10), "generations that answered: {text}");
 
-    // An upgrade: the same processes, of the new file. One that cannot work: the same processes.
+    // An upgrade: the same processes, with the new file. A failed upgrade: the same processes.
     assert_eq!(seen["version"], "0.1.0-2 ii", "{text}");
     for when in ["before_upgrade", "after_upgrade", "after_repair"] {
         let pid = |at: usize| seen["before_upgrade"][at][0].clone();
@@ -65,7 +65,8 @@ fn the_package_is_installed_upgraded_and_purged_under_load_and_loses_nothing() {
     }
     assert_eq!([&seen["still_answers"], &seen["configuration"]], [true, true], "{text}");
 
-    // Gone: haproxy.service is Debian's again, and no file is left; the user is, as in Debian.
+    // Removed: haproxy.service is Debian's again, and no file is left; the user stays, as usual in
+    // Debian.
     assert_eq!(seen["plain_again"], json!(["/usr/sbin/haproxy", true]), "{text}");
     for none in ["left", "lost", "changed"] {
         assert_eq!(seen[none], json!([]), "{none} after the purge");
@@ -74,8 +75,7 @@ fn the_package_is_installed_upgraded_and_purged_under_load_and_loses_nothing() {
     assert_eq!(seen["failed"], json!([]), "units that failed: {text}");
 }
 
-/// What the package has beside the binary: pages that groff(1) has nothing against, and
-/// completions that the shells read.
+/// The package's manual pages, which groff(1) accepts, and completions that the shells read.
 #[test]
 fn pages_and_completions_are_what_their_readers_expect() {
     let writer = bindonce().with_file_name("bindonce-package");
@@ -115,7 +115,8 @@ fn pages_and_completions_are_what_their_readers_expect() {
     }
 }
 
-/// After `--name` each shell offers the services beside the control socket, that of `--socket` on the command line too.
+/// After `--name` each shell offers the services beside the control socket, also that of `--socket`
+/// on the command line.
 #[test]
 fn shells_offer_services_after_name() {
     let writer = bindonce().with_file_name("bindonce-package");
@@ -133,12 +134,12 @@ fn shells_offer_services_after_name() {
         _bindonce bindonce '' --name; echo ${COMPREPLY[*]}
         export BINDONCE_SOCKET=$2; COMP_WORDS=(bindonce ping --name w) COMP_CWORD=3
         _bindonce bindonce w --name; echo ${COMPREPLY[*]}";
-    // What follows a tab is what it describes them as.
+    // The text after a tab is the description.
     let fish = "source $argv[1]/bindonce.fish
         string replace -r '\\t.*' '' (complete -C \"bindonce --socket $argv[2] reload --name \") | string join ' '
         set -x BINDONCE_SOCKET $argv[2]
         string replace -r '\\t.*' '' (complete -C 'bindonce ping --name w') | string join ' '";
-    // As somebody types it, at a terminal: completion is there nowhere else.
+    // Typed at a terminal: completion exists nowhere else.
     let zsh = "zmodload zsh/zpty
         offered() {
             zpty typed zsh -f -i
@@ -184,7 +185,8 @@ fn shells_offer_services_after_name() {
     }
 }
 
-/// The rpm in a root of its own: every file is there and is what the package says, and none is left after it.
+/// The rpm in its own root: every file is installed as the package says, and none is left after
+/// removal.
 #[test]
 fn the_rpm_is_installed_and_removed() {
     for tool in ["rpmbuild", "objcopy"] {
@@ -207,7 +209,7 @@ fn the_rpm_is_installed_and_removed() {
     let build = |out: &str| {
         let mut command = Command::new(root().join("deploy/rpm"));
         command.args(["--fast", "--binary"]).arg(&binary).arg("--out").arg(scene.path(out));
-        // It compresses: how long that takes is the machine's affair.
+        // It compresses; the duration depends on the machine.
         let built = command.output().expect("deploy/rpm");
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         String::from_utf8_lossy(&built.stdout).trim().to_owned()
@@ -232,7 +234,7 @@ fn the_rpm_is_installed_and_removed() {
         finish(&mut find).ok()
     };
     rpm(&["--initdb"]);
-    // What it needs is not in a root that is empty, and neither is a shell for its scripts.
+    // An empty root has none of its dependencies, and no shell for its scripts.
     let bare = ["--nodeps", "--noscripts"];
     rpm(&[&bare[..], &["--install", &package]].concat());
     for file in ["usr/bin/bindonce", "etc/bindonce/bindonce.toml", "usr/lib/bindonce/haproxy"] {

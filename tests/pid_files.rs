@@ -1,5 +1,5 @@
-//! The pid file of bindonce under the name of haproxy: who reads it finds the pid that takes signals, whatever has become of
-//! the file meanwhile.
+//! The pid file of bindonce under the name of haproxy: its reader finds the pid that takes signals,
+//! whatever happens to the file meanwhile.
 
 use std::os::unix::process::ExitStatusExt as _;
 
@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use crate::harness::{Haproxy, Process, eventually, finish};
 use crate::stand_in::Caller;
 
-/// haproxy's master writes it with each reload, and `-sf` starts another one that does.
+/// haproxy's master writes the file with each reload, and `-sf` starts another master that does.
 #[test]
 fn a_reload_writes_a_pid_file_that_has_gone_or_has_another_pid() {
     Haproxy::all().for_each(|program| {
@@ -22,7 +22,7 @@ fn a_reload_writes_a_pid_file_that_has_gone_or_has_another_pid() {
         };
         for has in [None, Some(""), Some("99999\n")] {
             lose(has);
-            // It is there when the caller goes on.
+            // The file is there when the caller continues.
             let words = format!("-D -f haproxy.cfg -p pid -sf {supervisor}");
             finish(&mut caller.haproxy(&words)).ok();
             assert_eq!(caller.pid("pid"), Some(supervisor), "{has:?}, -sf");
@@ -35,7 +35,7 @@ fn a_reload_writes_a_pid_file_that_has_gone_or_has_another_pid() {
         finish(&mut caller.haproxy(&words)).ok();
         let after = std::fs::metadata(caller.scene.path("pid")).expect("it is there").modified();
         assert_eq!(before.expect("a time"), after.expect("a time"), "a file that is right stays");
-        // haproxy refuses what it cannot write, and the older one serves on.
+        // haproxy refuses a file that it cannot write, and the older generation keeps serving.
         let words = format!("-D -f haproxy.cfg -p none/pid -sf {supervisor}");
         let said = finish(&mut caller.haproxy(&words)).fails(1);
         assert!(said.contains("Cannot create pidfile none/pid"), "{said}");
@@ -44,7 +44,8 @@ fn a_reload_writes_a_pid_file_that_has_gone_or_has_another_pid() {
     });
 }
 
-/// Who was killed is in it no more, when the next supervisor serves: here on what the killed one has left.
+/// The killed supervisor's pid is replaced when the next supervisor serves, here on the killed
+/// one's generations.
 #[test]
 fn a_supervisor_that_takes_over_has_its_pid_in_the_file() {
     let Some(program) = Haproxy::system() else { return };

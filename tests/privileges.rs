@@ -1,4 +1,4 @@
-//! A broker that was started by root and gave root up.
+//! A broker that root started and that gave up root.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -25,7 +25,7 @@ fn it_keeps_only_what_its_listeners_need() {
     };
     let config = "listen = ['low=127.0.0.1:80', 'near=127.0.0.1:81,interface=lo']\nuser = '54321'\ngroup = '54322'";
     let file = scene.write("bindonce.toml", config);
-    // The directory of the socket is made for the user.
+    // The directory of the socket is created for the user.
     let socket = scene.path("run/broker.sock");
     let mut command = scene.command(bindonce());
     command.args(["serve", "--socket"]).arg(&socket).arg("--config").arg(file);

@@ -1,4 +1,4 @@
-//! What a broker cannot do while it holds listeners: it says so until it can, and goes on.
+//! Problems of a broker that holds listeners: it reports each until it is solved, and continues.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -30,13 +30,13 @@ fn a_broker_that_holds_something_starts_whatever_its_configuration_says() {
     let config = format!("listen = ['web={taken}', 'other={free}']\n");
     let config = scene.write("bindonce.toml", &config).display().to_string();
     let occupied = TcpListener::bind(taken).expect("an address that is taken");
-    // Without a socket that would close with it, it does not start, and nothing is bound.
+    // Without a socket that would close with it, the broker does not start, and nothing is bound.
     let refused = scene.run("serve", &["--config", &config]);
     let said = refused.fails(1);
     assert!(said.contains(&taken.to_string()), "{said}");
     TcpListener::bind(free).expect("nothing is bound");
 
-    // As a service manager passes what it has kept.
+    // As a service manager passes sockets that it has kept.
     let kept = TcpListener::bind(held).expect("a socket");
     fcntl(&kept, FcntlArg::F_SETFD(FdFlag::empty())).expect("inherited");
     let number = kept.as_raw_fd();
@@ -89,7 +89,7 @@ fn a_listener_that_was_moved_is_bound_when_the_old_one_is_released() {
     let mut second = serve();
     eventually("the next broker", || {
         Wire::try_connect(&scene.socket())?;
-        // Until then the old one is not yet recovered, and is told of as that.
+        // Until then the old listener is not recovered yet, and is reported as such.
         problems(&scene).iter().any(|it| it["kind"] == "listener-not-bound").then_some(())
     });
     drop(fds);
@@ -105,7 +105,7 @@ fn a_listener_that_was_moved_is_bound_when_the_old_one_is_released() {
 fn a_state_file_that_could_not_be_written_is_written_as_soon_as_it_can_be() {
     let scene = Scene::new();
     let mut command = scene.command("sh");
-    // In blocks of 512 bytes; a write beyond it fails with EFBIG.
+    // In blocks of 512 bytes; a write beyond the limit fails with EFBIG.
     command.args(["-c", "trap '' XFSZ; ulimit -S -f 8; exec \"$@\"", "serve"]).arg(bindonce());
     command.arg("serve").arg("--socket").arg(scene.socket());
     let mut first = Process::start(&mut command);
@@ -127,10 +127,10 @@ fn a_state_file_that_could_not_be_written_is_written_as_soon_as_it_can_be() {
     let pid = first.pid().to_string();
     finish(scene.command("prlimit").args(["--pid", &pid, &format!("--fsize={limit}:{limit}")]))
         .ok();
-    // Nobody asks for anything: it is tried again all the same.
+    // No client asks for anything: the write is retried all the same.
     eventually("the state file", || {
         let state = fs::read_to_string(scene.path("broker.sock.state")).ok()?;
-        // Half a record, without its end, is in it already.
+        // The file already has half a record, without its end.
         let whole = state.ends_with('\n');
         (whole && wanted.iter().all(|address| state.contains(address))).then_some(())
     });
@@ -142,7 +142,8 @@ fn a_state_file_that_could_not_be_written_is_written_as_soon_as_it_can_be() {
     second.terminate();
 }
 
-/// As under a limit on pids: nothing that needs a thread keeps a connection, or what it has.
+/// As under a limit on pids: work that needs a thread holds up neither the end of a connection nor
+/// that of its leases.
 #[test]
 fn a_broker_that_can_make_no_thread_answers_and_loses_no_lease() {
     const USER: u32 = 65_532;
@@ -175,7 +176,7 @@ fn a_broker_that_can_make_no_thread_answers_and_loses_no_lease() {
     drop(holder);
     let released = connect().call("release", &json!([held.to_string()]));
     assert_eq!(released["released"], json!([held.to_string()]));
-    // The connections that were closed end a moment later.
+    // The closed connections end a moment later.
     eventually("only the connection that asks is left", || {
         let status = connect().call("status", &json!([]));
         (status["broker"]["connections"] == 1).then_some(())

@@ -1,6 +1,6 @@
-//! Programs other than haproxy under `bindonce run`: Debian's nginx, and a server that systemd could
-//! activate. Each row is one thing that can happen, under load: nobody is refused, and no stale
-//! answer comes after `reload` has returned.
+//! Programs other than haproxy under `bindonce run`: Debian's nginx, and a server that systemd
+//! could activate. Each row is one event, under load: no client is refused, and no stale answer
+//! comes after `reload` has returned.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -14,9 +14,9 @@ use crate::harness::{
 };
 use Fault::{Deaf, Hangs, Waits};
 
-/// No client waits longer than this where nothing has to time out.
+/// The longest wait of a client where nothing has to time out.
 const PROMPTLY: Duration = Duration::from_secs(2);
-/// A generation that is not known to have stopped accepting is ended after this.
+/// After this time a generation is ended that is not known to have stopped accepting.
 const RETIRE: [&str; 2] = ["--retire-timeout", "1s"];
 
 rows!(
@@ -40,13 +40,14 @@ rows!(
     ]
 );
 
-/// Deaf to what tells it to stop, the older one keeps a handover waiting.
+/// A generation that ignores its stop signal delays a handover.
 fn deaf(guest: Guest) -> [Fault; 1] {
     [Deaf(guest.retire_signal(), 0)]
 }
 
 impl Stage {
-    /// Twenty new connections, by four clients, are answered with this tag and no other.
+    /// Checks that twenty new connections, by four clients, are answered with this tag and no
+    /// other.
     #[track_caller]
     fn twenty(&self, tag: u64) {
         let mut plan = bindonce_load::Plan::new(self.address);
@@ -101,7 +102,7 @@ fn killed_while_it_waits_what_served_is_started_again(guest: Guest) {
     stage.signal(2, SIGKILL);
     assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
     assert!(reload.story().contains("about to take over"), "{}", reload.story());
-    // A program reads its files at each start: what is started again has the new ones.
+    // A program reads its files at each start: a restarted one has the new files.
     stage.wait_generations(&[(3, "serving")]);
     stage.only(2);
     stage.refused_nobody();
@@ -212,7 +213,7 @@ fn one_that_ignores_sigterm_too_is_killed(guest: Guest) {
 }
 
 fn one_that_ignores_sigterm_at_the_end_of_its_drain_is_killed(guest: Guest) {
-    // To the server SIGTERM says no more once it drains.
+    // The server treats SIGTERM as nothing new while it drains.
     let faults: &[Fault] = if guest == Guest::Nginx { &[Deaf(SIGTERM, 0)] } else { &[] };
     let drain = ["--drain-timeout", "1s"];
     let Some(mut stage) = Stage::of(guest, &[(1, faults)], &drain) else { return };
@@ -265,7 +266,7 @@ fn fifty_reloads_at_once_are_few_and_all_get_an_answer(guest: Guest) {
     stage.nothing_failed();
 }
 
-// What only one of them shows.
+// Behaviour of a single guest.
 
 /// CPU time of a process, user and system.
 fn cpu(pid: i32) -> Duration {
@@ -298,7 +299,8 @@ fn a_ghost_is_removed_and_the_draining_one_burns_nothing() {
 #[test]
 fn a_stranger_that_accepts_is_named() {
     let Some(stage) = Stage::of(Guest::Activated, &[], &[]) else { return };
-    // It runs at once when a client connects: one that gets no processor meanwhile shows nothing.
+    // The stranger runs at once when a client connects; without a processor meanwhile it shows
+    // nothing.
     let script = "import os, select, socket\n\
                   s = socket.socket(fileno=3)\n\
                   try: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))\n\
@@ -319,7 +321,7 @@ fn a_stranger_that_accepts_is_named() {
     stage.reload(3);
 }
 
-/// It was never told to end, and waits for ever.
+/// That generation was never told to end, and waits forever.
 #[test]
 fn one_that_has_closed_its_listener_by_itself_ends_with_the_supervisor() {
     let (scene, _broker) = Scene::with_broker();
@@ -342,14 +344,14 @@ fn one_that_has_closed_its_listener_by_itself_ends_with_the_supervisor() {
 fn ready_said_by_a_stranger_is_ignored() {
     let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
-    // Tells where it is to say that it is ready, and never does.
+    // Prints where it should report readiness, and never does.
     let mut command = scene.bindonce("run");
     command.args(["--name", "web", "--ready-timeout", "4s", "--listen", &format!("web={address}")]);
     command.args(["--", "sh", "-c", "echo socket $NOTIFY_SOCKET; exec sleep 1000"]);
     let mut supervisor = Process::start(&mut command);
     let line = supervisor.wait_line("socket @");
     let name = line.trim_start_matches("socket @");
-    // Again and again, and from a process that has ended by the time it is looked at.
+    // Repeatedly, and from a process that has ended when it is looked at.
     let script = format!(
         "import os, socket, time; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
          s.setblocking(False)\n\

@@ -1,5 +1,5 @@
-//! deploy/prometheus: every metric that an alert or the dashboard names is exported, and promtool agrees
-//! with the alerts.
+//! deploy/prometheus: every metric that an alert or the dashboard names is exported, and promtool
+//! agrees with the alerts.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,8 +13,8 @@ fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).expect(name)
 }
 
-/// Series that are exported, as docs/metrics.md lists them, which tests/metrics.rs holds against the
-/// real pages. A histogram has three.
+/// Exported series, as docs/metrics.md lists them, which tests/metrics.rs compares with the real
+/// pages. A histogram has three.
 fn exported() -> BTreeSet<String> {
     let page = read("docs/metrics.md");
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
@@ -29,7 +29,7 @@ fn exported() -> BTreeSet<String> {
     names.collect()
 }
 
-/// The metrics of ours that an expression names.
+/// The metrics of bindonce that an expression names.
 fn named(expression: &str) -> BTreeSet<String> {
     let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.starts_with("bindonce_")).map(str::to_owned).collect()

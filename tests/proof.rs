@@ -1,4 +1,4 @@
-//! A reload ends only when no older generation accepts, and what cannot be proved by a connection
+//! A reload ends only when no older generation accepts, and a listener that no connection can prove
 //! keeps no client waiting.
 
 use std::fmt::Write as _;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{Haproxy, Scene, allow, config, finish};
 
-/// What a frontend on these bind lines answers.
+/// A frontend on these bind lines.
 fn frontend(name: &str, binds: &[String], tag: u64) -> String {
     let mut text = format!("frontend {name}\n");
     for bind in binds {
@@ -86,7 +86,7 @@ fn grace_keeps_no_older_generation_accepting_with_haproxy_3_2() {
     grace(Haproxy::fetched("3.2"), false);
 }
 
-/// The longest that a client of `address` waited for an answer while `what` was done.
+/// The longest wait of a client of `address` while `what` was done.
 fn longest_wait(address: SocketAddr, what: impl FnOnce()) -> Duration {
     let over = Arc::new(AtomicBool::new(false));
     let client = {
@@ -106,8 +106,8 @@ fn longest_wait(address: SocketAddr, what: impl FnOnce()) -> Duration {
     client.join().expect("the client")
 }
 
-/// Reloads beside idle listeners with these words, each of which a connection reaches in its own way
-/// or not at all; `spoil` is done before the reload.
+/// Reloads beside idle listeners with these words, each of which a connection reaches in its own
+/// way or not at all; `spoil` runs before the reload.
 fn idle(program: &Path, arguments: &[&str], binds: &[String], spoil: impl Fn(&Scene)) {
     let Some(scene) = Scene::isolated("no network of its own") else { return };
     finish(Command::new("ip").args(["addr", "add", "10.11.12.13/32", "dev", "lo"])).ok();
@@ -146,7 +146,7 @@ fn idle_of_every_kind(program: Option<PathBuf>) {
         finish(Command::new("ip").args(["addr", "del", "10.11.12.13/32", "dev", "lo"])).ok();
     });
     idle(&program, &["--no-probe"], &unreached, |_| {});
-    // Gone, and a dead socket at the same path.
+    // A removed path, and a dead socket at another's path.
     idle(&program, &[], &words(&["unix@DIR/one.sock", "unix@DIR/two.sock"]), |scene| {
         std::fs::remove_file(scene.path("one.sock")).expect("the socket");
         std::fs::remove_file(scene.path("two.sock")).expect("the socket");

@@ -28,7 +28,7 @@ fn a_request_may_be_split_at_every_byte() {
     for split in 1..request.len() {
         let mut wire = scene.wire();
         wire.send(&request.as_bytes()[..split]);
-        // A reply to something before it in the stream would come first: none may.
+        // A reply to an earlier part of the stream would arrive first: there must be none.
         wire.send(&request.as_bytes()[split..]);
         let reply = wire.reply();
         assert_eq!(reply["id"], "ü\"}", "split at {split}: {reply}");
@@ -138,7 +138,7 @@ fn what_cannot_be_cut_into_requests_is_answered_once_and_ends_the_connection() {
 #[test]
 fn arbitrary_bytes_never_stop_the_broker() {
     let (scene, mut broker) = Scene::with_broker();
-    // A generator with a fixed seed: a failure can be run again.
+    // A generator with a fixed seed, so that a failure can be repeated.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = move || {
         state ^= state << 13;
@@ -175,7 +175,7 @@ fn arbitrary_bytes_never_stop_the_broker() {
     }
     assert!(broker.is_running());
     scene.wire().call("ping", &json!([]));
-    // A panic ends one connection alone.
+    // A panic ends only one connection.
     assert!(!broker.story().contains("panicked"), "{}", broker.story());
 }
 
@@ -187,7 +187,7 @@ fn one_slow_client_delays_nobody() {
     for wire in &mut slow {
         wire.send(&PING.as_bytes()[..10]);
     }
-    // One that asks and never reads its descriptors.
+    // A client that asks and never reads its descriptors.
     let mut deaf = scene.wire();
     let request = json!({"jsonrpc": "2.0", "id": 1, "method": "bind", "params": [{"listen": address.to_string()}]});
     deaf.send(request.to_string().repeat(500).as_bytes());
@@ -255,7 +255,7 @@ fn multibinders_request_gets_text_and_descriptor_in_one_message() {
         "a repeated bind gives the same socket, whatever its backlog"
     );
     assert_eq!(listening(address)[0].limit, 100, "that of the first");
-    // Who has a word for it may change it; in the one syntax it is a claim that must hold.
+    // The form with `change` may change it; the plain form is a claim that must hold.
     let params =
         json!([{"address": "127.0.0.1", "port": address.port(), "backlog": 50, "change": true}]);
     wire.call("bind", &params);
@@ -264,7 +264,7 @@ fn multibinders_request_gets_text_and_descriptor_in_one_message() {
     assert_eq!(other["code"], -32003, "{other}");
 }
 
-/// Runs a client of tests/clients in another language against a broker.
+/// Runs a client of tests/clients, in another language, against a broker.
 fn foreign(interpreter: &str, places: &[&str], script: &str) {
     let program = places.iter().find(|place| Path::new(place).exists());
     let Some(program) = program else {

@@ -1,4 +1,4 @@
-//! Listeners for QUIC: one UDP socket over all reloads, which at each moment one generation reads.
+//! Listeners for QUIC: one UDP socket over all reloads, which one generation reads at each moment.
 
 use std::fs;
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually, finish, skip};
 
-/// The sockets that receive from anyone at this address, by inode (proc_net_udp(5)).
+/// The sockets that receive from any peer at this address, by inode (proc_net_udp(5)).
 fn bound(address: SocketAddr) -> Vec<u64> {
     let table = fs::read_to_string("/proc/thread-self/net/udp").expect("/proc/net/udp");
     let place = format!("{:08X}:{:04X}", u32::from_ne_bytes([127, 0, 0, 1]), address.port());
@@ -24,8 +24,8 @@ fn bound(address: SocketAddr) -> Vec<u64> {
     table.lines().filter_map(inode).collect()
 }
 
-/// Whether a process reads what comes to this address: whoever takes a packet of a version that nobody has answers with
-/// those that it has (RFC 9000, section 6.1).
+/// Whether a process reads packets at this address: a QUIC server answers a packet with an unknown
+/// version with the versions that it supports (RFC 9000, section 6.1).
 fn is_read(address: SocketAddr) -> bool {
     let client = UdpSocket::bind("127.0.0.1:0").expect("a client");
     client.set_read_timeout(Some(Duration::from_millis(200))).expect("a limit");
@@ -53,7 +53,8 @@ fn with_quic(scene: &Scene, address: SocketAddr, tag: u64, more: &str) -> PathBu
     scene.write("haproxy.cfg", &text.replacen("global\n", &format!("global\n{more}"), 1))
 }
 
-/// Each generation reads the same socket, and the one before has left it when `reload` returns.
+/// Each generation reads the same socket, and its predecessor has left the socket when `reload`
+/// returns.
 #[test]
 fn one_socket_for_quic_goes_from_generation_to_generation() {
     for program in ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched) {
@@ -67,7 +68,7 @@ fn one_socket_for_quic_goes_from_generation_to_generation() {
         assert_eq!(inodes.len(), 1, "one socket for all threads");
         for tag in 2..=4 {
             with_quic(&scene, address, tag, "    limited-quic\n");
-            // It keeps the older one from ending.
+            // The request keeps the older generation from ending.
             let half = half_a_request(address);
             haproxy.reload(&scene).ok();
             let left = || (registrations(pid, inodes[0]) == 0).then_some(());
@@ -79,7 +80,7 @@ fn one_socket_for_quic_goes_from_generation_to_generation() {
         }
         let list = scene.run("list", &[]).ok();
         assert!(list.contains(&format!("quic4@{address}")), "{list}");
-        // What the next generation must know of the clients of this one is nobody else's.
+        // The secret that generations share about their clients stays private.
         let secret = scene.path("web.d/cluster-secret");
         assert_eq!(fs::metadata(&secret).expect("the file").permissions().mode() & 0o777, 0o600);
         let text = fs::read_to_string(&secret).expect("the secret");
@@ -94,12 +95,12 @@ fn half_a_request(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// What a client that knows HTTP/3 sends first, recorded once: its keys come from the connection id in it (RFC 9001,
-/// section 5.2), so that any haproxy takes it for the begin of a handshake.
+/// The first packet of an HTTP/3 client, recorded once. Its keys come from the connection id in it
+/// (RFC 9001, section 5.2), so any haproxy takes it for the beginning of a handshake.
 const INITIAL: &[u8] = include_bytes!("harness/initial.bin");
 
-/// haproxy never answers a connection whose handshake ends when it was told to stop: the older generation is told so when its
-/// handshakes are over, and for one that its client leaves unfinished after a second.
+/// haproxy never answers a connection whose handshake ends after it was told to stop. So the older
+/// generation is told only when its handshakes are over, or after one second for an unfinished one.
 #[test]
 fn the_older_generation_finishes_its_handshakes_before_it_stops() {
     for program in ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched) {
@@ -146,8 +147,8 @@ fn without_quic_the_line_is_left_to_haproxy() {
     assert_eq!(bound(address), [0; 0]);
 }
 
-/// A socket for QUIC of a plain haproxy is taken over, and outlives every process that has it: the haproxy that bound it, the
-/// binaries of broker and supervisor, and a broker that is killed.
+/// A plain haproxy's QUIC socket is taken over, and outlives every process that has it: the haproxy
+/// that bound it, the images of broker and supervisor, and a killed broker.
 #[test]
 fn a_socket_for_quic_is_adopted_upgraded_and_restored() {
     for program in ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched) {
@@ -180,7 +181,8 @@ fn a_socket_for_quic_is_adopted_upgraded_and_restored() {
     }
 }
 
-/// What is refused leaves nothing bound; what comes late in the file holds for the lines before it.
+/// A refused configuration leaves nothing bound; a late line of the file also applies to earlier
+/// lines.
 #[test]
 fn what_is_wrong_with_a_line_for_quic_is_said_and_binds_nothing() {
     let Some(program) = Haproxy::fetched("3.0").or_else(|| Haproxy::fetched("3.2")) else { return };
@@ -194,7 +196,7 @@ fn what_is_wrong_with_a_line_for_quic_is_said_and_binds_nothing() {
     };
     let file = with_quic(&scene, address, 1, "    limited-quic\n");
     let good = fs::read_to_string(&file).expect("the file");
-    // Its holder has SO_REUSEADDR, so that binding beside it would succeed.
+    // The holder has SO_REUSEADDR, so binding beside it would succeed.
     let theirs = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None);
     let theirs = theirs.expect("a socket");
     theirs.set_reuse_address(true).expect("SO_REUSEADDR");
@@ -214,7 +216,7 @@ fn what_is_wrong_with_a_line_for_quic_is_said_and_binds_nothing() {
     assert!(said.contains("is not for QUIC: give quic4@ADDR or quic6@ADDR for web"), "{said}");
     let descriptor = good.replace(&format!("quic4@{address}"), "quic+fd@${web}");
     let web = format!("web=quic4@{address}");
-    // Wherever it stands, here behind the line.
+    // Anywhere in the file, here after the line.
     let said = refused(&["--listen", &web], &format!("{descriptor}global\n    no-quic\n"));
     assert!(said.contains("has switched QUIC off; write the address itself"), "{said}");
     assert_eq!(bound(address), [0; 0]);
@@ -227,7 +229,8 @@ fn what_is_wrong_with_a_line_for_quic_is_said_and_binds_nothing() {
     eventually("its release", || bound(address).is_empty().then_some(()));
 }
 
-/// A haproxy that has given up root and serves QUIC on a port that only root may bind says so, and doctor knows it.
+/// A haproxy that gave up root and serves QUIC on a port that only root may bind reports it, and
+/// doctor finds it.
 #[test]
 fn connections_that_stay_on_the_listener_are_told() {
     let Some(program) = Haproxy::fetched("3.2").or_else(|| Haproxy::fetched("3.0")) else { return };

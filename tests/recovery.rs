@@ -1,5 +1,5 @@
-//! A broker is killed, and the next one has every listener back: as the same socket where
-//! anybody holds it, anew where nobody does, and never as a second one.
+//! A broker is killed, and the next one recovers every listener: the same socket where any process
+//! holds it, a new one otherwise, and never a second one.
 
 use std::fs;
 use std::net::TcpStream;
@@ -22,10 +22,10 @@ fn inodes(entries: &[Value]) -> Vec<u64> {
     entries.iter().map(|entry| entry["inode"].as_u64().expect("an inode")).collect()
 }
 
-/// The broker after one that was killed, as soon as it can be connected to.
+/// The broker after a killed one, as soon as it accepts connections.
 fn next(scene: &Scene) -> Process {
     let process = Process::start(&mut scene.bindonce("serve"));
-    // The path is that of the dead one until the next has replaced it.
+    // The path leads to the dead broker until the next one has replaced it.
     eventually("the next broker", || Wire::try_connect(&scene.socket()));
     process
 }
@@ -40,7 +40,8 @@ fn wait_for_lock(process: &mut Process) {
     });
 }
 
-/// The kernel closes the files of one that was killed after its clients see its end, and a child of it may have them for longer.
+/// The kernel closes the files of a killed broker after its clients see its end, and a child may
+/// keep them for longer.
 #[test]
 fn a_successor_waits_for_the_lock_of_one_that_ends() {
     let scene = Scene::new();
@@ -100,12 +101,12 @@ fn what_a_process_holds_comes_back_as_the_same_socket_and_what_nobody_holds_anew
     assert_eq!((listening(held).len(), listening(lost).len()), (1, 1));
     TcpStream::connect(held).expect("connecting");
 
-    // An orderly end leaves nothing to have back.
+    // An orderly end leaves nothing to recover.
     second.terminate();
     assert!(!state.exists() && !fs::exists(&path).expect("the path"));
 }
 
-/// A broker that may trace nobody, so that it cannot take descriptors by itself.
+/// A broker that may trace no process, so that it cannot take descriptors itself.
 fn serve_untracing(scene: &Scene, listen: &[String]) -> Process {
     let mut command = scene.command("setpriv");
     command.args(["--bounding-set", "-sys_ptrace"]).arg(bindonce()).arg("serve");
@@ -122,20 +123,20 @@ fn a_client_gives_back_what_it_holds() {
     let address = scene.address();
     let (entries, fds) = scene.wire().bind(&[&format!("web={address},backlog=7")]);
     first.kill();
-    // It cannot take it itself: it may trace nobody.
+    // The broker cannot take the descriptor itself, since it may trace no process.
     let mut second = serve_untracing(&scene, &[]);
 
     let mut wire = scene.wire();
-    // The name and the options are those that were written down.
+    // The name and the options are the recorded ones.
     let reply = store(&mut wire, &[&address.to_string()], &fds);
     let listener = &reply["result"]["listeners"][0];
     assert_eq!((&listener["name"], &listener["inode"]), (&json!("web"), &entries[0]["inode"]));
     let (again, _) = scene.wire().bind(&["web"]);
     assert_eq!(again[0]["inode"], entries[0]["inode"]);
-    // Nothing is missing any more: the broker does not wait for others.
+    // Nothing is missing any more, so the broker does not wait.
     let recovered = second.wait_line("listeners of the previous broker recovered=");
     assert!(recovered.contains("lost=0"), "{recovered}");
-    // It has a lease, and a second time changes nothing.
+    // The client has a lease; storing again changes nothing.
     let busy = scene.wire().error("release", &json!(["web"]));
     assert_eq!(busy["code"], -32007, "{busy}");
     let reply = store(&mut wire, &[&address.to_string()], &fds);
@@ -143,8 +144,8 @@ fn a_client_gives_back_what_it_holds() {
     second.terminate();
 }
 
-/// As where a container is replaced: the broker ends in order while a program in another pid
-/// namespace, which it may not trace, goes on with its listeners.
+/// As when a container is replaced: the broker ends in order while a program in another pid
+/// namespace, which it may not trace, continues with its listeners.
 #[test]
 fn a_broker_that_ends_in_order_leaves_what_is_in_use_to_the_next() {
     let scene = Scene::new();
@@ -160,7 +161,8 @@ fn a_broker_that_ends_in_order_leaves_what_is_in_use_to_the_next() {
     assert_eq!((listening(web).len(), listening(idle).len()), (1, 0));
     assert!(fs::exists(&path).expect("the path"), "its clients still come by it");
 
-    // It starts although what it is to bind is held, and has all of it once it is given back.
+    // The broker starts although its configured addresses are held, and has all of them once they
+    // are given back.
     let mut second = serve();
     let mut user = scene.wire();
     let reply = store(&mut user, &[&format!("web={web}"), &format!("app={path}")], &fds);
@@ -170,7 +172,7 @@ fn a_broker_that_ends_in_order_leaves_what_is_in_use_to_the_next() {
     assert_eq!(inodes(&again[..2]), inodes(&entries));
     assert_eq!((listening(web)[0].limit, listening(idle).len()), (7, 1));
 
-    // What is closed by the time that the next one starts is not waited for, and bound anew.
+    // A listener that is closed when the next broker starts is not waited for, but bound anew.
     assert!(second.terminate().success(), "{}", second.story());
     drop((fds, more));
     let mut third = serve();
@@ -194,12 +196,12 @@ fn what_cannot_be_had_back_is_named_and_never_bound_twice() {
     assert_eq!(error["code"], -32005, "{error}");
     assert_eq!(listening(address).len(), 1);
     let line = second.wait_line("was not recovered");
-    // Who may not take a descriptor may not see whose it is either.
+    // A broker that may not take a descriptor may not see its owner either.
     assert!(line.contains(&address.to_string()) && line.contains("held_by="), "{line}");
     let list = scene.run("list", &[]).ok();
     let told = "listeners of the previous broker that are not recovered: 1 (web=";
     assert!(list.contains(told), "{list}");
-    // Late is not too late.
+    // A late return still succeeds.
     let reply = store(&mut scene.wire(), &[&address.to_string()], &fds);
     assert_eq!(reply["result"]["listeners"][0]["inode"], entries[0]["inode"], "{reply}");
     // And once its holder lets go, a third broker binds it anew.
@@ -230,7 +232,7 @@ fn store_takes_only_what_is_what_it_is_said_to_be() {
     refused(store(&mut wire, &[&two.to_string()], &fds[..1]), -32003, "is bound to");
     let file: OwnedFd = fs::File::open("/dev/null").expect("file").into();
     refused(store(&mut wire, &[&text], &[file]), -32003, "no bound socket");
-    // All or none: the second is not what it is said to be.
+    // All or none: the second descriptor is not the claimed listener.
     refused(store(&mut wire, &[&text, &text], &fds), -32003, "is bound to");
     assert_eq!(wire.call("list", &json!([]))["listeners"], json!([]));
 
@@ -243,7 +245,7 @@ fn store_takes_only_what_is_what_it_is_said_to_be() {
     let third = scene.address().to_string();
     let reply = store(&mut wire, &[&format!("web={third}")], &[socket(&third)]);
     refused(reply, -32003, "web");
-    // Descriptors with what does not want them are closed, and the request is served.
+    // Descriptors with a request that takes none are closed, and the request is served.
     wire.send_with(br#"{"id":1,"method":"ping"}"#, &fds);
     assert_eq!(wire.reply()["result"]["pong"], true);
     drop(fds);

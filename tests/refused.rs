@@ -1,5 +1,5 @@
-//! Reloads that must fail: haproxy's own words with the user's file and line,
-//! the old generation serves on, and nothing is left bound.
+//! Reloads that must fail: the error has haproxy's own words with the user's file and line, the old
+//! generation keeps serving, and nothing is left bound.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -10,7 +10,7 @@ use crate::harness::{
     DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, config, eventually, finish, listening,
 };
 
-/// A running haproxy, and load that must not notice anything. Ended in this order.
+/// A running haproxy, and load that must not notice anything. Fields are dropped in this order.
 struct Stage {
     load: bindonce_load::Load,
     haproxy: Haproxy,
@@ -31,15 +31,15 @@ fn stage() -> Option<Stage> {
 }
 
 impl Stage {
-    /// Reloads with this configuration, which must fail; gives what was said.
+    /// Reloads with this configuration, which must fail; returns the output.
     #[track_caller]
     fn refuse(&self, text: &str) -> String {
         self.scene.write("haproxy.cfg", text);
         self.haproxy.reload(&self.scene).fails(1)
     }
 
-    /// The old generation serves on, alone; only its listener is bound; a good
-    /// configuration is taken afterwards.
+    /// Checks that the old generation alone keeps serving, that only its listener is bound, and
+    /// that a good configuration is accepted afterwards.
     #[track_caller]
     fn unharmed(self) {
         let Self { scene, haproxy, address, load, .. } = &self;

@@ -1,11 +1,12 @@
-//! Where a container lets nobody be asked about system calls, or look at who makes them: the filter is not there, with one line
-//! that says so, and everything else works.
+//! Where a container forbids asking about system calls, or inspecting their callers: there is no
+//! filter, one line says so, and everything else works.
 
 use std::process::Command;
 
 use crate::harness::{Finished, Process, Scene, eventually, finish, serves, skip};
 
-/// Lets one system call fail with EPERM, as the profile of a container does, and becomes a command: NUMBER COMMAND...
+/// Makes one system call fail with EPERM, as the profile of a container does, and becomes a
+/// command: NUMBER COMMAND...
 const WITHOUT: &str = "\
 import ctypes, os, struct, sys
 code = [(0x20, 0, 0, 0), (0x15, 0, 1, int(sys.argv[1])), (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)]
@@ -16,7 +17,8 @@ assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
 os.execvp(sys.argv[2], sys.argv[2:])
 ";
 
-/// What is refused: the number of seccomp(2), by which a filter is made, or of pidfd_getfd(2), by which a call is looked at.
+/// The refused system calls, by number: seccomp(2), which makes a filter, and pidfd_getfd(2), by
+/// which a call is inspected.
 const REFUSED: [(i64, &str); 2] =
     [(nix::libc::SYS_seccomp, "seccomp"), (nix::libc::SYS_pidfd_getfd, "pidfd_getfd")];
 
@@ -64,7 +66,7 @@ fn a_program_whose_calls_cannot_be_looked_at_is_started_without_or_not_at_all() 
     }
 }
 
-/// What it binds by itself is looked for afterwards, and told as ever.
+/// Addresses that haproxy binds itself are searched for afterwards, and reported as usual.
 #[test]
 fn a_haproxy_whose_calls_cannot_be_seen_is_looked_at_afterwards() {
     let programs: Vec<_> = crate::harness::Haproxy::all().collect();
@@ -94,7 +96,8 @@ fn a_haproxy_whose_calls_cannot_be_seen_is_looked_at_afterwards() {
     }
 }
 
-/// After the last stop no generation is started, with epoll or without: there is nothing to warn of.
+/// After the last stop no generation is started, with epoll or without, so there is nothing to warn
+/// of.
 #[test]
 fn an_orderly_last_stop_warns_of_no_ghosts() {
     for program in crate::harness::Haproxy::all().filter(|_| has_python()) {

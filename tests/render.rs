@@ -1,5 +1,5 @@
-//! `bindonce render`: what a person sees of the rendered configuration. The
-//! rules themselves have their golden tests in crates/haproxy.
+//! `bindonce render`: the rendered configuration that a person sees. The rules themselves have
+//! their golden tests in crates/haproxy.
 
 use crate::harness::{Haproxy, Scene, eventually, finish, listening};
 
@@ -50,7 +50,7 @@ fn a_rendered_configuration_is_one_that_haproxy_takes() {
     let address = scene.address();
     let file = scene.write("haproxy.cfg", &crate::harness::config(address, 1));
     finish(scene.bindonce("check").arg("--").arg(&haproxy).arg("-f").arg(&file)).ok();
-    // The broker learns of the end of `check` by itself.
+    // The broker notices the end of `check` itself.
     eventually("what it has bound to be closed", || listening(address).is_empty().then_some(()));
     let broken =
         scene.write("broken.cfg", "frontend web\n    bind 127.0.0.1:8080\n    no-such-word\n");
@@ -59,7 +59,7 @@ fn a_rendered_configuration_is_one_that_haproxy_takes() {
     assert!(said.contains(&format!("{}:3", broken.display())), "{said}");
 }
 
-/// What only haproxy knows, with each haproxy that there is: the claims are those of that haproxy.
+/// Facts that only haproxy knows, with each available haproxy: the claims depend on that haproxy.
 #[test]
 fn the_haproxy_of_the_command_decides() {
     let scene = Scene::new();

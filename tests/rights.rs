@@ -1,4 +1,4 @@
-//! Who may do what is in the configuration, is judged at each request, and changes with SIGHUP.
+//! Rights are in the configuration, are checked at each request, and change with SIGHUP.
 
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -31,14 +31,14 @@ fn with_rules_only_what_they_allow_is_allowed() {
         );
         let line = broker.wait_line("needed=");
         assert!(line.contains("allow") && line.contains(&other.to_string()), "{line}");
-        // Part of a range is not enough, and each verb is another right.
+        // Part of a range is not enough, and each verb is a separate right.
         let range = format!("127.0.0.1:{}-{}", mine.port(), mine.port() + 9);
         assert_eq!(wire.error("bind", &json!([{"listen": range}]))["code"], -32002);
         assert_eq!(wire.error("release", &json!(["web"]))["code"], -32002);
         assert_eq!(wire.error("upgrade", &json!([]))["code"], -32002);
         assert_eq!(wire.call("list", &json!([]))["listeners"][0]["name"], "web");
 
-        // Judged anew at each request of a connection that is open already.
+        // Checked at each request, also of an open connection.
         scene.write("broker.toml", "[[rule]]\nuid = 1\n");
         broker.signal(Signal::SIGHUP);
         broker.wait_line("stay as they were");
@@ -89,7 +89,7 @@ fn limits_are_errors_to_those_who_reach_them() {
             Some(String::from_utf8(text).expect("text"))
         });
         assert!(refused.contains("`connections`"), "{refused}");
-        // Those that use nothing are closed when idle; the holder stays.
+        // Connections that use nothing are closed when idle; the holder stays.
         assert!(long.message().is_none());
         holder.call("ping", &json!([]));
     }
@@ -102,7 +102,7 @@ fn store(wire: &mut Wire, listen: &str, fd: &OwnedFd) -> Value {
     wire.reply()
 }
 
-/// What a socket is decides who may store it, not what is said of it.
+/// The socket's real address decides who may store it, not the declared one.
 #[test]
 fn store_is_judged_by_the_socket_itself() {
     for user in brokers() {
@@ -122,11 +122,11 @@ fn store_is_judged_by_the_socket_itself() {
         assert_eq!(refused["error"]["code"], -32003, "{refused}");
         let refused = store(&mut scene.wire(), &secret.to_string(), &fds[0]);
         assert_eq!(refused["error"]["code"], -32002, "{refused}");
-        // Both are allowed, and it is the one.
+        // Both addresses are allowed, but the socket must have the declared one.
         let socket = TcpListener::bind("127.0.0.1:9100").expect("a socket");
         let refused = store(&mut scene.wire(), "127.0.0.1:9101", &OwnedFd::from(socket));
         assert_eq!(refused["error"]["code"], -32003, "{refused}");
-        // Port 0 means one that the kernel has chosen.
+        // Port 0 means a port that the kernel has chosen.
         let store_as_any = |port| {
             let socket = TcpListener::bind(("127.0.0.1", port)).expect("a socket");
             store(&mut scene.wire(), "127.0.0.1:0", &OwnedFd::from(socket))
@@ -135,7 +135,7 @@ fn store_is_judged_by_the_socket_itself() {
             assert_eq!(store_as_any(7001)["error"]["code"], -32002);
         }
         assert!(store_as_any(0)["result"].is_object());
-        // The rule is about IPv6. The socket has the address that is said, and takes IPv4 as well.
+        // The rule is for IPv6. The socket has the declared address, but also takes IPv4.
         if let Ok(socket) = TcpListener::bind(("::", both)) {
             let said = format!("[::]:{both},v6only");
             let refused = store(&mut scene.wire(), &said, &OwnedFd::from(socket));
@@ -152,14 +152,14 @@ fn store_is_judged_by_the_socket_itself() {
             kept.push(socket);
         }
         let refused = told.iter().filter(|reply| reply["error"]["code"] == -32008);
-        // `secret` is the broker's user's.
+        // `secret` belongs to the broker's user.
         let more = if user.is_none() { 3 } else { 4 };
         assert_eq!(
             refused.count(),
             5 - more,
             "one on any port and {more} more are allowed: {told:?}"
         );
-        // What the broker holds already counts no second time.
+        // A socket that the broker already holds does not count again.
         let again = store(&mut scene.wire(), "127.0.0.1:9001", &kept[0]);
         assert!(again["result"].is_object(), "{again}");
 

@@ -1,4 +1,5 @@
-//! docs/security-attacks.md names the test of each defence: the tables of attacks have one in every row, and each is there.
+//! docs/security-attacks.md names the test of each defence: every row of its tables of attacks
+//! names one, and each exists.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,7 +7,7 @@ use std::path::Path;
 
 use crate::harness::root;
 
-/// How the column is called that names tests.
+/// The title of the column with test names.
 const COLUMN: &str = "test";
 
 /// The names of all tests of this repository.
@@ -28,7 +29,7 @@ fn tests() -> BTreeSet<String> {
 
 fn tests_in(file: &Path) -> Vec<String> {
     let text = fs::read_to_string(file).expect("a file of this repository");
-    // The attribute may be a runtime's, and others may follow it.
+    // The attribute may belong to a runtime, and others may follow it.
     let attributes = ["#[test]", "::test]", "::test("].into_iter();
     let parts = attributes.flat_map(|attribute| text.split(attribute).skip(1));
     let name = |part: &str| Some(part.split_once("fn ")?.1.split('(').next()?.to_owned());

@@ -1,4 +1,4 @@
-//! The broker as a process: its socket, who may use it, what it binds.
+//! The broker as a process: its socket, its users, its listeners.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -36,7 +36,7 @@ fn a_bound_listener_accepts_and_is_the_only_one() {
     assert_eq!(clash.kind(), std::io::ErrorKind::AddrInUse);
 }
 
-/// The kernel would widen it while everybody waits.
+/// The kernel would enlarge the table while every client waits.
 #[test]
 fn the_table_of_descriptors_is_wide_from_the_start() {
     let (_scene, broker) = Scene::with_broker();
@@ -74,7 +74,7 @@ fn conflicts_are_named_before_any_system_call() {
     let message = overlap["message"].as_str().expect("text");
     assert!(message.contains("web") && message.contains(&format!("127.0.0.1:{port}")), "{message}");
     assert!(overlap["data"]["hint"].is_string(), "{overlap}");
-    // The held listener under another name is the held listener.
+    // The held listener under another name is the same listener.
     let (other, _) = wire.bind(&[&format!("other=127.0.0.1:{port}")]);
     assert_eq!(other[0]["name"], "web");
 }
@@ -241,7 +241,7 @@ fn a_stranger_is_denied() {
         return;
     }
     let (scene, _broker) = Scene::with_broker();
-    // The file mode keeps strangers out; opened up, the peer's credentials still do.
+    // The file mode keeps other users out; with the mode opened up, peer credentials still do.
     fs::set_permissions(scene.socket(), fs::Permissions::from_mode(0o666)).expect("mode");
     let ask = r#"{"jsonrpc":"2.0","id":1,"method":"bind","params":[{"listen":"127.0.0.1:0"}]}"#;
     let program = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); \

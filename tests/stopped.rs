@@ -1,5 +1,5 @@
-//! A supervisor that does not run for a while (SIGSTOP, a frozen container): what it waits for is not late because
-//! it could not look. No reload fails of it, and nothing is ended.
+//! A supervisor that does not run for a while (SIGSTOP, a frozen container): its deadlines do not
+//! count the time in which it could not look. No reload fails because of it, and nothing is ended.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,7 +10,7 @@ use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
 
 use crate::harness::{Guest, Haproxy, Process, Scene, Stage, config, eventually, serves};
 
-/// Longer than the limit on a start that is given here.
+/// Longer than the start limit given here.
 const STOPPED: Duration = Duration::from_secs(3);
 
 #[test]
@@ -18,7 +18,7 @@ fn a_stop_while_haproxy_is_asked_about_the_configuration_fails_no_reload() {
     let Some(real) = Haproxy::system() else { return };
     let (scene, _broker) = Scene::with_broker();
     let (hold, asked) = (scene.path("hold"), scene.path("asked"));
-    // It answers when it may, but for a generation, which runs at once.
+    // The wrapper answers only when allowed, except as a generation, which runs at once.
     let program = scene.write(
         "haproxy",
         &format!(
@@ -43,7 +43,7 @@ fn a_stop_while_haproxy_is_asked_about_the_configuration_fails_no_reload() {
     let mut reload = Process::start(scene.bindonce("reload").args(["--name", "web"]));
     eventually("haproxy to be asked", || asked.exists().then_some(()));
     haproxy.supervisor.signal(SIGSTOP);
-    // It is the time that passes which is tried.
+    // The test is about the time that passes.
     sleep(STOPPED);
     fs::remove_file(&hold).expect("a file");
     haproxy.supervisor.signal(SIGCONT);
@@ -58,7 +58,7 @@ fn a_stop_at_any_moment_of_a_reload_fails_none_and_ends_nothing() {
         let Some(stage) = Stage::of(Guest::Haproxy, &[], &limits) else { return };
         stage.configure(2);
         let mut reload = stage.reload_beside();
-        // The moment is what is tried.
+        // The test is about the moment of the stop.
         sleep(Duration::from_millis(moment));
         stage.haproxy.supervisor.signal(SIGSTOP);
         sleep(STOPPED);

@@ -1,4 +1,4 @@
-//! Users whom the broker has no reason to trust, as programs in Python, and brokers for them to attack.
+//! Untrusted users, as programs in Python, and brokers for them to attack.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -8,7 +8,7 @@ use nix::unistd::geteuid;
 
 use crate::harness::{Process, Scene, bindonce, finish};
 
-/// A program in Python, run as the user of the tests; `become` in it makes that another one.
+/// A Python program, run as the user of the tests; its `become` changes the user.
 pub(crate) fn program(scene: &Scene, text: &str) -> Command {
     let library = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/stranger.py");
     let library = fs::read_to_string(library).expect("the library");
@@ -18,22 +18,22 @@ pub(crate) fn program(scene: &Scene, text: &str) -> Command {
     command
 }
 
-/// What it says, a line each.
+/// Its output, by lines.
 #[track_caller]
 pub(crate) fn stranger(scene: &Scene, text: &str) -> Vec<String> {
     finish(&mut program(scene, text)).ok().lines().map(str::to_owned).collect()
 }
 
-/// Somebody who is not root.
+/// A user who is not root.
 pub(crate) const ORDINARY: u32 = 54_399;
 
-/// Whose brokers are attacked: this user's, and as root an ordinary user's, too.
+/// The users whose brokers are attacked: this user, and as root also an ordinary user.
 pub(crate) fn brokers() -> impl Iterator<Item = Option<u32>> {
     let ordinary = geteuid().is_root().then_some(Some(ORDINARY));
     [None].into_iter().chain(ordinary)
 }
 
-/// A broker with a configuration, that everybody can connect to; of this user, or of another.
+/// A broker with a configuration, that every user can connect to, owned by this user or by another.
 #[track_caller]
 pub(crate) fn serve(scene: &Scene, config: &str, user: Option<u32>) -> Process {
     serve_with(scene, config, user, &[])
@@ -52,7 +52,7 @@ pub(crate) fn serve_with(
     let mut binary = bindonce().to_owned();
     if let Some(user) = user {
         chown(scene.path("."), Some(user), Some(user)).expect("a directory of its own");
-        // A copy that anybody may execute.
+        // A copy that every user may execute.
         fs::copy(&binary, scene.path("bindonce")).expect("a copy");
         binary = scene.path("bindonce");
         words.extend(["setpriv".to_owned(), format!("--reuid={user}"), format!("--regid={user}")]);
@@ -73,7 +73,7 @@ pub(crate) fn open(scene: &Scene, process: &mut Process) {
     fs::set_permissions(scene.socket(), everybody).expect("the mode of the control socket");
 }
 
-/// Root may do everything, another user some.
+/// Root may do everything, another user some things.
 pub(crate) fn rules(of_nobody: &str) -> String {
     let all = "'bind', 'use', 'list', 'release', 'store', 'admin'";
     format!("[[rule]]\nuid = 0\nallow = [{all}]\n[[rule]]\nuid = 65534\n{of_nobody}\n")

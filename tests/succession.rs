@@ -1,5 +1,5 @@
-//! The broker keeps the order of a service's generations: numbers that only grow, one that
-//! serves, older ones that are told to retire; over an upgrade, a kill and an orderly restart.
+//! The broker keeps the order of a service's generations: their numbers only grow, one serves, and
+//! older ones are told to retire; over an upgrade, a kill and an orderly restart.
 
 use std::os::unix::process::CommandExt as _;
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ fn stay(generation: u64) -> Value {
     json!({"jsonrpc": "2.0", "method": "stay", "params": params})
 }
 
-/// Says that a generation has stopped to make room for a newer one.
+/// Reports that a generation has stopped to make room for a newer one.
 fn obey(wire: &mut Wire, generation: u64, successor: u64) -> Value {
     let params = json!([{"service": "edge", "generation": generation, "state": "draining",
         "handover": true, "successor": successor}]);
@@ -53,7 +53,7 @@ fn shown(scene: &Scene) -> Vec<(u64, String)> {
     generations.into_iter().map(shown).collect()
 }
 
-/// A generation that serves, and a newer one that is ready and waits for it.
+/// A serving generation, and a newer one that is ready and waits.
 fn handover(scene: &Scene) -> (Wire, Wire) {
     let (mut old, mut new) = (scene.wire(), scene.wire());
     assert_eq!(say(&mut old, None, "starting"), answer(1, "starting"));
@@ -66,7 +66,7 @@ fn handover(scene: &Scene) -> (Wire, Wire) {
 #[test]
 fn a_newer_generation_serves_when_the_older_one_has_stopped() {
     let (scene, mut broker) = Scene::with_broker();
-    // Neither hears anything unasked: one has not joined, one orders its generations itself.
+    // Neither gets unsolicited messages: one has not joined, and one orders its generations itself.
     let (mut plain, mut other) = (scene.wire(), scene.wire());
     let joined = json!([{"service": "haproxy", "generation": 9, "pid": 1, "state": "serving"}]);
     assert_eq!(other.call("join", &joined), json!({"joined": true}));
@@ -81,7 +81,7 @@ fn a_newer_generation_serves_when_the_older_one_has_stopped() {
     assert_eq!(new.reply(), serve(2));
     assert_eq!(shown(&scene), [(1, "draining".into()), (2, "serving".into())]);
 
-    // One that dies before it is ready disturbs nobody; one that dies later makes room.
+    // A generation that dies before it is ready disturbs no other; one that dies later makes room.
     let mut third = scene.wire();
     say(&mut third, None, "starting");
     drop(third);
@@ -107,7 +107,7 @@ fn a_newer_generation_that_dies_before_it_is_let_in_changes_nothing() {
     assert_eq!(old.reply(), stay(1));
     let line = broker.wait_line("told to stay");
     assert!(line.contains("edge") && line.contains("generation=1"), "{line}");
-    // It had stopped already, for a generation that is not there any more: it serves on.
+    // The generation had already stopped for a successor that no longer exists: it keeps serving.
     assert_eq!(obey(&mut old, 1, 2), answer(1, "serving"));
     assert_eq!(shown(&scene), [(1, "serving".into())]);
     let mut third = scene.wire();
@@ -129,7 +129,7 @@ fn a_peer_that_does_not_read_is_cut_off_and_the_newer_one_serves() {
     assert!(line.contains("generation=1") && line.contains("doctor"), "{line}");
     assert_eq!(old.reply(), retire(1, 2), "it could have read this");
     assert!(old.message().is_none(), "the connection has ended");
-    // It comes back and hears that its place is taken.
+    // It comes back and learns that its place is taken.
     let mut again = scene.wire();
     assert_eq!(say(&mut again, Some(1), "serving"), answer(1, "draining"));
     assert_eq!(shown(&scene), [(1, "draining".into()), (2, "serving".into())]);
@@ -156,7 +156,7 @@ fn after_a_kill_the_one_that_served_is_waited_for_and_numbers_go_on() {
     let _both = handover(&scene);
     first.kill();
     let mut second = scene.broker();
-    // The newer one is back first: the older one may still accept.
+    // The newer generation is back first; the older one may still accept.
     let (mut new, mut old) = (scene.wire(), scene.wire());
     assert_eq!(say(&mut new, Some(2), "serving"), answer(2, "starting"));
     assert!(new.is_quiet());
@@ -164,7 +164,7 @@ fn after_a_kill_the_one_that_served_is_waited_for_and_numbers_go_on() {
     assert_eq!(old.reply(), retire(1, 2));
     say(&mut old, Some(1), "draining");
     assert_eq!(new.reply(), serve(2));
-    // The one that served does not come back: it is waited for, and not for ever.
+    // The generation that served does not come back: the broker waits for it, but not forever.
     second.kill();
     let mut third = scene.broker();
     let (mut newest, begun) = (scene.wire(), Instant::now());
@@ -172,7 +172,7 @@ fn after_a_kill_the_one_that_served_is_waited_for_and_numbers_go_on() {
     assert_eq!(newest.reply(), serve(3));
     assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
     third.wait_line("has not come back");
-    // An orderly end forgets no number either.
+    // An orderly restart keeps the numbers too.
     third.terminate();
     let _fourth = scene.broker();
     assert_eq!(say(&mut scene.wire(), None, "starting"), answer(4, "starting"));

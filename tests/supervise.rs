@@ -1,5 +1,5 @@
-//! `bindonce run` around a real haproxy: unmodified configurations, the broker
-//! it starts itself, and an orderly end.
+//! `bindonce run` around a real haproxy: unmodified configurations, the broker that it starts
+//! itself, and an orderly end.
 
 use std::fs;
 use std::path::Path;
@@ -121,7 +121,7 @@ fn a_configuration_that_names_its_descriptors_works_with_listen() {
     assert_eq!(listening(address).len(), 1);
 }
 
-/// As where each release of an application has a directory, and older ones are removed.
+/// As when each release of an application has its own directory, and older ones are removed.
 #[test]
 fn a_removed_current_directory_fails_a_reload_and_no_restart() {
     for program in Haproxy::all() {
@@ -162,7 +162,7 @@ fn an_orderly_end_leaves_the_address_to_the_broker() {
     assert_eq!(listening(address)[0].inode, inode, "clients wait in the queue for the next start");
     let status = scene.wire().call("status", &json!([]));
     assert_eq!(status["services"], json!([]), "{status:#}");
-    // The next start serves what waited meanwhile.
+    // The next start serves the clients that waited meanwhile.
     let mut plan = Plan::new(address);
     plan.clients = 3;
     plan.connections = Some(30);
@@ -213,7 +213,7 @@ fn without_a_broker_run_starts_one_that_outlives_it() {
     assert_eq!(listening(address).len(), 1, "the broker holds the address on");
     let session = nix::unistd::getsid(Some(broker)).expect("its session");
     assert_eq!(session, broker, "the broker has a session of its own");
-    // `pkill bindonce` and `ps` go by it.
+    // `pkill bindonce` and `ps` use this name.
     let name = fs::read_to_string(format!("/proc/{broker}/comm")).expect("its name");
     assert_eq!(name, "bindonce\n");
     kill(broker, Signal::SIGTERM).expect("ending it");
@@ -238,7 +238,7 @@ fn a_broker_that_run_starts_again_has_the_listeners_back_before_it_is_ready() {
     kill(first, Signal::SIGKILL).expect("killing it");
     let process = format!("/proc/{first}");
     eventually("its end", || (!Path::new(&process).exists()).then_some(()));
-    // It answers what would release only when it has recovered what it can.
+    // The broker answers a release only after it has recovered what it can.
     let mut wire = eventually("the next broker", || Wire::try_connect(Path::new(&socket)));
     let used = wire.error("release", &json!([address.to_string()]));
     assert_eq!(used["code"], -32007, "{used}");
@@ -250,7 +250,8 @@ fn a_broker_that_run_starts_again_has_the_listeners_back_before_it_is_ready() {
     eventually("the broker to end", || listening(address).is_empty().then_some(()));
 }
 
-/// A supervisor that finds no broker. Root's default path is under /run, and this one has a /run of its own.
+/// A supervisor without a broker. Root's default path is under /run, and this supervisor has its
+/// own /run.
 fn with_a_run_directory_of_its_own(scene: &Scene, program: &Path, file: &Path) -> Process {
     let script = "mount -t tmpfs tmpfs /run && exec \"$@\"";
     let mut command = scene.command("unshare");
@@ -258,7 +259,7 @@ fn with_a_run_directory_of_its_own(scene: &Scene, program: &Path, file: &Path) -
     Process::start(command.args(["run", "--"]).arg(program).arg("-f").arg(file))
 }
 
-/// The broker that a supervisor has started.
+/// The broker that a supervisor started.
 fn broker(scene: &Scene) -> Pid {
     eventually("the broker", || {
         let mut processes = scene.processes().into_iter();
@@ -322,12 +323,12 @@ fn what_a_service_manager_says_reaches_nothing_that_is_started() {
     let mut program = Haproxy { supervisor, service: "sleep".to_owned() };
     program.wait_serving(&scene);
     for path in [theirs, checks] {
-        // Its check may succeed before the program has written its own.
+        // The check may succeed before the program has written its file.
         let text = eventually("an environment", || fs::read_to_string(&path).ok());
         assert_eq!(named(&text), [""; 0]);
     }
     let mut exec = scene.bindonce("exec");
-    // Its own number, or none on a kernel that has no such numbers.
+    // Its own number, or none on a kernel without such numbers.
     let script = "import os\n\
                   own = str(os.fstat(os.pidfd_open(os.getpid())).st_ino)\n\
                   print(os.environ['LISTEN_FDS'], os.environ.get('LISTEN_PIDFDID', own) == own)";

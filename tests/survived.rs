@@ -1,4 +1,5 @@
-//! Signals that ask nothing of haproxy's master, and do not end it: bindonce under its name survives them too, and so does what serves.
+//! Signals that haproxy's master ignores and survives: bindonce under its name survives them too,
+//! and so does the serving generation.
 
 use nix::sys::signal::Signal;
 
@@ -7,7 +8,7 @@ use crate::stand_in::Caller;
 
 #[test]
 fn signals_that_haproxys_master_survives_end_no_supervisor() {
-    // As tried with 2.6.12 and 3.2.26.
+    // As observed with 2.6.12 and 3.2.26.
     const HARMLESS: [Signal; 8] = [
         Signal::SIGALRM,
         Signal::SIGQUIT,
@@ -26,7 +27,7 @@ fn signals_that_haproxys_master_survives_end_no_supervisor() {
             haproxy.signal(signal);
             drop(caller.load().stop());
         }
-        // All of them are behind it.
+        // The process has handled all of them.
         haproxy.signal(Signal::SIGTERM);
         assert_eq!(haproxy.wait_exit().code(), Some(0), "{}", haproxy.story());
         caller.wait_none();

@@ -1,5 +1,5 @@
-//! Broker and supervisor under a real systemd, as PID 1 of namespaces of its own: what the
-//! unit files promise, and the ways in of docs/migrating.md (tests/measure/systemd.py, a few rounds of it).
+//! Broker and supervisor under a real systemd, as PID 1 of its own namespaces: the promises of the
+//! unit files, and the walks of docs/migrating.md (a few rounds of tests/measure/systemd.py).
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use crate::harness::{bindonce, root, skip};
 
-/// What systemd makes of the units as they are shipped; and of haproxy's packaged one, where that is.
+/// Checks `systemd-analyze security` for the shipped units, and for haproxy's packaged unit, where
+/// it exists.
 #[test]
 fn the_units_are_confined() {
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
@@ -72,7 +73,7 @@ fn listeners_outlive_a_killed_broker_in_the_descriptor_store() {
 
 /// The commands of docs/migrating.md for a haproxy.service and for one with a socket unit.
 fn the_ways_in_lose_nothing(walked: &Value) {
-    // The old unit, and the one that serves in its place or the one that had the socket.
+    // The old unit, and the one that serves in its place or had the socket.
     for (walk, states) in
         [("service", ["inactive", "active"]), ("sockets", ["inactive", "inactive"])]
     {
@@ -92,7 +93,8 @@ fn the_ways_in_lose_nothing(walked: &Value) {
     }
 }
 
-/// A socket unit whose service is bindonce under haproxy's name: reloads, an upgrade, and a restart of the unit.
+/// A socket unit whose service is bindonce under haproxy's name: reloads, an upgrade, and a restart
+/// of the unit.
 fn a_socket_unit_keeps_its_socket(seen: &Value) {
     assert_eq!((&seen["failed"], &seen["after_restart"]), (&json!([]), &json!("one")), "{seen}");
     assert!(seen["answers"].as_u64() > Some(40), "{seen}");
@@ -102,7 +104,8 @@ fn a_socket_unit_keeps_its_socket(seen: &Value) {
     assert_eq!(seen["states"], json!(["active", "active"]), "{seen}");
 }
 
-/// The unit and the rules of docs/library.md: three starts, one of what cannot start, and clients all the time.
+/// The unit and the rules of docs/library.md: three starts, one of them broken, with clients all
+/// the time.
 #[test]
 fn the_template_unit_starts_the_new_beside_the_old() {
     let server = bindonce().with_file_name("examples").join("hyper_server");
@@ -111,7 +114,7 @@ fn the_template_unit_starts_the_new_beside_the_old() {
             "no examples: cargo build --package bindonce --all-features --examples makes them",
         );
     };
-    // Of the other walks the least that there is.
+    // The other walks run with the smallest numbers.
     let few = ["--rounds", "1", "--listeners", "2", "--haproxy", ""];
     let output = under_systemd(&[&few[..], &["--server", server]].concat());
     let text = String::from_utf8_lossy(&output.stdout);
@@ -124,24 +127,26 @@ fn the_template_unit_starts_the_new_beside_the_old() {
     let ended = json!(["inactive", "success", "0"]);
     assert_eq!(seen["started"], json!([0, "active", "success", "0"]), "{seen:#}");
     assert_eq!(seen["first"], true, "it answers: {seen:#}");
-    // `systemctl start` has succeeded, the new one answers, and the old one is still there for whom it has accepted.
+    // `systemctl start` succeeded, the new server answers, and the old one still serves the clients
+    // that it accepted.
     assert_eq!(seen["second"], json!([0, true, true]), "{seen:#}");
     assert_eq!((&seen["finished"], &seen["ended"]), (&json!(true), &ended), "{seen:#}");
-    // It failed, the unit is failed, and the one before serves on.
+    // The start failed, its unit is failed, and the previous server keeps serving.
     assert_eq!(seen["broken"], json!([true, "failed", true, "active"]), "{seen:#}");
     assert_eq!(seen["third"], json!([0, true]), "{seen:#}");
     assert_eq!((&seen["failed"], &seen["stopped"]), (&json!([]), &ended), "{seen:#}");
     assert!(seen["answers"].as_u64() > Some(40), "{seen:#}");
 }
 
-/// Runs the script, which starts a systemd of its own.
+/// Runs the script, which starts its own systemd.
 fn under_systemd(options: &[&str]) -> Output {
     let mut command = Command::new("python3");
     command.arg(root().join("tests/measure/systemd.py")).arg("--binary").arg(bindonce());
     command.args(options).output().expect("python3")
 }
 
-/// What docs/stand-in.md says of `KillMode=`: kill -9 of the supervisor while one generation serves and another drains.
+/// The statement of docs/stand-in.md about `KillMode=`: kill -9 of the supervisor while one
+/// generation serves and another drains.
 fn what_a_killed_supervisor_leaves_is_the_units_to_say(seen: &Value) {
     for mode in ["mixed", "process"] {
         assert_eq!(
@@ -173,7 +178,7 @@ fn what_a_killed_supervisor_leaves_is_the_units_to_say(seen: &Value) {
 fn the_supervisors_unit_keeps_its_promises(seen: &Value) {
     assert_eq!(seen["started"], json!([0, "active", "one"]), "{seen}");
     assert_eq!(seen["reloaded"], json!([0, "active", "two"]), "{seen}");
-    // It failed, the unit is active, and what was reloaded last serves on.
+    // The reload failed, the unit is active, and the last good configuration keeps serving.
     assert_eq!(seen["broken"], json!([true, "active", "two"]), "{seen}");
     for (status, generation) in [
         ("status", "generation 1"),

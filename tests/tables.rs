@@ -8,7 +8,7 @@ use crate::harness::{Haproxy, Scene, config, eventually};
 
 const ENTRIES: usize = 2000;
 
-/// What the CLI of the generation that serves answers.
+/// The answer of the serving generation's CLI.
 fn ask(scene: &Scene, command: &str) -> String {
     let mut stream = UnixStream::connect(scene.path("cli")).expect("connecting");
     stream.write_all(format!("{command}\n").as_bytes()).expect("a command");
@@ -61,7 +61,8 @@ fn reloads_in_quick_succession_lose_no_entry() {
     Haproxy::all().for_each(|program| keeps_its_table(&program));
 }
 
-/// The one that serves was started while another did, which has no such table: it waits for 5 seconds to be taught.
+/// The serving generation was started while another served that has no such table: it waits 5
+/// seconds to be taught.
 #[test]
 fn a_reload_does_not_wait_forever_for_a_table() {
     let Some(program) = Haproxy::system() else { return };

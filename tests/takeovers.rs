@@ -1,6 +1,6 @@
-//! Servers that link the library take over from each other again and again, under load, while the broker is
-//! upgraded and killed beneath them: no connection fails, and no client hears an older one after
-//! a newer.
+//! Servers that link the library take over from each other repeatedly, under load, while the broker
+//! is upgraded and killed: no connection fails, and no client gets an answer of an older server
+//! after one of a newer.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,17 +14,18 @@ use bindonce_load::Plan;
 
 use crate::harness::{DEADLINE, Scene, assert_nothing_lost, eventually, listening};
 
-/// How often one takes over from another.
+/// The number of takeovers.
 const TAKEOVERS: usize = 20;
 
-/// A server in a thread. Every second one is on tokio.
+/// A server in a thread. Every second one uses tokio.
 struct Server {
     number: u64,
     thread: JoinHandle<()>,
 }
 
 impl Server {
-    /// Starts one, as whoever starts processes does: again, if there was no broker. Gives it as soon as it accepts.
+    /// Starts a server as a process manager does: again, if there was no broker. Returns it as soon
+    /// as it accepts.
     fn start(index: usize, path: PathBuf, address: SocketAddr) -> impl FnOnce() -> Self {
         let (accepts, accepting) = channel();
         let claim = [Claim::listen(format!("web={address}"))];
@@ -97,7 +98,7 @@ async fn on_tokio(path: &Path, claim: &[Claim], accepts: &Sender<u64>) -> Result
     }
 }
 
-/// Answers one request. Whether the client got it is for the load to say.
+/// Answers one request. The load checks whether the client got the answer.
 fn answer(mut stream: TcpStream, number: u64) {
     let mut exchange = || -> io::Result<()> {
         stream.set_read_timeout(Some(DEADLINE))?;
@@ -128,7 +129,7 @@ fn takeovers_lose_nothing_while_the_broker_is_upgraded_and_killed() {
     let load = plan.start().expect("load");
     for index in 1..=TAKEOVERS {
         assert!(load.wait_for_token(&server.number.to_string(), DEADLINE), "it answers nobody");
-        // The fault is in the middle of the takeover, or before it.
+        // The fault happens during the takeover, or before it.
         let new = Server::start(index, scene.socket(), address);
         match index % 4 {
             1 => drop(scene.run("upgrade", &[]).ok()),
@@ -150,7 +151,7 @@ fn takeovers_lose_nothing_while_the_broker_is_upgraded_and_killed() {
     assert_eq!(inodes(), before, "another socket");
     let status = scene.run("status", &[]).ok();
     assert!(status.contains(&format!("edge/{} pid", server.number)), "{status}");
-    // One more, which nobody serves after: the last one ends for its sake.
+    // One more, without a successor: the last server ends for it.
     let last = Generation::join_at(&scene.socket(), &"edge".parse().expect("a name"));
     let mut last = last.expect("join");
     last.ready(Some(Instant::now() + DEADLINE)).expect("ready");

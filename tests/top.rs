@@ -14,7 +14,7 @@ fn top(scene: &Scene) -> Command {
     command
 }
 
-/// Whether a generation's line says that it is in this state.
+/// Matches a screen whose line for this generation has this state.
 fn is(generation: u64, state: &str) -> impl Fn(&str) -> bool {
     let number = generation.to_string();
     move |text| {
@@ -23,11 +23,11 @@ fn is(generation: u64, state: &str) -> impl Fn(&str) -> bool {
     }
 }
 
-/// A connection that whoever accepts now has, and that does not end by itself.
+/// A connection that the current generation has accepted and that does not end by itself.
 fn kept(address: SocketAddr) -> TcpStream {
     let mut half = TcpStream::connect(address).expect("connecting");
     half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");
-    // What is answered after it was accepted after it.
+    // A later connection is answered, so this one was accepted.
     let mut whole = TcpStream::connect(address).expect("connecting");
     whole.set_read_timeout(Some(DEADLINE)).expect("a timeout");
     whole.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("a request");
@@ -52,25 +52,26 @@ fn a_person_reloads_retires_and_sees_the_broker_restart() {
     terminal.wait_text(&address.to_string());
     terminal.wait_text("generation-serving");
     assert!(terminal.screen.other && !terminal.screen.cursor && !terminal.is_cooked());
-    // A reload, with a connection that keeps the older one.
+    // A reload, with a connection that keeps the older generation.
     let half = kept(address);
     terminal.press("r");
     terminal.wait("the newer one", is(2, "serving"));
     terminal.wait("the older one", is(1, "draining"));
     terminal.wait_text("generation 2 serves, pid ");
-    // Down to the older one; it is ended after a question.
+    // Down to the older generation; it is ended after a question.
     terminal.press("jjx");
     terminal.wait_text("End it? y/n  generation 1 of \"web\", with its 1 connection");
     terminal.press("y");
     terminal.wait_text("generation 1, pid ");
     terminal.wait("its end", is(1, "gone"));
     drop(half);
-    // One that fails tells why, in haproxy's words, and the serving generation is unaffected.
+    // A failed reload shows the reason in haproxy's words, and the serving generation is
+    // unaffected.
     scene.write("haproxy.cfg", &(config(address, 3) + "    no-such-word\n"));
     terminal.press("r");
     terminal.wait_text("'no-such-word' in 'frontend' section");
     assert!(is(2, "serving")(&terminal.screen.text()));
-    // The broker goes and comes.
+    // The broker goes and comes back.
     broker.kill();
     terminal.wait_text("broker does not answer since ");
     terminal.wait_text("as they were at ");
@@ -81,7 +82,7 @@ fn a_person_reloads_retires_and_sees_the_broker_restart() {
     terminal.wait("its listeners", |text| !text.contains("as they were at "));
     terminal.press("?");
     terminal.wait_text("time line: ");
-    // The first one closes the help.
+    // The first key closes the help.
     terminal.press("qq");
     assert_given_back(&mut terminal);
 }
@@ -95,7 +96,7 @@ fn the_terminal_is_given_back_whatever_ends_it() {
         terminal.wait_text("cannot connect to the broker at");
         match ending {
             Some(signal) => terminal.signal(signal),
-            // Control-C is no signal here, but a key.
+            // Ctrl-C is a key here, not a signal.
             None => terminal.press("\x03"),
         }
         assert_given_back(&mut terminal);

@@ -1,5 +1,5 @@
-//! `transparent` on a bind line where nobody has the right to it: haproxy alone serves (IP_FREEBIND), and so do we, over
-//! reloads and a kill of the broker.
+//! `transparent` on a bind line without the required rights: plain haproxy serves (IP_FREEBIND),
+//! and so does bindonce, over reloads and a kill of the broker.
 
 use std::net::TcpStream;
 
@@ -55,7 +55,7 @@ fn without_the_right_to_it_a_listener_is_free_alone() {
         serves(address, 5);
         let listed = scene.run("list", &[]).ok();
         assert_eq!(listed.matches("transparent").count(), 3, "{listed}");
-        // The address is nobody's here, until it is.
+        // The address does not exist here, until it is added.
         let ip = |words: &[&str]| finish(scene.command("ip").args(words)).ok();
         ip(&["address", "add", "192.0.2.7/32", "dev", "lo"]);
         TcpStream::connect(("192.0.2.7", address.port())).expect("it listens");

@@ -1,5 +1,5 @@
-//! Directories that another user could change: a broker's user tries to become root by the supervisor,
-//! and anybody by a directory that all may write.
+//! Directories that another user could change: a broker's user tries to become root through the
+//! supervisor, and any user through a world-writable directory.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown, lchown, symlink};
@@ -15,18 +15,18 @@ use crate::harness::{
 
 const OTHER: u32 = 65_533;
 
-/// A broker's directory that is not root's, and what root's supervisor was tempted with in it.
+/// A broker's directory that is not root's, and the bait for root's supervisor in it.
 struct Trap {
     scene: Scene,
     socket: PathBuf,
     victim: PathBuf,
     sleeper: Child,
-    /// Where the supervisor keeps its files instead.
+    /// The directory where the supervisor keeps its files instead.
     private: Option<PathBuf>,
 }
 
 impl Trap {
-    /// In a directory with this owner and mode.
+    /// Creates the trap in a directory with this owner and mode.
     fn new(owner: u32, mode: u32) -> Option<Self> {
         if !geteuid().is_root() {
             skip("needs root, for which the trap is laid");
@@ -46,8 +46,8 @@ impl Trap {
         self.socket.with_file_name("haproxy.d")
     }
 
-    /// SERVICE.d as the other user makes it: a pid file that leads to root's file, and a state that names
-    /// root's process as one to be ended.
+    /// Creates SERVICE.d as the other user would: a pid file that leads to root's file, and a state
+    /// that names root's process as one to end.
     fn lay(&self) {
         let path = self.service();
         fs::create_dir(&path).expect("mkdir");
@@ -85,14 +85,14 @@ impl Trap {
         finish(command.arg("--socket").arg(&self.socket).arg(verb))
     }
 
-    /// Root's supervisor; it serves.
+    /// Root's supervisor, once it serves.
     fn supervisor(&mut self, program: &Path) -> Process {
         let mut supervisor = self.begin(program);
         supervisor.wait_line("serving");
         supervisor
     }
 
-    /// Root's supervisor; it has the place of its files.
+    /// Root's supervisor, once it has chosen the place of its files.
     fn begin(&mut self, program: &Path) -> Process {
         let file = self.scene.path("haproxy.cfg");
         if !file.exists() {
@@ -113,7 +113,7 @@ impl Trap {
         supervisor
     }
 
-    /// Nothing of root's has been touched.
+    /// Checks that nothing of root's was changed.
     fn harmless(&mut self) {
         assert_eq!(fs::read_to_string(&self.victim).expect("the file"), "precious\n");
         assert!(self.sleeper.try_wait().expect("wait").is_none(), "root's process was ended");
@@ -142,7 +142,7 @@ fn the_brokers_user_cannot_swap_what_roots_supervisor_executes() {
     let said = trap.run("reload").ok();
     assert!(said.contains("generation 2 serves"), "{said}");
 
-    // The link is all that the broker's user can take away; nobody is led by it.
+    // The broker's user can only remove the link, which misleads no one.
     fs::remove_file(trap.service()).expect("the link");
     trap.lay();
     let said = trap.run("reload").ok();
@@ -175,14 +175,14 @@ fn roots_broker_keeps_nothing_where_others_could_replace_it() {
         let said = trap.run("serve").fails(1);
         assert!(said.contains(why) && said.contains("namei -l"), "{said}");
         assert!(!trap.socket.exists());
-        // A broker of that user is its own affair; of any other it says what could happen.
+        // That user's own broker may use it; another user's broker warns of the danger.
         let mut broker = trap.broker(OTHER);
         broker.terminate();
         assert_eq!(broker.story().contains("take the control socket's place"), owner != OTHER);
     }
 }
 
-/// A link of the broker's user leads root's supervisor to make no directory anywhere.
+/// A link of the broker's user does not make root's supervisor create a directory anywhere.
 #[test]
 fn roots_supervisor_makes_nothing_where_others_could_replace_it() {
     let Some(program) = Haproxy::system() else { return };
@@ -195,7 +195,7 @@ fn roots_supervisor_makes_nothing_where_others_could_replace_it() {
     let mut supervisor = trap.begin(&program);
     assert!(!trap.scene.path("roots/run").exists());
     assert!(trap.private.as_ref().is_some_and(|path| path.is_dir()), "{:?}", trap.private);
-    // No broker can be there.
+    // No broker can run there.
     supervisor.wait_line("no broker answers");
 }
 

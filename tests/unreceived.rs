@@ -1,12 +1,13 @@
-//! Descriptors that a client was sent and does not receive.
+//! Descriptors that were sent to a client that does not receive them.
 
 use nix::unistd::geteuid;
 
 use crate::harness::{Scene, skip};
 use crate::strangers::{brokers, rules, serve_with, stranger};
 
-/// The kernel counts descriptors on their way for the broker's user, also those of connections that the broker has closed; where there
-/// are as many as its limit, an ordinary user's broker can send nobody any. The next image goes on counting.
+/// The kernel counts descriptors in flight for the broker's user, including those of connections
+/// that the broker has closed. At the limit, an ordinary user's broker can send none to any client.
+/// The next image continues the count.
 #[test]
 fn what_a_client_does_not_receive_keeps_nobody_else_from_a_listener() {
     if !geteuid().is_root() {

@@ -1,5 +1,5 @@
-//! What another process chooses for itself, its command line above all, is shown on terminals of
-//! root: nothing in it may be obeyed there.
+//! Text that another process chooses, above all its command line, is shown on root's terminals: no
+//! terminal may obey any of it.
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
@@ -27,7 +27,8 @@ fn a_command_line_moves_no_cursor() {
     let mut command = scene.command("sleep");
     let mut holder = Process::start(command.arg0(HOSTILE).arg("600"));
     drop(listener);
-    // The broker names the holder when it has found it in time: not always, on a busy machine.
+    // The broker names the holder if it has found it in time, which is not certain on a busy
+    // machine.
     let refused = eventually("the holder is named", || {
         let refused = scene.run("bind", &[&address.to_string()]).fails(1);
         refused.contains("OWNED").then_some(refused)

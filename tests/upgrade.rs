@@ -25,7 +25,7 @@ fn an_upgrade_keeps_sockets_connections_and_half_a_request() {
     holder.call("join", &joined);
     let list = |wire: &mut crate::harness::Wire| wire.call("list", &json!([]));
     let before = list(&mut holder);
-    // Half of it before, half of it after.
+    // Half of the request before the upgrade, half after it.
     let mut slow = scene.wire();
     slow.send(br#"{"jsonrpc":"2.0","id":7,"method":"bi"#);
 
@@ -56,7 +56,8 @@ fn an_upgrade_keeps_sockets_connections_and_half_a_request() {
     assert!(!fs::exists(&path).expect("the path"), "its file is known after an upgrade");
 }
 
-/// It is asked for while the claim has had some of its turns: the image that has begun the claim answers it.
+/// The upgrade is requested while the claim has had some of its turns: the image that began the
+/// claim answers it.
 #[test]
 fn an_upgrade_waits_for_a_large_claim_and_keeps_its_leases() {
     let Some(scene) =
@@ -67,7 +68,7 @@ fn an_upgrade_waits_for_a_large_claim_and_keeps_its_leases() {
     let process = scene.broker();
     let [mut claiming, mut same, mut upgrading] = [(); 3].map(|()| scene.wire());
     claiming.bind(&["first=127.0.0.1:8999"]);
-    // All of it lies before the broker when it goes on.
+    // Everything is queued when the broker continues.
     process.signal(Signal::SIGSTOP);
     let bind = |listen: &str| format!(r#"{{"method":"bind","params":[{{"listen":"{listen}"}}]}}"#);
     claiming.send(bind("127.0.0.1:9000-10999").as_bytes());
@@ -93,7 +94,8 @@ fn a_binary_that_cannot_go_on_changes_nothing_and_the_caller_is_told() {
     let scene = Scene::new();
     let binary = scene.path("bindonce");
     let install = |source: &std::path::Path| {
-        // Beside it and renamed, as a package manager does: the running one is not written to.
+        // Written beside the binary and renamed, as a package manager does: the running file is not
+        // written to.
         let new = scene.path("bindonce.new");
         fs::copy(source, &new).expect("copying");
         fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("its mode");
@@ -115,14 +117,14 @@ fn a_binary_that_cannot_go_on_changes_nothing_and_the_caller_is_told() {
     };
     fs::remove_file(&binary).expect("removing");
     refused("cannot be started");
-    // A script, which is no file that takes the place of a process.
+    // A script, which cannot replace the process.
     install(&scene.write("script", "#!/bin/sh\nexit 0\n"));
     refused("exit code");
     install(Path::new("/bin/false"));
     refused("exit code 1");
     install(&scene.write("garbage", "\x7fELF"));
     refused("cannot be started");
-    // It ends well, and has read nothing.
+    // It exits with 0 but has read nothing.
     fs::remove_file(&binary).expect("removing");
     symlink("/bin/true", &binary).expect("a link");
     refused("does not answer with what it has read");
@@ -130,7 +132,7 @@ fn a_binary_that_cannot_go_on_changes_nothing_and_the_caller_is_told() {
     fs::create_dir(&binary).expect("a directory");
     refused("it is no file");
     fs::remove_dir(&binary).expect("removing");
-    // The new one is good, but not the configuration: it would not start.
+    // The new binary is good, but the configuration is not: the broker would not start.
     install(bindonce());
     fs::write(&config, "lisen = []\n").expect("writing");
     refused("exit code");
@@ -143,7 +145,7 @@ fn a_binary_that_cannot_go_on_changes_nothing_and_the_caller_is_told() {
     assert_eq!(broker(&mut wire)["upgrades"], 1);
 }
 
-/// Between its proof and the exec another file takes the binary's place.
+/// Another file replaces the binary between its proof and the exec.
 #[test]
 fn what_has_proved_itself_is_what_is_executed() {
     let scene = Scene::new();
@@ -160,7 +162,7 @@ fn what_has_proved_itself_is_what_is_executed() {
     scene.wait_broker(&mut process);
     let mut wire = scene.wire();
     wire.bind(&[&scene.address().to_string()]);
-    // Between the two it waits, for 6 s at most, for a client that does not read its replies.
+    // In between the broker waits, for 6 s at most, for a client that does not read its replies.
     let (mut upgrading, mut slow) = (scene.wire(), scene.wire());
     slow.send("{\"method\":\"status\"}\n".repeat(2000).as_bytes());
     slow.reply();
@@ -173,7 +175,7 @@ fn what_has_proved_itself_is_what_is_executed() {
     let comm = fs::read_to_string(format!("/proc/{}/comm", process.pid())).expect("its name");
     assert_eq!(comm.trim_end(), "bindonce");
 
-    // The same file, with other bytes.
+    // The same file, with changed bytes.
     let next = scene.path("next");
     install(bindonce(), &next);
     fs::rename(&next, &binary).expect("exchanged");

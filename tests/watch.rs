@@ -6,8 +6,8 @@ use std::path::Path;
 
 use crate::harness::{DEADLINE, Guest, Haproxy, Process, Scene, config, eventually};
 
-/// Puts a version of the configuration into a volume as Kubernetes does (kubelet's atomic writer): a
-/// new directory, then the link `..data` to it replaced in one step.
+/// Writes a version of the configuration into a volume as Kubernetes does (kubelet's atomic
+/// writer): a new directory, then the link `..data` replaced in one step.
 fn publish(volume: &Path, version: &str, text: &str) {
     let directory = volume.join(version);
     fs::create_dir(&directory).expect("a directory");
@@ -65,12 +65,12 @@ fn editors_and_touches_are_told_apart() {
             (generation == wanted).then_some(())
         });
     };
-    // Written anew with the same text, which is no change; then renamed into place by an editor.
+    // Rewritten with the same text, which is no change; then renamed into place, as by an editor.
     fs::write(&file, config(address, 1)).expect("a file");
     fs::write(directory.join(".10-web.cfg.new"), config(address, 2)).expect("a file");
     fs::rename(directory.join(".10-web.cfg.new"), &file).expect("renaming it");
     wait(&mut haproxy, 2);
-    // A file more in the directory.
+    // One more file in the directory.
     let other = config(scene.address(), 3).replace("frontend web", "frontend other");
     let (_, frontend) = other.split_at(other.find("frontend").expect("a frontend"));
     fs::write(directory.join("20-other.cfg"), frontend).expect("a file");

@@ -1,4 +1,4 @@
-//! The programs under test, and what is said when one is missing.
+//! The programs under test, and the message when one is missing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,8 +9,8 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the workspace")
 }
 
-/// The `bindonce` under test: the one that BINDONCE_TESTS_BINARY names, else the
-/// one of this build, which is brought up to date first.
+/// The `bindonce` under test: the one that BINDONCE_TESTS_BINARY names, else this build's, which is
+/// brought up to date first.
 pub(crate) fn bindonce() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {

@@ -1,8 +1,8 @@
-/* Preloaded into a program under test: makes it deaf to signals, or hear them twice.
+/* Preloaded into a program under test: makes it ignore signals, or receive them twice.
  *
- * FAULT is a list of words: "deaf:SIGNAL:COUNT" swallows the first COUNT of a
- * signal (0: every one), "twice:SIGNAL" calls its handler two times. A signal is
- * its number. Everything else goes through. */
+ * FAULT is a list of words: "deaf:SIGNAL:COUNT" ignores the first COUNT of a
+ * signal (0: all), "twice:SIGNAL" calls its handler twice. A signal is given by
+ * its number. Everything else passes through. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <signal.h>
@@ -47,7 +47,7 @@ static void between(int number, siginfo_t *info, void *context) {
         raise(number);
         return;
     }
-    /* one that takes the number alone does not look at the others */
+    /* a handler that takes only the number ignores the other arguments */
     handler(number, info, context);
     if (twice[number])
         handler(number, info, context);

@@ -1,4 +1,5 @@
-//! What a test supervises: haproxy, Debian's nginx, or a small server that systemd could activate.
+//! The programs that a test supervises: haproxy, Debian's nginx, or a small server that systemd
+//! could activate.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -8,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use super::{Haproxy, Scene, config, root, skip};
 
-/// Each row, a function of a [`Guest`], as a test for each of these guests, in a module of its name.
+/// Turns each row, a function of a [`Guest`], into one test per guest, in a module of its name.
 macro_rules! rows {
     ([$($module:ident: $guest:ident),*], $rows:tt) => {
         $($crate::harness::rows!(@ $module $guest $rows);)*
@@ -25,16 +26,16 @@ pub(crate) use rows;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Guest {
     Haproxy,
-    /// Two workers; ready when it has them.
+    /// nginx with two workers; it is ready when it has them.
     Nginx,
     /// `harness/server.py`.
     Activated,
-    /// The same, which leaves its listeners in its epoll set.
+    /// The same server, which leaves its listeners in its epoll set.
     Ghostly,
 }
 
 impl Guest {
-    /// The program, or nothing, with the reason told.
+    /// The program. None if it is missing, with the reason reported.
     pub(crate) fn program(self) -> Option<PathBuf> {
         match self {
             Self::Haproxy => Haproxy::system(),
@@ -62,7 +63,7 @@ impl Guest {
         }
     }
 
-    /// What its program is called: by this its processes are known.
+    /// The name of its program, which identifies its processes.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Haproxy => "haproxy",
@@ -89,7 +90,7 @@ impl Guest {
         }
     }
 
-    /// The signal by which it is told to stop accepting.
+    /// The signal that tells it to stop accepting.
     pub(crate) fn retire_signal(self) -> Signal {
         match self {
             Self::Haproxy => Signal::SIGUSR1,
@@ -98,12 +99,12 @@ impl Guest {
         }
     }
 
-    /// How many processes one generation has.
+    /// The number of processes of one generation.
     pub(crate) fn processes(self) -> usize {
         if self == Self::Nginx { 3 } else { 1 }
     }
 
-    /// Whether this process is one of its generations', by its command line.
+    /// Whether a process with this command line belongs to a generation.
     pub(super) fn is(self, command: &str) -> bool {
         match self {
             Self::Haproxy => Scene::is_haproxy(command),
@@ -112,7 +113,7 @@ impl Guest {
         }
     }
 
-    /// What `bindonce run` is told about it.
+    /// The options of `bindonce run` for it.
     pub(crate) fn arguments(self, address: SocketAddr) -> Vec<String> {
         let more: &[&str] = match self {
             Self::Haproxy => return Vec::new(),

@@ -1,4 +1,4 @@
-//! Real haproxies: the system's own, and those that `tests/haproxies` fetched.
+//! Real haproxies: the system's own, and those fetched by `tests/haproxies`.
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
@@ -20,7 +20,7 @@ pub(crate) struct Haproxy {
 }
 
 impl Haproxy {
-    /// The system's haproxy, or nothing, with the reason told.
+    /// The system's haproxy. None if it is missing, with the reason reported.
     pub(crate) fn system() -> Option<PathBuf> {
         let places = ["/usr/sbin/haproxy", "/usr/local/sbin/haproxy", "/usr/bin/haproxy"];
         let found = places.iter().map(PathBuf::from).find(|path| path.exists());
@@ -30,8 +30,8 @@ impl Haproxy {
         found
     }
 
-    /// The haproxy of this version that `tests/haproxies` fetched, or nothing,
-    /// with the reason told.
+    /// The haproxy of this version, fetched by `tests/haproxies`. None if it is missing, with the
+    /// reason reported.
     pub(crate) fn fetched(version: &str) -> Option<PathBuf> {
         let fetched = root().join("target/haproxies");
         let path = fetched.join(version).join("haproxy");
@@ -45,13 +45,14 @@ impl Haproxy {
         None
     }
 
-    /// All of these, for what no version may do differently.
+    /// All haproxies, for behaviour that must be the same in every version.
     pub(crate) fn all() -> impl Iterator<Item = PathBuf> {
         let fetched = ["3.0", "3.2"].into_iter().filter_map(Self::fetched);
         Self::system().into_iter().chain(fetched)
     }
 
-    /// Those whose own master (`-W`) can execute them again: a wrapper of before `--argv0` cannot be.
+    /// Haproxies whose own master (`-W`) can execute them again: a wrapper without `--argv0`
+    /// cannot.
     pub(crate) fn with_masters() -> impl Iterator<Item = PathBuf> {
         Self::all().filter(|program| {
             let text = std::fs::read(program).unwrap_or_default();
@@ -83,7 +84,7 @@ impl Haproxy {
         haproxy
     }
 
-    /// The same on a configuration that answers with tag 1 at an address of its own, in `haproxy.cfg`.
+    /// The same, with a configuration in `haproxy.cfg` that answers with tag 1 at its own address.
     #[track_caller]
     pub(crate) fn start_at(
         scene: &Scene,
@@ -109,7 +110,7 @@ impl Haproxy {
         Self { supervisor: Process::start(&mut command), service: "web".to_owned() }
     }
 
-    /// Waits until some generation serves, and gives its number and pid.
+    /// Waits until a generation serves, and returns its number and pid.
     #[track_caller]
     pub(crate) fn wait_serving(&mut self, scene: &Scene) -> (u64, i32) {
         let deadline = Instant::now() + DEADLINE;
@@ -124,9 +125,9 @@ impl Haproxy {
         }
     }
 
-    /// The number and pid of the generation that serves now, as the broker knows it; none in the
-    /// moment of a handover in which it has heard of the newer one and not yet of the older one,
-    /// which speak on connections of their own.
+    /// The number and pid of the serving generation, as the broker knows them. None during a
+    /// handover, when the broker has heard of the newer generation and not yet of the older one:
+    /// they use separate connections.
     pub(crate) fn serving(&self, scene: &Scene) -> Option<(u64, i32)> {
         let status = scene.wire().call("status", &serde_json::json!([]));
         let services = status["services"].as_array()?;
@@ -149,10 +150,11 @@ impl Haproxy {
 }
 
 impl Drop for Haproxy {
-    /// Ends it in order: a killed supervisor would leave its haproxy serving, as it should.
+    /// Ends the service in order: a killed supervisor would leave its haproxy serving, as it
+    /// should.
     fn drop(&mut self) {
         let supervisor = &mut self.supervisor;
-        // The second signal ends what still drains.
+        // The second signal ends the draining generations.
         for _ in 0..2 {
             let deadline = Instant::now() + allow(Duration::from_secs(5));
             if supervisor.is_running() {
@@ -165,8 +167,8 @@ impl Drop for Haproxy {
     }
 }
 
-/// A configuration whose only frontend answers every request itself, with the
-/// tag in the header that the load generator reads.
+/// A configuration whose only frontend answers every request itself, with the tag in the header
+/// that the load generator reads.
 pub(crate) fn config(address: SocketAddr, tag: u64) -> String {
     format!(
         "global\n\
@@ -182,7 +184,7 @@ pub(crate) fn config(address: SocketAddr, tag: u64) -> String {
     )
 }
 
-/// Asks at an address, of a configuration that [`config`] has made, and wants this tag's answer.
+/// Sends a request to an address that a configuration of [`config`] serves, and expects this tag.
 #[track_caller]
 pub(crate) fn serves(address: SocketAddr, tag: u64) {
     let mut stream = TcpStream::connect(address).expect("connecting");
@@ -192,8 +194,8 @@ pub(crate) fn serves(address: SocketAddr, tag: u64) {
     assert!(text.contains(&format!("x-generation: {tag}\r\n")), "{text}");
 }
 
-/// No connection failed, and none that was begun after a newer generation had
-/// answered was answered by an older one.
+/// Checks that no connection failed, and that no older generation answered a connection begun after
+/// a newer one had answered.
 #[track_caller]
 pub(crate) fn assert_nothing_lost(report: &Report) {
     assert_eq!((report.failed(), report.local, report.stale), (0, 0, 0), "{report}");

@@ -1,4 +1,4 @@
-//! What the kernel says, asked with its own tools and not with ours.
+//! The kernel's state, read with its own tools and not with ours.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -39,7 +39,7 @@ pub(crate) fn listening(address: SocketAddr) -> Vec<Listening> {
     shown.lines().map(line).collect()
 }
 
-/// What a process has open, sorted, without the numbers that tell one socket from another.
+/// The open files of a process, sorted, without the numbers that distinguish sockets.
 pub(crate) fn open_files(pid: u32) -> Vec<String> {
     let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let names = links.filter_map(|link| fs::read_link(link.path()).ok());
@@ -50,7 +50,7 @@ pub(crate) fn open_files(pid: u32) -> Vec<String> {
     names
 }
 
-/// Waits until a process that is stopped has this signal pending: it was sent, and is not heeded yet.
+/// Waits until a stopped process has this signal pending: sent, but not handled yet.
 pub(crate) fn wait_pending(pid: Pid, signal: Signal) {
     eventually(&format!("{signal} to be sent to pid {pid}"), || {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

@@ -1,6 +1,6 @@
-//! What every test stands on: a [`Scene`] (a directory, a network namespace, a
-//! broker), [`Process`] (a child whose output is read line by line), [`Wire`] (a
-//! plain speaker of the protocol), and haproxy with configurations for it.
+//! The harness of every test: a [`Scene`] (a directory, a network namespace, a broker), [`Process`]
+//! (a child whose output is read line by line), [`Wire`] (a plain client of the protocol), and
+//! haproxy with its configurations.
 
 mod binaries;
 mod guest;
@@ -30,12 +30,12 @@ pub(crate) use stranger::Stranger;
 pub(crate) use terminal::Terminal;
 pub(crate) use wire::Wire;
 
-/// The longest that a test waits for anything that should come at once. Long,
-/// because machines that run tests may be slow; nothing waits it out when all is well.
+/// The longest wait for something that should happen at once. Long, because test machines may be
+/// slow; a passing test never waits this long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Looks again and again until `probe` gives something, and fails the test at
-/// the deadline. For what announces itself by no event that a test can wait for.
+/// Repeats `probe` until it returns something, and fails the test at the deadline. For conditions
+/// without an event that a test could wait for.
 #[track_caller]
 pub(crate) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;

@@ -1,6 +1,6 @@
-//! What "at once" means on the machine that runs the tests. A thread measures for how long it was
-//! kept from running; a limit grows with that. So a test still fails where a program waits out a
-//! deadline of the product's, and does not fail because other work keeps the cores busy.
+//! The meaning of "at once" on the machine that runs the tests. A thread measures how long it was
+//! kept from running, and limits grow with that. So a test still fails if a program waits for one
+//! of the product's deadlines, but not because other work keeps the cores busy.
 
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 /// The longest that the measuring thread was late, in nanoseconds.
 static LATE: AtomicU64 = AtomicU64::new(0);
 
-/// How often the thread wants to run.
+/// Interval at which the thread wants to run.
 const TICK: Duration = Duration::from_millis(5);
 
-/// A request passes some processes, each of which may be kept from running as long as the thread was.
+/// A request passes several processes, each of which may be kept from running as long as the thread
+/// was.
 const TURNS: u32 = 20;
 
 /// Begins to measure; once in a process.
@@ -30,7 +31,7 @@ pub(super) fn measure() {
     });
 }
 
-/// The longest that something may take on this machine which takes `limit` at most on an idle one.
+/// The limit on this machine for an action that takes at most `limit` on an idle one.
 pub(crate) fn allow(limit: Duration) -> Duration {
     limit + Duration::from_nanos(LATE.load(Relaxed)).saturating_mul(TURNS)
 }

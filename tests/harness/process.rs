@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use super::{DEADLINE, eventually};
 
-/// How long output is read after the end of a process whose children go on.
+/// How long output is read after a process has ended while its children live on.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// A running child. Dropping it kills it by its pid and waits for it.
@@ -34,18 +34,18 @@ impl Process {
         Self { name, child, lines, seen: Vec::new() }
     }
 
-    /// Its process id.
+    /// The process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends it a signal.
+    /// Sends the process a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid().cast_signed()), signal).expect("signalling a child");
     }
 
-    /// Waits for a line that holds `needle` and gives it; fails the test at the
-    /// deadline or when the output ends first.
+    /// Waits for a line that contains `needle` and returns it. Fails the test at the deadline or if
+    /// the output ends first.
     #[track_caller]
     pub(crate) fn wait_line(&mut self, needle: &str) -> String {
         let deadline = Instant::now() + DEADLINE;
@@ -67,7 +67,7 @@ impl Process {
         }
     }
 
-    /// Waits for it to end; fails the test at the deadline.
+    /// Waits for the process to end; fails the test at the deadline.
     #[track_caller]
     pub(crate) fn wait_exit(&mut self) -> ExitStatus {
         let deadline = Instant::now() + DEADLINE;
@@ -80,7 +80,8 @@ impl Process {
         panic!("does not end\n{}", self.story())
     }
 
-    /// Waits for the end of its output, which comes when no process has it open; fails the test at the deadline.
+    /// Waits for the end of the output, which comes when no process has it open; fails the test at
+    /// the deadline.
     #[track_caller]
     pub(crate) fn wait_silence(&mut self) {
         let deadline = Instant::now() + DEADLINE;
@@ -95,7 +96,7 @@ impl Process {
         }
     }
 
-    /// Fails the test if it ends within this time.
+    /// Fails the test if the process ends within this time.
     #[track_caller]
     pub(crate) fn lasts(&mut self, time: Duration) {
         let until = Instant::now() + time;
@@ -108,8 +109,8 @@ impl Process {
         }
     }
 
-    /// Reads its last words, which may still be on their way when it has ended: to the end of its
-    /// output, or for a while where a child of it lives on and keeps that open.
+    /// Reads the remaining output, which may still be in flight after the process has ended: to the
+    /// end, or for a while if a child lives on and keeps the output open.
     fn hear_out(&mut self) {
         let until = Instant::now() + LAST_WORDS;
         while let Ok(line) =
@@ -119,7 +120,7 @@ impl Process {
         }
     }
 
-    /// Asks it to end, as a service manager does, and waits for it.
+    /// Ends the process with SIGTERM, as a service manager does, and waits for it.
     #[track_caller]
     pub(crate) fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
@@ -132,12 +133,12 @@ impl Process {
         self.child.wait().ok();
     }
 
-    /// Whether it has not ended yet.
+    /// Whether the process is still running.
     pub(crate) fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// What it is and everything that it has said, for messages of failed tests.
+    /// The command and all its output so far, for messages of failed tests.
     pub(crate) fn story(&mut self) -> String {
         if !self.is_running() {
             self.hear_out();
@@ -156,8 +157,8 @@ impl Drop for Process {
     }
 }
 
-/// Reads lines until the end of the stream, which comes when the last process
-/// that holds it has ended.
+/// Reads lines until the end of the stream, which comes when the last process that has it open has
+/// ended.
 fn forward(stream: impl Read + Send + 'static, lines: Sender<String>) {
     std::thread::spawn(move || {
         for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
@@ -168,7 +169,7 @@ fn forward(stream: impl Read + Send + 'static, lines: Sender<String>) {
     });
 }
 
-/// How a command that was waited for ended, and what it said.
+/// The result and output of a finished command.
 #[derive(Debug)]
 pub(crate) struct Finished {
     /// Exit code; none when a signal ended it.

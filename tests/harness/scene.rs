@@ -1,6 +1,5 @@
-//! A place for one test: a directory of its own, where the machine allows it a
-//! network namespace of its own (so every port is free and nothing else is
-//! reached), and at the end the proof that no process is left.
+//! The place of one test: a directory, where possible a network namespace (so that every port is
+//! free and nothing else is reachable), and the check at the end that no process is left.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,11 +16,11 @@ use nix::unistd::Pid;
 
 use super::{DEADLINE, Finished, Process, Wire, bindonce, eventually, finish, skip};
 
-/// The variable that marks every process of a test; its value is the test's directory.
+/// The environment variable that marks every process of a test; its value is the test's directory.
 const MARK: &str = "BINDONCE_TEST";
 
-/// One test's place. Dropping it kills what is left of the test's processes,
-/// removes the directory, and fails the test if a process was left.
+/// The place of one test. Dropping it kills the test's remaining processes, removes the directory,
+/// and fails the test if a process was left.
 pub(crate) struct Scene {
     directory: PathBuf,
     isolated: bool,
@@ -29,8 +28,8 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// A new place. The calling thread, and all that it starts, moves to a new
-    /// network namespace with only a loopback device, if it may.
+    /// Creates a place. The calling thread, and everything that it starts, moves to a new network
+    /// namespace with only a loopback device, if permitted.
     pub(crate) fn new() -> Self {
         super::patience::measure();
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -40,7 +39,7 @@ impl Scene {
             let name = format!("bindonce-{}-{number}", std::process::id());
             let directory = std::env::temp_dir().join(name);
             match fs::create_dir(&directory) {
-                // A test that was killed has left it, and its pid is ours now.
+                // A killed test left the directory, and its pid is ours now.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 made => break made.map(|()| directory).expect("a directory for the test"),
             }
@@ -53,7 +52,7 @@ impl Scene {
         Self { directory, isolated, port: std::cell::Cell::new(8000) }
     }
 
-    /// A place for one test, with a broker that answers.
+    /// A place with a broker that answers.
     #[track_caller]
     pub(crate) fn with_broker() -> (Self, Process) {
         let scene = Self::new();
@@ -61,7 +60,7 @@ impl Scene {
         (scene, broker)
     }
 
-    /// A place for one test with a network of its own. Where there is none the test is counted as skipped.
+    /// A place with its own network namespace. Where none is possible, the test counts as skipped.
     #[track_caller]
     pub(crate) fn isolated(why: &str) -> Option<Self> {
         let scene = Self::new();
@@ -71,7 +70,7 @@ impl Scene {
         Some(scene).filter(Self::is_isolated)
     }
 
-    /// Whether the test has a network of its own.
+    /// Whether the test has its own network namespace.
     pub(crate) fn is_isolated(&self) -> bool {
         self.isolated
     }
@@ -81,15 +80,15 @@ impl Scene {
         self.directory.join(name)
     }
 
-    /// Writes a file in the test's directory and gives its path.
+    /// Writes a file in the test's directory and returns its path.
     pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, text).expect("writing a file of the test");
         path
     }
 
-    /// A loopback address that nobody uses: in a network of its own the next
-    /// port, else one that the kernel just had free.
+    /// An unused loopback address: in its own network namespace the next port, else a port that the
+    /// kernel just had free.
     pub(crate) fn address(&self) -> SocketAddr {
         if self.isolated {
             self.port.set(self.port.get() + 1);
@@ -99,12 +98,12 @@ impl Scene {
         probe.local_addr().expect("its address")
     }
 
-    /// Where the test's broker listens.
+    /// The control socket of the test's broker.
     pub(crate) fn socket(&self) -> PathBuf {
         self.path("broker.sock")
     }
 
-    /// A command in the environment of this test and of nothing else.
+    /// A command with this test's environment and nothing else.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command
@@ -158,8 +157,8 @@ impl Scene {
         Wire::try_connect(&self.socket()).expect("connecting to the broker")
     }
 
-    /// The processes of this test that live: those with its mark in their
-    /// environment, and those in its network.
+    /// The living processes of this test: those with its mark in their environment, and those in
+    /// its network namespace.
     pub(crate) fn processes(&self) -> Vec<(i32, String)> {
         let mark = format!("{MARK}={}", self.directory.display());
         let network =
@@ -202,7 +201,7 @@ impl Scene {
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        // What was told to end may need a moment.
+        // A process that was told to end may need a moment.
         let patience = Instant::now() + DEADLINE;
         let mut left = self.processes();
         while !left.is_empty() && !std::thread::panicking() && Instant::now() < patience {
@@ -223,8 +222,8 @@ impl Drop for Scene {
 #[test]
 fn a_process_left_behind_is_seen_even_when_it_hides_its_parent() {
     let scene = Scene::new();
-    // Its parent ends at once; a new session and, where the network tells, an
-    // empty environment hide it further.
+    // Its parent ends at once. A new session, and an empty environment where the network namespace
+    // identifies it, hide it further.
     let hide = if scene.isolated { "env -i" } else { "" };
     let script = format!("setsid {hide} sleep 1000 >/dev/null 2>&1 & exit 0");
     finish(scene.command("sh").args(["-c", &script])).ok();

@@ -1,10 +1,10 @@
-//! Tests that cannot run here, counted. Other packages' tests take this file by its path.
+//! Counts tests that cannot run here. The tests of other packages include this file by its path.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
 
-/// Says that a test cannot run here and why, where `tests/run` counts it. The
-/// caller returns right after.
+/// Reports that a test cannot run here, and why, where `tests/run` counts it. The caller returns
+/// right after.
 pub(crate) fn skip(why: &str) {
     let thread = std::thread::current();
     let line = format!("{}: {why}\n", thread.name().unwrap_or("a test"));

@@ -1,5 +1,5 @@
-//! A haproxy, or another program, under load and under a supervisor, whose generations can be given
-//! faults: a fifo that they wait at before they start, ears that are deaf to a signal.
+//! A haproxy, or another program, under load and under a supervisor. Its generations can have
+//! faults: they wait at a fifo before they start, or ignore a signal.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -19,15 +19,15 @@ use serde_json::{Value, json};
 
 use super::{DEADLINE, Guest, Haproxy, Process, Scene, eventually, finish};
 
-/// How many clients the load has.
+/// The number of clients of the load.
 const CLIENTS: usize = 4;
 
-/// What is wrong with the program of one generation.
+/// The fault of one generation's program.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Fault {
-    /// It swallows the first so many of a signal; 0: every one.
+    /// It ignores the first so many of a signal; 0: all of them.
     Deaf(Signal, u32),
-    /// It hears a signal twice.
+    /// It receives a signal twice.
     Twice(Signal),
     /// It waits before it starts, until [`Stage::let_start`].
     Waits,
@@ -47,7 +47,7 @@ pub(crate) struct Stage {
     pub(crate) scene: Scene,
 }
 
-/// The library that makes haproxy deaf, built once for each run of this program.
+/// The library that makes haproxy ignore signals, built once for each run of this program.
 fn library(scene: &Scene) -> PathBuf {
     static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
     let library = scene.path("faults.so");
@@ -63,7 +63,7 @@ fn library(scene: &Scene) -> PathBuf {
 }
 
 impl Stage {
-    /// Starts all of it, with the faults of each generation and more arguments for `bindonce run`.
+    /// Starts everything, with the faults of each generation and more arguments for `bindonce run`.
     #[track_caller]
     pub(crate) fn start(
         program: Option<PathBuf>,
@@ -122,8 +122,8 @@ impl Stage {
         self.scene.write(self.guest.file(), &self.guest.config(&self.scene, self.address, tag));
     }
 
-    /// Reloads with a configuration that answers with this tag, which must work; from then on
-    /// no other tag is seen. Gives what was said.
+    /// Reloads with a configuration that answers with this tag. The reload must succeed, and from
+    /// then on no other tag may be seen. Returns its output.
     #[track_caller]
     pub(crate) fn reload(&self, tag: u64) -> String {
         self.configure(tag);
@@ -132,8 +132,8 @@ impl Stage {
         said
     }
 
-    /// New connections are answered with this tag and no other: 100 in a row, then 100 by twenty
-    /// clients at once.
+    /// Checks that new connections are answered with this tag and no other: 100 in a row, then 100
+    /// by twenty clients at once.
     #[track_caller]
     pub(crate) fn only(&self, tag: u64) {
         for (clients, connections) in [(1, 100), (20, 100)] {
@@ -154,7 +154,7 @@ impl Stage {
         Process::start(self.scene.bindonce("reload").args(["--name", "web"]))
     }
 
-    /// Kills the supervisor, at once and without a word.
+    /// Kills the supervisor with SIGKILL.
     pub(crate) fn kill_supervisor(&mut self) {
         self.haproxy.supervisor.kill();
     }
@@ -166,7 +166,8 @@ impl Stage {
         self.haproxy = Haproxy::begin_command(&self.scene, &arguments, &words);
     }
 
-    /// The next supervisor takes over the generation that serves, and reloads: nothing else is left.
+    /// Starts the next supervisor, which takes over the serving generation and reloads: nothing
+    /// else is left.
     #[track_caller]
     pub(crate) fn goes_on(&mut self, serving: u64) {
         self.start_supervisor();
@@ -192,12 +193,12 @@ impl Stage {
         .collect()
     }
 
-    /// Lets a generation that waits go on.
+    /// Lets a waiting generation continue.
     pub(crate) fn let_start(&self, generation: u64) {
         fs::write(self.scene.path(&format!("wait-{generation}")), "go\n").expect("the fifo");
     }
 
-    /// Waits until this generation waits, and gives its pid.
+    /// Waits until this generation waits at its fifo, and returns its pid.
     #[track_caller]
     pub(crate) fn wait_waiting(&self, generation: u64) -> i32 {
         let marker = self.scene.path(&format!("waits-{generation}"));
@@ -206,7 +207,7 @@ impl Stage {
         })
     }
 
-    /// Waits until this generation is ready, and held while the older ones are told to stop.
+    /// Waits until this generation is ready and held, while the older ones are told to stop.
     #[track_caller]
     pub(crate) fn wait_ready(&mut self, generation: u64) {
         let supervisor = &mut self.haproxy.supervisor;
@@ -266,14 +267,15 @@ impl Stage {
         kill(Pid::from_raw(self.pid(generation)), signal).expect("signalling a generation");
     }
 
-    /// Half a request to the address, which keeps whoever accepted it draining. Returns when
-    /// a process has it.
+    /// Sends half a request to the address, which keeps the generation that accepts it draining.
+    /// Returns when a process has accepted it.
     #[track_caller]
     pub(crate) fn half_a_request(&self) -> Half {
         let mut stream = TcpStream::connect(self.address).expect("connecting");
         stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
         stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");
-        // Connections are accepted in order: what is answered after it was accepted after it.
+        // Connections are accepted in order: once a later connection is answered, this one was
+        // accepted.
         let mut plan = Plan::new(self.address);
         plan.clients = 2;
         plan.connections = Some(20);
@@ -281,8 +283,8 @@ impl Stage {
         Half(stream)
     }
 
-    /// The address has answered throughout: nothing failed, nobody waited longer than `most`, and
-    /// no older generation answered after a newer one. Ends the load.
+    /// Checks that the address answered throughout: nothing failed, no client waited longer than
+    /// `most`, and no older generation answered after a newer one. Ends the load.
     #[track_caller]
     pub(crate) fn answered_throughout(&mut self, most: Duration) {
         let report = self.end_load();
@@ -291,15 +293,15 @@ impl Stage {
         assert!(report.answer.max() <= most, "longer than {most:?}: {report}");
     }
 
-    /// As [`Stage::answered_throughout`], but for what a killed process had accepted.
+    /// As [`Stage::answered_throughout`], except for the connections of a killed process.
     #[track_caller]
     pub(crate) fn lost_only_what_was_accepted(&mut self) {
         assert_eq!(self.refused_nobody().stale, 0);
     }
 
-    /// Nobody was refused or waited in vain, and only killed processes lost connections. Says
-    /// nothing of who answered: a supervisor that is killed in the middle of a handover leaves
-    /// both generations accepting until its watchdog has seen it. Ends the load.
+    /// Checks that no client was refused or waited in vain, and that only killed processes lost
+    /// connections. Does not check who answered: a supervisor killed during a handover leaves both
+    /// generations accepting until its watchdog notices. Ends the load.
     #[track_caller]
     pub(crate) fn refused_nobody(&mut self) -> Report {
         let report = self.end_load();
@@ -308,14 +310,14 @@ impl Stage {
         report
     }
 
-    /// Nothing failed. Ends the load.
+    /// Checks that nothing failed. Ends the load.
     #[track_caller]
     pub(crate) fn nothing_failed(&mut self) {
         let report = self.refused_nobody();
         assert_eq!(report.failed(), 0, "{report}");
     }
 
-    /// Waits until the load has so many more good answers.
+    /// Waits until the load has this many more good answers.
     #[track_caller]
     pub(crate) fn wait_answers(&self, answers: u64) {
         let load = self.load.as_ref().expect("the load runs");
@@ -328,7 +330,7 @@ impl Stage {
         self.load.take().expect("the load runs").stop()
     }
 
-    /// What the broker has bound on TCP.
+    /// The broker's TCP listeners.
     pub(crate) fn bound(&self) -> Vec<String> {
         let listed = self.scene.wire().call("list", &json!([]));
         let all = listed["listeners"].as_array().cloned().unwrap_or_default();
@@ -337,11 +339,11 @@ impl Stage {
     }
 }
 
-/// Half a request, on a connection that was accepted.
+/// Half a request on an accepted connection.
 pub(crate) struct Half(TcpStream);
 
 impl Half {
-    /// Sends the other half and gives the answer.
+    /// Sends the other half and returns the answer.
     #[track_caller]
     pub(crate) fn complete(mut self) -> String {
         self.0.write_all(b"Connection: close\r\n\r\n").expect("the other half");
@@ -351,7 +353,7 @@ impl Half {
     }
 }
 
-/// A program that is the guest, with the faults of each generation.
+/// A wrapper that runs the guest's program with the faults of each generation.
 pub(crate) fn with_faults(
     scene: &Scene,
     guest: Guest,

@@ -1,4 +1,4 @@
-//! A process that is no generation and accepts: while it does, no handover can be proved.
+//! A process that is no generation but accepts: while it does, no handover can be proved.
 
 use std::net::TcpListener;
 use std::os::fd::AsFd as _;
@@ -11,17 +11,17 @@ use nix::poll::{PollFd, PollFlags, poll};
 
 use super::Stage;
 
-/// How often it looks whether it is over, in milliseconds.
+/// Interval at which it checks whether to stop, in milliseconds.
 const LOOK: u8 = 20;
 
-/// Takes every connection that waits, probes too, until it is dropped.
+/// Takes every waiting connection, probes too, until it is dropped.
 pub(crate) struct Stranger {
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Stranger {
-    /// One that accepts from the stage's listener.
+    /// Starts a stranger that accepts from the stage's listener.
     #[track_caller]
     pub(crate) fn at(stage: &Stage) -> Self {
         let (_, fds) = stage.scene.wire().bind(&[&stage.address.to_string()]);
@@ -29,8 +29,9 @@ impl Stranger {
         let over = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&over);
         let thread = std::thread::spawn(move || {
-            // One that gets no processor for 5 ms looks like none. Only root may ask to be first, and a nice value counts for nothing
-            // beside other sessions (sched(7), autogroups).
+            // A stranger that gets no processor for 5 ms looks like none. Only root may ask for
+            // priority, and a nice value has no effect against other sessions (sched(7),
+            // autogroups).
             let thread = rustix::thread::gettid().to_string();
             let _ = Command::new("chrt").args(["--fifo", "--pid", "1", &thread]).output();
             while !told.load(Relaxed) {
@@ -39,7 +40,7 @@ impl Stranger {
                     .map(|one| PollFd::new(one.as_fd(), PollFlags::POLLIN))
                     .collect();
                 let _ = poll(&mut waiting, LOOK);
-                // Descriptors are handed out non-blocking: each of these returns at once.
+                // Descriptors are handed out non-blocking: each accept returns at once.
                 listeners.iter().for_each(|listener| drop(listener.accept()));
             }
         });

@@ -1,5 +1,5 @@
-//! A terminal with a program at it: what it would show, and keys for it. It knows the
-//! control sequences that `bindonce top` uses, and fails the test at any other.
+//! A terminal with a program: its screen, and keys for it. It knows the control sequences that
+//! `bindonce top` uses, and fails the test at any other.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,16 +16,15 @@ use nix::unistd::Pid;
 
 use super::{DEADLINE, eventually};
 
-/// Milliseconds from one look at whether the program has ended to the next.
+/// Interval, in milliseconds, at which it checks whether the program has ended.
 const LOOK: u16 = 20;
 
-/// A pseudo-terminal of 100 by 30 characters, and the program whose terminal it is. Dropping it
-/// kills the program.
+/// A pseudo-terminal of 100 by 30 characters and its program. Dropping it kills the program.
 pub(crate) struct Terminal {
     child: Child,
-    /// Keyboard and screen; none once it was closed.
+    /// Keyboard and screen; none after it was closed.
     person: Option<File>,
-    /// The program's side, so that the terminal outlives it and can be looked at then.
+    /// The program's side, kept so that the terminal outlives the program and can be inspected.
     line: OwnedFd,
     pub(crate) screen: Screen,
 }
@@ -70,12 +69,12 @@ impl Terminal {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("signalling it");
     }
 
-    /// Takes nothing any more, as after Ctrl-S: the next write(2) to it waits.
+    /// Stops the output, as after Ctrl-S: the next write(2) to the terminal blocks.
     pub(crate) fn hold(&self) {
         termios::tcflow(self.line.as_fd(), FlowArg::TCOOFF).expect("holding it");
     }
 
-    /// Takes in what the program writes within a moment; whether it has written anything.
+    /// Reads the program's output for a moment. True if there was any.
     fn read(&mut self) -> bool {
         let Some(person) = &mut self.person else { return false };
         let mut readable = [PollFd::new(person.as_fd(), PollFlags::POLLIN)];
@@ -101,20 +100,20 @@ impl Terminal {
         }
     }
 
-    /// The same for a piece of text.
+    /// The same, for a text on the screen.
     #[track_caller]
     pub(crate) fn wait_text(&mut self, needle: &str) {
         self.wait(needle, |text| text.contains(needle));
     }
 
-    /// Waits for the program to end while nobody reads what it writes.
+    /// Waits for the program to end while its output is not read.
     #[track_caller]
     pub(crate) fn wait_exit_unread(&mut self) -> ExitStatus {
         let child = &mut self.child;
         eventually("the program to end", || child.try_wait().expect("waiting"))
     }
 
-    /// Waits for the program to end, and takes in its last words.
+    /// Waits for the program to end, and reads its last output.
     #[track_caller]
     pub(crate) fn wait_exit(&mut self) -> ExitStatus {
         let deadline = Instant::now() + DEADLINE;
@@ -128,7 +127,7 @@ impl Terminal {
         }
     }
 
-    /// Whether keys are echoed and come in lines, as a shell expects it.
+    /// Whether keys are echoed and read in lines, as a shell expects.
     pub(crate) fn is_cooked(&self) -> bool {
         let modes = termios::tcgetattr(self.line.as_fd()).expect("its modes");
         modes.local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG)
@@ -145,13 +144,13 @@ impl Drop for Terminal {
     }
 }
 
-/// What a terminal shows.
+/// The screen of a terminal.
 pub(crate) struct Screen {
     cells: Vec<Vec<char>>,
     at: (usize, usize),
-    /// What has come of a control sequence or of a character.
+    /// The received part of a control sequence or of a character.
     partial: Vec<u8>,
-    /// Whether the other screen is shown, on which nothing scrolls away.
+    /// Whether the alternate screen is shown, on which nothing scrolls away.
     pub(crate) other: bool,
     pub(crate) cursor: bool,
 }
@@ -189,7 +188,7 @@ impl Screen {
     }
 
     fn put(&mut self, character: char) {
-        // Whoever draws stays within the screen; what is only printed goes on in the next line.
+        // On the alternate screen the program stays within the lines; printed text wraps.
         if !self.other && self.at.0 == self.cells[0].len() {
             self.at = (0, (self.at.1 + 1).min(self.cells.len() - 1));
         }

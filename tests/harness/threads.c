@@ -1,5 +1,7 @@
-/* Listens on 127.0.0.1 at the port that it is given, in a thread that is not its first one. The first one takes no signal meanwhile: it waits
- * for a child of vfork(2), as it would for a disk; and the first generation does not hear SIGTERM. Of all threads it is the one to which the kernel gives a signal for the process. */
+/* Listens on 127.0.0.1 at the given port, in a thread other than its first one. The first thread
+ * takes no signal meanwhile: it waits for a child of vfork(2), as it would for a disk; and the first
+ * generation does not handle SIGTERM. For a signal to the process
+ * the kernel prefers the first thread. */
 #define _GNU_SOURCE
 #include <netinet/in.h>
 #include <pthread.h>

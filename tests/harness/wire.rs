@@ -1,4 +1,4 @@
-//! A plain speaker of the wire protocol, for tests that look at the bytes.
+//! A plain client of the wire protocol, for tests that look at the bytes.
 
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +19,7 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    /// Connects, or gives nothing when nobody listens there.
+    /// Connects. None if no process listens there.
     pub(crate) fn try_connect(path: &Path) -> Option<Self> {
         let stream = UnixStream::connect(path).ok()?;
         stream.set_read_timeout(Some(DEADLINE)).ok()?;
@@ -41,13 +41,13 @@ impl Wire {
         assert_eq!(sent.expect("writing to the broker"), bytes.len());
     }
 
-    /// Says that no more requests come.
+    /// Signals the end of requests.
     pub(crate) fn close_write(&self) {
         self.stream.shutdown(std::net::Shutdown::Write).expect("shutdown");
     }
 
-    /// Reads one message that `recvmsg` gives: its bytes and how many descriptors
-    /// came with it. Nothing at the end of the stream.
+    /// Reads one message with `recvmsg`: its bytes, and the number of descriptors with it. None at
+    /// the end of the stream.
     #[track_caller]
     pub(crate) fn message(&mut self) -> Option<(Vec<u8>, usize)> {
         let mut chunk = [0; 65536];
@@ -74,7 +74,7 @@ impl Wire {
         }
     }
 
-    /// Whether the broker says nothing for a moment.
+    /// Whether the broker sends nothing for a moment.
     pub(crate) fn is_quiet(&mut self) -> bool {
         use std::io::Read;
         self.stream.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
@@ -84,7 +84,7 @@ impl Wire {
             && read.is_err_and(|e| matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
     }
 
-    /// Takes the descriptors that have come, waiting until there are `count`.
+    /// Takes the received descriptors, waiting until there are `count`.
     #[track_caller]
     pub(crate) fn take(&mut self, count: usize) -> Vec<OwnedFd> {
         while self.descriptors.len() < count {
@@ -94,7 +94,7 @@ impl Wire {
         self.descriptors.drain(..count).collect()
     }
 
-    /// A request and its whole reply.
+    /// Sends a request and returns its whole reply.
     #[track_caller]
     pub(crate) fn request(&mut self, method: &str, params: &Value) -> Value {
         let id = self.next;
@@ -107,7 +107,7 @@ impl Wire {
         reply
     }
 
-    /// A request that succeeds: its result.
+    /// Sends a request that must succeed; returns its result.
     #[track_caller]
     pub(crate) fn call(&mut self, method: &str, params: &Value) -> Value {
         let mut reply = self.request(method, params);
@@ -115,7 +115,7 @@ impl Wire {
         reply["result"].take()
     }
 
-    /// A request that fails: its error object.
+    /// Sends a request that must fail; returns its error object.
     #[track_caller]
     pub(crate) fn error(&mut self, method: &str, params: &Value) -> Value {
         let mut reply = self.request(method, params);
@@ -123,7 +123,7 @@ impl Wire {
         reply["error"].take()
     }
 
-    /// Binds listeners given as text: the result's entries and the descriptors.
+    /// Binds listeners given as text; returns the result's entries and the descriptors.
     #[track_caller]
     pub(crate) fn bind(&mut self, listeners: &[&str]) -> (Vec<Value>, Vec<OwnedFd>) {
         let params: Vec<_> = listeners.iter().map(|text| json!({"listen": text})).collect();

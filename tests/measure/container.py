@@ -462,7 +462,7 @@ def in_place(pod, result):
         # Connections are accepted in order: with an answer to a later one, this one is in progress.
         serving()
         stop = subprocess.Popen(["docker", "stop", "--time", "30", name], stdout=subprocess.DEVNULL)
-        eventually("the stop", lambda: "shutdown asked for" in (log := run("docker", "logs", name)).stdout + log.stderr)
+        eventually("the stop", lambda: "shutdown requested" in (log := run("docker", "logs", name)).stdout + log.stderr)
         result["in_place"]["answered"] = answer(half, b"\r\n")
     stop.wait(timeout=40)
     result["in_place"]["exit"] = int(docker("inspect", "--format", "{{.State.ExitCode}}", name))

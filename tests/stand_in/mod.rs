@@ -367,7 +367,7 @@ fn a_container_ends_in_order() {
     let engine = container.pid();
     let children = std::fs::read_to_string(format!("/proc/{engine}/task/{engine}/children"));
     signal(children.expect("it runs").trim().parse().expect("one child"), Signal::SIGUSR1);
-    container.wait_line("shutdown asked for");
+    container.wait_line("shutdown requested");
     client.write_all(b"\r\n").expect("the rest");
     let mut answer = String::new();
     client.read_to_string(&mut answer).expect("an answer");

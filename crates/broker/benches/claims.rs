@@ -1,5 +1,5 @@
-//! What the broker costs, beside what the kernel's part of the same work costs,
-//! measured in one run so that the machine's mood falls on both.
+//! Measures what the broker costs beside the kernel's part of the same work, in one run so that the
+//! machine's mood affects both.
 //!
 //! ```sh
 //! cargo bench -p bindonce-broker
@@ -12,12 +12,11 @@
 //! - a claim of 1,000 new listeners in one request, beside a loop of socket,
 //!   setsockopt(SO_REUSEADDR), bind and listen over the same 1,000 addresses.
 //!
-//! The broker and the raw peer are processes of their own (this binary again).
-//! Rounds of both kinds alternate; the medians are compared. A round trip costs three times as much
-//! where each end has to wake a core for the other, and the scheduler decides that anew
-//! for each pair of processes: so for single claims both ends are kept on one core, and then
-//! each on its own. It always exits 0 when it could measure: what a missed goal means is
-//! for a person to judge.
+//! The broker and the raw peer are separate processes (of this same binary). Rounds of both kinds
+//! alternate, and the medians are compared. A round trip costs three times as much if each end has
+//! to wake a core for the other, and the scheduler decides that anew for each pair of processes. So
+//! single claims run first with both ends on one core, then with each on its own. The exit status
+//! is 0 whenever it could measure: what a missed goal means is for a person to judge.
 
 #![allow(missing_docs)]
 #![forbid(unsafe_code)]
@@ -44,7 +43,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 /// Listeners in one request.
 const MANY: usize = 1000;
 
-/// Rounds of each kind; odd, so that there is a middle one.
+/// Rounds of each kind. Odd, so that there is a median round.
 const ROUNDS: usize = 31;
 
 /// Round trips in one round of single claims.
@@ -61,7 +60,7 @@ fn main() -> Outcome<()> {
     }
 }
 
-/// The process that has the listeners: a real broker, until its standard input ends.
+/// The process that has the listeners: a real broker, which ends with its standard input.
 fn serve(path: &Path) -> Outcome<()> {
     let runtime = bindonce_daemon::rpc::runtime().build()?;
     let (stop, stopped) = tokio::sync::oneshot::channel();
@@ -75,8 +74,8 @@ fn serve(path: &Path) -> Outcome<()> {
     Ok(runtime.block_on(bindonce_broker::run(bindonce_broker::Config::new(path), shutdown))?)
 }
 
-/// The raw peer: for each byte that comes it passes one descriptor (`1`) or all
-/// of them (`*`), with one byte a message.
+/// The raw peer. For each byte received it passes one descriptor (`1`) or all of them (`*`), with
+/// one byte per message.
 fn pass(path: &Path) -> Outcome<()> {
     limits::raise_nofile()?;
     let (mut stream, _) = UnixListener::bind(path)?.accept()?;
@@ -93,7 +92,7 @@ fn pass(path: &Path) -> Outcome<()> {
     Ok(())
 }
 
-/// A process of this binary, and its directory, until it is dropped.
+/// A process of this binary, and its directory; dropping this ends both.
 struct Peer {
     child: Child,
     directory: PathBuf,
@@ -114,12 +113,12 @@ impl Peer {
         Ok(Self { child, directory, socket })
     }
 
-    /// Keeps it on these cores.
+    /// Keeps the process on these cores.
     fn place(&self, cores: &CpuSet) -> Outcome<()> {
         place(Some(Pid::from_child(&self.child)), cores)
     }
 
-    /// Tries until it listens.
+    /// Retries until the process listens.
     fn connect<T, E: Error + 'static>(
         &self,
         connect: impl Fn(&Path) -> Result<T, E>,
@@ -144,7 +143,7 @@ impl Drop for Peer {
     }
 }
 
-/// Keeps a process's first thread on these cores; with None the calling thread.
+/// Keeps a process's first thread on these cores; with None, the calling thread.
 fn place(process: Option<Pid>, cores: &CpuSet) -> Outcome<()> {
     Ok(sched_setaffinity(process, cores)?)
 }
@@ -169,7 +168,7 @@ fn measure() -> Outcome<()> {
 
     let mut new = Pair::default();
     for _ in 0..ROUNDS {
-        // Closing is no part of it, for either.
+        // Closing is not measured, for either side.
         drop(new.raw(|| addresses.iter().map(open).collect::<Outcome<Vec<_>>>())?);
         let leases = new.ours(|| Ok(client.claim(&claims)?))?;
         assert!(leases.len() == MANY && leases.iter().all(bindonce::Lease::created));
@@ -191,7 +190,7 @@ fn measure() -> Outcome<()> {
     Ok(())
 }
 
-/// Claims of one known listener, beside round trips with the raw peer.
+/// Measures claims of one known listener, beside round trips with the raw peer.
 fn measure_single(peers: &[&Peer], raw: &UnixStream, client: &mut Client) -> Outcome<()> {
     let one = [Claim::from("one=127.0.0.1:0")];
     client.claim(&one)?;
@@ -229,7 +228,7 @@ fn fetch(stream: &UnixStream, request: &[u8], count: usize) -> Outcome<Vec<Owned
     Ok(fds)
 }
 
-/// A listener as the broker makes it, with nothing asked about it afterwards.
+/// Opens a listener as the broker does, without reading anything back afterwards.
 fn open(address: &SocketAddr) -> Outcome<OwnedFd> {
     let SocketAddr::V4(address) = address else { return Err("an IPv4 address".into()) };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -240,7 +239,7 @@ fn open(address: &SocketAddr) -> Outcome<OwnedFd> {
     Ok(fd)
 }
 
-/// Loopback addresses of their own on one port that is free now.
+/// Distinct loopback addresses on one port that is free now.
 fn addresses() -> Outcome<Vec<SocketAddr>> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let address = |index: usize| -> Outcome<SocketAddr> {
@@ -250,7 +249,7 @@ fn addresses() -> Outcome<Vec<SocketAddr>> {
     (0..MANY).map(address).collect()
 }
 
-/// The times of the rounds of both kinds.
+/// Times of the rounds of both kinds.
 #[derive(Default)]
 struct Pair {
     raw: Vec<Duration>,

@@ -1,4 +1,4 @@
-//! What the registry says, in the words of the wire.
+//! Turns the registry's answers into wire messages.
 
 use std::sync::Arc;
 
@@ -23,7 +23,8 @@ pub(crate) fn bound(held: &Held, created: bool) -> Bound {
     Bound { name, address, bound, created, inode: held.opened.inode }
 }
 
-/// Adds a listener to a reply. The text of one that was held before is kept: each reload asks for it again.
+/// Adds a listener to a reply. The text for an existing listener is cached, because each reload
+/// asks for it again.
 pub(crate) fn push(reply: &mut BindReply, held: &Held, created: bool) -> serde_json::Result<()> {
     if created {
         return reply.add(&bound(held, created));
@@ -40,7 +41,7 @@ pub(crate) fn push(reply: &mut BindReply, held: &Held, created: bool) -> serde_j
     Ok(())
 }
 
-/// The registry refused.
+/// The error for a refusal by the registry.
 pub(crate) fn refused(refusal: &Refusal) -> RpcError {
     let code = match refusal {
         Refusal::Options { .. }
@@ -70,8 +71,8 @@ pub(crate) fn refused(refusal: &Refusal) -> RpcError {
     }
 }
 
-/// A claim got nothing. If another process has the address, the error says which, if that is
-/// known in time.
+/// The error for a failed claim. If another process has the address, the error names that process,
+/// provided the inquiry finds it in time.
 pub(crate) async fn claim_failed(inquiry: &Inquiry, failure: Denied) -> RpcError {
     match failure {
         Denied::NotAllowed(denial) => denial,
@@ -121,8 +122,8 @@ async fn not_opened(
     }
 }
 
-/// What to do about the processes that have an address, as an inquiry names them. A haproxy can be taken over; what another
-/// broker has is released there.
+/// Hint about the processes that have an address, as an inquiry names them. A haproxy can be
+/// adopted; another broker must release the address itself.
 fn in_the_way_hint(who: &str) -> String {
     let named = |name: &str| {
         who.split(", ").find_map(|one| {
@@ -175,7 +176,7 @@ fn limit_reached(need: usize, open: u64, limit: u64) -> RpcError {
         .with_hint(raise_limit())
 }
 
-/// Whose limit it is and how to raise it; the broker has already raised it to its hard limit.
+/// Names the limit and how to raise it. The broker has already raised it to its hard limit.
 fn raise_limit() -> String {
     let (limit, _) = bindonce_sys::limits::nofile();
     let pid = std::process::id();

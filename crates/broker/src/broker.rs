@@ -1,9 +1,9 @@
 //! One broker: its parts, and the verbs that concern more than one of them.
 //!
-//! Each part owns its data and imports no part above it: [`Access`] decides who may do what, [`Listeners`] holds the
-//! sockets, [`Clients`] the connections, [`Succession`] the order of generations, [`Persistence`] what outlives the
-//! process. Requests are performed by the files that import this one; nothing here yields to
-//! another task.
+//! Each part owns its data and imports no part above it: [`Access`] decides who may do what,
+//! [`Listeners`] holds the sockets, [`Clients`] the connections, [`Succession`] the order of
+//! generations, [`Persistence`] what outlives the process. The files that import this one perform
+//! the requests. Nothing here yields to another task.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -35,10 +35,10 @@ use crate::persistence::{Persistence, Recorded as _};
 use crate::succession::Succession;
 use crate::upgrade::requested::Upgrade;
 
-/// So many records are written anew in one turn: about a microsecond each.
+/// Records rewritten in one turn, at about a microsecond each.
 const RENEWED_AT_ONCE: usize = 256;
 
-/// This broker's version, as it tells its clients.
+/// Version of this broker, as reported to clients.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The parts of one broker.
@@ -52,9 +52,9 @@ pub(crate) struct Broker {
     pub(crate) persistence: Persistence,
     pub(crate) upgrade: Rc<Upgrade>,
     pub(crate) reporter: Rc<Reporter>,
-    /// Generations whose supervisors have died too early.
+    /// Generations that outlived their supervisors.
     pub(crate) outlived: Rc<Outlived>,
-    /// Finds the process that has an address, for messages.
+    /// Finds the process that has an address, for error messages.
     pub(crate) inquiry: Rc<Inquiry>,
     /// Listeners of the configuration that could not be bound.
     pub(crate) not_bound: Vec<NotBound>,
@@ -66,9 +66,9 @@ pub(crate) struct Broker {
 pub(crate) struct Endpoint {
     /// Path of the control socket.
     pub(crate) socket: PathBuf,
-    /// Its file, if it stays for the next broker.
+    /// The socket's file. By it the next broker or image recognises the control socket.
     pub(crate) file: Option<UnixPath>,
-    /// Since when there is a broker, by whichever binary.
+    /// When the first image of this process started.
     pub(crate) since: Timestamp,
 }
 
@@ -81,7 +81,7 @@ pub(crate) struct NotBound {
 }
 
 impl Broker {
-    /// An empty broker of this user. Descriptors that are open now count as taken.
+    /// Descriptors that are open now count as taken.
     pub(crate) fn new(
         socket: PathBuf,
         owner: u32,
@@ -117,9 +117,10 @@ impl Broker {
         }
     }
 
-    /// Sets rules and limits, from the next request and the next connection on.
+    /// Sets rules and limits. They apply from the next request and the next connection.
     pub(crate) fn configure(&mut self, rules: Vec<Rule>, mut limits: Limits) {
-        // The other half is for what this image knows nothing of: sent before a crash, or by another process of this user.
+        // The other half is for descriptors sent before a crash, or by another process of this
+        // user.
         let unreceived = bindonce_sys::limits::nofile().0 / 2;
         limits.clients.descriptors_unreceived = usize::try_from(unreceived).unwrap_or(usize::MAX);
         self.access.set_rules(rules);
@@ -130,30 +131,30 @@ impl Broker {
         self.clients.limit(limits.clients);
     }
 
-    /// Enters a connection.
+    /// Registers a connection.
     pub(crate) fn connect(&mut self, peer: Peer) -> ConnectionId {
         let id = self.clients.number();
         self.listeners.connect(id, peer);
         id
     }
 
-    /// A connection of the broker's own.
+    /// Registers a connection of the broker itself.
     pub(crate) fn connect_itself(&mut self) -> ConnectionId {
         let uid = nix::unistd::geteuid().as_raw();
         self.connect(Peer { pid: std::process::id(), uid, gid: 0 })
     }
 
-    /// The work that may follow the reply to a claim: watches the new listeners, writes outdated records anew and frees what was
-    /// asked for, many in many turns.
-    /// True if there are more. The record of a listener itself may not come later:
-    /// this process may be killed as soon as a client has the listener, and the next broker must know.
+    /// Does part of the work that may follow the reply to a claim: watches new listeners, rewrites
+    /// outdated records and frees the elements of decided claims. Returns true if more is left. The
+    /// record of a new listener may not wait for this: this process may be killed as soon as a
+    /// client has the listener, and the next broker must know it.
     pub(crate) fn settle(&mut self) -> bool {
         let renews = self.is_outdated() && self.renew(RENEWED_AT_ONCE);
         let frees = self.answering.spent.free_some();
         self.listeners.watch_new() || renews || frees
     }
 
-    /// A reply is on its way: the first part of that work. The rest has turns of its own.
+    /// Does the first part of that work after a reply. The rest gets turns of its own.
     pub(crate) fn replied(&mut self) {
         let frees = self.answering.spent.free_some();
         if self.listeners.watch_new() || frees {
@@ -173,7 +174,8 @@ impl Broker {
         self.persistence.missing.bound(&keys);
     }
 
-    /// Enters listeners that were missing. They count as those of the user that gave them back.
+    /// Registers recovered listeners. If no owner is recorded, they count for the user that gave
+    /// them back.
     pub(crate) fn recovered(&mut self, found: Vec<Found>, giver: Option<u32>) {
         let inodes: HashSet<u64> = found.iter().map(|found| found.socket.inode).collect();
         if inodes.is_empty() {
@@ -193,7 +195,7 @@ impl Broker {
         self.tidy();
     }
 
-    /// Has the records written anew, in turns to come, if too many of them are outdated.
+    /// Schedules a rewrite of the records, in later turns, if too many are outdated.
     fn tidy(&self) {
         if self.is_outdated() {
             self.listeners.guard.unsettled.notify_one();
@@ -204,14 +206,14 @@ impl Broker {
         self.persistence.ledger.is_outdated(self.listeners.registry.len())
     }
 
-    /// Writes the records anew at once: what is held, and what is not yet recovered.
+    /// Rewrites the records at once: listeners that are held, and listeners not yet recovered.
     pub(crate) fn rewrite(&self) {
         self.persistence.ledger.begin();
         self.renew(usize::MAX);
     }
 
-    /// Writes the records of so many listeners anew; behind the last of all, these take the place of the records. True
-    /// if there are more.
+    /// Rewrites the records of up to `most` listeners. Returns true if more are left; after the
+    /// last one the new records replace the old ones.
     fn renew(&self, most: usize) -> bool {
         let ledger = &self.persistence.ledger;
         let some: Vec<_> = self.listeners.registry.after(ledger.renewed()).take(most).collect();
@@ -244,8 +246,8 @@ impl Broker {
         Manifest { listeners, ..self.manifest() }
     }
 
-    /// Closes every listener and removes the UNIX paths: an orderly end. A listener that the
-    /// service manager keeps, or that a client uses, stays for the next broker.
+    /// Closes every listener and removes the UNIX paths, at an orderly end. Listeners that the
+    /// service manager keeps or a client uses stay for the next broker.
     pub(crate) fn close(&mut self) {
         let stored = self.persistence.ledger.store().is_some();
         let used = self.end_ledger();
@@ -260,8 +262,8 @@ impl Broker {
         }
     }
 
-    /// Ends the records. The state file stays while clients use listeners, so that the next
-    /// broker recovers those; gives their inodes.
+    /// Ends the records. While clients use listeners the state file stays, so that the next broker
+    /// recovers them. Returns the inodes of those listeners.
     fn end_ledger(&self) -> HashSet<u64> {
         let ledger = &self.persistence.ledger;
         let Some(file) = ledger.file() else {
@@ -271,7 +273,7 @@ impl Broker {
         let mut manifest = self.whole_manifest();
         manifest.header.ended = true;
         let views = self.listeners.registry.list();
-        // The broker's own metrics end with it.
+        // A listener that only the broker uses, for its metrics, ends with the broker.
         let other = |holder: &Holder| holder.peer.pid != std::process::id();
         let used =
             views.iter().filter(|view| !view.held.tentative && view.holders.iter().any(other));
@@ -295,7 +297,7 @@ impl Broker {
     }
 }
 
-/// Tries again to write a state file that could not be written, for as long as the broker runs.
+/// Retries writing a state file that could not be written, for as long as the broker runs.
 pub(crate) async fn keep_file(broker: &RefCell<Broker>) {
     let Some(file) = broker.borrow().persistence.ledger.file() else { return };
     loop {

@@ -1,4 +1,5 @@
-//! Claims: sockets are opened or changed as the registry decides, all of a claim or none, and many in many turns.
+//! Claims: opens or changes sockets as the registry decides, all of a claim or none. A large claim
+//! takes many turns.
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -17,25 +18,25 @@ use crate::aside::Aside;
 use crate::broker::Broker;
 use crate::listeners::{self, Denied, Next, Owned, Socket, Unfinished, unlink};
 
-/// So many listeners are opened in one turn: some 10 us each.
+/// Listeners opened in one turn, at about 10 us each.
 const OPENED_AT_ONCE: usize = 32;
 
-/// So many wanted listeners are looked at in one turn: about a microsecond each.
+/// Wanted listeners examined in one turn, at about a microsecond each.
 const LOOKED_AT_ONCE: usize = 256;
 
-/// So many elements are passed in one turn of which nothing has to be looked at.
+/// Elements passed over in one turn, where nothing has to be examined.
 const PASSED_AT_ONCE: usize = 4096;
 
-/// Sockets that are opened for a claim, until it has them all.
+/// Sockets opened for a claim that is not complete yet.
 struct Opening {
     sockets: Vec<Opened<Socket>>,
-    /// For the next ones.
+    /// User counts reserved for the sockets still to open.
     owned: Vec<Owned>,
     unfinished: Rc<Unfinished>,
 }
 
 impl Opening {
-    /// Takes the next socket, or says why it is not open.
+    /// Takes the next socket, or returns why it is not open.
     fn push(
         &mut self,
         broker: &Broker,
@@ -54,7 +55,7 @@ impl Opening {
         }
     }
 
-    /// All of them. To hand out many is a turn of its own.
+    /// Returns all sockets. Handing out many takes a turn of its own.
     async fn take(mut self) -> Vec<Opened<Socket>> {
         if self.sockets.len() > OPENED_AT_ONCE {
             yield_now().await;
@@ -85,15 +86,16 @@ pub(crate) async fn claim(
     outcome
 }
 
-/// What follows a claim, in as many turns as it needs.
+/// Does the work that follows a claim, in as many turns as it needs.
 pub(crate) async fn settle(broker: &RefCell<Broker>) {
     while broker.borrow_mut().settle() {
         yield_now().await;
     }
 }
 
-/// Finds or opens listeners, all or none; many in many turns. [`Broker::settle`] must follow. A claim that has waited for another is judged again by `allow`: other
-/// listeners are held then.
+/// Finds or opens listeners, all or none; many take many turns. [`Broker::settle`] must follow.
+/// `allow` judges a claim again after it waited for another, because different listeners are held
+/// by then.
 pub(crate) async fn claim_unsettled(
     broker: &RefCell<Broker>,
     id: ConnectionId,
@@ -117,7 +119,7 @@ pub(crate) async fn claim_unsettled(
                     decided.notified().await;
                 }
                 if let Err(denial) = judge_again(broker, id, &allow).await {
-                    // It waits no more.
+                    // The claim no longer waits.
                     let end = Event::OpenFailed(id, Vec::new());
                     let _ = broker.borrow_mut().listeners.claim(id, end, most);
                     return Err(Denied::NotAllowed(denial));
@@ -178,8 +180,9 @@ async fn judge_again(
     Ok(())
 }
 
-/// Looks at the wanted listeners before they are claimed: what no client reaches is bound anew. Gives how many leases the claim comes to
-/// at most: those that its connection has already do not count, and are looked for only where that matters.
+/// Examines the wanted listeners before they are claimed, and rebinds those that no client reaches.
+/// Returns how many leases the claim adds at most. Leases that the connection already has do not
+/// count; they are looked up only where that matters.
 async fn look(broker: &RefCell<Broker>, id: ConnectionId, wants: &Wants) -> Result<usize, Denied> {
     let asked = wants.count();
     let fits = broker.borrow().listeners.room_for_leases(id, asked).is_ok();
@@ -209,10 +212,10 @@ async fn look(broker: &RefCell<Broker>, id: ConnectionId, wants: &Wants) -> Resu
     Ok(if fits { asked } else { new })
 }
 
-/// Why not all are open, and those before the first that is not.
+/// The sockets opened before the first failure, and the reason for the failure.
 type Unopened = (Vec<Opened<Socket>>, Denied);
 
-/// Opens listeners, some in a turn. All, or those before the first that is not open, and why.
+/// Opens listeners, some per turn. On failure, returns the sockets opened before it and the reason.
 async fn open(
     broker: &RefCell<Broker>,
     id: ConnectionId,
@@ -231,7 +234,7 @@ async fn open(
     }
 }
 
-/// Opens listeners in their order.
+/// Opens listeners in order.
 async fn open_each(
     broker: &RefCell<Broker>,
     listeners: Vec<Arc<Listener>>,
@@ -245,7 +248,7 @@ async fn open_each(
     }
 }
 
-/// As [`open_each`]; the last of many on a thread beside this one.
+/// As [`open_each`], but opens the last of many on another thread.
 async fn open_all(
     broker: &RefCell<Broker>,
     listeners: Vec<Arc<Listener>>,
@@ -266,7 +269,7 @@ async fn open_all(
         return opened;
     }
     let last = aside.finish().await;
-    // The thread opens fewer than it began where one of them cannot be opened.
+    // The thread opens fewer than it began if one of them cannot be opened.
     let between = rest.len().saturating_sub(last.len());
     open_in_turns(broker, rest.by_ref().take(between), opening).await?;
     for (count, (listener, socket)) in rest.zip(last).enumerate() {
@@ -283,7 +286,7 @@ async fn open_in_turns(
     listeners: impl IntoIterator<Item = Arc<Listener>>,
     opening: &mut Opening,
 ) -> Result<(), Denied> {
-    // Each is freed in its turn.
+    // Each listener is freed in its own turn.
     for (count, listener) in listeners.into_iter().enumerate() {
         if count != 0 && count % OPENED_AT_ONCE == 0 {
             yield_now().await;
@@ -294,8 +297,10 @@ async fn open_in_turns(
     Ok(())
 }
 
-/// Opens listeners of which some overlap others: the most general first, and what it overlaps beside it. What a generation claims tentatively that starts while an
-/// older one serves is [hidden](bindonce_sys::hidden) where it would take connections from one that is held: they would be reset if the start failed.
+/// Opens listeners some of which overlap others: the most general first, and each beside the
+/// sockets that it overlaps. A generation that starts while an older one serves claims tentatively.
+/// Its new listener is [hidden](bindonce_sys::hidden) where it would take connections from a held
+/// one, because those would be reset if the start failed.
 async fn open_beside_others(
     broker: &RefCell<Broker>,
     id: ConnectionId,
@@ -348,7 +353,7 @@ async fn open_beside_others(
     match failure {
         None => Ok(before),
         Some(denied) => {
-            // Behind a hole nothing has its place.
+            // Sockets behind the gap have no place in the result.
             in_order.flatten().for_each(|opened| unlink(opened.handle.path.as_ref()));
             Err((before, denied))
         }
@@ -368,7 +373,8 @@ mod tests {
     use crate::listeners::watch::Guard;
     use crate::upgrade;
 
-    /// A claim of more UNIX paths than are opened in one turn ends with its client, or with this image of the broker.
+    /// A claim of more UNIX paths than one turn opens ends with its client, or with this image of
+    /// the broker.
     #[tokio::test(flavor = "current_thread")]
     async fn a_claim_that_ends_half_way_leaves_no_file() {
         let directory = std::env::temp_dir().join(format!("bindonce-half-{}", std::process::id()));
@@ -397,13 +403,13 @@ mod tests {
             let written = unfinished.written();
             assert_eq!((written.len(), files()), (OPENED_AT_ONCE, OPENED_AT_ONCE));
             if exec {
-                // Nothing of this image runs after an exec, and the next one has what is written.
+                // Nothing of this image runs after an exec; the next image gets `written`.
                 std::mem::forget(half);
                 upgrade::remove(written);
             } else {
                 drop(half);
                 assert!(unfinished.written().is_empty());
-                // As the end of its connection does.
+                // The end of the connection does this.
                 generations::disconnect(&mut broker.borrow_mut(), client);
             }
             assert_eq!(files(), 0, "exec: {exec}");
@@ -421,7 +427,7 @@ mod tests {
         let clients = [(); 4].map(|()| broker.connect_itself());
         let broker = RefCell::new(broker);
         let count = 300;
-        // A port that is free on all of them, and stays so.
+        // A port that is free on all of these addresses, and stays free.
         let free = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = free.local_addr().expect("its address").port();
         let place = |number: usize| format!("127.78.{}.{}:{port}", number / 250, number % 250 + 1);

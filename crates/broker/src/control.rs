@@ -1,8 +1,8 @@
-//! The control socket: who may serve it, how it appears and how it goes.
+//! The control socket: who may serve it, how it is created, and how it is removed.
 //!
-//! A lock file beside it (PATH.lock) is held for the whole life of a broker, so
-//! that two never serve one path, and the socket of a dead one is replaced by
-//! exactly one. The socket itself listens only once it has its mode (`bindonce_sys::listen`).
+//! A broker holds a lock file beside it (PATH.lock) for its whole life. So two brokers never serve
+//! one path, and exactly one broker replaces the socket of a dead one. The socket listens only once
+//! it has its mode (`bindonce_sys::listen`).
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -18,7 +18,7 @@ use bindonce_sys::trusted;
 
 use crate::error::Error;
 
-/// Who is allowed in is decided for each request; the mode keeps out those who never are.
+/// Access is decided for each request; the mode keeps out users who never have any.
 const SOCKET_MODE: u32 = 0o660;
 const DIRECTORY_MODE: u32 = 0o755;
 
@@ -54,7 +54,7 @@ impl Control {
         Ok(Self { socket, lock, path: None })
     }
 
-    /// Goes on with the lock that an earlier image of this process has taken.
+    /// Resumes with the lock that an earlier image of this process took.
     pub(crate) fn resume(socket: &Path, lock: OwnedFd) -> Result<Self, Error> {
         let failed = |source| Error::File {
             doing: "find the absolute path of",
@@ -66,8 +66,8 @@ impl Control {
         Ok(Self { socket, lock, path: None })
     }
 
-    /// Goes on with the socket that an earlier image of this process has made, whose file was
-    /// this; without one its maker has to remove it.
+    /// Resumes with the control socket of an earlier image of this process. `file` is the socket's
+    /// file; without it, whoever created the socket has to remove it.
     pub(crate) fn keep(&mut self, file: Option<UnixPath>) {
         self.path = file;
     }
@@ -77,12 +77,12 @@ impl Control {
         self.lock.as_fd()
     }
 
-    /// The file of the socket, if it is ours to remove.
+    /// The socket's file, if this process must remove it.
     pub(crate) fn path(&self) -> Option<&UnixPath> {
         self.path.as_ref()
     }
 
-    /// Makes the control socket, in place of a dead one, unless it was passed.
+    /// Creates the control socket, in place of a dead one, unless it was passed.
     pub(crate) fn listen(&mut self, passed: Option<UnixListener>) -> Result<UnixListener, Error> {
         if let Some(passed) = passed {
             tracing::info!(socket = %self.socket.display(), "control socket taken over");
@@ -94,14 +94,14 @@ impl Control {
         Ok(OwnedFd::into(opened.fd))
     }
 
-    /// Leaves the socket where it is at the end, for the next broker, which will be passed it.
-    /// Gives the identity of its file.
+    /// Leaves the socket in place at the end, for the next broker, which is passed it. Returns the
+    /// identity of its file.
     pub(crate) fn leave(&mut self) -> Option<UnixPath> {
         self.path = None;
         identity::file(self.socket.to_str()?)
     }
 
-    /// Removes the socket, then the lock: an orderly end.
+    /// Removes the socket, then the lock, at an orderly end.
     pub(crate) fn remove(self) -> io::Result<()> {
         if let Some(path) = &self.path {
             listen::unlink_if_ours(path)?;
@@ -114,8 +114,9 @@ fn lock_path(socket: &Path) -> PathBuf {
     state::with_suffix(socket, ".lock")
 }
 
-/// Opens the directory, and makes it where it is missing. What lies in it is believed at the next start (the state file), and
-/// paths in it are replaced. So root neither makes nor keeps anything where another user could swap it.
+/// Opens the directory, and creates it if it is missing. The next start trusts the state file in
+/// it, and paths in it are replaced. So root neither creates nor keeps anything where another user
+/// could swap it.
 fn open_directory(directory: &Path) -> Result<(), Error> {
     let failed = |source| Error::File {
         doing: "open or create the directory",

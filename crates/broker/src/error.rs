@@ -14,7 +14,7 @@ pub enum Error {
     AlreadyRunning {
         /// The control socket.
         socket: PathBuf,
-        /// Its process, where the lock file tells.
+        /// The process of that broker, if the lock file names it.
         pid: Option<u32>,
     },
     /// The control socket could not be opened.
@@ -22,7 +22,7 @@ pub enum Error {
     ControlSocket {
         /// The path.
         socket: PathBuf,
-        /// What failed.
+        /// The error.
         source: bindonce_sys::Error,
     },
     /// A file or directory of the broker could not be set up.
@@ -30,9 +30,9 @@ pub enum Error {
     File {
         /// What was being done.
         doing: &'static str,
-        /// To which file.
+        /// The file or directory.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
     /// Another user could replace what the broker keeps beside its control socket.
@@ -40,10 +40,10 @@ pub enum Error {
     Directory {
         /// The directory of the control socket.
         path: PathBuf,
-        /// Who could.
+        /// Who could replace it, and where.
         untrusted: Untrusted,
     },
-    /// A configuration file says something that cannot be.
+    /// The configuration is invalid.
     #[error("the configuration{} is not understood: {reason}", path_text(.path.as_deref()))]
     Configuration {
         /// The file, where the text came from one.
@@ -51,15 +51,15 @@ pub enum Error {
         /// The reason, and where it is.
         reason: String,
     },
-    /// What was to be bound at the start could not be. Nothing is bound then.
+    /// A listener could not be bound at the start. Nothing is bound then.
     #[error("{message}")]
     Listen {
-        /// What happened and to what.
+        /// What happened, and to which listener.
         message: String,
         /// What to do about it.
         hint: Option<String>,
     },
-    /// What an earlier image of this process, or the one before an upgrade, has left cannot be read.
+    /// The state left by an earlier image of this process cannot be read.
     #[error("the state of the broker cannot be read: {reason}")]
     State {
         /// The reason.
@@ -70,7 +70,7 @@ pub enum Error {
     Runtime {
         /// The path.
         socket: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
 }

@@ -1,7 +1,7 @@
 //! Generations of services: they join, and are told when they serve and when they must retire.
 //!
-//! What the next broker must know is recorded before a client is told, and a notification goes
-//! only to a connection that has asked for the order to be kept.
+//! The broker records what the next broker must know before it tells a client. Notifications go
+//! only to connections that asked the broker to keep the order.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -41,7 +41,7 @@ pub(crate) async fn keep(broker: &RefCell<Broker>) {
     }
 }
 
-/// Joins a connection to a service as one of its generations; gives the answer.
+/// Joins a connection to a service as one of its generations, and returns the answer.
 pub(crate) fn join(
     broker: &mut Broker,
     caller: &Caller,
@@ -69,7 +69,7 @@ pub(crate) fn join(
         return Err(RpcError::new(code, refusal.to_string()).with_hint(refusal.hint()));
     }
     if state == State::Serving {
-        // Before an older one that is told to retire has stopped.
+        // Before an older generation, told to retire, has stopped accepting.
         broker.listeners.show_hidden(connection);
     }
     let label = broker.listeners.registry.caller(connection).and_then(|(_, label)| label);
@@ -81,19 +81,19 @@ pub(crate) fn join(
     })
 }
 
-/// Goes on with the generations of the image before.
+/// Resumes with the generations of the previous image.
 pub(crate) fn resume(broker: &mut Broker, places: Vec<Place>) {
     let actions = broker.succession.on(Event::Resume(places));
     let _ = perform(broker, actions);
 }
 
-/// A connection has ended, and with it its place among the generations.
+/// Gives up the place of an ended connection among the generations.
 pub(crate) fn left(broker: &mut Broker, connection: ConnectionId) {
     let actions = broker.succession.on(Event::Gone(connection));
     let _ = perform(broker, actions);
 }
 
-/// Performs what the succession decides. Gives the refusal, if that is what it decides.
+/// Performs what the succession decides. Returns the refusal, if there is one.
 #[must_use]
 fn perform(broker: &mut Broker, actions: Vec<Action>) -> Option<succession::Refusal> {
     let mut refused = None;
@@ -139,7 +139,7 @@ fn perform(broker: &mut Broker, actions: Vec<Action>) -> Option<succession::Refu
     refused
 }
 
-/// Enters the generation of a connection in the registry.
+/// Registers the generation of a connection.
 fn enter(broker: &mut Broker, id: ConnectionId, label: Label) {
     tracing::debug!(
         service = %label.service, generation = label.generation, pid = label.pid,
@@ -162,7 +162,7 @@ fn cut(broker: &Broker, connection: ConnectionId, label: &Label, cause: Cause) {
         Cause::Overdue => tracing::error!(
             %service, generation, pid,
             hint = "it may still accept: `bindonce doctor` tells; end it if it does",
-            "cut off: it was told to retire and has not said in time that it stopped accepting"
+            "cut off: it was told to retire and did not report in time that it has stopped accepting"
         ),
         Cause::TakenBack => tracing::warn!(
             %service, generation, pid,

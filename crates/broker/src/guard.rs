@@ -1,10 +1,10 @@
-//! Looks after the listeners while others share them.
+//! Keeps listeners listening while other processes share them.
 //!
-//! Any process that has a descriptor of a listener can end its LISTEN state for all.
-//! The kernel tells at once ([`bindonce_sys::guard`]), and the listener is made to
-//! listen again, some at a time, with a turn for everybody else in between. Who may have done it
-//! is asked afterwards ([`crate::inquiry`]), once for all that have fallen meanwhile. A UNIX path
-//! whose socket was shut down gets a new socket, since nothing repairs the old one.
+//! Any process that has a descriptor of a listener can end its LISTEN state for all. The kernel
+//! reports that at once ([`bindonce_sys::guard`]), and the broker makes the listener listen again,
+//! one per turn so that other tasks run in between. An inquiry ([`crate::inquiry`]) then looks for
+//! the process that may have done it, once for all listeners that fell meanwhile. A UNIX path whose
+//! socket was shut down gets a new socket, because the old one cannot be repaired.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ use crate::claims;
 use crate::inquiry::Question;
 use crate::listeners::LOGGED_ONE_BY_ONE;
 
-/// How often to try again with a listener that cannot be made to listen now.
+/// How often to retry a listener that cannot be made to listen now.
 const RETRY: Duration = Duration::from_millis(250);
 
 /// Repairs are logged at most this often.
@@ -39,7 +39,7 @@ pub(crate) async fn keep(broker: &Rc<RefCell<Broker>>) {
     tokio::join!(watch(broker), report(broker), settle_rest(broker));
 }
 
-/// Does what replies have left, in as many turns as it needs.
+/// Does the work that replies have left, in as many turns as it needs.
 pub(crate) async fn settle_rest(broker: &Rc<RefCell<Broker>>) {
     let guard = Rc::clone(&broker.borrow().listeners.guard);
     loop {
@@ -53,7 +53,7 @@ async fn watch(broker: &Rc<RefCell<Broker>>) {
     let watch = match Watch::new(&guard.kernel) {
         Ok(watch) => watch,
         Err(error) => {
-            tracing::error!(%error, "cannot watch listeners: those that leave LISTEN stay so");
+            tracing::error!(%error, "cannot watch listeners: one that leaves LISTEN is not repaired");
             return std::future::pending().await;
         }
     };
@@ -64,7 +64,7 @@ async fn watch(broker: &Rc<RefCell<Broker>>) {
         });
         for number in &fallen {
             look_after(broker, *number);
-            // A process that ends them again and again must not delay the other tasks.
+            // A process that ends listeners again and again must not delay the other tasks.
             yield_now().await;
         }
         if !fallen.is_empty() {
@@ -179,7 +179,7 @@ fn put_another(broker: &Rc<RefCell<Broker>>, id: ListenerId, inode: u64) {
     }
 }
 
-/// Logs the repairs, with the processes that share those listeners.
+/// Logs the repairs, with the processes that share the repaired listeners.
 async fn report(broker: &RefCell<Broker>) {
     let guard = Rc::clone(&broker.borrow().listeners.guard);
     loop {
@@ -189,7 +189,7 @@ async fn report(broker: &RefCell<Broker>) {
             continue;
         }
         let inquiry = Rc::clone(&broker.borrow().inquiry);
-        // A few are enough to find out who it is.
+        // A few inodes are enough to find the process.
         let some = unreported
             .keys()
             .take(LOGGED_ONE_BY_ONE)

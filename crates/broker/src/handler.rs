@@ -1,4 +1,4 @@
-//! What the broker decides about its clients.
+//! The broker's part in serving clients: admission, answers, and the end of connections.
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -1,9 +1,10 @@
-//! Which process has an address that could not be bound, and which processes share a listener: for the hint of an
-//! error or a line of the log, so everything here is an attempt, and "nobody known" an answer.
+//! Finds which process has an address that could not be bound, and which processes share a
+//! listener. The answer goes into the hint of an error or a line of the log, so this is best
+//! effort, and "no known process" is an answer.
 //!
-//! The answer is in /proc, in the descriptors of every process of the host. So one thread looks
-//! at a time, a tenth of the time at most, however often clients ask; what it has found is
-//! everybody's for a while; and who asks waits for [`PATIENCE`] at most.
+//! The answer is in /proc, in the descriptors of every process on the host. So only one thread
+//! looks at a time, for a tenth of the time at most, however often clients ask. Its findings serve
+//! every request for a while ([`FRESH`]), and a request waits for [`PATIENCE`] at most.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,35 +20,35 @@ use tokio::time::{sleep_until, timeout};
 /// How long a request waits for an answer.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// How long an answer holds.
+/// How long an answer stays valid.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// After each look nobody looks for so many times as long as that one took.
+/// After each look no other starts for this many times its duration.
 const REST: u32 = 9;
 
-/// So many answers are remembered.
+/// Number of answers that are remembered.
 const REMEMBERED: usize = 64;
 
-/// So many processes are named.
+/// Number of processes that an answer names.
 const NAMED: usize = 5;
 
 /// A question to /proc.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Question {
-    /// Which processes have a socket in the way of this listener.
+    /// The processes that have a socket in the way of this listener.
     InTheWay(Arc<Listener>),
-    /// Who else has one of these sockets, by inode.
+    /// Other processes that have one of these sockets, by inode.
     Sharing(Vec<u64>),
 }
 
-/// Where everybody asks.
+/// Where all requests ask.
 #[derive(Debug, Default)]
 pub(crate) struct Inquiry(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
     known: Mutex<Known>,
-    /// Rung when a look has ended.
+    /// Notified when a look ends.
     looked: Notify,
 }
 
@@ -55,17 +56,17 @@ struct Shared {
 struct Known {
     answers: Vec<(Question, Instant, Option<String>)>,
     looking: bool,
-    /// Nobody looks before that.
+    /// No look starts before this.
     rest: Option<Instant>,
 }
 
 impl Inquiry {
-    /// The processes that are asked for, as `pid 12 (nginx), pid 13 (nginx)`; None if none is
-    /// seen, or it was not known in time.
+    /// Asks for the processes, as `pid 12 (nginx), pid 13 (nginx)`. None if none is found, or not
+    /// in time.
     pub(crate) async fn ask(&self, question: Question) -> Option<String> {
         let answered = async {
             loop {
-                // From here on no look is missed.
+                // Registers first, so that the end of no look is missed.
                 let looked = self.0.looked.notified();
                 match self.0.step(&question) {
                     Step::Known(answer) => return answer,
@@ -79,14 +80,14 @@ impl Inquiry {
     }
 }
 
-/// The next step of a request that asks.
+/// The next step of a waiting request.
 enum Step {
     Known(Option<String>),
-    /// Ask again then.
+    /// Ask again at this time.
     Rest(Instant),
     /// Ask again when the current look has ended.
     Wait,
-    /// Nobody can look.
+    /// No thread can be started to look.
     Nobody,
 }
 
@@ -127,7 +128,7 @@ impl Shared {
     }
 }
 
-/// A look is going on, until this is dropped.
+/// Marks a look as in progress, until this is dropped.
 struct Looking<'a>(&'a Shared);
 
 impl Drop for Looking<'_> {
@@ -159,7 +160,8 @@ fn look(question: &Question) -> Option<String> {
 /// The inodes of the sockets in the way of a listener.
 fn in_the_way(listener: &Listener) -> Option<Vec<u64>> {
     if let Address::Unix(path) = &listener.address {
-        // What a client reaches there, under whatever name it was bound; not one of that name that has been replaced.
+        // The socket that a client reaches at this path, under whatever name it was bound; not a
+        // replaced socket of the same name.
         return Some(diag::unix_at(Path::new(path)).ok()?.into_iter().collect());
     }
     let sockets = match &listener.options.netns {
@@ -216,7 +218,7 @@ mod tests {
             let listener: Listener = listener.parse().expect("a listener");
             let question = Question::InTheWay(Arc::new(listener));
             let inquiry = Inquiry::default();
-            // One look is under way, and as many as like have asked for it.
+            // A look is in progress, and many requests wait for it.
             inquiry.0.known().looking = true;
             for _ in 0..100 {
                 assert!(matches!(inquiry.0.step(&question), Step::Wait));
@@ -224,13 +226,13 @@ mod tests {
             inquiry.0.known().looking = false;
             let own = format!("pid {}", std::process::id());
             let mut holders = None;
-            // On a busy machine it may take longer than a request waits.
+            // On a busy machine the look may take longer than a request waits.
             while holders.is_none() {
                 holders = inquiry.ask(question.clone()).await;
             }
             assert!(holders.expect("it is ours").contains(&own));
             assert!(matches!(inquiry.0.step(&question), Step::Known(Some(_))));
-            // Another question waits until the look has been paid for.
+            // Another question waits until the pause after the look is over.
             inquiry.0.known().rest = Some(Instant::now() + PATIENCE * 4);
             let other = Question::Sharing(vec![1]);
             assert!(matches!(inquiry.0.step(&other), Step::Rest(_)));

@@ -1,5 +1,5 @@
-//! Large answers, one at a time for each user: what one that is being made takes in memory, a user takes once, on
-//! however many connections it asks.
+//! Large answers, one at a time for each user. So a user takes the memory for a large answer only
+//! once, on however many connections it asks.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -7,16 +7,16 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-/// Users whose large answers are being made.
+/// Users with a large answer in progress.
 #[derive(Debug, Default)]
 pub(crate) struct LargeAnswers(RefCell<HashMap<u32, Arc<Mutex<()>>>>);
 
-/// The turn of a request among the large ones of its user, once it has it.
+/// The turn of a request among its user's large ones, once it has come.
 #[derive(Debug, Default)]
 pub(crate) struct Turn(Option<OwnedMutexGuard<()>>);
 
 impl Turn {
-    /// Whether it has come, or comes at once because no other is in progress.
+    /// Whether the turn has come. It comes at once if no other is in progress.
     pub(crate) fn has_come(&mut self, large: &LargeAnswers, uid: u32) -> bool {
         if self.0.is_none() {
             self.0 = large.of(uid).try_lock_owned().ok();
@@ -24,7 +24,7 @@ impl Turn {
         self.0.is_some()
     }
 
-    /// Waits for it, if it has not come yet. It lasts until this is dropped.
+    /// Waits for the turn, if it has not come yet. It lasts until this is dropped.
     pub(crate) async fn come(&mut self, large: &LargeAnswers, uid: u32) {
         if self.0.is_none() {
             let lock = large.of(uid);
@@ -36,7 +36,7 @@ impl Turn {
 impl LargeAnswers {
     fn of(&self, uid: u32) -> Arc<Mutex<()>> {
         let mut users = self.0.borrow_mut();
-        // Nobody of these makes one any more.
+        // Forget users that have no large answer in progress.
         users.retain(|_, lock| Arc::strong_count(lock) > 1);
         Arc::clone(users.entry(uid).or_default())
     }

@@ -1,12 +1,11 @@
 //! The broker: binds every listen address once, keeps the sockets, and hands
 //! them to the clients that a rule allows.
 //!
-//! [`bindonce_core::registry`] decides what is bound and who uses it; this
-//! crate performs the decisions. One thread serves all clients: a connection is a
-//! task that reads a request, decides and performs it without yielding,
-//! and writes the reply. So two requests never interleave, and a peer that does
-//! not read or does not finish its request delays only itself, for at most
-//! [`Limits::request_time`].
+//! [`bindonce_core::registry`] decides what is bound and who uses it; this crate performs the
+//! decisions. One thread serves all clients: each connection is a task that reads a request,
+//! decides and performs it without yielding, and writes the reply. So two requests never
+//! interleave, and a peer that does not read or does not finish its request delays only itself, for
+//! at most the limit `request_time`.
 //!
 //! The caller owns the runtime (a current-thread one) and the signals:
 //! [`run`] serves until its `shutdown` future is ready.

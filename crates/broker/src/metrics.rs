@@ -1,5 +1,5 @@
-//! What a broker exports for Prometheus: itself, its listeners, and what was asked of it.
-//! docs/metrics.md lists every family.
+//! What a broker exports for Prometheus: itself, its listeners, and its requests. docs/metrics.md
+//! lists every family.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -18,7 +18,7 @@ use crate::broker::{Broker, VERSION};
 use crate::listeners::{Held, Socket};
 use crate::problems;
 
-/// So many listeners are looked at in one turn.
+/// Listeners examined in one turn.
 const IN_A_TURN: usize = 64;
 
 const UPGRADES: Family = Family::counter(
@@ -92,7 +92,7 @@ struct Row {
     holders: usize,
 }
 
-/// Everything, many listeners in many turns.
+/// The whole page; many listeners take many turns.
 pub(crate) async fn page(broker: &RefCell<Broker>) -> String {
     let problems = problems::all(broker).await.len();
     let rows = rows(broker).await;
@@ -139,7 +139,7 @@ async fn rows(broker: &RefCell<Broker>) -> Vec<Row> {
     }
 }
 
-/// Each family as a whole, as the format wants it.
+/// Writes each family as a whole, as the format requires.
 async fn listeners(page: &mut Page, rows: &[Row]) {
     type Value = fn(&Row) -> Option<u64>;
     let each: [(&Family, Value); 8] = [
@@ -160,8 +160,8 @@ async fn listeners(page: &mut Page, rows: &[Row]) {
     }
 }
 
-/// The kernel's books of this network namespace by inode: one look at each instead of calls for
-/// each socket.
+/// The kernel's socket lists of this network namespace, by inode: one read of each list instead of
+/// calls for each socket.
 #[derive(Default)]
 struct Books {
     stream: HashMap<u64, (Queue, u32)>,
@@ -169,7 +169,7 @@ struct Books {
 }
 
 impl Books {
-    /// Those that these listeners stand in. A book that cannot be read tells nothing.
+    /// Reads the lists in which these listeners appear. A list that cannot be read counts as empty.
     fn of<'a>(held: impl Iterator<Item = &'a Held>) -> Self {
         let (mut tcp, mut unix) = (false, false);
         for held in held {
@@ -196,7 +196,7 @@ impl Books {
         let (queue, drops, listening) = match listener.address {
             Address::Tcp(_) => match self.stream.get(&opened.inode) {
                 Some((queue, drops)) => (Some(*queue), Some(*drops), Some(true)),
-                // Of another network namespace, or not listening any more.
+                // In another network namespace, or no longer listening.
                 None => {
                     let queue = queue::accept_queue(fd).ok();
                     (queue, None, Some(queue.is_some()))

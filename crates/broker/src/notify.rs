@@ -14,10 +14,10 @@ use tokio::time::{MissedTickBehavior, sleep};
 
 use crate::broker::Broker;
 
-/// How often the status is looked at without a watchdog.
+/// How often the status is checked without a watchdog.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Lets go of what has been needed and is not needed while nobody asks: memory, and the pages of code that are resident.
+/// Releases what is not needed while no client asks: freed memory, and resident pages of code.
 pub(crate) fn shrink() {
     memory::return_freed();
     if let Err(error) = memory::forget_code() {
@@ -25,11 +25,12 @@ pub(crate) fn shrink() {
     }
 }
 
-/// So long after memory was given back it is given back again, once for all that has ended meanwhile.
+/// Shortest time between two releases; one release covers all that ended meanwhile.
 const REST: Duration = Duration::from_secs(1);
 
-/// Gives back what such requests or connections have needed when they end, for as long as the broker runs: at once, but since
-/// that costs those who come next some page faults, no client brings it about as often as it likes.
+/// Releases memory when large requests or connections have `ended`, for as long as the broker runs.
+/// The first release is immediate. But a release costs the next requests some page faults, so no
+/// client can trigger it as often as it likes.
 pub(crate) async fn shrink_after(ended: &Notify) {
     loop {
         ended.notified().await;
@@ -38,22 +39,22 @@ pub(crate) async fn shrink_after(ended: &Notify) {
     }
 }
 
-/// Says that the broker serves.
+/// Reports that the broker serves.
 pub(crate) fn ready(broker: &RefCell<Broker>) {
     shrink();
     if let Some(starter) = std::env::var_os(STARTER) {
-        // It may have gone, or have heard it from an earlier image of this process.
+        // The starter may have gone, or been told by an earlier image of this process.
         let _ = notify::send_to(&starter, "READY=1");
     }
     notify::tell(&format!("READY=1\nSTATUS={}", status(broker)));
 }
 
-/// Says that the broker ends.
+/// Reports that the broker ends.
 pub(crate) fn stopping() {
     notify::tell("STOPPING=1");
 }
 
-/// Keeps the manager up to date, for as long as the broker runs.
+/// Keeps the service manager up to date, for as long as the broker runs.
 pub(crate) async fn run(broker: &RefCell<Broker>) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;

@@ -1,5 +1,5 @@
-//! Generations that may outlive their connections to the broker, and those that do. What becomes of what they have is in
-//! [`crate::parting`].
+//! Generations that may outlive their connections to the broker, and those that do.
+//! [`crate::parting`] decides what happens to their listeners.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -9,18 +9,18 @@ use bindonce_core::registry::{ConnectionId, Label, State};
 use bindonce_sys::process::{self, Pidfd};
 use tokio::sync::Notify;
 
-/// Generations that may outlive their connections, and those that do.
 #[derive(Debug, Default)]
 pub(crate) struct Outlived {
-    /// Processes that were children of the peer, with their start times, of generations that have not served.
+    /// For generations that have not served: processes that were children of the peer, with their
+    /// start times.
     children: RefCell<HashMap<ConnectionId, (i32, u64)>>,
-    /// These live on, and nobody watches them yet.
+    /// Generations that live on and that no task watches yet.
     new: RefCell<Vec<(ConnectionId, Pidfd)>>,
     changed: Notify,
 }
 
 impl Outlived {
-    /// A connection has joined as this generation.
+    /// Notes that a connection has joined as this generation.
     pub(crate) fn joined(&self, connection: ConnectionId, peer: &Peer, label: &Label) {
         let pid = label.pid.cast_signed();
         let mut children = self.children.borrow_mut();
@@ -36,23 +36,23 @@ impl Outlived {
         }
     }
 
-    /// That connection ends: the process that may outlive it.
+    /// Forgets a connection that ends. Returns the process that may outlive it.
     pub(crate) fn forget(&self, connection: ConnectionId) -> Option<(i32, u64)> {
         self.children.borrow_mut().remove(&connection)
     }
 
-    /// The generation of this connection, which ends, lives on in this process.
+    /// Notes that the generation of this ending connection lives on in this process.
     pub(crate) fn lives_on(&self, connection: ConnectionId, process: Pidfd) {
         self.new.borrow_mut().push((connection, process));
         self.changed.notify_one();
     }
 
-    /// Those that live on and that nobody watches yet.
+    /// Takes the generations that live on and that no task watches yet.
     pub(crate) fn take(&self) -> Vec<(ConnectionId, Pidfd)> {
         self.new.take()
     }
 
-    /// Ends when there may be more of them.
+    /// Waits until there may be more of them.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }

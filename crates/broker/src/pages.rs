@@ -1,5 +1,5 @@
-//! The pages that the broker serves over HTTP: metrics and the status page, on a UNIX socket beside the control
-//! socket, and on the listener of `--metrics`.
+//! The pages that the broker serves over HTTP: metrics and the status page, on a UNIX socket beside
+//! the control socket, and on the listener of `--metrics`.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -20,19 +20,19 @@ use crate::claims;
 use crate::config::Config;
 use crate::{metrics, status_page};
 
-/// Who may connect is decided by the file: its owner and its group.
+/// The file's owner and group decide who may connect.
 const MODE: u32 = 0o660;
 
-/// Whoever can connect there may read the status page.
+/// Everyone who can connect there may read the status page.
 const BESIDE: Served = Served { is_tcp: false, status_page: scrape::StatusPage::Open };
 
-/// Where the broker on this control socket always exports its metrics.
+/// Path where the broker on this control socket always exports its metrics.
 pub(crate) fn socket(control: &Path) -> PathBuf {
     state::with_suffix(control, ".metrics")
 }
 
-/// Serves scrapes for as long as the broker runs: on a UNIX socket beside the control socket,
-/// and on the listener of the configuration. Neither keeps the broker from anything.
+/// Serves scrapes for as long as the broker runs: on a UNIX socket beside the control socket, and
+/// on the listener of the configuration. If either fails, the broker still runs.
 pub(crate) async fn keep(broker: &Rc<RefCell<Broker>>, config: &Config) {
     let pages = Rc::default();
     tokio::join!(beside(broker, &pages), on_listener(broker, &pages, config));
@@ -104,7 +104,7 @@ async fn export(broker: &Rc<RefCell<Broker>>, pages: &Rc<Both>, socket: OwnedFd,
             match subject {
                 Subject::Metrics => Some(pages.metrics.page(|| metrics::page(&broker)).await),
                 Subject::Status => Some(pages.status.page(|| status_page::html(&broker)).await),
-                // The broker starts no process: a supervisor's page has them.
+                // The broker starts no process; findings are on a supervisor's page.
                 Subject::Findings => None,
             }
         }
@@ -114,7 +114,7 @@ async fn export(broker: &Rc<RefCell<Broker>>, pages: &Rc<Both>, socket: OwnedFd,
     }
 }
 
-/// What can be asked for.
+/// The pages that can be requested.
 #[derive(Default)]
 struct Both {
     metrics: Paced,

@@ -1,9 +1,11 @@
-//! The end of a connection, and generations that outlive it: a supervisor was killed before the broker knew that its
-//! generation serves.
+//! The end of a connection, and generations that outlive it because their supervisor was killed
+//! before the broker knew that they serve.
 //!
-//! What such a generation has is in use, confirmed or not. It stays while the process of the generation lives, which the kernel
-//! tells by a pidfd, or until the next supervisor claims it. That process is one that has these very sockets; where its
-//! descriptors may not be read, one that was a child of the peer that named it: a pid of another pid namespace is neither.
+//! Such a generation uses its listeners, confirmed or not. They stay until the generation's process
+//! ends, which the kernel reports through a pidfd, or until the next supervisor claims them. A
+//! process counts as the generation's if it has these very sockets; where its descriptors may not
+//! be read, if it was a child of the peer that named it. A pid of another pid namespace passes
+//! neither test.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -21,7 +23,8 @@ use crate::generations;
 /// How long a look at the descriptors of one process may take.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Closes what generations had that outlived their connections, as each of them ends, for as long as the broker runs.
+/// Closes the listeners of generations that outlived their connections, as each generation ends,
+/// for as long as the broker runs.
 pub(crate) async fn keep(broker: &Rc<RefCell<Broker>>) {
     let outlived = Rc::clone(&broker.borrow().outlived);
     loop {
@@ -39,7 +42,7 @@ async fn watch(broker: Rc<RefCell<Broker>>, connection: ConnectionId, process: P
     };
     if let Err(error) = ended {
         let pid = process.pid();
-        tracing::warn!(pid, %error, "cannot watch a process: what it has stays until it is released");
+        tracing::warn!(pid, %error, "cannot watch a process: its listeners stay until they are released");
         return;
     }
     while broker.borrow_mut().listeners.ended(connection) {
@@ -47,7 +50,7 @@ async fn watch(broker: Rc<RefCell<Broker>>, connection: ConnectionId, process: P
     }
 }
 
-/// Ends a connection; one that has many leases in many turns.
+/// Ends a connection, in many turns if it has many leases.
 pub(crate) async fn disconnect_in_turns(broker: &RefCell<Broker>, id: ConnectionId) {
     generations::left(&mut broker.borrow_mut(), id);
     keep_what_is_used(broker, id).await;
@@ -56,7 +59,7 @@ pub(crate) async fn disconnect_in_turns(broker: &RefCell<Broker>, id: Connection
     }
 }
 
-/// What a generation has that lives on without its connection stays.
+/// Keeps the listeners of a generation that lives on without its connection.
 async fn keep_what_is_used(broker: &RefCell<Broker>, id: ConnectionId) {
     let child = broker.borrow().outlived.forget(id);
     let unconfirmed = broker.borrow().listeners.unconfirmed(id);
@@ -64,7 +67,7 @@ async fn keep_what_is_used(broker: &RefCell<Broker>, id: ConnectionId) {
     let Some(process) = lives(&label, child, inodes.clone()).await else { return };
     tracing::warn!(
         service = %label.service, generation = label.generation, pid = label.pid, count = inodes.len(),
-        "a generation has outlived its supervisor, which had not said that it serves: its listeners stay with it"
+        "a generation outlived a supervisor that had not yet reported it as serving: it keeps its listeners"
     );
     let mut broker = broker.borrow_mut();
     broker.listeners.outlived(id, &inodes.into_iter().collect());
@@ -74,12 +77,12 @@ async fn keep_what_is_used(broker: &RefCell<Broker>, id: ConnectionId) {
 /// The process of a generation, if it lives and has one of these sockets.
 async fn lives(label: &Label, child: Option<(i32, u64)>, inodes: Vec<u64>) -> Option<Pidfd> {
     let pid = label.pid.cast_signed();
-    // Opened first: what it names cannot change under the look.
+    // Open the pidfd first: the pid cannot come to mean another process during the look.
     let process = Pidfd::open(pid).ok().filter(|process| !process.has_ended())?;
     let has = worker::within(LOOK, move || holders::holds(pid, &inodes)).await;
     let lives = match has.and_then(std::convert::identity) {
         Ok(has) => has,
-        // It may not be asked.
+        // Its descriptors may not be read.
         Err(_) => {
             child.is_some_and(|child| process::start_time(pid).map(|at| (pid, at)) == Some(child))
         }

@@ -1,5 +1,5 @@
-//! What the broker should hold and cannot: listeners of the configuration that are not bound, records that are not written, and
-//! sockets that no client reaches.
+//! What the broker should hold and cannot: configured listeners that are not bound, records that
+//! are not written, listeners that are not recovered, and sockets that no client reaches.
 
 use std::cell::RefCell;
 
@@ -10,13 +10,13 @@ use crate::broker::{Broker, NotBound};
 use crate::listeners::{hidden, unreachable};
 use crate::persistence::Persistence;
 
-/// So many listeners are looked at in one turn: a UNIX path takes some 5 us.
+/// Listeners examined in one turn; a UNIX path takes about 5 us.
 const IN_A_TURN: usize = 64;
 
-/// So many listeners that are not recovered are named.
+/// Number of unrecovered listeners that are named.
 const NAMED: usize = 5;
 
-/// All of it, many listeners in many turns.
+/// All problems; many listeners take many turns.
 pub(crate) async fn all(broker: &RefCell<Broker>) -> Vec<Problem> {
     let mut problems = Vec::new();
     {

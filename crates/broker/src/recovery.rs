@@ -1,18 +1,20 @@
 //! Recovers listeners where no service manager keeps them: after a broker was killed, or
 //! ended while others used its listeners (its container was replaced).
 //!
-//! The state file lists what was held. Each listener is recovered from the first of these that has it:
+//! The state file lists the listeners that were held. Each is recovered from the first of these
+//! that has it:
 //!
 //! 1. a client that connects again and gives back what it holds (`store`);
-//! 2. a process that holds the socket, by pidfd_getfd(2), where that is allowed; inode and
-//!    cookie must be those that were written down, so that it is the same socket;
+//! 2. a process that holds the socket, by pidfd_getfd(2), where that is allowed; inode and cookie
+//!    must match the record, so that it is the same socket;
 //! 3. a new socket on the address. The kernel grants it only if nobody holds the old one,
 //!    because no socket of ours has SO_REUSEPORT: there are never two. (Not after an orderly
 //!    end: a client that has closed its socket does not need it.)
 //!
-//! Clients can connect meanwhile; what would bind or release waits until this is over,
-//! [`PATIENCE`] at most. The log names each listener that was not recovered, and who holds it. Its
-//! record stays: a client may still give it back, and once its holder has ended a claim binds it anew.
+//! Clients can connect meanwhile. Requests that would bind or release wait until this is over,
+//! [`PATIENCE`] at most. The log names each listener that was not recovered, and its holders. Its
+//! record stays: a client may still give it back, and once its holder has ended a claim binds it
+//! again.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
@@ -34,13 +36,13 @@ use crate::inquiry;
 use crate::persistence::Gate;
 use crate::persistence::restore::{Found, as_written};
 
-/// How long clients have to give back what they hold before it is taken from them.
+/// How long clients have to give back their listeners before the broker takes them.
 const GRACE: Duration = Duration::from_millis(300);
 
-/// How long claims wait for all of this.
+/// How long claims wait for the whole recovery.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long a look at all of /proc may take.
+/// How long a read of all of /proc may take.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Recovers every missing listener that can be recovered.
@@ -62,7 +64,7 @@ pub(crate) async fn run(broker: &Rc<RefCell<Broker>>) {
     wait(broker, &gate, begun + GRACE).await;
     take(broker).await;
     wait(broker, &gate, until).await;
-    // Their holders may have ended meanwhile.
+    // The holders may have ended meanwhile.
     if in_order {
         closed += forget_closed(broker).await;
     } else {
@@ -112,7 +114,7 @@ async fn look(broker: &Rc<RefCell<Broker>>) -> BTreeMap<u64, Vec<Holder>> {
         return BTreeMap::new();
     }
     let own = i32::try_from(std::process::id()).unwrap_or_default();
-    // It reads all of /proc, so it happens beside this thread.
+    // This reads all of /proc, so it runs on another thread.
     let found = worker::within(LOOK, move || holders::of(&inodes)).await.unwrap_or_default();
     let mut held: BTreeMap<u64, Vec<Holder>> = BTreeMap::new();
     for holder in found.into_iter().filter(|holder| holder.pid != own) {
@@ -124,12 +126,12 @@ async fn look(broker: &Rc<RefCell<Broker>>) -> BTreeMap<u64, Vec<Holder>> {
     held
 }
 
-/// Forgets the listeners that no process holds any more; gives how many. The kernel's list of listening
-/// sockets decides: it has those of other pid namespaces too.
+/// Forgets the listeners that no process holds any more, and returns their number. The kernel's
+/// list of listening sockets decides, because it includes those of other pid namespaces.
 async fn forget_closed(broker: &Rc<RefCell<Broker>>) -> usize {
     let Ok(Ok(listening)) = worker::within(LOOK, diag::listening).await else { return 0 };
     let open: HashSet<u64> = listening.iter().map(|socket| socket.inode).collect();
-    // Those of another network namespace are not on this list.
+    // Listeners of another network namespace are not on this list.
     let elsewhere =
         |entry: &Entry| entry.listener().is_ok_and(|listener| listener.options.netns.is_some());
     let missing = &mut broker.borrow_mut().persistence.missing.entries;
@@ -183,13 +185,13 @@ fn from_process(entry: &Entry, holder: Holder) -> Option<Found> {
     }
 }
 
-/// Binds anew the missing listeners that are `free`, where the kernel allows it.
+/// Rebinds the missing listeners that are `free`, where the kernel allows it.
 async fn rebind(broker: &Rc<RefCell<Broker>>, free: impl Fn(&Entry) -> bool) {
     let entries = broker.borrow().persistence.missing.wanted(free);
     for entry in entries {
         let (Ok(listener), Ok(bound)) = (entry.listener(), entry.bound()) else { continue };
         let name = listener.label();
-        // Where port 0 was asked for, the port that it had.
+        // If port 0 was asked for, bind the port that the listener had.
         let place = Listener { address: bound, ..listener.clone() };
         let again = broker.borrow().listeners.open_again(&place);
         match again {
@@ -207,7 +209,7 @@ async fn rebind(broker: &Rc<RefCell<Broker>>, free: impl Fn(&Entry) -> bool) {
             }
             Err(error) => tracing::debug!(listener = name, %error, "cannot be bound anew"),
         }
-        // Thousands of them must not delay a client that gives a listener back.
+        // Thousands of listeners must not delay a client that gives one back.
         tokio::task::yield_now().await;
     }
 }

@@ -32,17 +32,16 @@ use crate::recovery;
 use crate::start;
 use crate::upgrade::{self, Inherited, Resumed};
 
-/// How long the broker still answers clients at its end.
+/// How long the broker still answers clients while it ends.
 const LAST_REQUESTS: Duration = Duration::from_millis(500);
 
-/// How long reading the configuration again may take, users and groups looked up.
+/// Time limit for rereading the configuration, including the lookup of users and groups.
 const READ: Duration = Duration::from_secs(15);
 
-/// Serves until `shutdown` is ready. On a current-thread runtime with I/O and
-/// time enabled.
+/// Serves until `shutdown` is ready. Needs a current-thread runtime with I/O and time enabled.
 ///
 /// # Errors
-/// Any reason for which it cannot start; then nothing is bound and no file is left.
+/// Any reason why the broker cannot start. Nothing is bound then, and no file is left.
 pub async fn run(mut config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let limit = match limits::raise_nofile() {
         Ok(limit) => limit,
@@ -125,8 +124,8 @@ async fn serve(
             _ = tasks.run_until(WhenWoken::new(serving)) => {}
             () = shutdown => {}
         }
-        // A client may have hung up without its task having run: its leases have ended. Every task whose
-        // connection has become ready gets a turn.
+        // A client may have hung up without its task having run yet. Give every task whose
+        // connection is ready a turn, so that those leases end.
         let answered = tasks.run_until(async {
             for _ in 0..2 {
                 yield_now().await;
@@ -146,21 +145,21 @@ async fn serve(
     served
 }
 
-/// The events file of the broker on this control socket, which the next broker reads too. It is not part of
-/// the state file: events may be lost and the state may not, they are appended far more often, and they do not
-/// depend on how this process ends.
+/// The events file of the broker on this control socket. The next broker reads it too. Events are
+/// not in the state file because they may be lost and the state may not, are appended far more
+/// often, and do not depend on how this process ends.
 pub fn events_file(socket: &Path) -> PathBuf {
     state::with_suffix(socket, ".events")
 }
 
-/// Sends the service manager's store what could not be sent at once.
+/// Sends to the service manager's store what could not be sent at once.
 async fn keep_store(ledger: &Ledger) {
     if let Err(error) = ledger.keep_store().await {
         tracing::error!(%error, "cannot reach the descriptor store any more");
     }
 }
 
-/// Everything before the first client can connect.
+/// Prepares everything that must be in place before the first client can connect.
 async fn begin(
     config: &Config,
     control: &mut Control,
@@ -179,7 +178,7 @@ async fn begin(
     if broker.borrow().persistence.missing.is_empty() {
         start::bind_first(broker, config).await?;
     } else {
-        // Clients hold some of it: they can connect, and claims wait.
+        // Clients hold some of the missing listeners. They can connect already; claims wait.
         broker.borrow().persistence.gate.shut();
     }
     let listener = control.listen(restored.control)?;
@@ -198,7 +197,7 @@ async fn begin(
     UnixListener::from_std(listener).map_err(runtime)
 }
 
-/// Recovers what the previous broker has left with its clients, then reports that all is ready.
+/// Recovers what the previous broker left with its clients, then reports readiness.
 async fn settle(broker: &Rc<RefCell<Broker>>, config: &Config, resumes: bool) {
     let gate = Rc::clone(&broker.borrow().persistence.gate);
     let recovers = !broker.borrow().persistence.missing.is_empty() && gate.is_shut();
@@ -217,12 +216,12 @@ async fn settle(broker: &Rc<RefCell<Broker>>, config: &Config, resumes: bool) {
     notify::ready(broker);
 }
 
-/// Reads the rules and limits of the configuration again on each order.
+/// Rereads the rules and limits of the configuration on each order.
 async fn reread(broker: &Rc<RefCell<Broker>>, config: &Config) {
     let mut told = Flood::default();
     loop {
         config.orders.reread.notified().await;
-        // Orders without end must not fill the log; the events have each.
+        // Endless orders must not fill the log; the events record each one.
         let is_told = told.on(now().0).is_some();
         start::bind_rest(broker).await;
         let Some(path) = &config.file else {

@@ -1,5 +1,5 @@
-//! Listeners that are held before the first client can connect: those that the service manager has kept, then those
-//! of the configuration.
+//! Listeners held before the first client can connect: those that the service manager kept, then
+//! those of the configuration.
 
 use std::cell::RefCell;
 use std::os::unix::net::UnixListener;
@@ -21,16 +21,16 @@ use crate::generations;
 use crate::persistence::restore;
 use crate::persistence::store::Store;
 
-/// What was restored beside listeners.
+/// What was restored besides listeners.
 #[derive(Debug)]
 pub(crate) struct Restored {
-    /// The control socket, if it was passed and stands at its path.
+    /// The control socket, if it was passed and is still at its path.
     pub(crate) control: Option<UnixListener>,
-    /// Names in the store to be forgotten once the manifest is written.
+    /// Store names to forget once the manifest is written.
     pub(crate) stale: Vec<String>,
 }
 
-/// Restores what the service manager has kept of an earlier broker.
+/// Restores what the service manager kept from an earlier broker.
 pub(crate) async fn restore(broker: &RefCell<Broker>, socket: &Path) -> Result<Restored, Error> {
     let runtime = |source| Error::Runtime { socket: socket.to_owned(), source };
     let found = restore::restore(notify::passed().map_err(runtime)?, socket);
@@ -65,12 +65,11 @@ pub(crate) async fn restore(broker: &RefCell<Broker>, socket: &Path) -> Result<R
     Ok(Restored { control: found.control.map(UnixListener::from), stale: found.stale })
 }
 
-/// Binds the listeners of the configuration. A listener that was restored is changed to what the
-/// configuration says now.
+/// Binds the listeners of the configuration, and changes restored listeners to what it says now.
 ///
 /// # Errors
-/// All or nothing, where nothing is held yet. A broker that holds something must not end: each is bound that
-/// can be, and what cannot is kept in [`Broker::not_bound`].
+/// All or nothing while nothing is held. A broker that holds something must not end: it binds each
+/// listener that it can, and keeps the others in [`Broker::not_bound`].
 pub(crate) async fn bind_first(broker: &RefCell<Broker>, config: &Config) -> Result<(), Error> {
     let metrics = config.metrics.iter().map(|listener| Wanted::Listen(listener.clone().into()));
     let wanted: Vec<Wanted> = config.listen.iter().cloned().chain(metrics).collect();
@@ -90,7 +89,7 @@ pub(crate) async fn bind_first(broker: &RefCell<Broker>, config: &Config) -> Res
     Ok(())
 }
 
-/// Tries again to bind what could not be bound.
+/// Retries the listeners that could not be bound.
 pub(crate) async fn bind_rest(broker: &RefCell<Broker>) {
     let rest = std::mem::take(&mut broker.borrow_mut().not_bound);
     bind_each(broker, rest.into_iter().map(|not_bound| not_bound.wanted).collect()).await;
@@ -110,7 +109,7 @@ async fn bind_each(broker: &RefCell<Broker>, wanted: Vec<Wanted>) {
     }
 }
 
-/// A claim of the broker's own, which leaves no lease behind.
+/// Makes a claim for the broker itself. It leaves no lease behind.
 async fn claim(broker: &RefCell<Broker>, wanted: Vec<Wanted>) -> Result<(), RpcError> {
     let want = |wanted| Want { wanted, tentative: false, change: true, held: false };
     let own = broker.borrow_mut().connect_itself();

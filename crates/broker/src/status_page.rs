@@ -1,4 +1,4 @@
-//! The broker's status page: what `bindonce status` tells of it, for a browser.
+//! The broker's status page: what `bindonce status` shows about the broker, for a browser.
 
 use std::cell::RefCell;
 

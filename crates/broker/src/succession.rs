@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 pub(crate) struct Succession {
     inner: succession::Succession,
     pub(crate) epoch: Instant,
-    /// Rung when the deadline may have changed.
+    /// Notified when the deadline may have changed.
     pub(crate) changed: Rc<Notify>,
 }
 
@@ -27,7 +27,7 @@ impl Default for Succession {
 }
 
 impl Succession {
-    /// Takes one event; gives the actions that follow.
+    /// Handles one event, and returns the actions that follow.
     pub(crate) fn on(&mut self, event: Event) -> Vec<Action> {
         let now: Moment = self.epoch.elapsed();
         let actions = self.inner.on(now, event);
@@ -40,17 +40,17 @@ impl Succession {
         self.inner.set_patience(patience);
     }
 
-    /// Whether the service has generations: then only their user and root may join it.
+    /// Whether the service has generations. If so, only their user and root may join it.
     pub(crate) fn is_joined(&self, service: &Name) -> bool {
         self.inner.is_joined(service)
     }
 
-    /// When the next decision is due without an event, since the epoch.
+    /// When the next decision is due without an event, as time since the epoch.
     pub(crate) fn deadline(&self) -> Option<Moment> {
         self.inner.deadline()
     }
 
-    /// The records for the next broker, and the lowest number it may give.
+    /// The records for the next broker, and the lowest generation number it may give.
     pub(crate) fn written(&self) -> (Vec<Record>, u64) {
         (self.inner.records().collect(), self.inner.floor())
     }

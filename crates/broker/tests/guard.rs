@@ -1,5 +1,5 @@
-//! Listeners that others share: what a consumer does to one is repaired at once
-//! where the kernel allows it, counted, and told.
+//! Shared listeners: damage by a consumer is repaired at once where the kernel allows it, counted,
+//! and reported.
 
 #![allow(missing_docs)]
 
@@ -15,7 +15,7 @@ use rustix::net::{Shutdown, connect_unspec, listen, shutdown};
 use serde_json::{Value, json};
 use support::{Client, Scene};
 
-/// How long the listener is away, from the moment that the consumer's call returns.
+/// How long the listener stays away, measured from the return of the consumer's call.
 fn wait_for_listening(listener: &OwnedFd) -> Duration {
     let begun = Instant::now();
     while !is_listening(listener.as_fd()) {
@@ -46,13 +46,14 @@ fn a_listener_that_a_consumer_ends_listens_again() {
             _ => shutdown(&fds[0], Shutdown::Both).expect("shutdown"),
         }
         away.push(wait_for_listening(&fds[0]));
-        // listen(2) says LISTEN before connections find the listener; the broker answers when it has returned.
+        // The state is LISTEN before listen(2) has returned and connections find the listener. The
+        // broker answers only after that.
         client.call("ping", &Value::Null);
         TcpStream::connect(address).expect("a connection after it succeeds");
     }
     away.sort_unstable();
     println!("away: p50 {:?}, p99 {:?}, longest {:?}", away[150], away[296], away[299]);
-    // How soon is measured by tests/measure/guard.py; here, that nobody waits for a timer.
+    // tests/measure/guard.py measures how soon. Here: no repair waits for a timer.
     assert!(away[150] < Duration::from_millis(100), "{:?}", away[150]);
 
     let held = listener(&mut client, "web");
@@ -60,7 +61,7 @@ fn a_listener_that_a_consumer_ends_listens_again() {
     assert_eq!(held["inode"], bound[0]["inode"]);
     let queue = bindonce_sys::queue::accept_queue(fds[0].as_fd()).expect("queue");
     assert_eq!(queue.limit, 50);
-    // Nothing else can have the address.
+    // No other socket can bind the address.
     assert!(TcpListener::bind(address).is_err());
 }
 

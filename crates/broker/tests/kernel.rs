@@ -1,5 +1,5 @@
-//! The overlaps that the core names before any system call, beside what the
-//! kernel says when the two sockets are really bound.
+//! Compares the overlaps that the core predicts without a system call with what the kernel does
+//! when both sockets are really bound.
 
 #![allow(missing_docs)]
 
@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use bindonce_core::listener::Listener;
 use bindonce_sys::{Errno, listen};
 
-/// Every kind of address that the rules tell apart; PORT is put in.
+/// Every kind of address that the rules distinguish. PORT is replaced.
 const KINDS: [&str; 16] = [
     "0.0.0.0:PORT",
     "127.0.0.1:PORT",
@@ -28,7 +28,7 @@ const KINDS: [&str; 16] = [
     "udp6@[::1]:PORT",
 ];
 
-/// A port that nobody listens on, as of now.
+/// A port that is free now.
 fn free_port() -> u16 {
     let listener = TcpListener::bind("0.0.0.0:0").expect("bind");
     listener.local_addr().expect("address").port()
@@ -38,8 +38,8 @@ fn listener(kind: &str, port: u16) -> Listener {
     kind.replace("PORT", &port.to_string()).parse().expect(kind)
 }
 
-/// Whether the kernel binds `second` while `first` is bound; None where it does
-/// not bind `first` at all, or refuses for another reason.
+/// Whether the kernel binds `second` while `first` is bound. None if it does not bind `first` at
+/// all, or refuses `second` for another reason.
 fn both(first: &str, second: &str) -> Option<bool> {
     let port = free_port();
     let _first = listen::open(&listener(first, port)).ok()?;
@@ -56,8 +56,7 @@ fn the_core_and_the_kernel_agree_on_every_pair() {
     for first in KINDS {
         for second in KINDS {
             let overlap = listener(first, 80).key().overlaps(&listener(second, 80).key());
-            // Another process may take the port in between, so a difference counts
-            // only when it stays.
+            // Another process may take the port in between, so only a difference that stays counts.
             let answers: Vec<bool> = (0..3).filter_map(|_| both(first, second)).collect();
             if answers.is_empty() {
                 continue; // No IPv6 here, or no right to choose a device.

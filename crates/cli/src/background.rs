@@ -1,8 +1,9 @@
-//! `haproxy -D`: a supervisor goes on in the background, and the process that was started tells by its exit code whether
-//! it serves.
+//! `haproxy -D`: a supervisor continues in the background, and the exit code of the process that
+//! was started tells whether it serves.
 //!
-//! What is said until then goes through a pipe of the first process to its standard error. So nothing that goes on
-//! keeps a descriptor of the caller's, who may wait for its end.
+//! Until it serves, its output goes through a pipe of the first process to that one's standard
+//! error. So the process that continues keeps no descriptor of the caller, who may wait for it to
+//! be closed.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read as _, Write as _};
@@ -16,17 +17,17 @@ use anyhow::Context as _;
 use bindonce_supervisor::{BACKGROUND as VARIABLE, SERVES};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Whether this process is the one that goes on.
+/// Whether this process is the one in the background.
 pub(crate) fn is_it() -> bool {
     std::env::var_os(VARIABLE).is_some()
 }
 
-/// Who waits until this process serves, if it goes on in the background.
+/// The process that waits until this one serves, if this one is in the background.
 pub(crate) fn starter() -> anyhow::Result<Option<Rc<OwnedFd>>> {
     if !is_it() {
         return Ok(None);
     }
-    // It may be the leader already, where an upgrade has executed it again.
+    // This process may lead a session already, if an upgrade has executed it again.
     let _ = nix::unistd::setsid();
     let starter = io::stdout()
         .as_fd()
@@ -37,11 +38,11 @@ pub(crate) fn starter() -> anyhow::Result<Option<Rc<OwnedFd>>> {
     Ok(Some(Rc::new(starter)))
 }
 
-/// Names of standard input, which may be a pipe that has the configuration.
+/// Names of standard input, which may be a pipe with the configuration.
 const INPUT: [&str; 3] = ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"];
 
-/// Starts the process that goes on; gives 0 when it serves, else its own exit code. It has our standard input until it serves,
-/// if that is among `files`.
+/// Starts the background process. Returns 0 when it serves, else its own exit code. Until it serves
+/// it has our standard input, if that is among `files`.
 pub(crate) fn start(
     name: &OsStr,
     arguments: &[OsString],
@@ -62,7 +63,8 @@ pub(crate) fn start(
     let (mut said, mut text, mut outcome) = (Vec::new(), [0; 4096], None);
     loop {
         let mut fds = [&words, &news].map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
-        // At the end what is still in the pipe is passed on, and no more is waited for: others may have it too.
+        // At the end, pass on what is still in the pipe, but wait for no more: other processes may
+        // have the pipe too.
         let timeout = if outcome.is_some() { PollTimeout::ZERO } else { PollTimeout::NONE };
         match poll(&mut fds, timeout) {
             Err(nix::errno::Errno::EINTR) => continue,
@@ -71,7 +73,7 @@ pub(crate) fn start(
         let [has_words, has_news] = fds.map(|fd| fd.any().unwrap_or_default());
         if has_words {
             let read = words.read(&mut text).context("cannot read the output of the supervisor")?;
-            // Without a reader there is nobody to tell.
+            // Without a reader there is no one to tell.
             let _ = io::stderr().write_all(text.get(..read).unwrap_or_default());
             if read > 0 {
                 continue;

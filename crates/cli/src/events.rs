@@ -1,9 +1,9 @@
-//! The events of a broker and of the supervisors beside it, as one stream: what is
-//! remembered ([`recent`]), and what happens from then on ([`follow`]).
+//! The events of a broker and of the supervisors beside it, as one stream: past events
+//! ([`recent`]), and those from then on ([`follow`]).
 //!
-//! A supervisor or a broker that does not run has left its events in a file, and they are
-//! read there. A follower loses nothing while one of them is restarted: the follower
-//! connects again and asks for what came after the last event that it has seen.
+//! A broker or supervisor that does not run has left its events in a file, which is read instead. A
+//! follower loses nothing across restarts: it reconnects and asks for what came after the last
+//! event that it has seen.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,12 +16,12 @@ use bindonce::{Client, Event, Follower};
 use bindonce_core::name::Name;
 use bindonce_supervisor as supervisor;
 
-/// How long one of them may take to answer.
+/// How long one source may take to answer.
 const ANSWER: Duration = Duration::from_secs(3);
-/// The time between two looks for a new source, or for one that was lost: no event announces it.
+/// Time between two searches for a new source, or for a lost one: no event announces it.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
-/// Who tells.
+/// The source of an event.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Source {
     /// The broker.
@@ -39,25 +39,25 @@ impl fmt::Display for Source {
     }
 }
 
-/// An event, and who told it.
+/// An event and its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SourcedEvent {
     pub(crate) source: Source,
     pub(crate) event: Event,
 }
 
-/// What is remembered.
+/// Past events.
 #[derive(Debug, Default)]
 pub(crate) struct Recent {
-    /// In the order in which it happened.
+    /// In the order in which they happened.
     pub(crate) events: Vec<SourcedEvent>,
     /// The last event of each source, for [`follow`].
     pub(crate) last: BTreeMap<Source, u64>,
-    /// Those who are there and could not be asked, and why.
+    /// Sources that exist and could not be asked, and why.
     pub(crate) silent: Vec<(Source, bindonce::Error)>,
 }
 
-/// Where a source is asked, and where its events lie when it does not run.
+/// Where to ask a source, and where its events are when it does not run.
 #[derive(Debug, Clone)]
 struct Place {
     source: Source,
@@ -65,8 +65,8 @@ struct Place {
     file: PathBuf,
 }
 
-/// The broker at `socket` and every service beside it that has left something; of these only
-/// the one that is named.
+/// The broker at `socket`, and every service beside it that has left something; with `only`, just
+/// that service.
 fn places(socket: &Path, only: Option<&Name>) -> Vec<Place> {
     let mut places = Vec::new();
     if only.is_none() {
@@ -86,7 +86,7 @@ fn places(socket: &Path, only: Option<&Name>) -> Vec<Place> {
     places
 }
 
-/// What is remembered by the broker at `socket` and the services beside it, or by one service.
+/// Past events of the broker at `socket` and the services beside it, or of one service.
 pub(crate) fn recent(socket: &Path, only: Option<&Name>) -> Recent {
     let mut recent = Recent::default();
     for place in places(socket, only) {
@@ -110,13 +110,13 @@ pub(crate) fn recent(socket: &Path, only: Option<&Name>) -> Recent {
             .events
             .extend(events.into_iter().map(|event| SourcedEvent { source: source.clone(), event }));
     }
-    // Stable: those of one source stay in their order, whatever the clock did.
+    // The sort is stable: events of one source stay in order, whatever the clock did.
     recent.events.sort_by_key(|sourced| sourced.event.time);
     recent
 }
 
-/// Follows all of them, also those that come later, from the events in `last` on. Its threads last
-/// as long as the process: a command follows once, and ends.
+/// Follows all sources, including later ones, from the events in `last` on. The threads last as
+/// long as the process: a command follows once, and ends.
 pub(crate) fn follow(
     socket: &Path,
     only: Option<Name>,
@@ -141,7 +141,7 @@ pub(crate) fn follow(
     receiver
 }
 
-/// Follows one of them over its restarts, until an event comes that nobody wants to know.
+/// Follows one source across its restarts, until the receiver is gone.
 fn follow_one(place: &Place, mut since: u64, sender: &Sender<SourcedEvent>) {
     loop {
         for event in Follower::connect(&place.socket, since).into_iter().flatten().flatten() {

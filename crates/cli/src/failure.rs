@@ -1,4 +1,4 @@
-//! The one place that tells a person what went wrong.
+//! The one place that reports a failure to the user.
 
 use std::process::ExitCode;
 
@@ -6,10 +6,10 @@ use bindonce_core::text::printable_lines;
 use bindonce_supervisor::{self as supervisor, adopt};
 use bindonce_sys::log;
 
-/// Prints an error with its hint and gives the exit code: 2 for wrong usage, else 1.
+/// Prints an error with its hint, and returns the exit code: 2 for wrong usage, else 1.
 pub(crate) fn print(error: &anyhow::Error) -> ExitCode {
     if let Some(usage) = error.downcast_ref::<clap::Error>() {
-        // Without a terminal to write to there is nobody to tell.
+        // If it cannot be printed, there is no one to tell.
         let _ = usage.print();
         return ExitCode::from(2);
     }
@@ -17,11 +17,11 @@ pub(crate) fn print(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// An error with its reasons, and its hint on a line of its own.
+/// An error with its causes, and its hint on a line of its own.
 pub(crate) fn text(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for reason in error.chain().map(ToString::to_string) {
-        // Some name their cause themselves.
+        // Some errors name their cause themselves.
         if !text.ends_with(&reason) {
             text.push_str(if text.is_empty() { "" } else { ": " });
             text.push_str(&reason);
@@ -31,7 +31,7 @@ pub(crate) fn text(error: &anyhow::Error) -> String {
     if let Some(hint) = error.chain().find_map(hint) {
         text.push_str(&format!("hint: {hint}\n"));
     }
-    // Reasons may quote what a peer or another process has said.
+    // Causes may quote a peer or another process.
     printable_lines(&text).into_owned()
 }
 

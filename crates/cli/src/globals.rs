@@ -21,12 +21,12 @@ pub(crate) struct Globals {
 }
 
 impl Globals {
-    /// Where the broker listens.
+    /// The path on which the broker listens.
     pub(crate) fn socket_path(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(bindonce::default_socket)
     }
 
-    /// Whether the path was given by an option or a variable: then the broker must be there.
+    /// Whether an option or a variable gave the path. If so, the broker must be there.
     pub(crate) fn socket_is_given(&self) -> bool {
         let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         self.socket.is_some() || is_set("BINDONCE_SOCKET") || is_set("MULTIBINDER_SOCK")

@@ -1,10 +1,10 @@
-//! The `bindonce` command: reads the command line, does one thing, and says what
-//! went wrong once, with what to do about it.
+//! The `bindonce` command: reads the command line, does one thing, and reports what went wrong
+//! once, with what to do about it.
 //!
-//! One file for each command is in `command/`. Exit codes: 0 done, 1 it failed,
-//! 2 wrong usage, 3 `doctor` found something.
+//! Each command has a file in `command/`. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 `doctor`
+//! found something.
 //!
-//! For the binary, [`main`]; for what describes it, [`command`].
+//! The binary calls [`main`]; [`command()`] describes the command line.
 
 #![forbid(unsafe_code)]
 
@@ -28,7 +28,7 @@ use clap::{CommandFactory as _, Parser};
 
 use globals::Globals;
 
-/// What stands below the options; see `the_help_of_every_command_has_examples_and_exit_codes` for the form.
+/// Text below the options; `the_help_of_every_command_has_examples_and_exit_codes` checks its form.
 const HELP: &str = "\
 Examples:
   bindonce run -- haproxy -f /etc/haproxy/haproxy.cfg
@@ -69,17 +69,18 @@ pub(crate) struct Cli {
     command: command::Command,
 }
 
-/// The command line, as `--help` describes it: for manual pages and completions.
+/// The command line as `--help` describes it, for manual pages and completions.
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Does what the command line says, and gives the exit code.
+/// Does what the command line says, and returns the exit code.
 pub fn main() -> ExitCode {
-    // Rust's handler tells a stack that has overflowed from other faults; but it swallows the first
+    // Rust's handler distinguishes a stack overflow from other faults. But it swallows the first
     // SIGSEGV or SIGBUS that is sent with kill(2), and a process that must end continues.
     signals::die_of_faults();
-    // What bindonce starts of itself, and nobody else does: as little as possible is in the way.
+    // Subcommands that only bindonce itself starts. They come first, with as little as possible
+    // before them.
     let mut words = std::env::args_os().skip(1);
     match words.next() {
         Some(word) if word == spawn::SUBCOMMAND => return command::shim::run(),
@@ -128,7 +129,7 @@ pub fn main() -> ExitCode {
             }
         }));
     }
-    // A broker that `run` starts is executed as /proc/self/exe: ps(1), pgrep(1) and `doctor` look for the name.
+    // `run` executes a broker as /proc/self/exe; ps(1), pgrep(1) and `doctor` look for the name.
     let _ = nix::sys::prctl::set_name(c"bindonce");
     let cli = Cli::try_parse().unwrap_or_else(|error| {
         let words: Vec<_> = std::env::args_os().skip(1).collect();
@@ -137,7 +138,7 @@ pub fn main() -> ExitCode {
     finish(command::run(cli.command, &cli.globals))
 }
 
-/// The exit code, when everything is said.
+/// Writes the rest of the log, and returns the exit code.
 fn finish(done: anyhow::Result<ExitCode>) -> ExitCode {
     let code = done.unwrap_or_else(|error| failure::print(&error));
     log::finish(log::LAST_WORDS);
@@ -159,9 +160,10 @@ mod tests {
         }
     }
 
-    /// The form of what stands below the options in `--help`, and in the manual pages that are made of
-    /// it: a heading is a line that ends in a colon; below it each entry is indented by two spaces, its
-    /// explanation stands in the same line after at least two more, or in the next lines, indented by six.
+    /// The form of the text below the options in `--help`, and in the manual pages made from it. A
+    /// heading is a line that ends in a colon. Each entry below it is indented by two spaces. Its
+    /// explanation is on the same line after at least two more spaces, or on the next lines,
+    /// indented by six.
     #[test]
     fn the_help_of_every_command_has_examples_and_exit_codes() {
         let mut whole = command();

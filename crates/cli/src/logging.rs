@@ -23,19 +23,18 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// What is logged: levels, for everything and for single modules. No regular
-/// expression of spans and fields: its matcher alone would be a tenth of the
-/// broker's memory.
+/// Log levels, for everything and for single modules. There are no regular expressions over spans
+/// and fields: their matcher alone would take a tenth of the broker's memory.
 #[derive(Debug, Clone)]
 pub(crate) struct LogLevel(Targets);
 
 impl FromStr for LogLevel {
     type Err = String;
 
-    /// `info`, or `warn,bindonce_supervisor=debug`: the last word about a module counts.
+    /// Parses `info`, or `warn,bindonce_supervisor=debug`: the last level for a module counts.
     fn from_str(text: &str) -> Result<Self, String> {
         let level = |name: &str| {
-            // An empty word would be "error".
+            // An empty name would parse as "error".
             let level = Some(name).filter(|name| !name.is_empty());
             level.and_then(|name| name.parse::<LevelFilter>().ok()).ok_or_else(|| {
                 format!("{name:?} is no level: error, warn, info, debug, trace or off")
@@ -52,8 +51,8 @@ impl FromStr for LogLevel {
     }
 }
 
-/// Begins to log, from the call of [`log::start`] on; what is said before is kept until then. Called
-/// by the commands that run on: a one-shot command prints its result, and an error if there is one.
+/// Sets up logging. Lines are kept until [`log::start`] is called. Only commands that keep running
+/// call this: a one-shot command prints its result, and an error if there is one.
 pub(crate) fn start(format: LogFormat, level: &LogLevel) {
     log::keep(match format {
         LogFormat::Human => |dropped| format!("{} WARN {}\n", now(), lost(dropped)),
@@ -87,7 +86,7 @@ fn lost(dropped: u64) -> String {
     format!("{dropped} lines of the log were dropped: standard error was not read")
 }
 
-/// Where the lines go. Each comes in one piece.
+/// The destination of log lines. Each line arrives in one piece.
 struct Line;
 
 impl io::Write for Line {

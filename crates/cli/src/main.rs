@@ -1,5 +1,5 @@
-//! The `bindonce` binary. Everything it does is in the library beside it, so that the manual
-//! pages and completions are made from the very definition that `--help` prints.
+//! The `bindonce` binary. Everything it does is in the library beside it, so that manual pages and
+//! completions come from the same definition as `--help`.
 
 #![forbid(unsafe_code)]
 

@@ -1,12 +1,12 @@
-//! Hints for command lines that are refused: what a user of haproxy, of systemctl or of a shell probably meant, as a bindonce
-//! command. The hint stands below the error, in place of what clap guesses from the letters.
+//! Hints for refused command lines: the bindonce command that a user of haproxy, systemctl or a
+//! shell probably meant. The hint stands below the error, in place of clap's guess by spelling.
 
 use std::ffi::OsString;
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-/// The error, with the command that was probably meant. `ours`: the program, `words`: those behind its name.
+/// Adds to the error the command that was probably meant. `words` are the arguments of `ours`.
 pub(crate) fn explained(
     mut error: clap::Error,
     ours: &clap::Command,
@@ -28,11 +28,11 @@ pub(crate) fn explained(
     error
 }
 
-/// What was probably meant by these words, of which this one was refused.
+/// What these words, of which `refused` was refused, probably meant.
 fn tip(ours: &clap::Command, words: &[&str], refused: &str) -> Option<String> {
     let at = words.iter().position(|word| *word == refused)?;
     let (before, rest) = words.split_at(at);
-    // Not the value of an option that stands before it.
+    // A subcommand, not the value of an option before it.
     let command = before.iter().find(|word| ours.find_subcommand(word).is_some());
     let program = match rest {
         // haproxy's own option, without the program.
@@ -61,7 +61,7 @@ fn tip(ours: &clap::Command, words: &[&str], refused: &str) -> Option<String> {
     }
 }
 
-/// The command in full, if a shell takes its words as they are.
+/// The command in full, if a shell needs no quotes for its words.
 fn meant(command: &str, program: &[&str]) -> String {
     let line = format!("{command} -- {}", program.join(" "));
     let is_plain = |c: char| c.is_ascii_alphanumeric() || " _./:=@,+%-".contains(c);

@@ -5,8 +5,8 @@ use std::io::{self, Write as _};
 use bindonce_core::text::{is_obeyed, printable_lines};
 use serde::Serialize;
 
-/// Writes a result to standard output, and nothing that a terminal would obey. A reader that has
-/// closed it has read enough.
+/// Writes a result to standard output, without anything that a terminal would obey. A reader that
+/// has closed it has read enough.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     match io::stdout().write_all(printable_lines(text).as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -31,15 +31,15 @@ pub(crate) fn print_json_line(value: &impl Serialize) -> anyhow::Result<()> {
     print(&(json_printable(&serde_json::to_string(value)?) + "\n"))
 }
 
-/// JSON without what a terminal obeys, which is the same value. serde_json escapes what is below a space;
-/// a terminal obeys some characters above as well.
+/// The same JSON value without characters that a terminal obeys. serde_json escapes those below a
+/// space; a terminal also obeys some above.
 fn json_printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if c == '\n' || !is_obeyed(c) {
             out.push(c);
         } else {
-            // All of them are in the first plane: one unit of UTF-16.
+            // All of them are in the first plane: one UTF-16 unit.
             out.push_str(&format!("\\u{:04x}", u32::from(c)));
         }
     }

@@ -1,5 +1,5 @@
-//! An axum service with graceful shutdown, of which each start takes over from the one before: no
-//! client is refused, and never do two of them accept.
+//! An axum service with graceful shutdown. Each start takes over from the one before: no client is
+//! refused, and no two processes accept at once.
 //!
 //! ```sh
 //! bindonce serve &
@@ -8,8 +8,8 @@
 //! cargo run --features hyper --example axum_server -- web=127.0.0.1:8080    # takes over
 //! ```
 //!
-//! The accept loop is our own and not `axum::serve`, because that resets connections when it shuts
-//! down: see `bindonce::hyper`.
+//! The accept loop takes the place of `axum::serve`, which resets connections when it shuts down:
+//! see `bindonce::hyper`.
 
 #![allow(missing_docs)]
 #![forbid(unsafe_code)]
@@ -24,7 +24,7 @@ use bindonce::aio::Generation;
 use bindonce::hyper::Connections;
 use hyper_util::service::TowerToHyperService;
 
-/// How long what is connected may take to finish, once a newer generation accepts.
+/// How long open connections may take to finish, once a newer generation accepts.
 const DRAIN: Duration = Duration::from_secs(10);
 
 #[tokio::main(flavor = "current_thread")]
@@ -41,7 +41,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let bound = lease.bound().to_owned();
         let acceptor = lease.into_tokio_tcp_acceptor()?;
         let acceptor = acceptor.on_pause(|error| eprintln!("clients wait: {error}"));
-        // Returns when the one before accepts no more.
+        // Returns when the generation before accepts no more.
         generation.ready().await?;
         println!("generation {number} accepts on {bound}");
         loop {
@@ -54,12 +54,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
             }
         }
 
-        // Closes this process's descriptor only: the broker keeps the socket, and the next generation,
-        // which waits for this word, accepts from it.
+        // Closes only this process's descriptor. The broker keeps the socket, and the next
+        // generation, which waits for `stopped`, accepts from it.
         drop(acceptor);
         match generation.stopped().await? {
             Stopped::Retired => break,
-            // The next one has died before it was let in: this one serves on.
+            // The next generation died before it could accept: this one continues to serve.
             Stopped::Recalled => {}
         }
     }

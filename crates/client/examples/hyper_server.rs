@@ -1,5 +1,5 @@
-//! A server on tokio and hyper, of which each start takes over from the one before: no client is
-//! refused, and never do two of them accept.
+//! A server on tokio and hyper. Each start takes over from the one before: no client is refused,
+//! and no two processes accept at once.
 //!
 //! ```sh
 //! bindonce serve &
@@ -8,10 +8,11 @@
 //! cargo run --features hyper --example hyper_server -- web=127.0.0.1:8080    # takes over
 //! ```
 //!
-//! With a file of a certificate and its key (PEM) after the claim it speaks TLS.
+//! With a PEM file of a certificate and its key after the claim, it speaks TLS.
 //!
-//! The same as `std_server` and `axum_server`, and each takes over from any other. This one also runs without a broker: by
-//! itself, as a service of systemd with a socket unit, and under `bindonce run --listen web=127.0.0.1:8080 -- hyper_server web`.
+//! `std_server` and `axum_server` do the same, and each takes over from any other. This one also
+//! runs without a broker: by itself, as a systemd service with a socket unit, and under
+//! `bindonce run --listen web=127.0.0.1:8080 -- hyper_server web`.
 
 #![allow(missing_docs)]
 #![forbid(unsafe_code)]
@@ -33,10 +34,10 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// How long what is connected may take to finish, once a newer generation accepts.
+/// How long open connections may take to finish, once a newer generation accepts.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// How long a client may take for the handshake of TLS.
+/// How long a client may take for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 #[tokio::main(flavor = "current_thread")]
@@ -45,9 +46,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let claim =
         arguments.next().ok_or("usage: hyper_server [NAME=]ADDRESS [CERTIFICATE_AND_KEY]")?;
     let tls = arguments.next().map(|file| tls(&file)).transpose()?;
-    // What was passed, else the broker's, else its own.
+    // Takes passed sockets, else the broker's, else binds its own.
     let mut generation = Generation::join_or_bind(&"example".parse()?).await?;
-    // How systemd, `bindonce run` and a terminal tell it to end.
+    // systemd, `bindonce run` and a terminal end the server with this signal.
     let mut sigterm = signal(SignalKind::terminate())?;
     let number = generation.number();
     let mut connections = Connections::new().on_error(|error| eprintln!("a client left: {error}"));
@@ -56,7 +57,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let bound = lease.bound().to_owned();
         let acceptor = lease.into_tokio_tcp_acceptor()?;
         let acceptor = acceptor.on_pause(|error| eprintln!("clients wait: {error}"));
-        // Returns when the one before accepts no more.
+        // Returns when the generation before accepts no more.
         generation.ready().await?;
         println!("generation {number} accepts on {bound}");
         loop {
@@ -83,12 +84,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
             }
         }
 
-        // Closes this process's descriptor only: the broker keeps the socket, and the next generation,
-        // which waits for this word, accepts from it.
+        // Closes only this process's descriptor. The broker keeps the socket, and the next
+        // generation, which waits for `stopped`, accepts from it.
         drop(acceptor);
         match generation.stopped().await? {
             Stopped::Retired => break,
-            // The next one has died before it was let in: this one serves on.
+            // The next generation died before it could accept: this one continues to serve.
             Stopped::Recalled => {}
         }
     }
@@ -100,7 +101,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Speaks TLS, and in it HTTP/2 or HTTP/1.
+/// Accepts TLS that carries HTTP/2 or HTTP/1.
 fn tls(file: &str) -> Result<TlsAcceptor, Box<dyn Error>> {
     let chain = CertificateDer::pem_file_iter(file)?.collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_file(file)?;

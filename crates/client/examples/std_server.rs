@@ -1,5 +1,5 @@
-//! A server on std's blocking sockets and threads, of which each start takes over from the one
-//! before: no client is refused, and never do two of them accept.
+//! A server with std's sockets and threads. Each start takes over from the one before: no client is
+//! refused, and no two processes accept at once.
 //!
 //! ```sh
 //! bindonce serve &
@@ -26,14 +26,15 @@ use std::time::{Duration, Instant};
 
 use bindonce::{Accepted, Generation, Stopped};
 
-/// How long what is connected may take to finish, once a newer generation accepts.
+/// How long open connections may take to finish, once a newer generation accepts.
 const DRAIN: Duration = Duration::from_secs(10);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let claim = std::env::args().nth(1).ok_or("usage: std_server [NAME=]ADDRESS")?;
     let mut generation = Generation::join(&"example".parse()?)?;
     let response: Arc<[u8]> = answer::response(&generation).into();
-    // Each connection's thread has the one end; when the last has dropped it, the other becomes readable.
+    // Each connection's thread has one end. When the last thread drops it, the other end becomes
+    // readable.
     let (finished, connected) = UnixStream::pair()?;
     let connected = Arc::new(connected);
     loop {
@@ -41,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let bound = lease.bound().to_owned();
         let acceptor = lease.into_tcp_acceptor()?;
         let acceptor = acceptor.on_pause(|error| eprintln!("clients wait: {error}"));
-        // Returns when the one before accepts no more.
+        // Returns when the generation before accepts no more.
         generation.ready(None)?;
         println!("generation {} accepts on {bound}", generation.number());
         loop {
@@ -58,18 +59,18 @@ fn main() -> Result<(), Box<dyn Error>> {
                         eprintln!("a client was turned away: {error}");
                     }
                 }
-                // The broker has said something, or was lost: this hears it.
+                // The broker sent a message, or was lost: `has_retired` finds out.
                 Accepted::Stopped if generation.has_retired()? => break,
                 Accepted::Stopped => {}
             }
         }
 
-        // Closes this process's descriptor only: the broker keeps the socket, and the next generation,
-        // which waits for this word, accepts from it.
+        // Closes only this process's descriptor. The broker keeps the socket, and the next
+        // generation, which waits for `stopped`, accepts from it.
         drop(acceptor);
         match generation.stopped()? {
             Stopped::Retired => break,
-            // The next one has died before it was let in: this one serves on.
+            // The next generation died before it could accept: this one continues to serve.
             Stopped::Recalled => {}
         }
     }
@@ -83,7 +84,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// Reads the head of one HTTP request and answers it.
 fn serve(mut stream: TcpStream, response: &[u8]) -> std::io::Result<()> {
-    // A client that says nothing must not hold up the exit.
+    // A silent client must not delay the exit.
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut head = Vec::new();
     let mut buffer = [0; 1024];

@@ -1,5 +1,6 @@
-//! A UDP server on std's sockets that waits for datagrams and for its generation at once, of which each start takes
-//! over from the one before. Datagrams that come meanwhile wait in the socket.
+//! A UDP server on std's sockets, which waits for datagrams and for its generation at the same
+//! time. Each start takes over from the one before; datagrams that come meanwhile wait in the
+//! socket.
 //!
 //! ```sh
 //! bindonce serve &
@@ -24,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let lease = generation.claim_one(claim.as_str())?;
         let bound = lease.bound().to_owned();
         let socket = lease.into_udp_socket()?;
-        // Returns when the one before reads no more.
+        // Returns when the generation before reads no more.
         generation.ready(None)?;
         println!("generation {number} accepts on {bound}");
         loop {
@@ -44,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Answers what waits, with the number of the generation before it.
+/// Answers one waiting datagram: the number of the generation, and the datagram after it.
 fn echo(socket: &UdpSocket, number: u64) {
     let mut datagram = [0; 1500];
     let answered = socket.recv_from(&mut datagram).and_then(|(length, peer)| {
@@ -56,7 +57,7 @@ fn echo(socket: &UdpSocket, number: u64) {
         Ok(_) => {}
         // Another holder of the socket was faster.
         Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-        // Of an earlier answer, say: its client has gone.
+        // For example an error from an earlier answer: its client has gone.
         Err(error) => eprintln!("a client left: {error}"),
     }
 }

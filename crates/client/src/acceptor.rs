@@ -11,12 +11,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::backoff::{Backoff, Verdict};
 
-/// A listener of std or of tokio whose `accept` waits, although its socket is non-blocking. Several
-/// processes, threads and tasks may wait on one socket; one of them gets each connection.
+/// A std or tokio listener whose `accept` waits although the socket is non-blocking. Several
+/// processes, threads and tasks may wait on one socket; each connection goes to one of them.
 ///
-/// While this process may open no more files, or the kernel has no memory for a connection, `accept` waits 5 ms, then
-/// twice as long each time up to a second, and tries again: the clients stay in the queue, and the server lives.
-/// [`on_pause`](Self::on_pause) hears of it.
+/// If this process can open no more files, the kernel has no memory for a connection, or another
+/// holder has shut down the socket (the broker repairs that), `accept` waits 5 ms, then twice as
+/// long each time up to a second, and tries again. Clients stay in the accept queue, and the server
+/// lives. [`on_pause`](Self::on_pause) reports such a wait.
 ///
 /// ```
 /// use std::net::{TcpListener, TcpStream};
@@ -41,24 +42,24 @@ pub struct Acceptor<L> {
     backoff: Backoff,
 }
 
-/// What came of waiting for a connection or for word to stop.
+/// The result of waiting for a connection or for a stop.
 #[derive(Debug)]
 pub enum Accepted<S, A> {
     /// A connection and its peer's address.
     Connection(S, A),
-    /// The descriptor that was given as `stop` is readable. Of a [`Generation`](crate::Generation) that
-    /// means: call [`has_retired`](crate::Generation::has_retired).
+    /// The `stop` descriptor is readable. If it is a [`Generation`](crate::Generation), call
+    /// [`has_retired`](crate::Generation::has_retired).
     Stopped,
 }
 
 impl<L: AsFd> Acceptor<L> {
-    /// Waits on this listener, whose blocking mode stays as it is.
+    /// Wraps a listener, whose blocking mode stays as it is.
     pub fn new(listener: L) -> Self {
         Self { listener, backoff: Backoff::default() }
     }
 
-    /// Has `tell` called when `accept` begins to wait because of an error, with that error: once, until a connection
-    /// has been accepted again.
+    /// Calls `tell` with the error when `accept` begins to wait because of one: once, until a
+    /// connection is accepted again.
     #[must_use]
     pub fn on_pause(mut self, tell: impl Fn(&io::Error) + Send + Sync + 'static) -> Self {
         self.backoff.tell(tell);
@@ -70,7 +71,7 @@ impl<L: AsFd> Acceptor<L> {
         &self.listener
     }
 
-    /// The listener itself.
+    /// Converts the acceptor into its listener.
     pub fn into_inner(self) -> L {
         self.listener
     }
@@ -81,7 +82,8 @@ impl<L: AsFd> Acceptor<L> {
         deadline: Option<Instant>,
         accept: impl Fn(&L) -> io::Result<(S, A)>,
     ) -> io::Result<Accepted<S, A>> {
-        // Ask first: where connections wait, that saves a system call. But what is to stop does so first.
+        // Try to accept first: if connections wait, that saves a system call. But a stop takes
+        // precedence.
         let mut ask = stop.is_none();
         loop {
             if ask {
@@ -118,16 +120,17 @@ impl<L: AsFd> Acceptor<L> {
 }
 
 impl Acceptor<TcpListener> {
-    /// Waits for a connection; without a `deadline` it waits without limit.
+    /// Waits for a connection. Without a `deadline` the wait has no limit.
     ///
     /// # Errors
-    /// [`io::ErrorKind::TimedOut`] when the deadline passes; else accept(2)'s, which no wait would mend.
+    /// [`io::ErrorKind::TimedOut`] when the deadline passes; else an error from accept(2) that no
+    /// wait cures.
     pub fn accept(&self, deadline: Option<Instant>) -> io::Result<(TcpStream, SocketAddr)> {
         expect(self.wait(None, deadline, TcpListener::accept)?)
     }
 
-    /// Waits for a connection, or for `stop` to become readable (a
-    /// [`Generation`](crate::Generation), a signalfd, a pipe); the latter goes first.
+    /// Waits for a connection, or until `stop` is readable (a [`Generation`](crate::Generation), a
+    /// signalfd, a pipe). `stop` takes precedence.
     ///
     /// # Errors
     /// As [`accept`](Self::accept).
@@ -144,12 +147,13 @@ impl Acceptor<UnixListener> {
     /// Waits for a connection.
     ///
     /// # Errors
-    /// [`io::ErrorKind::TimedOut`] when the deadline passes; else accept(2)'s, which no wait would mend.
+    /// [`io::ErrorKind::TimedOut`] when the deadline passes; else an error from accept(2) that no
+    /// wait cures.
     pub fn accept(&self, deadline: Option<Instant>) -> io::Result<(UnixStream, unix::SocketAddr)> {
         expect(self.wait(None, deadline, UnixListener::accept)?)
     }
 
-    /// Waits for a connection, or for `stop` to become readable; the latter goes first.
+    /// Waits for a connection, or until `stop` is readable. `stop` takes precedence.
     ///
     /// # Errors
     /// As [`accept`](Self::accept).
@@ -162,13 +166,13 @@ impl Acceptor<UnixListener> {
     }
 }
 
-/// With tokio: dropping the wait harms nothing, and any number of tasks may accept from one.
+/// With tokio: `accept` is cancel safe, and any number of tasks may share one acceptor.
 #[cfg(feature = "tokio")]
 impl Acceptor<tokio::net::TcpListener> {
     /// Waits for a connection.
     ///
     /// # Errors
-    /// accept(2)'s, which no wait would mend.
+    /// An error from accept(2) that no wait cures.
     pub async fn accept(&self) -> io::Result<(tokio::net::TcpStream, SocketAddr)> {
         self.wait_for(tokio::net::TcpListener::accept).await
     }
@@ -180,7 +184,7 @@ impl Acceptor<tokio::net::UnixListener> {
     /// Waits for a connection.
     ///
     /// # Errors
-    /// accept(2)'s, which no wait would mend.
+    /// An error from accept(2) that no wait cures.
     pub async fn accept(
         &self,
     ) -> io::Result<(tokio::net::UnixStream, tokio::net::unix::SocketAddr)> {
@@ -205,33 +209,34 @@ impl<L> Acceptor<L> {
     }
 }
 
-/// Waits until a socket has a connection or a datagram; says whether it has one
-/// (`true`) or the deadline passed (`false`). With no deadline it waits without limit. Another holder of a shared socket
-/// may still be faster, so be prepared for `WouldBlock` afterwards.
+/// Waits until a socket has a connection or a datagram. Returns `true` if it has one, `false` if
+/// the deadline passed. Without a deadline the wait has no limit. Another holder of a shared socket
+/// may still be faster, so expect `WouldBlock` afterwards.
 ///
 /// # Errors
-/// poll(2)'s.
+/// Errors from poll(2).
 pub fn wait_readable(socket: impl AsFd, deadline: Option<Instant>) -> io::Result<bool> {
     wait_either(socket.as_fd(), None, deadline).map(|(ready, _)| ready)
 }
 
-/// What [`wait_readable_or_stop`] has waited for.
+/// The result of [`wait_readable_or_stop`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ready {
-    /// The socket has a connection or a datagram, which another holder may still be faster to take.
+    /// The socket has a connection or a datagram. Another holder may still be faster to take it.
     Socket,
-    /// `stop` is readable. Of a [`Generation`](crate::Generation) that means: call
+    /// `stop` is readable. If it is a [`Generation`](crate::Generation), call
     /// [`has_retired`](crate::Generation::has_retired).
     Stop,
     /// The deadline has passed.
     Deadline,
 }
 
-/// Waits until a socket, of UDP say, has something to read, or until `stop` (a [`Generation`](crate::Generation),
-/// a pipe) is readable; the latter goes first. With no deadline it waits without limit.
+/// Waits until a socket, such as a UDP socket, has something to read, or until `stop` is readable
+/// (a [`Generation`](crate::Generation), a pipe). `stop` takes precedence. Without a deadline the
+/// wait has no limit.
 ///
 /// # Errors
-/// poll(2)'s.
+/// Errors from poll(2).
 pub fn wait_readable_or_stop(
     socket: impl AsFd,
     stop: impl AsFd,
@@ -244,7 +249,7 @@ pub fn wait_readable_or_stop(
     })
 }
 
-/// The second is about `stop`.
+/// Whether the socket is ready, and whether `stop` is.
 fn wait_either(
     socket: BorrowedFd<'_>,
     stop: Option<BorrowedFd<'_>>,

@@ -1,4 +1,5 @@
-//! A generation whose order no broker keeps: it has the sockets that its starter passed to it, and binds the others itself.
+//! A generation without a broker: it uses the sockets that its starter passed, and binds others
+//! itself.
 
 use std::env;
 use std::fs::{Permissions, set_permissions};
@@ -27,12 +28,12 @@ use crate::error::Error;
 use crate::lease::Lease;
 use crate::socket;
 
-/// What this process has without a broker.
+/// The sockets of a process without a broker.
 #[derive(Debug)]
 pub(crate) struct Alone {
-    /// What was passed and not claimed yet.
+    /// Passed sockets that are not claimed yet.
     passed: Vec<(String, OwnedFd)>,
-    /// What was claimed, so that the same claim gives the same socket again.
+    /// Claimed sockets: the same claim gives the same socket again.
     claimed: Vec<(Listener, OwnedFd)>,
 }
 
@@ -41,14 +42,15 @@ impl Alone {
         Self { passed, claimed: Vec::new() }
     }
 
-    /// What the starter has passed; None if that is nothing.
+    /// The sockets that the starter passed; None if there are none.
     pub(crate) fn passed() -> Result<Option<Self>, Error> {
         let passed = bindonce_fd::passed()
             .map_err(|source| Error::Bind { listen: "LISTEN_FDS".to_owned(), source })?;
         Ok(Some(Self::new(passed)).filter(|alone| !alone.passed.is_empty()))
     }
 
-    /// The end of an attempt to join: on without a broker if there is none, and nobody has named one.
+    /// After a failed attempt to join: continues without a broker if none answers and no variable
+    /// names one.
     pub(crate) fn instead(error: Error) -> Result<Self, Error> {
         match error.is_absence() && socket::named().is_none() {
             true => Ok(Self::new(Vec::new())),
@@ -56,7 +58,8 @@ impl Alone {
         }
     }
 
-    /// Gives a lease for each listener of the claims. Those before one that fails stay bound, for the next try.
+    /// Returns a lease for each listener of the claims. If one fails, those before it stay bound
+    /// for the next try.
     pub(crate) fn claim(&mut self, claims: &[Claim]) -> Result<Vec<Lease>, Error> {
         let mut leases = Vec::new();
         for Claim(claim) in claims {
@@ -87,13 +90,13 @@ impl Alone {
         Ok(leases)
     }
 
-    /// This process accepts no more.
+    /// Closes every socket: this process accepts no more.
     pub(crate) fn stop(&mut self) {
         self.claimed.clear();
         self.passed.clear();
     }
 
-    /// One that was claimed or passed under a name.
+    /// The claimed or passed socket of this name.
     fn named(&self, name: &str) -> Option<&OwnedFd> {
         let called =
             |listener: &Listener| listener.name.as_ref().is_some_and(|it| it.as_str() == name);
@@ -132,8 +135,8 @@ impl Alone {
         Ok(Lease::new(bound, fd))
     }
 
-    /// What was passed for a listener: of its name and address, else of its name, else at its address. A wildcard is one for
-    /// both families.
+    /// The passed socket for a listener: one with its name and address, else one with its name,
+    /// else one at its address. The wildcard addresses of both families match each other.
     fn passed_for(&self, listener: &Listener) -> Option<usize> {
         let name = listener.name.as_ref().map_or("", |name| name.as_str());
         let there = |fd: &OwnedFd| {
@@ -155,8 +158,8 @@ impl Alone {
     }
 }
 
-/// Says READY=1 to who has started this process (sd_notify(3)), if that wants to hear it. That it does not arrive is no
-/// reason not to serve.
+/// Sends READY=1 to `NOTIFY_SOCKET` (sd_notify(3)), if that is set. A failure is no reason not to
+/// serve.
 pub(crate) fn tell_ready() {
     let Some(place) = env::var_os("NOTIFY_SOCKET") else { return };
     let address = match place.as_bytes() {
@@ -172,7 +175,7 @@ pub(crate) fn number() -> Option<u64> {
     env::var("BINDONCE_GENERATION").ok().and_then(|number| number.parse().ok())
 }
 
-/// Where a socket is bound, and as what.
+/// The address and the kind of a socket.
 fn address_of(fd: &OwnedFd) -> io::Result<Address> {
     let name = getsockname(fd)?;
     if let Ok(at) = SocketAddr::try_from(name.clone()) {
@@ -190,7 +193,7 @@ fn address_of(fd: &OwnedFd) -> io::Result<Address> {
     }
 }
 
-/// Binds it, and listens.
+/// Binds a listener, and listens.
 fn bound(listener: &Listener) -> io::Result<OwnedFd> {
     let Listener { address, options, .. } = listener;
     let Options { backlog, v6only, blocking, mode, .. } = *options;
@@ -219,11 +222,11 @@ fn bound(listener: &Listener) -> io::Result<OwnedFd> {
         set_socket_reuseaddr(&fd, true)?;
     }
     if let (Address::Unix(_), Some(mode)) = (address, mode) {
-        // The file never gets more than this, and less where the umask takes some (unix_bind in the kernel).
+        // The file gets at most this mode, less what the umask takes (unix_bind in the kernel).
         fchmod(&fd, Mode::from_raw_mode(mode))?;
     }
     match bind(&fd, &at) {
-        // A path outlives its socket: one that nobody listens on may be taken.
+        // A path outlives its socket: a path on which no process listens may be taken.
         Err(Errno::ADDRINUSE) if matches!(address, Address::Unix(_)) => {
             let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
             if connect(&probe, &at) != Err(Errno::CONNREFUSED) {
@@ -239,7 +242,7 @@ fn bound(listener: &Listener) -> io::Result<OwnedFd> {
         set_mode(path, mode)?;
     }
     if address.listens() {
-        // The kernel cuts it to somaxconn.
+        // The kernel caps the backlog at somaxconn.
         listen(&fd, backlog.and_then(|most| i32::try_from(most).ok()).unwrap_or(i32::MAX))?;
     }
     if blocking {
@@ -248,7 +251,8 @@ fn bound(listener: &Listener) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Gives the file of a socket its whole mode, by a descriptor: what a link leads to, or a file in its place, is not changed.
+/// Sets the full mode of a socket's file, through a descriptor: the target of a link, or another
+/// file in its place, is not changed.
 fn set_mode(path: &str, mode: u32) -> io::Result<()> {
     let file = open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     let found = fstat(&file)?.st_mode;
@@ -289,7 +293,7 @@ mod tests {
         assert_eq!((any.bound(), any.created()), (format!("[::]:{}", ports[1]).as_str(), false));
         let web = one(&mut alone, "web=127.0.0.1:1").expect("of its name");
         assert_eq!(web.bound(), format!("127.0.0.1:{}", ports[0]));
-        // The same again, also by its bare name.
+        // The same claim again, also by its bare name.
         assert_eq!(one(&mut alone, "web=127.0.0.1:1").expect("again").inode(), web.inode());
         assert_eq!(one(&mut alone, "web").expect("again").inode(), web.inode());
         let error = one(&mut alone, "other").expect_err("nobody passed it");
@@ -306,7 +310,7 @@ mod tests {
         let mode = |path: &std::path::Path| {
             fs::metadata(path).expect("stat").permissions().mode() & 0o7777
         };
-        // Less and more than any usual umask leaves.
+        // One mode with less, and one with more, than a usual umask leaves.
         for wanted in [0o600, 0o777] {
             let path = directory.join(format!("{wanted:o}"));
             let claim = format!("unix@{},mode={wanted:04o}", path.display());

@@ -1,4 +1,4 @@
-//! What to do after an error of accept(2): go on at once, wait first, or give up.
+//! What to do after an error of accept(2): continue at once, wait first, or give up.
 
 use std::fmt;
 use std::io;
@@ -7,25 +7,26 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-/// The first pause after an error that only time can mend; each that follows is twice as long.
+/// The first pause after an error that only time can cure; each further pause is twice as long.
 const FIRST: Duration = Duration::from_millis(5);
-/// The longest.
+/// The longest pause.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// What came of one call of accept(2).
+/// What to do after one call of accept(2).
 pub(crate) enum Verdict<S, A> {
     Accepted(S, A),
-    /// Nobody waits, another process was faster, or a client left the queue: wait for the next one.
+    /// No client waits, another process was faster, or a client left the queue: wait for the next
+    /// one.
     Wait,
-    /// The process or the kernel has run out of something: try again after this time.
+    /// The process or the kernel has run out of a resource: try again after this time.
     Pause(Duration),
-    /// It will never be otherwise.
+    /// The error is permanent.
     Failed(io::Error),
 }
 
 type Tell = Box<dyn Fn(&io::Error) + Send + Sync>;
 
-/// Counts errors of accept(2) that follow each other.
+/// Counts consecutive errors of accept(2).
 #[derive(Default)]
 pub(crate) struct Backoff {
     failures: AtomicU32,
@@ -33,12 +34,12 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Has this called with the first error of a row.
+    /// Calls `tell` with the first of several consecutive errors.
     pub(crate) fn tell(&mut self, tell: impl Fn(&io::Error) + Send + Sync + 'static) {
         self.tell = Some(Box::new(tell));
     }
 
-    /// Judges what accept(2) has given.
+    /// Judges the result of accept(2).
     pub(crate) fn judge<S, A>(&self, accepted: io::Result<(S, A)>) -> Verdict<S, A> {
         let error = match accepted {
             Ok((stream, peer)) => {
@@ -48,7 +49,7 @@ impl Backoff {
             Err(error) => error,
         };
         match Errno::from_io_error(&error) {
-            // accept(2) gives an error of the network that concerns the one client only.
+            // accept(2) also gives network errors that concern only the one client.
             Some(
                 Errno::AGAIN
                 | Errno::CONNABORTED
@@ -63,7 +64,8 @@ impl Backoff {
                 | Errno::NETUNREACH
                 | Errno::PERM,
             ) => Verdict::Wait,
-            // The last: another holder has shut the shared socket down, and the broker makes it listen again.
+            // EINVAL: another holder has shut down the shared socket, and the broker makes it
+            // listen again.
             Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::INVAL) => {
                 let before = self.failures.fetch_add(1, Ordering::Relaxed);
                 if before == 0 {
@@ -111,7 +113,7 @@ mod tests {
         }
         assert_eq!(pause(&backoff), LONGEST);
         assert_eq!(told.lock().expect("lock").len(), 1);
-        // Nobody waits: that is no success.
+        // No client waits: that is no success.
         assert!(matches!(backoff.judge(failed(Errno::AGAIN)), Verdict::Wait));
         assert_eq!(pause(&backoff), LONGEST);
         assert!(matches!(backoff.judge(Ok(((), ()))), Verdict::Accepted((), ())));

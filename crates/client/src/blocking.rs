@@ -1,4 +1,4 @@
-//! The client that blocks.
+//! The blocking client.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,22 +22,22 @@ use crate::transfer::{Outgoing, READ_SIZE};
 use crate::verbs::Verb;
 use crate::{socket, transfer, verbs};
 
-/// How long to wait before trying again to connect: nothing tells when a broker listens.
+/// The wait before another attempt to connect: no event says when a broker listens.
 pub(crate) const AGAIN: Duration = Duration::from_millis(20);
 
-/// A connection to a broker. It counts as a user of every listener that it has
-/// claimed until it is dropped, so keep it as long as you serve.
+/// A connection to a broker. Until it is dropped, it counts as a user of every listener that it has
+/// claimed, so keep it as long as you serve.
 ///
-/// A server that is to take over from an earlier start of itself is better served by
-/// [`Generation`](crate::Generation), which has a connection of its own.
+/// For a server that takes over from an earlier start of itself, use
+/// [`Generation`](crate::Generation), which has its own connection.
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
     session: Session,
     buffer: Box<[u8]>,
     timeout: Duration,
-    /// The socket's timeout for receiving, which only differs from `timeout`
-    /// after a reply in many messages.
+    /// The socket's receive timeout, which differs from `timeout` only after a reply in many
+    /// messages.
     receive_timeout: Duration,
 }
 
@@ -50,7 +50,7 @@ impl Client {
         Self::connect_within(path, DEFAULT_TIMEOUT)
     }
 
-    /// Connects, and allows that long for connecting and for each call.
+    /// Connects, with this timeout for connecting and for each call.
     ///
     /// # Errors
     /// [`Error::Connect`] or [`Error::TimedOut`].
@@ -59,12 +59,12 @@ impl Client {
         Self::over(socket::connect(path, timeout)?.into(), timeout)
     }
 
-    /// Connects to the broker that follows one that was lost: as soon as one answers, gives
-    /// back what this process holds ([`Lease::give`]), and joins as its generation. Tries for as long
-    /// as `patience`.
+    /// Connects to the next broker after one was lost. As soon as a broker answers, this gives back
+    /// the listeners that this process holds ([`Lease::give`]) and joins as its generation. Tries
+    /// for as long as `patience`.
     ///
     /// # Errors
-    /// That of the last attempt.
+    /// The error of the last attempt.
     pub fn reconnect(
         path: &Path,
         listeners: &[Give<'_>],
@@ -90,7 +90,7 @@ impl Client {
         }
     }
 
-    /// Talks over a connection that is open already, for example an inherited one.
+    /// Uses a connection that is already open, for example an inherited one.
     ///
     /// # Errors
     /// [`Error::Io`] if the socket's timeouts cannot be set.
@@ -117,8 +117,8 @@ impl Client {
         self.receive_within(self.timeout)
     }
 
-    /// Claims listeners, all or none. Gives one lease for each, in order; a range
-    /// of ports gives many.
+    /// Claims listeners, all or none. Returns one lease for each, in order; a range of ports gives
+    /// one for each port.
     ///
     /// # Errors
     /// [`Error::Refused`] with the broker's reason; see [`Error`].
@@ -126,7 +126,8 @@ impl Client {
         self.ask(&verbs::claim(claims))
     }
 
-    /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an error.
+    /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an
+    /// error.
     ///
     /// # Errors
     /// As [`claim`](Self::claim), and [`Error::NotOne`].
@@ -134,9 +135,9 @@ impl Client {
         only(self.claim(&[claim.into()])?)
     }
 
-    /// Says which generation of which service this connection is, for a supervisor that numbers and
-    /// orders its generations itself; where the broker is to do that, use
-    /// [`Generation`](crate::Generation). May be said again when the process or the state changes.
+    /// Tells the broker which generation of which service this connection belongs to, for a
+    /// supervisor that numbers and orders its generations itself. To let the broker do that, use
+    /// [`Generation`](crate::Generation). Call it again when the process or the state changes.
     ///
     /// # Errors
     /// See [`Error`].
@@ -144,7 +145,7 @@ impl Client {
         self.ask(&verbs::join(join))
     }
 
-    /// Closes listeners, given by name or address, all or none. Gives their names.
+    /// Closes listeners, given by name or address, all or none. Returns their names.
     ///
     /// # Errors
     /// [`Error::Refused`] with [`IN_USE`](crate::ErrorCode::IN_USE) while another
@@ -169,16 +170,16 @@ impl Client {
         self.ask(&verbs::status())
     }
 
-    /// What happened after the event with the id `since`, as far as it is remembered; 0 for
-    /// all of it. [`Follower`](crate::Follower) tells what happens from then on.
+    /// The remembered events after the event with the id `since`; 0 for all of them.
+    /// [`Follower`](crate::Follower) also gives later events.
     ///
     /// # Errors
-    /// [`Error::Refused`] where the caller may not see every listener; see [`Error`].
+    /// [`Error::Refused`] if the caller may not see every listener; see [`Error`].
     pub fn events(&mut self, since: u64) -> Result<EventsResult, Error> {
         self.ask(&verbs::events(since))
     }
 
-    /// Asks whether the broker is there, and its version.
+    /// Checks that the broker answers, and returns its version.
     ///
     /// # Errors
     /// See [`Error`].
@@ -186,13 +187,13 @@ impl Client {
         self.ask(&verbs::ping())
     }
 
-    /// Gives the broker listeners that this process holds, and uses them from then on as if it
-    /// had claimed them. What the broker has already is only used. Gives their names, in order.
-    /// Done in parts of 253, each all or nothing.
+    /// Gives the broker listeners that this process holds, and uses them from then on as if it had
+    /// claimed them. A listener that the broker already holds is only used. Returns their names, in
+    /// order. Works in batches of 253, each all or nothing.
     ///
     /// # Errors
-    /// [`Error::Refused`] if one is not what it is said to be, or another holds its name or
-    /// address; see [`Error`].
+    /// [`Error::Refused`] if a socket is not what its claim says, or another listener has its name
+    /// or address; see [`Error`].
     pub fn store(&mut self, listeners: &[Give<'_>]) -> Result<Vec<String>, Error> {
         let mut names = Vec::with_capacity(listeners.len());
         for part in listeners.chunks(MAX_FDS) {
@@ -202,12 +203,12 @@ impl Client {
         Ok(names)
     }
 
-    /// Calls any method of the protocol (docs/protocol-requests.md) that gives no descriptors, and gives its
-    /// `result`. `params` is an array.
+    /// Calls any method of the protocol (docs/protocol-requests.md) that returns no descriptors,
+    /// and returns its `result`. `params` is an array.
     ///
     /// # Errors
-    /// [`Error::Refused`] with [`METHOD_NOT_FOUND`](crate::ErrorCode::METHOD_NOT_FOUND) where the
-    /// broker does not have it; see [`Error`].
+    /// [`Error::Refused`] with [`METHOD_NOT_FOUND`](crate::ErrorCode::METHOD_NOT_FOUND) if the
+    /// broker does not have the method; see [`Error`].
     pub fn call<P: Serialize + ?Sized>(
         &mut self,
         method: &'static str,
@@ -216,12 +217,12 @@ impl Client {
         self.exchange(method, params, &[], false).and_then(typed)
     }
 
-    /// From now on the broker may say something unasked.
+    /// Allows notifications from now on.
     pub(crate) fn expect_notifications(&mut self) {
         self.session.expect_notifications();
     }
 
-    /// What the broker has said unasked, without waiting for it.
+    /// The next notification, if one has come. Does not wait.
     pub(crate) fn hear(&mut self) -> Result<Option<Notification>, Error> {
         loop {
             if let Some(notification) = self.session.heard() {
@@ -280,7 +281,7 @@ impl Client {
             if let Some(answer) = pulled.map_err(|error| self.failed(method, error))?? {
                 return Ok(answer);
             }
-            // More must come; it has what is left of the time.
+            // More must come, in the rest of the time.
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(self.timed_out(method));
@@ -314,7 +315,7 @@ impl AsFd for Client {
     }
 }
 
-/// The system takes a timeout of zero for none at all.
+/// The system treats a timeout of zero as no timeout.
 pub(crate) fn at_least(timeout: Duration) -> Duration {
     timeout.max(Duration::from_millis(1))
 }

@@ -1,4 +1,4 @@
-//! What a client asks for.
+//! Claims of listeners, and listeners to give to a broker.
 
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
@@ -6,8 +6,8 @@ use std::os::fd::BorrowedFd;
 use bindonce_core::name::Name;
 use bindonce_wire::params::Bind;
 
-/// One thing to claim. A claim of an address finds the listener that the broker
-/// holds for it, or binds it; one range of ports gives a lease for each port.
+/// A request for listeners. A claim of an address gets the listener that the broker holds for it,
+/// or binds the address. A range of ports gives a lease for each port.
 ///
 /// ```
 /// use bindonce::Claim;
@@ -23,24 +23,25 @@ use bindonce_wire::params::Bind;
 /// # Ok(())
 /// # }
 /// ```
-/// A text that is no claim is refused by the broker, with its reason.
+/// The broker refuses a text that is no claim, and says why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim(pub(crate) Bind);
 
 impl Claim {
-    /// Whatever the one syntax says, `[NAME=]ADDR[,OPTION]...`, as in
-    /// `web=0.0.0.0:80,backlog=4096`, `:8000-8010`, `unix@/run/app.sock` or
-    /// `udp4@:53`. A bare name means a listener that is held already.
+    /// A claim in text form, `[NAME=]ADDR[,OPTION]...`, such as `web=0.0.0.0:80,backlog=4096`,
+    /// `:8000-8010`, `unix@/run/app.sock` or `udp4@:53`. A bare name claims a listener that is
+    /// already held.
     pub fn listen(text: impl Into<String>) -> Self {
         Self(Bind::listen(text))
     }
 
-    /// The listener that is held under a name; it is an error if there is none.
+    /// The listener that is held under this name; an error if there is none.
     pub fn name(name: &Name) -> Self {
         Self(Bind::name(name.as_str()))
     }
 
-    /// A TCP listener on an address; port 0 lets the system choose one ([`Lease::bound`](crate::Lease::bound) tells).
+    /// A TCP listener on an address; with port 0 the system chooses the port (see
+    /// [`Lease::bound`](crate::Lease::bound)).
     pub fn tcp(address: SocketAddr) -> Self {
         Self(Bind::listen(address.to_string()))
     }
@@ -51,19 +52,19 @@ impl Claim {
         Self(Bind::listen(format!("{family}@{address}")))
     }
 
-    /// Should this claim create the listener, then the broker closes it again
-    /// when nobody uses it any more, unless it has been confirmed meanwhile: by a
-    /// claim that is not tentative, or by a user that has joined as serving.
+    /// Makes the claim tentative: if it creates the listener, the broker closes the listener again
+    /// with its last lease, unless the listener has been confirmed. A claim that is not tentative
+    /// confirms it, and so does a user that joins as serving.
     #[must_use]
     pub fn tentative(mut self) -> Self {
         self.0.tentative = true;
         self
     }
 
-    /// Should the listener be held with other options than this claim says, then the broker
-    /// changes them on the socket, for everybody who has it, instead of refusing: the backlog,
-    /// `transparent`, `freebind`, `blocking`, and mode, user and group of a UNIX path. What would need
-    /// another socket (`interface=`, `v6only`) is refused all the same.
+    /// Allows a change of options: if the listener is held with other options than this claim has,
+    /// the broker changes them on the socket, for every holder, instead of refusing the claim. It
+    /// can change the backlog, `transparent`, `freebind`, `blocking`, and the mode, user and group
+    /// of a UNIX path. It still refuses options that need another socket (`interface=`, `v6only`).
     #[must_use]
     pub fn changing(mut self) -> Self {
         self.0.change = true;
@@ -71,7 +72,7 @@ impl Claim {
     }
 }
 
-/// A listener that this process holds, to be given (back) to a broker with
+/// A listener that this process holds, to give (back) to a broker with
 /// [`Client::store`](crate::Client::store). [`Lease::give`](crate::Lease::give) makes one.
 #[derive(Debug, Clone)]
 pub struct Give<'a> {
@@ -80,12 +81,13 @@ pub struct Give<'a> {
 }
 
 impl<'a> Give<'a> {
-    /// A descriptor, and what it was claimed as: `[NAME=]ADDR[,OPTION]...`.
+    /// A descriptor, and the claim that it comes from: `[NAME=]ADDR[,OPTION]...`.
     pub fn new(listen: impl Into<String>, fd: BorrowedFd<'a>) -> Self {
         Self { what: bindonce_wire::params::Give { listen: listen.into(), tentative: false }, fd }
     }
 
-    /// One that the broker has not held before goes again with its last lease unless it is claimed for good.
+    /// Makes the listener tentative: if the broker did not hold it before, the broker closes it
+    /// with its last lease, unless it has been confirmed.
     #[must_use]
     pub fn tentative(mut self) -> Self {
         self.what.tentative = true;

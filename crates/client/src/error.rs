@@ -1,4 +1,4 @@
-//! What can go wrong between a client and a broker.
+//! The errors of this crate.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use bindonce_wire::RpcError;
 
-/// Why a call failed. After [`Error::Refused`] and those about a single lease
-/// the connection can still be used; after any other it cannot, and the
-/// next call says [`Error::Interrupted`]: connect again. (A [`Generation`](crate::Generation) does that
-/// by itself.) The text does not repeat the [`source`](std::error::Error::source): print the whole chain.
+/// Why a call failed. After [`Error::Refused`], and after an error about a single lease, the
+/// connection can still be used. After any other error, connect again: the next call on a broken
+/// connection returns [`Error::Interrupted`]. (A [`Generation`](crate::Generation) reconnects by
+/// itself.) The text does not repeat the [`source`](std::error::Error::source): print the whole
+/// chain.
 ///
 /// ```
 /// use std::error::Error as _;
@@ -29,12 +30,12 @@ pub enum Error {
     #[error("cannot connect to the broker at {}", path.display())]
     #[non_exhaustive]
     Connect {
-        /// Where the broker should be.
+        /// The path of the broker's socket.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// The broker was not done by the deadline.
+    /// The broker did not finish by the deadline.
     #[error("the broker did not finish `{during}` within {after:?}")]
     #[non_exhaustive]
     TimedOut {
@@ -50,22 +51,22 @@ pub enum Error {
         /// The method that was called.
         during: &'static str,
     },
-    /// The system refused to send or receive.
+    /// A system call failed, such as one to send or to receive.
     #[error("cannot talk to the broker")]
     Io(#[source] io::Error),
     /// The broker answered with an error.
     #[error(transparent)]
     Refused(RpcError),
-    /// Descriptors were lost on the way; those that came have been closed.
+    /// Descriptors were lost on the way; those that arrived have been closed.
     #[error("descriptors were lost on the way: the kernel truncated the message")]
     Truncated,
-    /// More or fewer descriptors came than the reply lists; all have been closed.
+    /// The reply came with more or fewer descriptors than it lists; all have been closed.
     #[error("the reply lists {expected} listeners, but {received} descriptors came")]
     #[non_exhaustive]
     Descriptors {
         /// How many listeners the reply lists.
         expected: usize,
-        /// How many descriptors had come when that was noticed.
+        /// How many descriptors had arrived when the mismatch was noticed.
         received: usize,
     },
     /// The reply does not follow the protocol.
@@ -77,7 +78,7 @@ pub enum Error {
     /// An earlier call on this connection failed or was dropped half-way.
     #[error("an earlier call on this connection was left half-way")]
     Interrupted,
-    /// The socket is not what the caller wants to use it as.
+    /// The socket is not of the kind that the caller wants.
     #[error("listener {name:?} ({address}) is {found}, not {wanted}")]
     #[non_exhaustive]
     Kind {
@@ -85,41 +86,42 @@ pub enum Error {
         name: String,
         /// Its address.
         address: String,
-        /// What the caller wants.
+        /// The kind that the caller wants.
         wanted: &'static str,
-        /// What the socket is.
+        /// The kind of the socket.
         found: &'static str,
     },
-    /// One listener was wanted, and the claim is of several: a range of ports.
+    /// The caller wants one listener, and the claim gives several: a range of ports.
     #[error("the claim gives {count} listeners, not one")]
     #[non_exhaustive]
     NotOne {
-        /// How many it gives.
+        /// How many listeners the claim gives.
         count: usize,
     },
-    /// A newer generation of the service is ready or serves: this one must not accept (any more).
+    /// A newer generation of the service is ready or serves, so this one must not accept (any
+    /// more).
     #[error("generation {generation} of service {service} has been superseded{}",
         .successor.map(|newer| format!(" by generation {newer}")).unwrap_or_default())]
     #[non_exhaustive]
     Superseded {
-        /// The service.
+        /// The name of the service.
         service: String,
-        /// This generation.
+        /// The number of this generation.
         generation: u64,
-        /// The newer one, where the broker has named it.
+        /// The number of the newer generation, if the broker named it.
         successor: Option<u64>,
     },
-    /// Without a broker: a claim is of no socket that was passed to this process, and this process cannot bind it itself
-    /// ([`Generation::join_or_bind`](crate::Generation::join_or_bind)).
+    /// Without a broker ([`Generation::join_or_bind`](crate::Generation::join_or_bind)): the
+    /// claimed socket was not passed to this process, and the process cannot bind it.
     #[error("cannot bind {listen}")]
     #[non_exhaustive]
     Bind {
-        /// What was claimed; `LISTEN_FDS` where what was passed cannot be taken.
+        /// The claim; `LISTEN_FDS` if the passed sockets cannot be taken.
         listen: String,
-        /// The system's answer.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// The system does not tell what a socket is, or cannot use it.
+    /// The system does not say what the socket is, or cannot use it.
     #[error("cannot use listener {name:?} ({address})")]
     #[non_exhaustive]
     Descriptor {
@@ -127,13 +129,13 @@ pub enum Error {
         name: String,
         /// Its address.
         address: String,
-        /// The system's answer.
+        /// The error of the system call.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// What a person can do next.
+    /// What a person can do next, where there is advice.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Connect { path, source } => match source.kind() {
@@ -184,7 +186,7 @@ impl Error {
         Some(hint)
     }
 
-    /// Whether there was no broker, or it went away meanwhile: another may come.
+    /// Whether no broker answered, or the broker closed the connection: another broker may follow.
     pub fn is_absence(&self) -> bool {
         match self {
             Self::Connect { source, .. } => {
@@ -195,7 +197,7 @@ impl Error {
         }
     }
 
-    /// The broker's answer, if that is what went wrong.
+    /// The broker's refusal, if that is the error.
     pub fn refusal(&self) -> Option<&RpcError> {
         match self {
             Self::Refused(error) => Some(error),

@@ -1,4 +1,4 @@
-//! Following what happens: events as they come, over a connection of their own.
+//! Follows events as they happen, over a connection of its own.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead as _, BufReader, Write as _};
@@ -19,9 +19,9 @@ use crate::socket;
 
 const METHOD: &str = "events";
 
-/// The events of a broker or of a supervisor: those that are remembered, then each as it
-/// happens. As an iterator it waits for the next, and ends when the other side has gone; a
-/// new follower that is given the last id then continues without a gap, also with the next broker.
+/// The events of a broker or of a supervisor: the remembered ones, then each as it happens. The
+/// iterator waits for the next event and ends when the other side has gone. A new follower with the
+/// last id then continues without a gap, also at the next broker.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), bindonce::Error> {
@@ -35,16 +35,16 @@ const METHOD: &str = "events";
 #[derive(Debug)]
 pub struct Follower {
     stream: BufReader<UnixStream>,
-    /// What has come of a line that is not complete.
+    /// The received part of an incomplete line.
     partial: Vec<u8>,
     known: VecDeque<Event>,
 }
 
 impl Follower {
-    /// Follows what happened after `since`, 0 for all that is remembered, at a control socket.
+    /// Follows the events after the id `since`, or all remembered ones with 0, at a control socket.
     ///
     /// # Errors
-    /// [`Error::Refused`] where the caller may not see it all; see [`Error`].
+    /// [`Error::Refused`] if the caller may not see all events; see [`Error`].
     pub fn connect(path: &Path, since: u64) -> Result<Self, Error> {
         let stream = UnixStream::from(socket::connect(path, DEFAULT_TIMEOUT)?);
         stream.set_read_timeout(Some(DEFAULT_TIMEOUT)).map_err(Error::Io)?;
@@ -67,7 +67,8 @@ impl Follower {
         Ok(follower)
     }
 
-    /// The next event; none if there is none within `timeout`; without a timeout it waits without limit.
+    /// The next event; None if there is none within `timeout`. Without a timeout the wait has no
+    /// limit.
     ///
     /// # Errors
     /// [`Error::Closed`] when the other side has gone; see [`Error`].
@@ -91,7 +92,8 @@ impl Follower {
         }
     }
 
-    /// A whole line; none at the end of the stream. What came of one before a timeout is kept.
+    /// A whole line; None at the end of the stream. The part of a line that came before a timeout
+    /// is kept.
     fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
             let read = match self.stream.fill_buf() {
@@ -129,7 +131,8 @@ impl Iterator for Follower {
     }
 }
 
-/// Readable when there may be an event that has not been read, or the other side has gone.
+/// Readable when more events have arrived, or the other side has gone. Events that are already read
+/// into memory do not count: take them first, with [`Follower::next_within`].
 impl AsFd for Follower {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.get_ref().as_fd()

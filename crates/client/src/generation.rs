@@ -22,24 +22,26 @@ use crate::session::DEFAULT_TIMEOUT;
 use crate::socket::default_socket;
 use crate::verbs;
 
-/// This process as one generation of a service whose order the broker keeps.
+/// This process as one generation of a service. The broker keeps the order of the generations.
 ///
-/// The life of one, each step a call:
+/// A generation's life, one call per step:
 ///
-/// 1. [`join`](Self::join): it gets a [number](Self::number) that only grows.
-/// 2. [`claim`](Self::claim): the listeners, and whatever else the start takes. If it fails
-///    here, drop it: nobody was disturbed, and a listener that it created goes with it.
-/// 3. [`ready`](Self::ready): the older generation is told to retire. This returns when that
-///    one accepts no more: from here on this process accepts, alone.
-/// 4. [`retired`](Self::retired): waits until a newer one is ready.
-/// 5. Stop accepting (drop every listener), then say so: [`stopped`](Self::stopped). The newer one
-///    waits for this; who does not say it within the broker's `retire_time` (5 seconds) is cut off.
-///    Should the newer one have died meanwhile, this returns [`Stopped::Recalled`]: claim the
-///    listeners again and serve on.
-/// 6. Finish what is connected ([`drain`](Self::drain) waits for it), then [`drained`](Self::drained).
+/// 1. [`join`](Self::join): the generation gets a [number](Self::number), which only grows.
+/// 2. [`claim`](Self::claim) the listeners, and do the rest of the start. If the start fails here,
+///    drop the generation: no other generation is disturbed, and the listeners that it created are
+///    closed.
+/// 3. [`ready`](Self::ready): the broker tells the older generation to retire. The call returns
+///    when the older generation accepts no more; from then on only this process accepts.
+/// 4. [`retired`](Self::retired): waits until a newer generation is ready.
+/// 5. Stop accepting: drop every listener, then call [`stopped`](Self::stopped). The newer
+///    generation waits for this call; the broker cuts off a generation that does not make it within
+///    `retire_time` (5 seconds). If the newer generation has died meanwhile, the call returns
+///    [`Stopped::Recalled`]: claim the listeners again and continue to serve.
+/// 6. Finish the open connections ([`drain`](Self::drain) waits for them), then call
+///    [`drained`](Self::drained).
 ///
-/// If the process ends at any point, or drops this, the broker takes that for the end of the
-/// generation.
+/// If the process ends at any point, or drops this value, the broker treats the generation as
+/// ended.
 ///
 /// ```no_run
 /// use bindonce::{Accepted, Generation, Stopped};
@@ -68,33 +70,34 @@ use crate::verbs;
 /// # }
 /// ```
 ///
-/// # No thread, and what follows from it
-/// Nothing happens behind the caller's back: the connection is looked at only in calls of this
-/// type. So wait for its descriptor ([`AsFd`]) beside your listeners, or have a thread of your own
-/// wait in [`retired`](Self::retired). The descriptor becomes readable when there is something to
-/// do, and [`has_retired`](Self::has_retired) does it, without waiting.
+/// # No thread of its own
+/// This type reads its connection only inside its own calls. So poll its descriptor ([`AsFd`])
+/// together with your listeners, or let a thread of your own wait in [`retired`](Self::retired).
+/// When the descriptor is readable, call [`has_retired`](Self::has_retired): it reads the broker's
+/// messages without waiting.
 ///
 /// # When the broker is lost
-/// An upgrade of the broker in place is not noticed. If the broker is killed or restarted, this process
-/// serves on; the calls above connect to the next broker as soon as one answers, give back the
-/// listeners (of which this keeps descriptors for the purpose, until `stopped`) and take the same place in
-/// the order again, with the same number. An attempt takes a second at most.
+/// An upgrade of the broker in place goes unnoticed. If the broker is killed or restarted, this
+/// process continues to serve. The calls above connect to the next broker as soon as it answers,
+/// give the listeners back to it (for this the generation keeps descriptors of them until
+/// `stopped`), and take the same place in the order, with the same number. Connecting and each
+/// request of such an attempt take at most a second.
 #[derive(Debug)]
 pub struct Generation {
     path: PathBuf,
-    /// None while there is no broker.
+    /// None while no broker is connected.
     client: Option<Client>,
-    /// In place of a broker.
+    /// Set if this generation works without a broker.
     alone: Option<Alone>,
-    /// Whether READY=1 has to be said once this serves.
+    /// Whether to send READY=1 once this generation serves.
     tells: bool,
     membership: Membership,
-    /// Readable when there is something to do that the connection does not tell of: when it is
-    /// time to try again to connect, and once this is retired.
+    /// A timer, readable when there is work that the connection does not announce: a retry to
+    /// connect is due, or this generation has been retired.
     due: OwnedFd,
     /// Whether `due` is set.
     is_set: bool,
-    /// Watches the connection and `due` (epoll(7)): readable when one of them is.
+    /// An epoll(7) instance that watches the connection and `due`: readable when either is.
     bell: OwnedFd,
 }
 
@@ -108,19 +111,22 @@ impl Generation {
         Self::join_at(&default_socket(), service)
     }
 
-    /// For a program that runs in any way: takes the sockets that its starter has passed (`LISTEN_FDS`: systemd,
-    /// `bindonce run`, `bindonce exec`); else joins at the broker, as [`join`](Self::join) does; else, where there is no broker and
-    /// `BINDONCE_SOCKET` names none, binds by itself. The rest of the life is the same. [`ready`](Self::ready)
-    /// also says READY=1 to `NOTIFY_SOCKET`.
+    /// Joins, or works without a broker, for a program that is started in various ways. Takes the
+    /// sockets that the starter passed (`LISTEN_FDS`: systemd, `bindonce run`, `bindonce exec`);
+    /// else joins at the broker, as [`join`](Self::join) does; else, if no broker answers and no
+    /// variable names one (see [`default_socket`](crate::default_socket)), binds sockets itself.
+    /// The rest of the generation's life is the same. [`ready`](Self::ready) also sends READY=1 to
+    /// `NOTIFY_SOCKET`.
     ///
-    /// What was passed is claimed by name or by address; a claim of anything else is bound by this process. Only the
-    /// first call in a process finds what was passed, so make it before anything else takes it. Without a
-    /// broker no generation is told to retire by this: whoever starts the next one sends a signal (SIGTERM), at which
-    /// this one accepts no more, calls [`stopped`](Self::stopped), and drains.
+    /// A claim finds a passed socket by name or by address; any other claim is bound by this
+    /// process. Only the first call in a process gets the passed sockets, so call this before other
+    /// code takes them. Without a broker, nothing here tells a generation to retire: whoever starts
+    /// the next one sends this process a signal (SIGTERM), on which it stops accepting, calls
+    /// [`stopped`](Self::stopped), and drains.
     ///
     /// # Errors
-    /// [`Error::Bind`] where what was passed cannot be taken; those of [`join`](Self::join) but for a broker that nobody
-    /// named and that is not there.
+    /// [`Error::Bind`] if the passed sockets cannot be taken; else the errors of
+    /// [`join`](Self::join), where a missing broker is an error only if a variable names it.
     pub fn join_or_bind(service: &Name) -> Result<Self, Error> {
         let path = default_socket();
         let mut generation = match Alone::passed()? {
@@ -134,16 +140,17 @@ impl Generation {
         Ok(generation)
     }
 
-    /// Whether no broker keeps the order of this generation; see [`join_or_bind`](Self::join_or_bind).
+    /// Whether this generation works without a broker; see [`join_or_bind`](Self::join_or_bind).
     pub fn is_alone(&self) -> bool {
         self.alone.is_some()
     }
 
-    /// Becomes the next generation of a service.
+    /// Becomes the next generation of a service, at the broker at `path`.
     ///
     /// # Errors
-    /// [`Error::Connect`] without a broker; [`Error::Refused`] where the service is another user's
-    /// or a supervisor's, or the broker is too old to keep an order; see [`Error`].
+    /// [`Error::Connect`] if no broker answers; [`Error::Refused`] if the service belongs to
+    /// another user or to a supervisor, or if the broker is too old to keep an order; see
+    /// [`Error`].
     pub fn join_at(path: &Path, service: &Name) -> Result<Self, Error> {
         Self::begin(path, service, None)
     }
@@ -165,24 +172,24 @@ impl Generation {
         Ok(Self { path, client, alone, tells: false, membership, due, is_set: false, bell })
     }
 
-    /// The service.
+    /// The name of the service.
     pub fn service(&self) -> &Name {
         self.membership.service()
     }
 
-    /// The number of this generation: larger than that of any before, also of those under
-    /// earlier brokers. Without a broker the supervisor's, or 0.
+    /// The number of this generation, larger than that of every earlier generation, also under
+    /// earlier brokers. Without a broker, the number that the supervisor gave, or 0.
     pub fn number(&self) -> u64 {
         self.membership.number()
     }
 
-    /// Claims listeners, all or none, as [`Client::claim`] does, and gives a lease for each. A claim made
-    /// again gives the same socket. Listeners that this creates are closed again if this generation
-    /// ends before it has served.
+    /// Claims listeners, all or none, as [`Client::claim`] does, and returns a lease for each. A
+    /// repeated claim gives the same socket. Listeners that the claim creates are closed again if
+    /// this generation ends before it has served.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the broker's reason. After any error of the connection the
-    /// call may be made again; see [`Error`].
+    /// [`Error::Refused`] with the broker's reason. After a connection error the call may be
+    /// repeated; see [`Error`].
     pub fn claim(&mut self, claims: &[Claim]) -> Result<Vec<Lease>, Error> {
         if let Some(alone) = &mut self.alone {
             return alone.claim(claims);
@@ -194,7 +201,9 @@ impl Generation {
                 return Err(timed_out("claim"));
             }
         }
-        let Some(client) = &mut self.client else { return Err(timed_out("claim")) };
+        let Some(client) = &mut self.client else {
+            return Err(timed_out("claim"));
+        };
         let leases = client.claim(&Membership::claims(claims));
         let leases = leases.inspect_err(|error| self.failed(error))?;
         self.membership.keep(&leases)?;
@@ -202,7 +211,8 @@ impl Generation {
         Ok(leases)
     }
 
-    /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an error.
+    /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an
+    /// error.
     ///
     /// # Errors
     /// As [`claim`](Self::claim), and [`Error::NotOne`].
@@ -210,19 +220,21 @@ impl Generation {
         only(self.claim(&[claim.into()])?)
     }
 
-    /// Says that this generation is ready, and waits until it may accept: until the older one
-    /// accepts no more, which is as soon as that one has said so, or the broker's `retire_time`
-    /// (5 seconds) has passed. From then on what was claimed is there to stay. With no deadline it waits for
-    /// as long as that takes; one that serves already is told so at once.
+    /// Reports that this generation is ready, and waits until it may accept. It may accept when the
+    /// older generation has stopped, or when the broker's `retire_time` (5 seconds) has passed.
+    /// From then on the claimed listeners stay. Without a deadline the wait has no limit. A
+    /// generation that already serves returns at once.
     ///
     /// # Errors
-    /// [`Error::Superseded`] if a newer generation is ready; [`Error::TimedOut`] when the deadline passes, after
-    /// which the call may be made again, or the process may just end: the older one serves on. See [`Error`].
+    /// [`Error::Superseded`] if a newer generation is ready; [`Error::TimedOut`] when the deadline
+    /// passes. After a timeout the call may be repeated, or the process may end: the older
+    /// generation continues to serve. See [`Error`].
     pub fn ready(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
         self.membership.ask_to_serve();
         self.say()?;
         loop {
-            // Before the wait: what came together with a reply does not make the connection readable.
+            // Before the wait: a message that was read together with a reply no longer makes the
+            // connection readable.
             self.look()?;
             if self.serves()? {
                 return Ok(());
@@ -233,8 +245,9 @@ impl Generation {
         }
     }
 
-    /// Whether this generation may accept by now, for a program that does not wait in [`ready`](Self::ready): it calls that
-    /// with a deadline of now, and this whenever the descriptor is readable.
+    /// Whether this generation may accept now, for a program that must not block in
+    /// [`ready`](Self::ready): call `ready` once with a deadline of now, and then this whenever the
+    /// descriptor is readable.
     ///
     /// # Errors
     /// As [`ready`](Self::ready).
@@ -251,12 +264,12 @@ impl Generation {
         Ok(serves)
     }
 
-    /// Waits until a newer generation is ready, and this one must stop accepting; false if the
-    /// deadline passes before.
+    /// Waits until a newer generation is ready and this one must stop accepting. Returns false if
+    /// the deadline passes first.
     ///
     /// # Errors
-    /// Those of the next broker, where this one was lost and the next does not take this generation
-    /// ([`Error::Refused`]). The process may serve on, and the next call tries again; see [`Error`].
+    /// [`Error::Refused`] if the broker was lost and the next one does not take this generation.
+    /// The process may continue to serve, and the next call tries again; see [`Error`].
     pub fn retired(&mut self, deadline: Option<Instant>) -> Result<bool, Error> {
         loop {
             if self.has_retired()? {
@@ -268,8 +281,9 @@ impl Generation {
         }
     }
 
-    /// Whether a newer generation is ready, and this one must stop accepting. Does not wait,
-    /// except that an attempt to reach the next broker may take a second.
+    /// Whether a newer generation is ready and this one must stop accepting. Does not wait, except
+    /// that an attempt to reach the next broker may take a second for connecting and for each
+    /// request.
     ///
     /// # Errors
     /// As [`retired`](Self::retired).
@@ -280,13 +294,13 @@ impl Generation {
         Ok(self.membership.is_retired())
     }
 
-    /// Says that this process accepts no more, whether it was told to or not: every listener has
-    /// been dropped. The newer generation is let in at this, and it is [`Stopped::Retired`]; if
-    /// that one has gone meanwhile, it was [`Stopped::Recalled`].
+    /// Reports that this process accepts no more, whether or not it was told to retire. Drop every
+    /// listener first: the broker now lets the newer generation accept. Returns
+    /// [`Stopped::Retired`], or [`Stopped::Recalled`] if the newer generation has gone meanwhile.
     ///
     /// # Errors
-    /// See [`Error`]. If the broker is lost meanwhile the next one is sought for at most 3 seconds,
-    /// and that none is found is no error: nobody waits for this generation then.
+    /// See [`Error`]. If the broker is lost, the call looks for the next one for at most 3 seconds.
+    /// Finding none is no error: then no generation waits for this one.
     pub fn stopped(&mut self) -> Result<Stopped, Error> {
         self.membership.stop();
         if let Some(alone) = &mut self.alone {
@@ -302,18 +316,19 @@ impl Generation {
             self.look()?;
         }
         let stopped = self.membership.stopped();
-        // What came with the answer does not make the connection readable.
+        // A message that was read together with the answer no longer makes the connection readable.
         self.look()?;
         Ok(stopped)
     }
 
-    /// Waits until `finished` is readable, and meanwhile keeps this generation's place: should the broker be lost, the
-    /// next one, and its `status`, know of a generation that drains. False if the deadline passes before. For
-    /// `finished` take one end of a pair of connected sockets or of a pipe, and give each connection's thread an
-    /// [`Arc`](std::sync::Arc) of the other end: when the last one drops it, all is finished.
+    /// Waits until `finished` is readable. Returns false if the deadline passes first. Meanwhile it
+    /// keeps this generation's place: if the broker is lost, the next broker and its `status` know
+    /// that this generation drains. For `finished`, take one end of a socket pair or of a pipe, and
+    /// give each connection's thread an [`Arc`](std::sync::Arc) of the other end: `finished`
+    /// becomes readable when the last thread drops its `Arc`.
     ///
     /// # Errors
-    /// [`Error::Io`] of poll(2).
+    /// [`Error::Io`] from poll(2).
     pub fn drain(&mut self, finished: impl AsFd, deadline: Option<Instant>) -> Result<bool, Error> {
         loop {
             match wait_readable_or_stop(&self.bell, &finished, deadline).map_err(Error::Io)? {
@@ -325,12 +340,12 @@ impl Generation {
         }
     }
 
-    /// Ends this generation: what was connected is finished. The same as dropping it.
+    /// Ends this generation after its connections are finished. The same as dropping it.
     pub fn drained(self) {
         drop(self);
     }
 
-    /// Says to the broker where this generation is, if there is a broker.
+    /// Reports this generation's state to the broker, if one is connected.
     fn say(&mut self) -> Result<(), Error> {
         let Some(client) = &mut self.client else { return Ok(()) };
         let told = client.ask(&verbs::enter(&self.membership.joining()));
@@ -343,8 +358,8 @@ impl Generation {
         }
     }
 
-    /// Looks at what the broker has said, or for the next broker if it is time. After every call on
-    /// the connection, which may have read more than the reply.
+    /// Reads the broker's messages, or tries to reach the next broker if a retry is due. Call this
+    /// after every call on the connection, which may have read more than the reply.
     fn look(&mut self) -> Result<(), Error> {
         if self.client.is_none()
             && wait_readable(&self.due, Some(Instant::now())).map_err(Error::Io)?
@@ -361,12 +376,12 @@ impl Generation {
                 }
             }
         }
-        // Of the next broker as well: the word to retire may have come together with its reply.
+        // Also from the next broker: the message to retire may have come together with its reply.
         while let Some(client) = &mut self.client {
             match client.hear() {
                 Ok(Some(notification)) => self.membership.heard(&notification),
                 Ok(None) => break,
-                // The next look is for the next broker.
+                // The next call of `look` tries to reach the next broker.
                 Err(_) => return self.lose(),
             }
         }
@@ -387,30 +402,31 @@ impl Generation {
         Ok(client)
     }
 
-    /// After an error: the connection may be of no use any more.
+    /// Drops the connection if this error has broken it.
     fn failed(&mut self, error: &Error) {
         if is_over(error) {
-            // If the clock cannot be set, the next call that waits says so.
+            // If the timer cannot be set, the next call that waits reports it.
             let _ = self.lose();
         }
     }
 
-    /// The connection is of no use any more: it is time to look for the next broker.
+    /// Drops the broken connection and makes a retry due at once.
     fn lose(&mut self) -> Result<(), Error> {
         let Some(client) = self.client.take() else { return Ok(()) };
-        // A process that was forked may have it still, and then closing it does not take it out.
+        // A forked child may still hold the connection; then closing it does not remove it from the
+        // epoll set.
         epoll::delete(&self.bell, &client).map_err(system)?;
         self.ring(Some(Duration::ZERO))
     }
 
-    /// Whether it was told to retire and has not said that it stopped.
+    /// Whether this generation was told to retire and has not reported that it stopped.
     fn is_to_stop(&self) -> bool {
         self.membership.is_retired() && !self.membership.is_over()
     }
 
-    /// Makes `due` readable after this time, for good; with none it is not readable.
+    /// Makes `due` readable, for good, after this time; with None it is not readable.
     fn ring(&mut self, after: Option<Duration>) -> Result<(), Error> {
-        // A time of zero disarms it.
+        // Zero would disarm the timer, so the shortest time is a nanosecond.
         let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_nanos(1)));
         let it_value = Timespec::try_from(after).map_err(|_| timed_out("reconnect"))?;
         let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -421,15 +437,15 @@ impl Generation {
     }
 }
 
-/// Readable when there is something to do: [`Generation::has_retired`] does it. The same descriptor for the life of
-/// this handle.
+/// Readable when there is work for [`Generation::has_retired`]. The descriptor stays the same for
+/// the life of this value.
 impl AsFd for Generation {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
 }
 
-/// Has the bell ring when this is readable.
+/// Adds a descriptor to the epoll set.
 fn watch(bell: &OwnedFd, fd: impl AsFd) -> Result<(), Error> {
     epoll::add(bell, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN).map_err(system)
 }
@@ -438,7 +454,7 @@ fn system(error: rustix::io::Errno) -> Error {
     Error::Io(error.into())
 }
 
-/// Takes its place in the order.
+/// Takes this generation's place in the order.
 fn enter(mut client: Client, membership: &mut Membership) -> Result<Client, Error> {
     client.expect_notifications();
     let result = client.ask(&verbs::enter(&membership.joining()))?;

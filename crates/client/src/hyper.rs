@@ -1,8 +1,9 @@
-//! Connections of hyper that end gracefully: every client that has connected gets its answer.
+//! hyper connections that end gracefully: every client that has connected gets its answer.
 //!
-//! hyper's own `graceful_shutdown`, and `axum::serve` with its `with_graceful_shutdown`, end a connection at once on which
-//! nothing has been read yet: its client, whose request is on the way, gets a reset. Under load that is a few connections
-//! at each restart. [`Connections`] tells a connection to finish once its first request has come.
+//! hyper's own `graceful_shutdown`, and `axum::serve` with `with_graceful_shutdown`, end a
+//! connection at once if nothing has been read on it yet. Its client, whose request is on the way,
+//! gets a reset. Under load that hits a few connections at each restart. [`Connections`] tells a
+//! connection to finish only once its first request has come.
 
 use std::error::Error;
 use std::fmt;
@@ -21,12 +22,12 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-/// What goes wrong with a connection; nearly always it is its client's doing.
+/// An error of a connection, nearly always caused by its client.
 pub type ConnectionError = Box<dyn Error + Send + Sync>;
 
 type Tell = Arc<dyn Fn(ConnectionError) + Send + Sync>;
 
-/// The HTTP connections of one generation, HTTP/1 and HTTP/2 as the client begins.
+/// The HTTP connections of one generation: HTTP/1 or HTTP/2, as the client begins.
 ///
 /// ```no_run
 /// # use std::convert::Infallible;
@@ -51,7 +52,8 @@ type Tell = Arc<dyn Fn(ConnectionError) + Send + Sync>;
 /// # }
 /// ```
 ///
-/// With TLS the handshake belongs to the connection, not to the accept loop: [`serve_after`](Self::serve_after).
+/// With TLS, run the handshake in the connection's task, not in the accept loop:
+/// [`serve_after`](Self::serve_after).
 pub struct Connections {
     tasks: JoinSet<()>,
     finishing: watch::Sender<bool>,
@@ -60,7 +62,8 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// Connections as hyper serves them when nothing is said, with a limit of 30 seconds for the head of a request.
+    /// Connections with hyper's default settings, and a limit of 30 seconds for the head of a
+    /// request.
     pub fn new() -> Self {
         let mut server = Builder::new(TokioExecutor::new());
         server.http1().timer(TokioTimer::new());
@@ -68,20 +71,20 @@ impl Connections {
         Self::with(server)
     }
 
-    /// Connections with other settings of hyper's. Without a timer in them there is no limit of time.
+    /// Connections with other settings of hyper. Without a timer in them there is no time limit.
     pub fn with(server: Builder<TokioExecutor>) -> Self {
         let finishing = watch::Sender::new(false);
         Self { tasks: JoinSet::new(), finishing, server, tell: Arc::new(drop) }
     }
 
-    /// Has `tell` called with what goes wrong with a connection.
+    /// Calls `tell` with each error of a connection.
     #[must_use]
     pub fn on_error(mut self, tell: impl Fn(ConnectionError) + Send + Sync + 'static) -> Self {
         self.tell = Arc::new(tell);
         self
     }
 
-    /// Begins to serve a connection, in a task of its own. Call it inside a runtime.
+    /// Serves a connection in a task of its own. Call it inside a runtime.
     pub fn serve<I, S, B>(&mut self, stream: I, service: S)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -94,8 +97,9 @@ impl Connections {
         self.serve_after(async { Ok(stream) }, service);
     }
 
-    /// Begins to serve a connection after its handshake, of TLS say, which takes place in the connection's own task:
-    /// a client that stalls it delays nobody. The handshake has no other limit of time than its own.
+    /// Serves a connection after its handshake, such as that of TLS, which runs in the connection's
+    /// own task: a client that stalls it delays no other. The handshake has no time limit but its
+    /// own.
     pub fn serve_after<I, S, B>(
         &mut self,
         handshake: impl Future<Output = io::Result<I>> + Send + 'static,
@@ -108,7 +112,7 @@ impl Connections {
         S::Future: Send + 'static,
         B: Body<Data: Send, Error: Into<ConnectionError>> + Send + 'static,
     {
-        // Takes those away that have ended, so that the set does not grow for ever.
+        // Removes finished tasks, or the set would grow for ever.
         while self.tasks.try_join_next().is_some() {}
         let (server, finishing) = (self.server.clone(), self.finishing.subscribe());
         let tell = Arc::clone(&self.tell);
@@ -123,9 +127,10 @@ impl Connections {
         });
     }
 
-    /// Has each connection finish what it was asked, or is yet to be asked first, and waits for their ends. After
-    /// `limit` the rest is cut; gives how many that were. In HTTP/1 a connection that waits for another request is
-    /// closed, in HTTP/2 the client is told to open no more streams (GOAWAY).
+    /// Lets each connection finish its open requests, or the first one that is yet to come, and
+    /// waits until all connections have ended. After `limit` it cuts the rest and returns how many
+    /// it cut. In HTTP/1 a connection that waits for another request is closed; in HTTP/2 the
+    /// client is told to open no more streams (GOAWAY).
     pub async fn finish(mut self, limit: Duration) -> usize {
         let deadline = Instant::now() + limit;
         self.finishing.send_replace(true);
@@ -189,7 +194,7 @@ mod tests {
 
     use super::*;
 
-    /// Longer than any of these takes, unless it hangs.
+    /// Longer than any of these tests takes, unless it hangs.
     const PATIENCE: Duration = Duration::from_secs(20);
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -219,7 +224,7 @@ mod tests {
             let mut first = [0; 15];
             idle.read_exact(&mut first).await.expect("an answer");
             let finish = tokio::spawn(connections.finish(PATIENCE));
-            // It is finishing once the one that has been answered is closed.
+            // `finish` has begun once the connection that was answered is closed.
             let mut rest = Vec::new();
             idle.read_to_end(&mut rest).await.expect("an end");
             client.write_all(REQUEST).await.expect("write");
@@ -270,7 +275,7 @@ mod tests {
             let answer = tokio::spawn(sender.send_request(Request::new(String::new())));
             heard.await.expect("it is asked");
             let finish = tokio::spawn(connections.finish(PATIENCE));
-            // The connection hears of the end before its request is answered.
+            // The connection is told to finish before its request is answered.
             tokio::task::yield_now().await;
             go.send(()).expect("it waits");
             assert_eq!(answer.await.expect("task").expect("an answer").status(), 200);

@@ -1,4 +1,4 @@
-//! What a client gets: an owned descriptor and what it is.
+//! Leases: an owned descriptor of a listener, and what the listener is.
 
 use std::io;
 use std::net::{TcpListener, UdpSocket};
@@ -14,12 +14,12 @@ use crate::acceptor::Acceptor;
 use crate::claim::Give;
 use crate::error::Error;
 
-/// One listener that has been claimed, and a descriptor of its socket, which is
-/// close-on-exec. Dropping it closes this descriptor only.
+/// A claimed listener, with a descriptor of its socket, which is close-on-exec. Dropping the lease
+/// closes only this descriptor.
 ///
-/// The conversions check that the socket is what it is taken for: its family,
-/// its type, and that it listens. None of them changes the socket, so a std
-/// listener is non-blocking: see [`Acceptor`]. If a conversion fails, the descriptor is closed.
+/// The conversions check the socket: its family, its type, and that it listens. None of them
+/// changes the socket, so a std listener is non-blocking: see [`Acceptor`]. A failed conversion
+/// closes the descriptor.
 #[derive(Debug)]
 pub struct Lease {
     bound: Bound,
@@ -31,58 +31,61 @@ impl Lease {
         Self { bound, fd }
     }
 
-    /// The listener's name; of one that was never named, its address.
+    /// The listener's name; its address if it was never named.
     pub fn name(&self) -> &str {
         &self.bound.name
     }
 
-    /// The address as asked for, in its one way of writing.
+    /// The claimed address, in its canonical form.
     pub fn address(&self) -> &str {
         &self.bound.address
     }
 
-    /// The address that the socket has; it differs from [`address`](Self::address)
-    /// in the port where the system was to choose it (port 0).
+    /// The address of the socket. It differs from [`address`](Self::address) in the port if the
+    /// claim left the port to the system (port 0).
     pub fn bound(&self) -> &str {
         &self.bound.bound
     }
 
-    /// Whether this claim created the listener; if not, it was there already.
+    /// Whether this claim created the listener; if not, it existed before.
     pub fn created(&self) -> bool {
         self.bound.created
     }
 
-    /// The inode number of the socket, the same in every process that has it, and in `ss -e`.
+    /// The inode number of the socket, the same in every process that holds the socket, and in
+    /// `ss -e`.
     pub fn inode(&self) -> u64 {
         self.bound.inode
     }
 
-    /// This listener, to be given back ([`Client::reconnect`](crate::Client::reconnect)) to the broker that follows
-    /// one that was killed. Once a lease has become a listener, keep [`Give::new`] of the listener's
-    /// descriptor and of what was claimed instead; a [`Generation`](crate::Generation) does all that itself.
+    /// This listener, to give back to the next broker after one was killed
+    /// ([`Client::reconnect`](crate::Client::reconnect)). Once the lease has been converted into a
+    /// listener, use [`Give::new`] with the listener's descriptor and the claim instead. A
+    /// [`Generation`](crate::Generation) does all that itself.
     pub fn give(&self) -> Give<'_> {
         Give::new(self.listen(), self.fd.as_fd())
     }
 
-    /// What it was claimed as.
+    /// The claim in text form.
     pub(crate) fn listen(&self) -> String {
         let Bound { name, address, .. } = &self.bound;
-        // A listener without a name of its own is called what it was claimed as.
+        // The label of a listener without a name is its claim.
         match name.parse::<Name>() {
             Ok(name) => format!("{name}={address}"),
             Err(_) => name.clone(),
         }
     }
 
-    /// The descriptor itself.
+    /// Converts the lease into its descriptor.
     pub fn into_fd(self) -> OwnedFd {
         self.fd
     }
 
-    /// As a TCP listener. Its `accept` may say `WouldBlock`; [`into_tcp_acceptor`](Self::into_tcp_acceptor) waits.
+    /// As a TCP listener. Its `accept` may return `WouldBlock`;
+    /// [`into_tcp_acceptor`](Self::into_tcp_acceptor) waits.
     ///
     /// # Errors
-    /// [`Error::Kind`] if it is none.
+    /// [`Error::Kind`] if the socket is of another kind.
     pub fn into_tcp_listener(self) -> Result<TcpListener, Error> {
         self.check("a listening TCP socket").map(|lease| TcpListener::from(lease.fd))
     }
@@ -90,25 +93,25 @@ impl Lease {
     /// As a TCP listener whose `accept` waits.
     ///
     /// # Errors
-    /// [`Error::Kind`] if it is none.
+    /// [`Error::Kind`] if the socket is of another kind.
     pub fn into_tcp_acceptor(self) -> Result<Acceptor<TcpListener>, Error> {
         self.into_tcp_listener().map(Acceptor::new)
     }
 
-    /// As a UDP socket. Its `recv` may say `WouldBlock`;
-    /// [`wait_readable`](crate::wait_readable) waits.
+    /// As a UDP socket. Its `recv` may return `WouldBlock`; [`wait_readable`](crate::wait_readable)
+    /// waits.
     ///
     /// # Errors
-    /// [`Error::Kind`] if it is none.
+    /// [`Error::Kind`] if the socket is of another kind.
     pub fn into_udp_socket(self) -> Result<UdpSocket, Error> {
         self.check("a UDP socket").map(|lease| UdpSocket::from(lease.fd))
     }
 
-    /// As a UNIX stream listener. Its `accept` may say `WouldBlock`;
+    /// As a UNIX stream listener. Its `accept` may return `WouldBlock`;
     /// [`into_unix_acceptor`](Self::into_unix_acceptor) waits.
     ///
     /// # Errors
-    /// [`Error::Kind`] if it is none.
+    /// [`Error::Kind`] if the socket is of another kind.
     pub fn into_unix_listener(self) -> Result<UnixListener, Error> {
         self.check("a listening UNIX socket").map(|lease| UnixListener::from(lease.fd))
     }
@@ -116,7 +119,7 @@ impl Lease {
     /// As a UNIX stream listener whose `accept` waits.
     ///
     /// # Errors
-    /// [`Error::Kind`] if it is none.
+    /// [`Error::Kind`] if the socket is of another kind.
     pub fn into_unix_acceptor(self) -> Result<Acceptor<UnixListener>, Error> {
         self.into_unix_listener().map(Acceptor::new)
     }
@@ -124,8 +127,8 @@ impl Lease {
     /// As tokio's TCP listener. Call it inside a runtime.
     ///
     /// # Errors
-    /// [`Error::Kind`] if it is none; [`Error::Descriptor`] if the runtime refuses
-    /// it, or if some other holder made the socket blocking.
+    /// [`Error::Kind`] if the socket is of another kind; [`Error::Descriptor`] if the runtime
+    /// refuses it, or if another holder made it blocking.
     #[cfg(feature = "tokio")]
     pub fn into_tokio_tcp_listener(self) -> Result<tokio::net::TcpListener, Error> {
         let lease = self.check("a listening TCP socket")?.check_nonblocking()?;
@@ -133,7 +136,7 @@ impl Lease {
         tokio::net::TcpListener::from_std(fd.into()).map_err(|source| unusable(&bound, source))
     }
 
-    /// As a TCP listener for tokio that outlives errors of accept(2). Call it inside a runtime.
+    /// As a TCP listener for tokio that survives errors of accept(2). Call it inside a runtime.
     ///
     /// # Errors
     /// As [`into_tokio_tcp_listener`](Self::into_tokio_tcp_listener).
@@ -153,7 +156,7 @@ impl Lease {
         tokio::net::UnixListener::from_std(fd.into()).map_err(|source| unusable(&bound, source))
     }
 
-    /// As a UNIX listener for tokio that outlives errors of accept(2). Call it inside a runtime.
+    /// As a UNIX listener for tokio that survives errors of accept(2). Call it inside a runtime.
     ///
     /// # Errors
     /// As [`into_tokio_tcp_listener`](Self::into_tokio_tcp_listener).
@@ -173,8 +176,8 @@ impl Lease {
         tokio::net::UdpSocket::from_std(fd.into()).map_err(|source| unusable(&bound, source))
     }
 
-    /// A runtime would hang in accept(2) on a socket that blocks, and nothing
-    /// here may change that.
+    /// A runtime would hang in accept(2) on a blocking socket, and this crate must not change a
+    /// shared flag.
     #[cfg(feature = "tokio")]
     fn check_nonblocking(self) -> Result<Self, Error> {
         match rustix::fs::fcntl_getfl(&self.fd) {
@@ -197,7 +200,7 @@ impl Lease {
     }
 }
 
-/// The lease of a claim of one listener.
+/// The only lease; an error if there are more.
 pub(crate) fn only(mut leases: Vec<Lease>) -> Result<Lease, Error> {
     match (leases.len(), leases.pop()) {
         (1, Some(lease)) => Ok(lease),
@@ -215,7 +218,7 @@ fn unusable(bound: &Bound, source: io::Error) -> Error {
     Error::Descriptor { name: bound.name.clone(), address: bound.address.clone(), source }
 }
 
-/// What a descriptor is, as far as the conversions tell apart.
+/// The kind of a descriptor, as far as the conversions distinguish kinds.
 fn kind(fd: &OwnedFd) -> io::Result<&'static str> {
     let kind = match socket_type(fd) {
         Err(rustix::io::Errno::NOTSOCK) => return Ok("no socket"),

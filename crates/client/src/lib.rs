@@ -1,20 +1,21 @@
-//! Listening sockets that outlive the process that serves on them, and servers that take over from
-//! each other without a refused connection and without two that accept.
+//! Listening sockets that outlive the processes that serve on them. Each start of a server takes
+//! over from the one before: no connection is refused, and no two processes accept at once.
 //!
-//! The sockets are those of the **broker**, `bindonce serve`, a small process that binds every
-//! address exactly once. A server **claims** them: it gets descriptors of the broker's own sockets,
-//! the same for each start of it. While no process accepts, clients wait in the socket's queue.
+//! The **broker**, `bindonce serve`, is a small process that binds every address exactly once. A
+//! server **claims** listeners: it gets descriptors of the broker's own sockets, the same sockets
+//! at each start. While no process accepts, clients wait in the accept queue.
 //!
-//! | you have | take |
+//! | you have | use |
 //! |---|---|
 //! | a server that is replaced by a newer start of itself | [`Generation`], or `aio::Generation` for tokio |
-//! | a program that needs a socket, and nobody to take over from | [`Client`], or `aio::Client` |
-//! | a look at what is held, and what happens | [`Client::status`], [`Follower`] |
+//! | a program that only needs a socket | [`Client`], or `aio::Client` |
+//! | a tool that shows listeners and events | [`Client::status`], [`Follower`] |
 //!
-//! # A server that takes over from the one before
-//! What starts your processes (a shell, systemd, a container) simply starts the new one. It joins, does
-//! whatever takes long in a start, says that it is ready, and begins to accept when the old one
-//! has stopped; the old one finishes what it has accepted and ends.
+//! # A server that takes over from the previous one
+//! Whatever starts your processes (a shell, systemd, a container) starts the new one as usual. The
+//! new process joins, does the slow part of its start, reports that it is ready, and begins to
+//! accept when the old process has stopped. The old process finishes the connections that it has
+//! accepted and ends.
 //!
 //! ```no_run
 //! use std::io::{Read, Write};
@@ -78,12 +79,12 @@
 //! }
 //! ```
 //!
-//! Several threads that accept need one signal to stop: let one wait in [`Generation::retired`] and then drop one
-//! end of a `UnixStream::pair()`; the others give the other end to [`Acceptor::accept_or_stop`]. Tasks of tokio take
-//! a `tokio::sync::watch`.
+//! Several threads that accept need a common signal to stop. One thread waits in
+//! [`Generation::retired`] and then drops one end of a `UnixStream::pair()`; the other threads pass
+//! the other end to [`Acceptor::accept_or_stop`]. With tokio tasks, use a `tokio::sync::watch`.
 //!
-//! The same for tokio is in the description of `aio::Generation`, and whole servers, also on hyper and axum,
-//! (with `bindonce::hyper`), and UDP, are in the [examples]. A broker for trying it out is one command: `bindonce serve`.
+//! `aio::Generation` shows the same for tokio. The [examples] are whole servers, also on hyper and
+//! axum (with `bindonce::hyper`) and for UDP. To try them, start a broker: `bindonce serve`.
 //!
 //! # A program that only needs a socket
 //!
@@ -100,27 +101,27 @@
 //! ```
 //!
 //! # What a server must know about a shared socket
-//! The descriptors are non-blocking, and that flag belongs to the socket, not
-//! to the process: a change of it changes it for every holder. So nothing here
-//! changes it. `accept` on a std listener may return `WouldBlock`; use
-//! [`Acceptor`], which waits with poll(2), or a runtime like tokio. For the same
-//! reason never call shutdown(2) on a listener, and never `set_nonblocking(false)`.
-//! Dropping a listener closes this process's descriptor; the socket lives on.
+//! The sockets are non-blocking. That flag belongs to the socket, not to the process: a change
+//! applies to every holder, so this crate never changes it. `accept` on a std listener may return
+//! `WouldBlock`: use [`Acceptor`], which waits with poll(2), or a runtime like tokio. For the same
+//! reason, never call shutdown(2) or `set_nonblocking(false)` on a listener. Dropping a listener
+//! closes this process's descriptor; the socket lives on.
 //!
 //! # Time, threads, errors
-//! Every call has a deadline: [`DEFAULT_TIMEOUT`], or what the caller says. No thread is started and no
-//! task is spawned (except that connecting with tokio borrows one of the runtime's blocking threads). Nothing here panics, whatever
-//! the broker sends. There is one error type, [`Error`]; [`Error::hint`] says what a person can do next.
+//! Every request to the broker has a deadline: [`DEFAULT_TIMEOUT`], or the timeout that the caller
+//! sets. This crate starts no thread, and spawns tasks only for `hyper::Connections`; connecting
+//! with tokio uses one of the runtime's blocking threads. Nothing here panics, whatever the broker
+//! sends. There is one error type, [`Error`]; [`Error::hint`] says what a person can do next.
 //!
 //! # Features
-//! - `tokio` (off): the module `aio`, with the same client and generation as futures, and the
+//! - `tokio` (off): the module `aio`, with the same client and generation as futures, and
 //!   conversions of a [`Lease`] into tokio's listeners.
-//! - `hyper` (off): the module `hyper`, with connections of hyper that end without a reset.
+//! - `hyper` (off): the module `hyper`, which ends hyper connections without a reset.
 //!
 //! [examples]: https://github.com/bindonce/bindonce/tree/main/crates/client/examples
 
 #![forbid(unsafe_code)]
-// docs.rs shows with it which items need a feature.
+// docs.rs uses it to show which items need a feature.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod acceptor;

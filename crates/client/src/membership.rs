@@ -1,5 +1,5 @@
-//! The state of a generation, without its connection: what it sends to the broker, and what the broker has
-//! sent. The blocking and the tokio generation share it.
+//! The state of a generation, without its connection: what to report to the broker, and what the
+//! broker's messages mean. The blocking and the tokio generation share it.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
@@ -13,28 +13,28 @@ use crate::claim::{Claim, Give};
 use crate::error::Error;
 use crate::lease::Lease;
 
-/// How long one attempt to reach the next broker may take.
+/// How long connecting to the next broker, and each request of the attempt, may take.
 pub(crate) const ATTEMPT: Duration = Duration::from_secs(1);
 
-/// Between two attempts, while no broker answers: nothing tells when one listens.
+/// The wait between two attempts while no broker answers: no event says when one listens.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Between two attempts once a broker has answered and refused.
+/// The wait between two attempts after a broker has refused.
 const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 
-/// How long to look for the next broker, to report that this generation has stopped. The
-/// next broker waits no longer for it either.
+/// How long to look for the next broker, to report that this generation has stopped. The next
+/// broker waits no longer for that report either.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(3);
 
-/// The result of a stop.
+/// The result of [`Generation::stopped`](crate::Generation::stopped).
 #[must_use = "a generation that was recalled serves again"]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
-    /// This generation accepts nothing any more: it finishes what is connected, and ends.
+    /// This generation accepts no more: it finishes its connections and ends.
     Retired,
-    /// The newer one that was ready has gone before it was let in, and no other waits. This
-    /// generation is the one that serves, as before: it claims its listeners again, the same
-    /// sockets, and continues. (To end it anyway, drop the generation.)
+    /// The newer generation has gone before it could accept, and no other waits. This generation
+    /// serves as before: it claims its listeners again, which gives the same sockets, and
+    /// continues. (To end it anyway, drop the generation.)
     Recalled,
 }
 
@@ -42,18 +42,18 @@ pub enum Stopped {
 #[derive(Debug)]
 pub(crate) struct Membership {
     service: Name,
-    /// No broker keeps the order: it serves when it says so.
+    /// Works without a broker: the generation serves as soon as it is ready.
     alone: bool,
     number: Option<u64>,
     wanted: State,
-    /// The broker has let it in, and not heard that it has stopped.
+    /// The broker lets the generation accept, and has not heard that it stopped.
     serves: bool,
     retired: bool,
-    /// It has stopped, and no longer serves in any case.
+    /// The generation has stopped for good and drains.
     over: bool,
-    /// The newer one, if the broker has named it.
+    /// The number of the newer generation, if the broker named it.
     successor: Option<u64>,
-    /// What is given back to a broker that follows one that was lost.
+    /// Listeners to give back to the next broker if this one is lost.
     held: Vec<Held>,
 }
 
@@ -79,7 +79,7 @@ impl Membership {
         }
     }
 
-    /// One whose order no broker keeps, with the number that a supervisor gave it.
+    /// A generation without a broker, with the number that a supervisor gave it.
     pub(crate) fn alone(service: &Name, number: Option<u64>) -> Self {
         Self { alone: true, number, ..Self::new(service) }
     }
@@ -88,7 +88,7 @@ impl Membership {
         &self.service
     }
 
-    /// The number; 0 where nobody gave one.
+    /// The number; 0 if there is none.
     pub(crate) fn number(&self) -> u64 {
         self.number.unwrap_or(0)
     }
@@ -97,12 +97,12 @@ impl Membership {
         self.retired
     }
 
-    /// Whether it has stopped and drains.
+    /// Whether the generation has stopped for good and drains.
     pub(crate) fn is_over(&self) -> bool {
         self.over
     }
 
-    /// What it says to the broker now.
+    /// The report to the broker: the state of the generation now.
     pub(crate) fn joining(&self) -> Joining {
         Joining {
             service: self.service.clone(),
@@ -110,12 +110,12 @@ impl Membership {
             pid: Some(std::process::id()),
             state: self.wanted,
             ordered: true,
-            // Once it drains it makes room for any successor.
+            // A generation that drains makes room for any successor.
             successor: self.successor.filter(|_| self.wanted == State::Draining && !self.over),
         }
     }
 
-    /// From now on it is ready.
+    /// The generation is ready from now on.
     pub(crate) fn ask_to_serve(&mut self) {
         if self.wanted == State::Starting {
             self.wanted = State::Serving;
@@ -123,14 +123,14 @@ impl Membership {
         }
     }
 
-    /// It accepts no more.
+    /// The generation accepts no more.
     pub(crate) fn stop(&mut self) {
         self.wanted = State::Draining;
         self.retired = true;
     }
 
-    /// What has come of having stopped, now that the broker has answered, or no broker has been
-    /// found: then no successor waits, and one that comes need not.
+    /// The result of the stop, once the broker has answered or no broker was found. Without a
+    /// broker no successor waits, and a later one need not wait.
     pub(crate) fn stopped(&mut self) -> Stopped {
         if self.wanted == State::Serving {
             return Stopped::Recalled;
@@ -140,7 +140,7 @@ impl Membership {
         Stopped::Retired
     }
 
-    /// What the broker answers to it.
+    /// Takes the broker's answer to the report.
     pub(crate) fn joined(&mut self, result: &JoinResult) -> Result<(), Error> {
         let JoinResult { generation: Some(number), state: Some(state), .. } = result else {
             return Err(Error::Protocol("no number of a generation in the reply".to_owned()));
@@ -151,7 +151,7 @@ impl Membership {
             State::Serving => {
                 self.serves = true;
                 if self.wanted == State::Draining {
-                    // The newer one that it stopped for has gone.
+                    // The newer generation for which this one stopped has gone.
                     self.stay(State::Serving);
                 }
             }
@@ -163,11 +163,11 @@ impl Membership {
         Ok(())
     }
 
-    /// What the broker says unasked.
+    /// Takes a notification from the broker.
     pub(crate) fn heard(&mut self, notification: &Notification) {
         match notification {
             Notification::Serve(turn) if Some(turn.generation) == self.number => self.serves = true,
-            // Once it has stopped, the answer to that tells.
+            // After a stop, the answer to the stop decides.
             Notification::Stay(turn)
                 if Some(turn.generation) == self.number && self.wanted != State::Draining =>
             {
@@ -181,16 +181,16 @@ impl Membership {
         }
     }
 
-    /// It need not retire.
+    /// The generation need not retire.
     fn stay(&mut self, wanted: State) {
         self.wanted = wanted;
         self.retired = false;
         self.successor = None;
     }
 
-    /// Whether it may accept: not yet, yes, or never.
+    /// Whether the generation may accept: yes, not yet, or (an error) never.
     pub(crate) fn may_serve(&self) -> Result<bool, Error> {
-        // One that has been let in serves until it has said that it stopped, also if it is to
+        // A generation that was let in serves until it reports that it stopped, even if it must
         // retire at once.
         if self.retired && !self.serves {
             return Err(Error::Superseded {
@@ -202,12 +202,12 @@ impl Membership {
         Ok(self.serves)
     }
 
-    /// What it claims goes with it if it never serves.
+    /// Makes the claims tentative: if the generation never serves, its new listeners go with it.
     pub(crate) fn claims(claims: &[Claim]) -> Vec<Claim> {
         claims.iter().cloned().map(Claim::tentative).collect()
     }
 
-    /// Keeps what is needed to give these back.
+    /// Keeps descriptors of these leases, to give the listeners back to the next broker.
     pub(crate) fn keep(&mut self, leases: &[Lease]) -> Result<(), Error> {
         for lease in leases {
             if self.held.iter().any(|held| held.inode == lease.inode()) {
@@ -219,14 +219,14 @@ impl Membership {
         Ok(())
     }
 
-    /// What the next broker gets back.
+    /// The listeners to give back to the next broker.
     pub(crate) fn give(&self) -> Vec<Give<'_>> {
         self.held.iter().map(|held| Give::new(held.listen.as_str(), held.fd.as_fd())).collect()
     }
 }
 
-/// What an error on the way to the next broker means: when to try again, and whether it is
-/// worth telling.
+/// After a failed attempt to reach the next broker: when to try again, and the error if it is worth
+/// reporting.
 pub(crate) fn after(error: Error) -> (Duration, Option<Error>) {
     match error {
         Error::Connect { .. } | Error::Closed { .. } | Error::Interrupted => (AGAIN, None),
@@ -235,7 +235,7 @@ pub(crate) fn after(error: Error) -> (Duration, Option<Error>) {
     }
 }
 
-/// Whether the connection is lost by this error.
+/// Whether this error breaks the connection.
 pub(crate) fn is_over(error: &Error) -> bool {
     !matches!(error, Error::Refused(_) | Error::Kind { .. } | Error::Descriptor { .. })
 }
@@ -264,11 +264,11 @@ mod tests {
         membership.ask_to_serve();
         membership.joined(&result(7, State::Serving)).expect("joined");
         membership.heard(&Notification::Retire(turn(7, Some(9))));
-        // That it is ready, said again, undoes nothing.
+        // A repeated report that it is ready undoes nothing.
         membership.joined(&result(7, State::Serving)).expect("joined");
         assert!(membership.is_retired());
         membership.stop();
-        // The word to stay crosses what it says: the answer counts.
+        // The message to stay crosses the report of the stop: the answer counts.
         membership.heard(&Notification::Stay(turn(7, None)));
         membership.joined(&result(7, State::Serving)).expect("joined");
         assert_eq!(membership.stopped(), Stopped::Recalled);
@@ -277,7 +277,7 @@ mod tests {
             (membership.joining().state, membership.joining().successor),
             (State::Serving, None)
         );
-        // Who stops of its own accord does not depend on others.
+        // A generation that stops of its own accord does not depend on others.
         membership.stop();
         assert_eq!(
             (membership.joining().state, membership.joining().successor),
@@ -300,7 +300,7 @@ mod tests {
         assert!(membership.may_serve().expect("served"));
         membership.heard(&Notification::Retire(turn(7, Some(9))));
         assert!(membership.is_retired() && membership.may_serve().expect("it has not stopped"));
-        // It stays what it says after it has stopped, and a late readiness does not undo it.
+        // After a stop it reports that it drains, and late readiness does not undo that.
         membership.stop();
         membership.ask_to_serve();
         assert_eq!(

@@ -1,11 +1,11 @@
-//! One connection without its socket: what to send for a call, and what the
-//! bytes and descriptors that come back mean.
+//! One connection without its socket: the bytes to send for a call, and the meaning of the bytes
+//! and descriptors that come back.
 //!
-//! The blocking and the tokio client share it, so that both are equally strict:
-//! a reply must come with exactly the descriptors that it lists, batch by batch
-//! (docs/protocol.md). The moment one is missing or one too many is known, the
-//! call fails, all that came are closed (they are owned from the system call
-//! on), and the connection is used no more, since nobody knows what follows.
+//! The blocking and the tokio client share it, so both are equally strict: a reply must come with
+//! exactly the descriptors that it lists, batch by batch (docs/protocol.md). As soon as a
+//! descriptor is known to be missing or surplus, the call fails, all received descriptors are
+//! closed (they are owned from the system call on), and the connection is not used again: what
+//! follows on it is unknown.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -25,7 +25,7 @@ use serde_json::value::RawValue;
 use crate::error::Error;
 use crate::lease::Lease;
 
-/// How long connecting and each call may take if nothing is said.
+/// The default timeout for connecting and for each call.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The longest reply that a client reads, in bytes: enough for the list of about
@@ -35,19 +35,19 @@ pub const MAX_REPLY: usize = 64 << 20;
 /// The longest notification that a client reads, in bytes.
 const MAX_NOTIFICATION: usize = 64 << 10;
 
-/// So many notifications wait to be asked for: a broker tells a generation a few in its life.
+/// The most notifications that are queued: a broker sends a generation a few in its life.
 const MAX_HEARD: usize = 1024;
 
 /// The state of one connection.
 #[derive(Debug)]
 pub(crate) struct Session {
-    /// What has come of a line that is not complete.
+    /// The received part of an incomplete line.
     partial: Vec<u8>,
     last_id: u64,
     call: Option<Call>,
-    /// Whether the broker may say something unasked, as it has been asked to.
+    /// Whether the broker may send notifications, because it was asked to.
     overhears: bool,
-    /// Notifications that have not been asked for yet.
+    /// Notifications that are not read yet.
     heard: VecDeque<Notification>,
 }
 
@@ -69,12 +69,12 @@ enum Reading {
     Bound(Vec<Bound>),
 }
 
-/// What a call gave.
+/// The result of a call.
 #[derive(Debug)]
 pub(crate) enum Answer {
     /// The result of any method but `bind`.
     Plain(Box<RawValue>),
-    /// What `bind` handed out, and as many descriptors.
+    /// The listeners from `bind`, and as many descriptors.
     Bound(Vec<Bound>, Vec<OwnedFd>),
 }
 
@@ -89,17 +89,17 @@ impl Session {
         }
     }
 
-    /// From now on the broker may say something unasked.
+    /// Allows notifications from now on.
     pub(crate) fn expect_notifications(&mut self) {
         self.overhears = true;
     }
 
-    /// What the broker has said unasked, the oldest first.
+    /// The oldest notification that is not read yet.
     pub(crate) fn heard(&mut self) -> Option<Notification> {
         self.heard.pop_front()
     }
 
-    /// Takes bytes that have come between two calls.
+    /// Takes bytes that were received between two calls.
     pub(crate) fn overhear(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
         if !self.overhears || self.call.is_some() {
             return Err(Error::Protocol("a message without a request".to_owned()));
@@ -113,8 +113,8 @@ impl Session {
         Ok(())
     }
 
-    /// Begins a call; gives the bytes to send. Only a call that `binds` may
-    /// receive descriptors.
+    /// Begins a call and returns the bytes to send. Only a call that `binds` may receive
+    /// descriptors.
     pub(crate) fn begin<P: Serialize + ?Sized>(
         &mut self,
         method: &str,
@@ -137,12 +137,12 @@ impl Session {
         self.call.as_mut().map(|call| &mut call.descriptors)
     }
 
-    /// Takes the bytes of one message, whose descriptors are in
-    /// [`descriptors`](Self::descriptors). Gives the answer when it is complete.
+    /// Takes the bytes of one message, whose descriptors are in [`descriptors`](Self::descriptors).
+    /// Returns the answer when it is complete.
     pub(crate) fn receive(&mut self, mut bytes: &[u8]) -> Result<Option<Answer>, Error> {
         let outcome = self.take(&mut bytes);
         if matches!(outcome, Ok(Some(_)) | Err(Error::Refused(_))) {
-            // The connection is where it was before the call.
+            // The connection is ready for the next call.
             self.call = None;
             if !bytes.is_empty() {
                 self.overhear(bytes)?;
@@ -151,8 +151,8 @@ impl Session {
         outcome
     }
 
-    /// Gives up a call that is not finished, if there is one: its descriptors are
-    /// closed, and the connection is not used any more.
+    /// Abandons an unfinished call, if there is one: its descriptors are closed, and the connection
+    /// is not used any more.
     pub(crate) fn abandon(&mut self) {
         if let Some(call) = &mut self.call {
             call.descriptors = Vec::new();
@@ -163,7 +163,7 @@ impl Session {
         let call = self.call.as_mut().ok_or(Error::Interrupted)?;
         while call.reply.is_none() {
             let Some(line) = next_line(&mut self.partial, bytes, MAX_REPLY)? else {
-                // The text comes with the first batch at most.
+                // The text comes with at most the first batch.
                 if call.descriptors.len() > MAX_FDS {
                     return Err(call.miscounted(0));
                 }
@@ -184,7 +184,7 @@ impl Session {
         let spaces = bytes.iter().take_while(|byte| **byte == b' ').count();
         let rest = &bytes[spaces..];
         call.spaces += spaces;
-        // Descriptors come no later than the byte that they ride on.
+        // Descriptors come no later than the byte that carries them.
         let due = expected.min(MAX_FDS.saturating_mul(call.spaces + 1));
         if !rest.is_empty() && (!self.overhears || due < expected) {
             return Err(Error::Protocol("more than one line to one request".to_owned()));
@@ -220,7 +220,7 @@ impl Call {
             let Reply { id, outcome } = decode(line)?;
             (id, outcome.map(Reading::Plain))
         };
-        // A request that the broker could not read has lost its id.
+        // A reply to a request that the broker could not read has no id.
         if id != self.id && !(id == Id::Null && outcome.is_err()) {
             return Err(Error::Protocol("it answers another request".to_owned()));
         }
@@ -232,7 +232,7 @@ impl Call {
     }
 }
 
-/// The next whole line, with its end; what has come of one that is not complete is kept.
+/// The next complete line, with its line end. An incomplete line is kept in `partial`.
 fn next_line<'a>(
     partial: &mut Vec<u8>,
     bytes: &mut &'a [u8],
@@ -268,7 +268,7 @@ fn notification(line: &[u8]) -> Result<Option<Notification>, Error> {
     Notification::decode(line).map_err(|error| Error::Protocol(error.to_string()))
 }
 
-/// Reads the result of a method as what the method is known to give.
+/// Decodes the result of a method into the type that the method returns.
 pub(crate) fn typed<T: DeserializeOwned>(answer: Answer) -> Result<T, Error> {
     match answer {
         Answer::Plain(raw) => {
@@ -278,7 +278,7 @@ pub(crate) fn typed<T: DeserializeOwned>(answer: Answer) -> Result<T, Error> {
     }
 }
 
-/// Makes leases of what `bind` gave.
+/// Converts the answer to `bind` into leases.
 pub(crate) fn leases(answer: Answer) -> Result<Vec<Lease>, Error> {
     match answer {
         Answer::Bound(bound, fds) => {

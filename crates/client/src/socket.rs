@@ -1,4 +1,4 @@
-//! Where the broker is.
+//! The path of the broker's socket, and connecting to it.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,11 +14,11 @@ use rustix::net::{
 
 use crate::error::Error;
 
-/// The path of the broker's socket if nobody says otherwise: `$BINDONCE_SOCKET`,
-/// else `$MULTIBINDER_SOCK`, else `/run/bindonce/bindonce.sock` for root and
-/// `$XDG_RUNTIME_DIR/bindonce.sock` for others (`/run/user/UID` where that
-/// variable is not set). Where that is neither there nor can be made, as in a container whose root is read-only,
-/// `/dev/shm/bindonce-UID/bindonce.sock`. A variable that is empty counts as not set.
+/// The default path of the broker's socket: `$BINDONCE_SOCKET`, else `$MULTIBINDER_SOCK`, else
+/// `/run/bindonce/bindonce.sock` for root and `$XDG_RUNTIME_DIR/bindonce.sock` for other users
+/// (`/run/user/UID` if that variable is not set). If that socket neither exists nor can be created,
+/// as in a container with a read-only root, the path is `/dev/shm/bindonce-UID/bindonce.sock`. An
+/// empty variable counts as not set.
 pub fn default_socket() -> PathBuf {
     if let Some(path) = named() {
         return path;
@@ -33,7 +33,7 @@ pub fn default_socket() -> PathBuf {
     if usual || !belongs_to(&in_memory, uid) { run.join(NAME) } else { in_memory.join(NAME) }
 }
 
-/// The path that a variable names.
+/// The path in a variable, if one is set.
 pub(crate) fn named() -> Option<PathBuf> {
     variable("BINDONCE_SOCKET").or_else(|| variable("MULTIBINDER_SOCK"))
 }
@@ -44,16 +44,16 @@ fn variable(name: &str) -> Option<PathBuf> {
 
 const NAME: &str = "bindonce.sock";
 
-/// Where every user may write (with the sticky bit), whatever else is read-only.
+/// A directory in which every user may write (with the sticky bit), even if the rest is read-only.
 const MEMORY: &str = "/dev/shm";
 
-/// Whether a file may be made in this directory, which may have to be made first.
+/// Whether a file can be created in this directory, which may have to be created first.
 fn can_be_made(directory: &Path) -> bool {
     let there = directory.ancestors().find(|path| path.exists());
     there.is_some_and(|path| accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS).is_ok())
 }
 
-/// Whether a directory is this user's, or is not there.
+/// Whether a directory belongs to this user, or does not exist.
 fn belongs_to(directory: &Path, uid: u32) -> bool {
     match directory.symlink_metadata() {
         Ok(found) => found.is_dir() && found.uid() == uid,
@@ -61,8 +61,8 @@ fn belongs_to(directory: &Path, uid: u32) -> bool {
     }
 }
 
-/// Connects within `timeout`. connect(2) on a UNIX socket waits while the
-/// server's queue is full, for as long as the send timeout allows.
+/// Connects within `timeout`. connect(2) on a UNIX socket waits while the server's accept queue is
+/// full, for as long as the send timeout allows.
 pub(crate) fn connect(path: &Path, timeout: Duration) -> Result<OwnedFd, Error> {
     let attempt = || {
         let address = SocketAddrUnix::new(path).map_err(|_| io::ErrorKind::InvalidInput)?;

@@ -1,5 +1,5 @@
-//! One attempt to send or to receive on a connection that may not be ready, as both clients do
-//! it: what an end or an error of the system means for the call in hand.
+//! One attempt to send or to receive on a connection that may not be ready, for both clients: what
+//! an end of the stream or a system error means for the current call.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -7,10 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::error::Error;
 use crate::session::{Answer, Session};
 
-/// What fits into one message of the kernel anyway.
+/// Bytes per read: a message of the kernel holds no more.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
 
-/// A request on its way.
+/// A request that is being sent.
 #[derive(Debug)]
 pub(crate) struct Outgoing<'a> {
     rest: &'a [u8],
@@ -22,25 +22,25 @@ impl<'a> Outgoing<'a> {
         Self { rest: request, fds }
     }
 
-    /// Sends what there is room for; whether that is all of it.
+    /// Sends what there is room for. Returns whether all is sent.
     pub(crate) fn push(&mut self, socket: impl AsFd) -> io::Result<bool> {
         match bindonce_fd::send(socket, self.rest, self.fds) {
             Ok(count) => {
                 self.rest = &self.rest[count..];
-                // They went with the first byte.
+                // The descriptors went with the first byte.
                 self.fds = &[];
                 Ok(self.rest.is_empty())
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
-            // The broker has hung up, perhaps after saying why: read that.
+            // The broker has hung up, perhaps after sending a reason: read it.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(true),
             Err(error) => Err(error),
         }
     }
 }
 
-/// Receives one message of the reply to `method`. The outer error is the system's, of which
-/// `WouldBlock` means to wait.
+/// Receives one message of the reply to `method`. The outer error is the system's; `WouldBlock`
+/// means to wait.
 pub(crate) fn pull(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
@@ -62,14 +62,14 @@ pub(crate) fn pull(
     }
 }
 
-/// Receives what the broker says unasked, between two calls. The outer error is the system's.
+/// Receives notifications between two calls. The outer error is the system's.
 pub(crate) fn overhear(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     session: &mut Session,
 ) -> io::Result<Result<(), Error>> {
     let closed = Err(Error::Closed { during: "a wait" });
-    // Descriptors come with no notification: those that do are closed here.
+    // Notifications carry no descriptors: any that come are closed here.
     match bindonce_fd::recv(socket, buffer, &mut Vec::new()) {
         Ok(0) => Ok(closed),
         Ok(count) => Ok(session.overhear(&buffer[..count])),

@@ -1,4 +1,4 @@
-//! The verbs of both clients: for each the method, its parameters, and what its answer means.
+//! The calls of both clients: for each the method, its parameters, and how to read its answer.
 
 use bindonce_wire::params::{Bind, Events, Join, Joining};
 use bindonce_wire::result::{
@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::lease::Lease;
 use crate::session::{Answer, leases, typed};
 
-/// What calls without parameters send.
+/// The parameters of calls without parameters.
 type Nothing = [(); 0];
 
 /// One call.
@@ -39,7 +39,7 @@ pub(crate) fn join(join: &Join) -> Verb<[&Join; 1], ()> {
     Verb::plain("join", [join], |answer| typed::<JoinResult>(answer).map(drop))
 }
 
-/// The same, where the broker keeps the order.
+/// As [`join`], where the broker keeps the order.
 pub(crate) fn enter(joining: &Joining) -> Verb<[&Joining; 1], JoinResult> {
     Verb::plain("join", [joining], typed)
 }
@@ -67,7 +67,7 @@ pub(crate) fn ping() -> Verb<Nothing, PingResult> {
     Verb::plain("ping", [], typed)
 }
 
-/// A part of what is given; its descriptors go with it.
+/// One batch of the given listeners; their descriptors go with it.
 pub(crate) fn store<'a>(
     part: &'a [Give<'_>],
 ) -> Verb<Vec<&'a bindonce_wire::params::Give>, Vec<String>> {

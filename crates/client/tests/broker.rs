@@ -115,7 +115,7 @@ fn a_refusal_says_why_and_the_connection_goes_on() {
 
     assert!(first.ping().expect("ping").pong);
     drop(second);
-    // The broker hears of it in its own time: each call is an event to wait for.
+    // The broker notices in its own time: each call is an event to wait for.
     let deadline = soon();
     let released = loop {
         match first.release(&["web"]) {
@@ -143,7 +143,7 @@ fn a_connection_that_joined_is_shown_as_that_generation() {
     assert_eq!((generation.generation, generation.state), (7, State::Serving));
     assert_eq!(generation.listeners, ["web"]);
     drop(server);
-    // The broker hears of it in its own time: each call is an event to wait for.
+    // The broker notices in its own time: each call is an event to wait for.
     let deadline = soon();
     while !observer.status().expect("status").services.is_empty() {
         assert!(deadline > Some(Instant::now()), "a connection that is gone is still shown");

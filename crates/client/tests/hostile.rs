@@ -1,5 +1,5 @@
-//! The client against a server that lies about descriptors and bytes: every lie
-//! is an error, and no descriptor outlives it.
+//! The client against a server that lies about descriptors and bytes: every lie is an error, and no
+//! descriptor outlives it.
 //!
 //! One test function, because it counts the descriptors of the whole process.
 
@@ -14,10 +14,10 @@ use bindonce_fd::batch::Transmission;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-/// One sendmsg of the server: text and so many descriptors with it.
+/// One sendmsg(2) of the server: a text, and how many descriptors go with it.
 type Message = (String, usize);
 
-/// How the server's script should end for the client.
+/// How the server's script ends for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expect {
     Leases(usize),
@@ -55,7 +55,7 @@ fn correct(count: usize) -> Vec<Message> {
     messages
 }
 
-/// Plays the server's side: reads the request, sends the script, hangs up or stays.
+/// Plays the server: reads the request, sends the script, and hangs up or stays.
 fn play(script: &[Message], hang_up: bool) -> (UnixStream, thread::JoinHandle<()>) {
     let (ours, theirs) = UnixStream::pair().expect("pair");
     let script = script.to_vec();
@@ -205,7 +205,7 @@ fn a_reply_in_many_pieces_is_one_reply() {
     }
 }
 
-/// Whatever a server sends, the client ends in time and closes what came.
+/// Whatever a server sends, the client ends in time and closes the descriptors that came.
 fn any_script_ends_without_a_leak() {
     let text = prop_oneof![
         (0usize..300).prop_map(listeners),
@@ -227,7 +227,7 @@ fn any_script_ends_without_a_leak() {
         .expect("property");
 }
 
-/// A server may refuse a client and hang up before it has read anything.
+/// A server may refuse a client and hang up before it has read any request.
 fn a_hang_up_after_a_reason_tells_the_reason() {
     let (ours, mut theirs) = UnixStream::pair().expect("pair");
     theirs
@@ -239,7 +239,7 @@ fn a_hang_up_after_a_reason_tells_the_reason() {
     assert_eq!(error.refusal().expect("refusal").code, ErrorCode::DENIED);
 }
 
-/// Where this process may open no more files, it hears of it and keeps nothing.
+/// If this process can open no more files, the client gets an error and keeps no descriptor.
 fn truncation_is_an_error() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let before = open_descriptors();

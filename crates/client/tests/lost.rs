@@ -1,4 +1,5 @@
-//! A generation whose broker is lost: what the next one says in the same breath as its reply is heard.
+//! A generation whose broker is lost hears what the next broker sends together with its first
+//! reply.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
@@ -11,8 +12,8 @@ use bindonce::Generation;
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Answers the joinings of two connections; the first ends when its generation serves, and on the
-/// second the reply and the word to retire come at once.
+/// Answers `join` on two connections. The first ends when its generation serves; on the second, the
+/// reply and the message to retire come at once.
 fn brokers(name: &str) -> (PathBuf, JoinHandle<()>) {
     let path = std::env::temp_dir().join(format!("bindonce-{name}-{}.sock", std::process::id()));
     let listener = UnixListener::bind(&path).expect("bind");

@@ -1,4 +1,5 @@
-//! A server that takes what its starter has passed to it (sd_listen_fds(3)), as systemd and `bindonce run` start it.
+//! A server that takes the sockets that its starter passed (sd_listen_fds(3)), as systemd and
+//! `bindonce run` start it.
 
 #![cfg(all(test, feature = "hyper"))]
 
@@ -14,7 +15,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The example, with a listener as descriptor 3 and what else the shell exports first. It is killed if the test ends early.
+/// The example server, with a listener as descriptor 3 and the variables that the shell exports. It
+/// is killed if the test ends early.
 struct Server(Child);
 
 impl Server {
@@ -28,7 +30,7 @@ impl Server {
             .args(["-c", script.as_str()])
             .arg(program.join("examples/hyper_server"))
             .arg(claim)
-            // What is not passed must not be had from a broker or by binding.
+            // A socket that is not passed must come neither from a broker nor from bind(2).
             .env("BINDONCE_SOCKET", "/nonexistent/bindonce.sock")
             .stdin(fd)
             .stdout(Stdio::piped())
@@ -82,7 +84,7 @@ fn what_was_passed_is_served_and_a_signal_ends_it_after_the_last_answer() {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET /").expect("write");
     let mut answer = vec![0; 1024];
     assert_ne!(stream.read(&mut answer).expect("an answer"), 0);
-    // Half of a second request has come, and is finished after the word to end.
+    // Half of a second request has come; the rest comes after the signal to end.
     let pid = Pid::from_child(&server.0);
     kill_process(pid, Signal::TERM).expect("it runs");
     stream.write_all(b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("write");
@@ -100,7 +102,7 @@ fn what_was_passed_to_another_process_is_left_alone() {
         let said = Server::start(&listener, "web=127.0.0.1:0", exports).fails();
         assert!(said.contains("Connect"), "{exports}: {said}");
     }
-    // More is promised than there is.
+    // The variable promises more descriptors than there are.
     let said = Server::start(&listener, "web=127.0.0.1:0", "LISTEN_PID=$$ LISTEN_FDS=2").fails();
     assert!(said.contains("LISTEN_FDS"), "{said}");
 }

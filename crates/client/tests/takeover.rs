@@ -1,6 +1,6 @@
 //! The example servers take over from each other under clients that open a new connection for every
-//! request and never pause: none is refused, reset or left without an answer, and no client hears an older
-//! generation after a newer one.
+//! request and never pause. No client is refused, reset or left without an answer, and none hears
+//! an older generation after a newer one.
 
 #![cfg(all(test, feature = "hyper"))]
 
@@ -35,7 +35,7 @@ fn a_hyper_server_restarts_fifty_times() {
     storm(&example("hyper_server"), 50);
 }
 
-/// A certificate of the tests, with its key.
+/// The certificate of the tests, with its key.
 const CERTIFICATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/harness/test.pem");
 
 #[test]
@@ -64,7 +64,7 @@ fn each_takes_over_from_any_other_and_finishes_what_it_has() {
     for name in
         ["hyper_server", "axum_server", "std_server", "axum_server", "hyper_server", "std_server"]
     {
-        // A request that the old server has certainly accepted: it has answered one that came later.
+        // The old server has certainly accepted this request: it has answered a later one.
         let draining = begin(server.address);
         let expected = format!("generation {},", server.generation);
         assert!(finish(begin(server.address)).contains(&expected));

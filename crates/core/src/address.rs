@@ -14,29 +14,30 @@ use std::str::FromStr;
 use crate::error::Invalid;
 use crate::text::shown;
 
-/// The longest UNIX path or abstract name, in bytes (`sun_path` has 108, one of
-/// which is the NUL before an abstract name or after a path; see unix(7)).
+/// The longest UNIX path or abstract name, in bytes. `sun_path` has 108, one of which is the NUL
+/// before an abstract name or after a path; see unix(7).
 pub const MAX_PATH: usize = 107;
 
-/// Where one listener listens. Printing it gives the canonical text, which
-/// parses back to the same value.
+/// The address of one listener. Printing it gives the canonical text, which parses back to the same
+/// value.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Address {
     /// TCP, printed as `10.0.0.1:80` or `[::1]:80`.
     Tcp(SocketAddr),
     /// UDP, printed as `udp4@10.0.0.1:53` or `udp6@[::1]:53`.
     Udp(SocketAddr),
-    /// UDP for QUIC, printed as `quic4@10.0.0.1:443` or `quic6@[::1]:443`: at the place of `udp@`, with
-    /// SO_REUSEADDR, so that its users can bind a connected socket for each connection beside it.
+    /// UDP for QUIC, printed as `quic4@10.0.0.1:443` or `quic6@[::1]:443`. It occupies the same
+    /// address as `udp@`, but with SO_REUSEADDR: its users can bind a connected socket beside it
+    /// for each connection.
     Quic(SocketAddr),
     /// A UNIX stream socket on a path, printed as `unix@/run/app.sock`. Absolute,
     /// without NUL, at most 107 bytes.
     Unix(String),
-    /// A UNIX stream socket in the abstract name space, printed as `abns@name`. As haproxy does it, the name is
-    /// padded with NULs to the 107 bytes that there are.
+    /// A UNIX stream socket in the abstract name space, printed as `abns@name`. The name is padded
+    /// with NULs to 107 bytes, as haproxy does.
     Abstract(String),
-    /// The same with the name as it is, printed as `abnsz@name`: another socket than that of `abns@name`. At most 106
-    /// bytes, since one of 107 needs no padding.
+    /// The same without padding, printed as `abnsz@name`: a different socket from `abns@name`. At
+    /// most 106 bytes, because a name of 107 bytes needs no padding.
     Unpadded(String),
 }
 
@@ -79,18 +80,18 @@ impl Address {
         !matches!(self, Self::Udp(_) | Self::Quic(_))
     }
 
-    /// Whether it is a name in the abstract name space.
+    /// Whether this is a name in the abstract name space.
     pub fn is_abstract(&self) -> bool {
         matches!(self, Self::Abstract(_) | Self::Unpadded(_))
     }
 
-    /// Whether nobody else can bind beside a socket that is made for it. Beside one for QUIC they can, since its
-    /// users have to.
+    /// Whether no other process can bind beside the broker's socket. For QUIC others can, because
+    /// its users must.
     pub fn is_exclusive(&self) -> bool {
         !matches!(self, Self::Quic(_))
     }
 
-    /// As the kernel tells of its socket: it does not know what a UDP socket is for.
+    /// The address as the kernel reports it: it does not know that a UDP socket is for QUIC.
     #[must_use]
     pub fn as_seen(&self) -> Self {
         match self {
@@ -101,8 +102,8 @@ impl Address {
 
     /// A UNIX path in canonical form: absolute, one `/` between parts, no `.`.
     ///
-    /// `..` is refused, because what it means depends on the file system; so are
-    /// bytes that could not be written in a list of options or in a log line.
+    /// Refuses `..`, because its meaning depends on the file system, and bytes that cannot be
+    /// written in a list of options or in a log line.
     pub fn unix(path: &str) -> Result<Self, Invalid> {
         let refuse = |why| Err(Invalid::Path { path: shown(path), why });
         if !path.starts_with('/') {
@@ -131,8 +132,8 @@ impl Address {
         Ok(Self::Unix(canonical))
     }
 
-    /// An abstract UNIX name: at most 107 bytes, without a comma or control characters. The empty
-    /// one is a name as any other.
+    /// An abstract UNIX name: at most 107 bytes, without a comma or control characters. May be
+    /// empty.
     pub fn abstract_name(name: &str) -> Result<Self, Invalid> {
         let why = match unwritable(name) {
             Some(why) => why,
@@ -142,7 +143,7 @@ impl Address {
         Err(Invalid::Path { path: shown(name), why })
     }
 
-    /// The same without padding, which one of 107 bytes has not anyway.
+    /// The same without padding. A name of 107 bytes has none, so it becomes [`Self::Abstract`].
     pub fn unpadded_name(name: &str) -> Result<Self, Invalid> {
         Ok(match Self::abstract_name(name)? {
             Self::Abstract(name) if name.len() < MAX_PATH => Self::Unpadded(name),
@@ -150,9 +151,8 @@ impl Address {
         })
     }
 
-    /// Reads an address that may carry a range of ports. Gives the address with
-    /// the first port, and the last port (equal to the first without a range, 0
-    /// for an address that has no port).
+    /// Reads an address that may carry a range of ports. Returns the address with the first port,
+    /// and the last port: equal to the first without a range, 0 for an address without a port.
     pub(crate) fn parse_range(text: &str) -> Result<(Self, u16), Invalid> {
         if text.is_empty() {
             return Err(Invalid::Empty);
@@ -160,7 +160,7 @@ impl Address {
         if text.starts_with('/') {
             return Ok((Self::unix(text)?, 0));
         }
-        // What most texts are, where there are thousands; std reads it as what follows would.
+        // The fast path for claims of thousands: std reads plain IPv4 as the code below would.
         if let Ok(at) = text.parse::<SocketAddrV4>() {
             return Ok((Self::Tcp(at.into()), at.port()));
         }
@@ -220,8 +220,8 @@ impl fmt::Display for Address {
 
 const LONGEST_IPV4: usize = "255.255.255.255:65535".len();
 
-/// An IPv4 address and port as text. One request names thousands, and std's own text goes
-/// through padding that nobody asks for here: it takes seven times as long.
+/// An IPv4 address and port as text. One request names thousands, and std's formatting takes seven
+/// times as long because of padding support that is not needed here.
 struct Ipv4Text {
     text: [u8; LONGEST_IPV4],
     len: usize,
@@ -250,7 +250,7 @@ impl Ipv4Text {
         self.digit(number);
     }
 
-    /// The last decimal digit of a number.
+    /// Pushes the last decimal digit of a number.
     fn digit(&mut self, number: u16) {
         self.push(b'0' + u8::try_from(number % 10).unwrap_or(0));
     }
@@ -274,11 +274,11 @@ enum Family {
     V6,
 }
 
-/// `HOST:PORT[-PORT]` or a bare port; `text` is the whole, for messages.
+/// `HOST:PORT[-PORT]` or a bare port; `text` is the whole address, for messages.
 fn parse_ip(text: &str, rest: &str, family: Option<Family>) -> Result<(SocketAddr, u16), Invalid> {
     let bare = |c: char| c.is_ascii_digit() || c == '-';
     let (host, ports) = match rest.rsplit_once(':') {
-        // `[::1]` alone ends inside the brackets: its last colon is no port's.
+        // In `[::1]` the last colon is inside the brackets: there is no port.
         Some((_, ports)) if ports.ends_with(']') => return Err(Invalid::MissingPort(shown(text))),
         Some(split) => split,
         None if !rest.is_empty() && rest.chars().all(bare) => ("", rest),
@@ -330,7 +330,7 @@ fn parse_port(text: &str, port: &str) -> Result<u16, Invalid> {
     port.parse().map_err(|_| invalid())
 }
 
-/// What keeps a path or name from being written in one line of options.
+/// Why a path or name cannot be written in a list of options, if it cannot.
 fn unwritable(text: &str) -> Option<&'static str> {
     if text.contains(',') {
         Some("a comma would begin an option")

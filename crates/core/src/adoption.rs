@@ -1,10 +1,9 @@
-//! Which of a running program's sockets become listeners: one for each address that is
-//! wanted, and why not the others.
+//! Decides which sockets of a running program become listeners, one for each wanted address, and
+//! why the others do not.
 //!
-//! A program may have several sockets on one address (`shards` of haproxy, or processes that
-//! each bound it with SO_REUSEPORT). The kernel spreads connections over them; a listener is
-//! one socket, so one is taken and the others stay with the program, as its siblings, until it
-//! closes them.
+//! A program may have several sockets on one address (haproxy's `shards`, or processes that each
+//! bound it with SO_REUSEPORT), and the kernel spreads connections over them. A listener is one
+//! socket, so one is taken. The others, its siblings, stay with the program until it closes them.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,24 +13,24 @@ use crate::listener::{Key, Listener};
 /// A socket that a program listens on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// What the kernel says that it is.
+    /// The listener as the kernel reports it.
     pub listener: Listener,
-    /// Its inode.
+    /// Inode number of the socket.
     pub inode: u64,
-    /// Why it cannot be taken, whatever is wanted.
+    /// Why the socket cannot be taken, even if it is wanted.
     pub unfit: Option<Unfit>,
 }
 
-/// Why a socket is not fit to be a listener here.
+/// Why a socket cannot become a listener here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
-    /// It is of another network namespace, where the same address is another place.
+    /// The socket is in another network namespace, where the same address is another place.
     #[error("it is in another network namespace")]
     OtherNamespace,
-    /// It is bound and does not listen.
+    /// The socket is bound and does not listen.
     #[error("it is bound and does not listen")]
     NotListening,
-    /// The file at its path is another socket's.
+    /// The file at its path belongs to another socket, or is gone.
     #[error("its path leads to another socket, or nowhere")]
     PathGone,
 }
@@ -41,7 +40,7 @@ pub enum Unfit {
 pub struct Taken {
     /// Its index among the candidates.
     pub index: usize,
-    /// What it is held as: name and options as they are wanted.
+    /// The listener as it will be held, with the wanted name and options.
     pub listener: Listener,
     /// Indexes of the other sockets on the same address.
     pub siblings: Vec<usize>,
@@ -50,29 +49,29 @@ pub struct Taken {
 /// Why a socket is left to the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
-    /// It is not fit.
+    /// The socket cannot become a listener.
     #[error("{0}")]
     Unfit(Unfit),
-    /// Nothing wanted names it: what is served later binds it by itself, or not at all.
+    /// No wanted listener matches. A later generation binds the address itself, or not at all.
     #[error("not among the listeners that were named")]
     NotWanted,
 }
 
-/// What becomes of the candidates.
+/// What to do with the candidates.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Those that are taken.
+    /// The sockets to take.
     pub taken: Vec<Taken>,
-    /// Those that are not, siblings apart.
+    /// The sockets to leave to the program, without siblings.
     pub left: Vec<(usize, Reason)>,
-    /// What is wanted and not there.
+    /// Wanted listeners that no candidate matches.
     pub missing: Vec<Listener>,
 }
 
-/// Decides. Without `wanted`, every TCP listener is.
+/// Decides what to take. Without `wanted`, every TCP listener is wanted.
 pub fn plan(candidates: &[Candidate], wanted: Option<&[Listener]>) -> Plan {
     let mut plan = Plan::default();
-    // The kernel does not know what a UDP socket is for.
+    // The kernel does not know that a UDP socket is for QUIC.
     let seen_key = |listener: &Listener| listener.key().as_seen();
     let mut at: HashMap<Key, Vec<usize>> = HashMap::new();
     let mut order = Vec::new();
@@ -170,7 +169,7 @@ mod tests {
     }
 
     proptest! {
-        /// Every socket is taken, a sibling, or left with a reason: exactly one of them. No
+        /// Every socket is exactly one of these: taken, a sibling, or left with a reason. No
         /// address is taken twice.
         #[test]
         fn nothing_is_forgotten_or_taken_twice(

@@ -1,21 +1,25 @@
-//! What clients have a server keep for them, in bytes: for all together, and for each user.
+//! How much a server keeps for its clients, in bytes or in descriptors: for all users together, and
+//! for each.
 //!
-//! A user has half of the limit at most, so no single one takes what is for all. Where the server cannot take back
-//! what it keeps, a user has a small part of what the others leave ([`Budget::has_room`]), so that there is room for hundreds of them.
+//! A user gets at most half of the limit, so no single user takes everything. Where the server
+//! cannot take back what it keeps, a user gets a small part of what the others leave
+//! ([`Budget::has_room`]), which leaves room for hundreds of users.
 
 use std::collections::BTreeMap;
 
-/// A user has one part in this many of what the others leave, where the server cannot take it back.
+/// Where the server cannot take it back, a user gets one part in this many of what the others
+/// leave.
 const PART: usize = 32;
 
-/// Where that part is smaller than this, a user has this much of it, but no larger part than [`LARGER_PART`]: a claim of a thousand
-/// listeners goes out at once where few others have anything.
+/// Where that part is smaller than this, a user gets this much, but at most the larger part of
+/// [`LARGER_PART`]: a claim of a thousand listeners goes out at once where few others have
+/// anything.
 const ENOUGH: usize = 1024;
 
-/// One part in this many of what the others leave.
+/// One part in this many of what the others leave, for [`ENOUGH`].
 const LARGER_PART: usize = 8;
 
-/// So many users stay entered when they have nothing: whoever asks again and again has something for each request.
+/// How many users keep an entry while they have nothing, because they often have something again.
 const IDLE: usize = 64;
 
 /// How much is kept, and for whom.
@@ -27,13 +31,14 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Sets the limit for all together; what is kept already stays.
+    /// Sets the limit for all users together; what is already kept stays.
     pub fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
     }
 
-    /// One holder of this user has `now` where it had `was`. False if that is more than there is
-    /// room for: then the holder must go, and say so with a `now` of 0. Less is always right.
+    /// Changes what one holder of this user has from `was` to `now`. False if there is no room:
+    /// then the holder must give up all it has, and report that with a `now` of 0. A decrease
+    /// always fits.
     pub fn change(&mut self, uid: u32, was: usize, now: usize) -> bool {
         let user = self.users.entry(uid).or_default();
         *user = user.saturating_sub(was).saturating_add(now);
@@ -45,12 +50,14 @@ impl Budget {
         fits || now <= was
     }
 
-    /// Whether this user has nothing kept but so much: one holder may be larger than its share.
+    /// Whether this user has no more than `bytes`: a single holder may exceed the share of its
+    /// user.
     pub fn is_only(&self, uid: u32, bytes: usize) -> bool {
         self.users.get(&uid).is_none_or(|user| *user <= bytes)
     }
 
-    /// Whether this user may have so much more of what the server cannot take back. A user that has nothing may.
+    /// Whether this user may have `more` of what the server cannot take back. A user that has
+    /// nothing always may.
     pub fn has_room(&self, uid: u32, more: usize) -> bool {
         let user = self.users.get(&uid).copied().unwrap_or_default();
         let left = self.limit.saturating_sub(self.all.saturating_sub(user));
@@ -78,7 +85,7 @@ mod tests {
             assert!((500..=(1 << 19) / PART).contains(&has), "{has} for {uid}");
         }
         assert!(budget.has_room(100, 253) && budget.all < 1 << 19);
-        // Where there is little, one user may have a thousand, and dozens of others a message each.
+        // With a small limit, one user may have a thousand, and dozens of others one message each.
         let mut budget = Budget::default();
         budget.set_limit(10_000);
         for uid in 0..12 {
@@ -91,7 +98,7 @@ mod tests {
             assert!((most..=1012).contains(&has), "{has} for {uid}");
         }
         assert!(budget.has_room(12, 253) && budget.all < 10_000, "{}", budget.all);
-        // However little there is, the first message of a user may go.
+        // However small the limit is, the first message of a user may go.
         budget.set_limit(0);
         assert!(budget.has_room(100, 253) && !budget.has_room(0, 1));
     }
@@ -107,8 +114,8 @@ mod tests {
     }
 
     proptest! {
-        /// Holders that do as they are told never have more than the limit, a user never more
-        /// than half of it, and nothing stays counted when all have gone.
+        /// Holders that follow the answers never have more than the limit, a user never more than
+        /// half of it, and nothing stays counted when all have gone.
         #[test]
         fn nobody_has_more_than_there_is(steps in proptest::collection::vec((0_u32..4, 0_usize..6, 0_usize..70), 0..200)) {
             let mut budget = Budget::default();

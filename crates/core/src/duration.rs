@@ -28,8 +28,8 @@ pub fn parse(text: &str) -> Result<Duration, InvalidDuration> {
     Duration::try_from_secs_f64(number * seconds).map_err(|_| invalid())
 }
 
-/// Writes a duration with the largest unit that keeps it short: `350ms`,
-/// `1.5s`, `10m`, `2h5m`, `3d4h`.
+/// Writes a duration with the largest unit that keeps it short: `350ms`, `1.5s`, `10m`, `2h5m`,
+/// `3d4h`.
 pub fn format(duration: Duration) -> String {
     let millis = duration.as_millis();
     let seconds = duration.as_secs();

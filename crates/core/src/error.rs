@@ -1,7 +1,7 @@
 //! Why a text is not an address, a listener or an option.
 //!
-//! Every variant carries what was written, shortened so that a hostile request
-//! cannot make a message as long as itself, and says what to write instead.
+//! Every variant quotes the text, shortened so that a hostile request cannot produce a message as
+//! long as itself, and says what to write instead.
 
 use crate::name::InvalidName;
 
@@ -9,10 +9,10 @@ use crate::name::InvalidName;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Invalid {
-    /// Nothing was written where an address belongs.
+    /// The address is missing.
     #[error("an address is missing: write one such as :80, [::]:443 or unix@/run/app.sock")]
     Empty,
-    /// A prefix before `@` that is not one of ours.
+    /// An unknown prefix before `@`.
     #[error(
         "{family:?} in {text:?} is not a family of addresses that can be bound here: write ipv4@, \
          ipv6@, unix@, abns@, udp@, udp4@, udp6@, quic@, quic4@ or quic6@"
@@ -20,7 +20,7 @@ pub enum Invalid {
     UnknownFamily {
         /// The address as written.
         text: String,
-        /// What stands before the `@`.
+        /// The text before the `@`.
         family: String,
     },
     /// An IP address without a port.
@@ -31,7 +31,7 @@ pub enum Invalid {
     Port {
         /// The address as written.
         text: String,
-        /// What stands where the port belongs.
+        /// The text in place of the port.
         port: String,
     },
     /// A range of ports that is empty or begins at 0.
@@ -40,7 +40,7 @@ pub enum Invalid {
     /// A range where exactly one address is wanted.
     #[error("{0:?} is a range of ports where one address is wanted")]
     RangeHere(String),
-    /// What stands before the port is not an IP address.
+    /// The text before the port is not an IP address.
     #[error(
         "{host:?} in {text:?} is not an IP address: host names are not looked up here, write the \
          number"
@@ -48,7 +48,7 @@ pub enum Invalid {
     Host {
         /// The address as written.
         text: String,
-        /// What stands before the port.
+        /// The text before the port.
         host: String,
     },
     /// `ipv4@` in front of an IPv6 address, or the reverse.
@@ -56,7 +56,7 @@ pub enum Invalid {
     WrongFamily {
         /// The address as written.
         text: String,
-        /// The family that the prefix says.
+        /// The family that the prefix names.
         family: &'static str,
     },
     /// A path or abstract name that cannot be bound or written down.
@@ -64,7 +64,7 @@ pub enum Invalid {
     Path {
         /// The path or abstract name.
         path: String,
-        /// What is wrong with it.
+        /// The reason.
         why: &'static str,
     },
     /// A word after a comma that is not an option.
@@ -73,12 +73,12 @@ pub enum Invalid {
          interface=DEVICE, transparent, freebind, blocking, mptcp, netns=NAME, mode=0660, user=USER and group=GROUP"
     )]
     UnknownOption(String),
-    /// An option that needs a value, has none; or has one and takes none.
+    /// An option without its value, with a value it does not take, or given twice.
     #[error("option {option} {problem}")]
     OptionShape {
         /// The name of the option.
         option: &'static str,
-        /// What is wrong: a value missing, one too many, or the option twice.
+        /// The problem: a missing value, an unexpected value, a repetition or a contradiction.
         problem: &'static str,
     },
     /// A value that the option cannot take.
@@ -88,23 +88,23 @@ pub enum Invalid {
         option: &'static str,
         /// The value as written.
         value: String,
-        /// What a value looks like.
+        /// What a valid value looks like.
         why: &'static str,
     },
-    /// An option that means nothing for this kind of address.
+    /// An option that does not apply to this kind of address.
     #[error("option {option} has no meaning for {address}: {why}")]
     OptionHere {
         /// The name of the option.
         option: &'static str,
-        /// The address it was written after.
+        /// The address that the option was written after.
         address: String,
-        /// Which addresses it is for.
+        /// The addresses that the option is for.
         why: &'static str,
     },
-    /// The name in front is not a name.
+    /// The text before `=` is not a name.
     #[error(transparent)]
     Name(#[from] InvalidName),
-    /// A name of a range leaves no room for `-` and the port.
+    /// The name of a range leaves no room for `-` and the port.
     #[error("the name {0:?} is too long for a range: each port adds up to 6 bytes of 63")]
     RangeName(String),
 }

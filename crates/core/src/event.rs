@@ -1,10 +1,8 @@
-//! What is remembered of the past: the words for what can happen, and a ring of the last
-//! things that did.
+//! Events: the words for what can happen, and a ring of the latest ones.
 //!
-//! [`Ring`] guarantees, whatever is put in or read back: it never has more than its limit,
-//! ids only grow and are never given twice, and nothing is lost but the oldest. So a reader
-//! that names the last id it has seen gets what came after, or can tell by a gap that it
-//! came too late for some of it.
+//! [`Ring`] guarantees, whatever is put in or read back: it never exceeds its limit, ids only grow
+//! and are never reused, and only the oldest entries are lost. So a reader that names the last id
+//! it has seen gets every later event, or sees by a gap in the ids that it came too late for some.
 
 use std::collections::VecDeque;
 
@@ -36,9 +34,9 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// Somebody asked a supervisor for a reload.
+    /// A supervisor was asked for a reload, or found a reason for one.
     ReloadAsked = "reload-asked",
-    /// A reload ended well: the new generation serves alone.
+    /// A reload succeeded: the new generation serves alone.
     ReloadDone = "reload-done",
     /// A reload failed, or an unknown process accepts beside the new generation.
     ReloadFailed = "reload-failed",
@@ -48,7 +46,7 @@ kinds! {
     GenerationReady = "generation-ready",
     /// A generation accepts, alone.
     GenerationServing = "generation-serving",
-    /// A generation has stopped accepting and serves what is connected.
+    /// A generation has stopped accepting and serves its open connections.
     GenerationDraining = "generation-draining",
     /// A generation that had been told to stop has ended.
     GenerationGone = "generation-gone",
@@ -56,71 +54,72 @@ kinds! {
     GenerationFailed = "generation-failed",
     /// A generation ended while it served.
     GenerationDied = "generation-died",
-    /// Somebody else told the serving generation to stop.
+    /// Another program told the serving generation to stop.
     GenerationStopped = "generation-stopped",
-    /// A generation was started again after it had died.
+    /// A generation was started again after it died.
     Restart = "restart",
-    /// The same with an older configuration, because the newest keeps dying.
+    /// A restart with an older configuration, because the newest keeps dying.
     Rollback = "rollback",
     /// A signal beyond the normal course was sent to a generation.
     SignalEscalated = "signal-escalated",
     /// Epoll registrations of closed listeners were removed from a generation.
     GhostsRemoved = "ghosts-removed",
-    /// Such registrations could not be removed.
+    /// Epoll registrations of closed listeners could not be removed.
     GhostsLeft = "ghosts-left",
     /// A process that is no generation accepts, or may accept, on the service's listeners.
     UnknownAcceptor = "unknown-acceptor",
-    /// haproxy has bound something by itself.
+    /// haproxy has bound a socket itself.
     ForeignBind = "foreign-bind",
-    /// A supervisor began.
+    /// A supervisor started.
     SupervisorStarted = "supervisor-started",
-    /// A supervisor took a generation over from one that was gone, or from its earlier image.
+    /// A supervisor took a generation over from an earlier supervisor, or from its own earlier
+    /// image.
     TakenOver = "taken-over",
-    /// A supervisor is told to end.
+    /// A supervisor was told to end.
     SupervisorEnding = "supervisor-ending",
     /// A supervisor lost its broker.
     BrokerLost = "broker-lost",
-    /// A supervisor found its broker again, which has its listeners back.
+    /// A supervisor has found its broker and its listeners again.
     BrokerBack = "broker-back",
-    /// A broker began, or a supervisor started one.
+    /// A broker started, or a supervisor started one.
     BrokerStarted = "broker-started",
     /// The broker that a supervisor started has ended.
     BrokerEnded = "broker-ended",
-    /// A broker ends in order.
+    /// A broker shuts down in order.
     BrokerEnding = "broker-ending",
-    /// A broker or supervisor has become another binary, in place.
+    /// A broker or supervisor was upgraded in place.
     Upgraded = "upgraded",
-    /// It has not, and nothing has changed.
+    /// An upgrade in place failed, and nothing has changed.
     UpgradeFailed = "upgrade-failed",
     /// Listeners were bound.
     ListenerBound = "listener-bound",
     /// Listeners were closed.
     ListenerReleased = "listener-released",
-    /// Options of a listener were changed in place, or found changed.
+    /// Options of a listener were changed in place or found changed, or its name was taken back.
     ListenerChanged = "listener-changed",
     /// Listeners of an earlier broker are held again.
     ListenerRestored = "listener-restored",
-    /// A listener of an earlier broker was not recovered.
+    /// A listener of an earlier broker was not recovered, or a supervisor cannot claim one again.
     ListenerLost = "listener-lost",
     /// A listener had left LISTEN and was made to listen again.
     ListenerRepaired = "listener-repaired",
     /// A listener has left LISTEN and cannot be made to listen again.
     ListenerBroken = "listener-broken",
-    /// A claim got nothing: the address is in use, overlaps, or has other options.
+    /// A claim failed: no rule allows it, or the address is in use, overlaps, or has other options.
     ClaimRefused = "claim-refused",
-    /// Somebody may not do what was asked.
+    /// A peer asked for something that it may not do.
     Denied = "denied",
     /// A limit was reached: of listeners, connections, descriptors or time.
     LimitReached = "limit-reached",
-    /// A broker has what it can have back after a crash.
+    /// A broker has recovered what it can after a crash.
     Recovered = "recovered",
     /// Rules and limits were read again.
     ConfigRead = "config-read",
-    /// They could not be, and stay as they were.
+    /// Rules and limits could not be read, and stay as they were.
     ConfigRefused = "config-refused",
 }
 
-/// The last things that happened, oldest first, each with an id.
+/// The latest entries, oldest first, each with an id.
 #[derive(Debug, Clone)]
 pub struct Ring<T> {
     limit: usize,
@@ -129,13 +128,13 @@ pub struct Ring<T> {
 }
 
 impl<T> Ring<T> {
-    /// An empty one that keeps so many; the first id is 1.
+    /// An empty ring that keeps `limit` entries; the first id is 1.
     pub fn new(limit: usize) -> Self {
         Self { limit, next: 1, entries: VecDeque::new() }
     }
 
-    /// One that continues after the events that were read back. What does not come in the order of its ids
-    /// is left out.
+    /// A ring that continues after the entries that were read back. Entries out of the order of
+    /// their ids are left out.
     pub fn resume(limit: usize, read: impl IntoIterator<Item = (u64, T)>) -> Self {
         let mut ring = Self::new(limit);
         for (id, entry) in read {
@@ -147,7 +146,7 @@ impl<T> Ring<T> {
         ring
     }
 
-    /// Adds an entry and gives its id; the oldest goes if there are too many.
+    /// Adds an entry and returns its id. Drops the oldest entry if there are too many.
     pub fn push(&mut self, entry: T) -> u64 {
         let id = self.next;
         self.next += 1;
@@ -158,15 +157,15 @@ impl<T> Ring<T> {
         id
     }
 
-    /// What came after this id, oldest first. An id that was never given is from a ring that
-    /// is lost: then everything is new.
+    /// The entries after this id, oldest first. An id that was never given comes from a ring that
+    /// is lost: then every entry is new.
     pub fn after(&self, id: u64) -> impl Iterator<Item = (u64, &T)> {
         let id = if id < self.next { id } else { 0 };
         let from = self.entries.partition_point(|(known, _)| *known <= id);
         self.entries.iter().skip(from).map(|(id, entry)| (*id, entry))
     }
 
-    /// The newest id that was given; 0 if none was.
+    /// The newest id given; 0 if none was.
     pub fn last(&self) -> u64 {
         self.next - 1
     }
@@ -176,14 +175,14 @@ impl<T> Ring<T> {
         self.entries.len()
     }
 
-    /// Whether there is none.
+    /// Whether there is no entry.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 }
 
-/// Lets so many of a kind through in each period and counts the rest, so that one peer that
-/// does something again and again does not push everything else out of a [`Ring`].
+/// Lets a limited number of events of a kind through in each period and counts the rest, so that a
+/// peer that repeats itself does not push everything else out of a [`Ring`].
 #[derive(Debug, Clone, Default)]
 pub struct Flood {
     begun: Option<u64>,
@@ -194,18 +193,17 @@ pub struct Flood {
 impl Flood {
     /// How long a period lasts, in milliseconds.
     pub const PERIOD: u64 = 10_000;
-    /// How many pass in a period.
+    /// How many events pass in a period.
     pub const PASS: u32 = 10;
 
-    /// Whether one that happens now, in milliseconds, passes; if so, with how many before it
-    /// that did not.
+    /// Whether an event at `now` (in milliseconds) passes; if so, how many before it did not.
     pub fn on(&mut self, now: u64) -> Option<u64> {
         self.up_to(Self::PASS, now)
     }
 
-    /// As [`Flood::on`], with so many in a period.
+    /// As [`Flood::on`], with `most` events in a period.
     pub fn up_to(&mut self, most: u32, now: u64) -> Option<u64> {
-        // A clock that was set back begins a new period as well.
+        // A clock that was set back begins a new period too.
         if self.begun.is_none_or(|begun| now < begun || now - begun >= Self::PERIOD) {
             (self.begun, self.passed) = (Some(now), 0);
         }
@@ -292,7 +290,7 @@ mod tests {
             }
         }
 
-        /// Whatever a damaged file gives.
+        /// Even if the file is damaged.
         #[test]
         fn what_is_read_back_is_in_order(limit in 1usize..20, read in proptest::collection::vec((any::<u64>(), 0u8..9), 0..60)) {
             let mut ring = Ring::resume(limit, read);

@@ -1,12 +1,12 @@
-//! The life of a generation as the past shows it: when it was started, served, drained and
-//! ended. `bindonce top` and the status page draw it.
+//! The life of a generation as its events show it: when it was started, served, drained and ended.
+//! `bindonce top` and the status page draw it.
 
 use crate::time::Timestamp;
 
-/// What a generation did at a moment, what matters most last.
+/// What a generation did at a moment, the most important last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Activity {
-    /// It had not accepted yet.
+    /// It did not accept yet.
     Starting,
     /// It had stopped accepting.
     Draining,
@@ -19,26 +19,26 @@ pub enum Activity {
 /// The moments of one generation's life, as far as they are known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Life {
-    /// Its process was started.
+    /// When its process was started.
     pub started: Option<Timestamp>,
-    /// It began to accept.
+    /// When it began to accept.
     pub serving: Option<Timestamp>,
-    /// It stopped accepting.
+    /// When it stopped accepting.
     pub draining: Option<Timestamp>,
-    /// Its process ended.
+    /// When its process ended.
     pub ended: Option<Timestamp>,
-    /// It did not end as it should have: it `failed` to come up, or `died` while it served.
+    /// Why it ended badly: it `failed` to come up, or `died` while it served.
     pub broke: Option<&'static str>,
 }
 
 impl Life {
-    /// The first moment that is known.
+    /// The first known moment.
     pub fn begin(&self) -> Option<Timestamp> {
         self.started.or(self.serving).or(self.draining).or(self.ended)
     }
 
-    /// Adds what an event about this generation tells, by the word for its kind ([`crate::event::Kind`]). Returns
-    /// false for an event that is not about its life.
+    /// Adds an event about this generation, by the word for its kind ([`crate::event::Kind`]).
+    /// Returns false if the event is not about the life of a generation.
     pub fn learn(&mut self, kind: &str, time: Timestamp) -> bool {
         match kind.strip_prefix("generation-") {
             Some("started") => self.started = Some(time),
@@ -53,21 +53,21 @@ impl Life {
         true
     }
 
-    /// Adds that it lives at `now`, in this state, started at `since`.
+    /// Adds that the generation is alive at `now`, in this state, started at `since`.
     pub fn lives(&mut self, state: &str, since: Option<Timestamp>, now: Timestamp) {
         self.started = self.started.or(since);
-        // A generation that lives has not ended, whatever an older event of the same number says.
+        // A live generation has not ended, whatever an older event with its number says.
         (self.ended, self.broke) = (None, None);
         match state {
             "serving" => self.serving = self.serving.or(self.started).or(Some(now)),
-            // Since when, only an event could have told.
+            // Only an event could tell since when.
             "draining" => self.draining = self.draining.or(Some(now)),
             _ => {}
         }
     }
 
-    /// Its activities in their order, each with its begin and end; one that has not ended ends at
-    /// `now`.
+    /// The activities in order, each with its begin and end. A generation that has not ended ends
+    /// at `now`.
     pub fn activities(&self, now: Timestamp) -> [(Activity, Timestamp, Timestamp); 3] {
         let ended = self.ended.unwrap_or(now);
         let draining = self.draining.unwrap_or(ended).min(ended);
@@ -80,8 +80,8 @@ impl Life {
         ]
     }
 
-    /// What is to be shown for the time from `from` to before `to`: of several activities in it
-    /// the one that matters most.
+    /// The activity to show for the time from `from` to before `to`: the most important of those in
+    /// it.
     pub fn activity(&self, from: Timestamp, to: Timestamp) -> Option<Activity> {
         if self.broke.is_some() && self.ended.is_some_and(|ended| ended >= from && ended < to) {
             return Some(Activity::Broke);

@@ -1,8 +1,8 @@
-//! What becomes of a program's bind(2) that the supervisor is asked about: the kernel does it, the program gets the
-//! broker's socket for it, or it fails.
+//! Decides about a bind(2) call of a program that the supervisor intercepts: the kernel performs
+//! it, the program gets the broker's socket instead, or the call fails.
 //!
-//! At bind(2) nobody knows what the socket will be used for. So what is not named is claimed only where it can hardly be
-//! anything but a listener, and where the program could have bound it by itself.
+//! At bind(2) nobody knows what the socket is for. So an address that is not named is claimed only
+//! where it is almost certainly a listener, and where the program could have bound it itself.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -11,48 +11,48 @@ use crate::address::{Address, MAX_PATH};
 use crate::error::Invalid;
 use crate::listener::{Listener, Options};
 
-/// What is intercepted.
+/// The listeners to intercept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scope {
-    /// These listeners, with the options that a person wants for them; a wildcard stands for its port at every address. None:
-    /// whatever the program binds as a listener.
+    /// The listeners, with the options that the user wants; a wildcard stands for its port at every
+    /// address. Empty means every listener that the program binds.
     pub named: Vec<Listener>,
 }
 
-/// What the host says of ports.
+/// The host's settings for ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ports {
-    /// Below this one a process needs a right (`net.ipv4.ip_unprivileged_port_start`).
+    /// A port below this one needs a privilege (`net.ipv4.ip_unprivileged_port_start`).
     pub unprivileged: u16,
-    /// From these the kernel gives one to a client (`net.ipv4.ip_local_port_range`).
+    /// Ports that the kernel gives to clients (`net.ipv4.ip_local_port_range`).
     pub ephemeral: RangeInclusive<u16>,
 }
 
-/// The address that the program has given.
+/// The address that the program passed to bind(2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// Of IPv4 or IPv6.
+    /// An IPv4 or IPv6 address.
     Ip(SocketAddr),
     /// A UNIX path, absolute.
     Path(String),
-    /// An abstract UNIX name, with the NULs that it may be padded with.
+    /// An abstract UNIX name, including any NULs that pad it.
     Abstract(String),
-    /// Anything else: another family, a name that is no text, none at all.
+    /// Anything else: another family, a name that is not text, or no address.
     Other,
 }
 
-/// What kind of socket it is.
+/// The kind of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// TCP, also multipath TCP.
+    /// TCP, including multipath TCP.
     Tcp,
     /// UDP.
     Udp,
-    /// A UNIX stream.
+    /// A UNIX stream socket.
     UnixStream,
     /// Any other UNIX socket.
     UnixOther,
-    /// Any other.
+    /// Any other socket.
     Other,
 }
 
@@ -61,39 +61,40 @@ pub enum Kind {
 pub struct Socket {
     /// Its kind.
     pub kind: Kind,
-    /// It is of IPv6.
+    /// Whether it is an IPv6 socket.
     pub ipv6: bool,
-    /// It is bound already.
+    /// Whether it is already bound.
     pub bound: bool,
-    /// It belongs to another network namespace than ours; of a path: the program sees other files than we do.
+    /// Whether it belongs to another network namespace than ours; for a path, whether the program
+    /// sees other files than we do.
     pub elsewhere: bool,
-    /// Its port is chosen when it connects (IP_BIND_ADDRESS_NO_PORT).
+    /// Whether the kernel chooses its port at connect(2) (IP_BIND_ADDRESS_NO_PORT).
     pub late_port: bool,
-    /// Its process may bind privileged ports (CAP_NET_BIND_SERVICE).
+    /// Whether its process may bind privileged ports (CAP_NET_BIND_SERVICE).
     pub privileged: bool,
-    /// The options that a claim can say.
+    /// The options that a claim can express.
     pub options: Options,
 }
 
-/// What becomes of the call.
+/// What to do with the call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// The kernel does it, for this reason.
+    /// The kernel performs it, for this reason.
     Continue(&'static str),
-    /// The program gets the socket that the broker has for this, or makes.
+    /// The program gets the socket that the broker holds or opens for this listener.
     Claim(Listener),
-    /// It fails, for this reason.
+    /// The call fails, for this reason.
     Refuse(Failure, String),
 }
 
-/// What a program has bound by itself.
+/// The address of a socket that a program has bound itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Own {
     /// This address.
     At(Address),
-    /// One that the call does not tell.
+    /// An address that the call does not show.
     Unknown,
-    /// Nothing that can listen.
+    /// None: the socket cannot listen.
     Nothing,
 }
 
@@ -111,7 +112,8 @@ pub enum Failure {
 }
 
 impl Socket {
-    /// Where a listener of this kind would be; or why the broker has none like it.
+    /// The address of the listener that this socket would be, or why the broker has no such
+    /// listener.
     fn address(&self, target: &Target) -> Result<Result<Address, Invalid>, &'static str> {
         if self.bound {
             return Err("the socket is bound already");
@@ -135,11 +137,12 @@ impl Socket {
         })
     }
 
-    /// The address that it has once it is bound, where it may listen there. [`Own::Unknown`] where only the kernel knows it.
+    /// The address of the socket once it is bound, if it may listen there. [`Own::Unknown`] where
+    /// only the kernel knows it.
     pub fn own(&self, target: &Target) -> Own {
         match (self.address(target), target) {
             (Ok(Ok(address)), _) => Own::At(address),
-            // For datagrams.
+            // A datagram socket.
             (Err(_), Target::Path(path)) if !self.bound => {
                 Address::unix(path).map_or(Own::Unknown, Own::At)
             }
@@ -156,13 +159,13 @@ impl Socket {
 }
 
 impl Scope {
-    /// Decides on one call.
+    /// Decides about one call.
     pub fn decide(&self, ports: &Ports, target: &Target, socket: &Socket) -> Decision {
         use Decision::{Claim, Continue, Refuse};
         let address = match socket.address(target) {
             Ok(address) => address,
             Err(why) => {
-                // It was named to be intercepted: the kernel's own socket would be a second one.
+                // The user named it, and the program's own socket would be a second one.
                 let is_named = socket.kind == Kind::UnixOther
                     && matches!(socket.own(target), Own::At(address) if self.name(&address).is_some());
                 return match is_named {
@@ -201,7 +204,7 @@ impl Scope {
         });
         match (claim, named) {
             (Ok(listener), Some(_)) => Claim(listener),
-            // It was named to be intercepted: the kernel's own socket would be a second one.
+            // The user named it, and the program's own socket would be a second one.
             (Err(why), Some(_)) => Refuse(Failure::Unavailable, why),
             (Err(_), None) => Continue("the broker cannot have it"),
             (Ok(listener), None) => match kept_apart(ports, &listener, socket) {
@@ -211,8 +214,9 @@ impl Scope {
         }
     }
 
-    /// Whether the file of a UNIX socket stays, although the program removes it: the path is intercepted, and the broker's socket would have
-    /// none. Who binds it next replaces what no broker holds.
+    /// Whether the file of a UNIX socket stays although the program removes it: the path is
+    /// intercepted, and the broker's socket would lose its file. The next bind(2) of the path
+    /// replaces a file that no broker holds.
     pub fn keeps(&self, target: &Target) -> bool {
         match target {
             Target::Path(path) => Address::unix(path).is_ok_and(|path| self.name(&path).is_some()),
@@ -220,12 +224,12 @@ impl Scope {
         }
     }
 
-    /// Whether it names a UNIX path.
+    /// Whether any named listener is a UNIX path.
     pub fn has_paths(&self) -> bool {
         self.named.iter().any(|listener| matches!(listener.address, Address::Unix(_)))
     }
 
-    /// What names this address; one that is the very same first.
+    /// The named listener for this address; an exact match comes first.
     fn name(&self, address: &Address) -> Option<&Listener> {
         let same = |listener: &&Listener| listener.address.as_seen() == *address;
         let everywhere = |listener: &&Listener| {
@@ -237,7 +241,7 @@ impl Scope {
     }
 }
 
-/// Why something that is not named is left to the kernel.
+/// Why an address that is not named is left to the kernel, if it is.
 fn kept_apart(ports: &Ports, listener: &Listener, socket: &Socket) -> Option<&'static str> {
     let Some(at) = listener.address.ip() else {
         return Some(
@@ -259,19 +263,19 @@ fn kept_apart(ports: &Ports, listener: &Listener, socket: &Socket) -> Option<&'s
     None
 }
 
-/// Whether several hosts have it.
+/// Whether several hosts share the address.
 fn is_for_many(ip: IpAddr) -> bool {
     ip.is_multicast() || matches!(ip, IpAddr::V4(ip) if ip.is_broadcast())
 }
 
-/// What a person says of a listener, and for the rest what the program has set on its own socket.
+/// The options that the user gave; for the rest, those that the program set on its own socket.
 fn merged(wanted: Option<&Options>, own: &Options, address: &Address) -> Options {
     let wanted = wanted.cloned().unwrap_or_default();
     let wildcard = address.ip().is_some_and(|at| at.is_ipv6() && at.ip().is_unspecified());
     let ip = address.ip().is_some();
     let path = matches!(address, Address::Unix(_));
     Options {
-        // At an address of IPv6 that is no wildcard it means nothing.
+        // It has no effect at an IPv6 address that is not a wildcard.
         v6only: wildcard && (wanted.v6only || own.v6only),
         interface: wanted.interface.or_else(|| own.interface.clone()).filter(|_| ip),
         mptcp: matches!(address, Address::Tcp(_)) && (wanted.mptcp || own.mptcp),

@@ -1,12 +1,10 @@
-//! What tells one listener from every other, and which of them the kernel
-//! would not let stand beside each other.
+//! [`Key`]: the identity of a listener, and which listeners conflict in the kernel.
 //!
-//! The rules are those of the kernel's own bind conflict check
-//! (`inet_rcv_saddr_equal` and `inet_bind_conflict` in net/ipv4, `__inet6_bind`
-//! in net/ipv6) for sockets without SO_REUSEPORT: a wildcard covers every
-//! address of its family, a dual-stack wildcard covers both families, an
-//! IPv4-mapped address is the IPv4 address, a specific IPv6 address is always
-//! IPv6 only, and two different network devices or namespaces never meet.
+//! The rules are those of the kernel's own bind conflict check (`inet_rcv_saddr_equal` and
+//! `inet_bind_conflict` in net/ipv4, `__inet6_bind` in net/ipv6) for sockets without SO_REUSEPORT:
+//! a wildcard covers every address of its family, a dual-stack wildcard covers both families, an
+//! IPv4-mapped address is the IPv4 address, a specific IPv6 address is always IPv6 only, and two
+//! different network devices or namespaces never conflict.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -16,26 +14,25 @@ use crate::address::Address;
 use crate::name::Name;
 use crate::options::Options;
 
-/// What tells one listener from every other: network namespace, protocol,
-/// address, network device, whether it is multipath TCP and, for an IPv6 wildcard, whether IPv4 is left out.
-/// With port 0 (any free port) the name belongs to it too, so that two
-/// services can each have a free port of their own.
+/// The identity of a listener: network namespace, protocol, address, network device, whether it is
+/// multipath TCP and, for an IPv6 wildcard, whether it leaves IPv4 out. With port 0 (any free port)
+/// the name belongs to the key too, so two services can each have a free port of their own.
 ///
-/// Keys sort by protocol, port, family and IP address, the wildcard of a family first: those that can overlap
-/// lie together.
+/// Keys sort by protocol, port, family and IP address, the wildcard of a family first: keys that
+/// can overlap are close together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// The order of protocols, ports and IP addresses as far as a number can have it: what it does not tell, the
-    /// address does. A claim of thousands compares keys many times each.
+    /// Protocol, port and IP address in one number, as far as they fit; the address decides the
+    /// rest. A claim of thousands compares each key many times.
     order: u64,
     address: Address,
     v6only: bool,
-    /// Apart, because thousands of keys are held and few have any of it. None if
-    /// there is none, so that equal keys look equal.
+    /// Boxed, because thousands of keys are held and few have any of this. None if all of it is
+    /// empty, so that equal keys compare equal.
     rest: Option<Box<Rest>>,
 }
 
-/// What belongs to few keys.
+/// The parts that few keys have.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Rest {
     netns: Option<Box<str>>,
@@ -52,7 +49,7 @@ impl Rest {
 }
 
 impl Ord for Key {
-    /// In line as far as the number tells: each look into the index makes a dozen of these.
+    /// Inlined for the number alone: each lookup in the index makes a dozen comparisons.
     #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
         self.order.cmp(&other.order).then_with(|| self.cmp_rest(other))
@@ -65,10 +62,11 @@ impl PartialOrd for Key {
     }
 }
 
-/// The bits of [`order`] below the port.
+/// The number of bits of [`order`] below the port.
 const PORT: u32 = 33;
 
-/// Protocol, port, family and the first 32 bits of the IP address, from the highest bit on. Names come last.
+/// Protocol, port, family and the first 32 bits of the IP address, from the highest bit down. UNIX
+/// names sort last.
 fn order(address: &Address) -> u64 {
     let Some(at) = address.ip() else { return u64::MAX };
     let ip = match at.ip().to_canonical() {
@@ -98,8 +96,7 @@ impl Key {
         Self::new(address.clone(), v6only, rest.boxed())
     }
 
-    /// The key with the address that a socket really got, which says the port
-    /// where port 0 was asked for.
+    /// The key with the address that the socket got: its actual port if port 0 was asked for.
     #[must_use]
     pub fn bound(&self, bound: &Address) -> Self {
         let rest = self.rest.as_deref().cloned();
@@ -107,20 +104,21 @@ impl Key {
         Self::new(bound.clone(), self.v6only, rest)
     }
 
-    /// The key of the same listener as the kernel tells of its socket ([`Address::as_seen`]).
+    /// The key as the kernel reports the socket ([`Address::as_seen`]).
     pub(crate) fn as_seen(&self) -> Self {
         Self::new(self.address.as_seen(), self.v6only, self.rest.clone())
     }
 
-    /// Whether the kernel would refuse to bind one while the other is bound, unless both are
-    /// bound for that. Two equal keys overlap, except at port 0.
+    /// Whether the kernel refuses to bind one while the other is bound, unless both sockets were
+    /// set up for that. Two equal keys overlap, except at port 0.
     pub fn overlaps(&self, other: &Self) -> bool {
         let devices = (self.interface(), other.interface());
         let apart = matches!(devices, (Some(one), Some(other)) if one != other);
         (self.covers(other) || other.covers(self)) && !apart && self.netns() == other.netns()
     }
 
-    /// Whether connections to the other's address come to this one, where no other is more specific.
+    /// Whether this listener gets the connections to the other's address when no listener is more
+    /// specific.
     pub(crate) fn covers(&self, other: &Self) -> bool {
         if self.cmp_place(other).is_eq() {
             return self.address.port() != Some(0);
@@ -131,9 +129,10 @@ impl Key {
         at.port() != 0 && ports && at.ip().is_unspecified() && family
     }
 
-    /// Whether both would be asked for by the same connections, so that they can never stand
-    /// beside each other. Two that overlap otherwise can: the kernel takes the more specific one
-    /// (compute_score() in net/ipv4/inet_hashtables.c), and that of IPv4 before one of IPv6 at an IPv4-mapped address.
+    /// Whether the same connections match both, so that the two can never coexist. Other
+    /// overlapping listeners can: the kernel picks the more specific one (compute_score() in
+    /// net/ipv4/inet_hashtables.c), and an IPv4 socket before an IPv6 socket at an IPv4-mapped
+    /// address.
     pub fn is_same_place(&self, other: &Self) -> bool {
         self.cmp_place(other).is_eq()
             && self.address.port() != Some(0)
@@ -141,10 +140,10 @@ impl Key {
             && (self.interface(), self.netns()) == (other.interface(), other.netns())
     }
 
-    /// The order of keys whose numbers are equal.
+    /// Compares keys whose numbers are equal.
     #[inline(never)]
     fn cmp_rest(&self, other: &Self) -> Ordering {
-        // Whoever asks for what is held meets the very same key.
+        // The common case: a claim of a held listener finds an equal key.
         if self.is_plain() && other.is_plain() && self.address == other.address {
             return Ordering::Equal;
         }
@@ -153,10 +152,10 @@ impl Key {
             .then_with(|| (self.v6only, &self.rest).cmp(&(other.v6only, &other.rest)))
     }
 
-    /// The order of protocols, ports and IP addresses, or of names.
+    /// Compares protocol, port and IP address, or UNIX names.
     pub(crate) fn cmp_place(&self, other: &Self) -> Ordering {
         self.order.cmp(&other.order).then_with(|| match (self.ip(), other.ip()) {
-            // Equal in all but the last bits of an IPv6 address.
+            // Only the last bits of an IPv6 address can differ.
             (Some(at), Some(theirs)) => at.ip().cmp(&theirs.ip()),
             _ => self.address.cmp(&other.address),
         })
@@ -172,8 +171,9 @@ impl Key {
         !self.address.listens()
     }
 
-    /// Where in their order all those are that can overlap this one: from which key on, and whether they are
-    /// all that it covers, or only those at its address. `wildcards`: whether there are any.
+    /// The ranges of keys that can overlap this one: the first key of each range, and whether the
+    /// range has all keys that the first one covers, or only those at its address. `wildcards`:
+    /// whether any wildcard is held.
     pub(crate) fn near(&self, wildcards: bool) -> impl Iterator<Item = (Self, bool)> + use<> {
         let first = |address| Self::new(address, false, None);
         let near = |whole, at, other| [whole, at, other].into_iter().flatten();
@@ -183,7 +183,7 @@ impl Key {
         if at.port() == 0 {
             return near(None, None, None);
         }
-        // The least at its place, whatever its kind.
+        // The least key at an IP address.
         let at_ip = |ip: IpAddr| first(self.at(SocketAddr::new(ip, at.port())));
         let (v4, v6) = (Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into());
         let is_wildcard = at.ip().is_unspecified();
@@ -198,17 +198,17 @@ impl Key {
         near(whole, same, other)
     }
 
-    /// Whether it is an address and nothing else.
+    /// Whether the key is an address and nothing else.
     pub(crate) fn is_plain(&self) -> bool {
         !self.v6only && self.rest.is_none()
     }
 
-    /// Whether it is every address of a family.
+    /// Whether the address is the wildcard of a family.
     pub(crate) fn is_wildcard(&self) -> bool {
         self.address.ip().is_some_and(|at| at.ip().to_canonical().is_unspecified())
     }
 
-    /// The first of all keys of its protocol and port; None for a name.
+    /// The first of all keys with this protocol and port; None for a UNIX name.
     pub(crate) fn port_begins(&self) -> Option<Self> {
         let at = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), self.address.port()?);
         Some(Self::new(self.at(at), false, None))
@@ -223,20 +223,20 @@ impl Key {
         self.order >> PORT == other.order >> PORT
     }
 
-    /// Of a wildcard for both families, the same for IPv6 alone.
+    /// For a dual-stack wildcard: the same key for IPv6 alone.
     pub fn narrowed(&self) -> Option<Self> {
         self.is_dual().then(|| Self { v6only: true, ..self.clone() })
     }
 
-    /// Of a wildcard for both families, that of IPv4 at the same port.
+    /// For a dual-stack wildcard: the IPv4 wildcard at the same port.
     pub(crate) fn ipv4_wildcard(&self) -> Option<Self> {
         let port = self.address.port().filter(|_| self.is_dual())?;
         let at = (Ipv4Addr::UNSPECIFIED, port).into();
         Some(Self::new(self.address.with_ip(at), self.v6only, self.rest.clone()))
     }
 
-    /// The order in which those that overlap are best bound: the kernel lets a more specific one
-    /// join others without a privilege, and the wildcard of both families not.
+    /// The order in which to bind overlapping listeners, lowest first: the kernel lets a more
+    /// specific socket join others without a privilege, but not the dual-stack wildcard.
     pub fn specificity(&self) -> u8 {
         match (self.is_dual(), self.ip().is_some_and(|at| at.ip().is_unspecified())) {
             (true, _) => 0,
@@ -245,7 +245,7 @@ impl Key {
         }
     }
 
-    /// Whether it takes connections from that other one, which would have all of them.
+    /// Whether this listener takes connections that the other one would get without it.
     pub fn takes_from(&self, other: &Self) -> bool {
         let (here, there) = (self.interface(), other.interface());
         let on_its_devices = there.is_none_or(|device| here == Some(device));
@@ -254,13 +254,13 @@ impl Key {
         on_its_devices && more_specific && self.overlaps(other)
     }
 
-    /// Whether it is a wildcard for both families.
+    /// Whether this is a dual-stack wildcard.
     pub fn is_dual(&self) -> bool {
         let dual = |at: SocketAddr| at.is_ipv6() && at.ip().is_unspecified();
         !self.v6only && self.address.ip().is_some_and(dual)
     }
 
-    /// Whether it is a socket of IPv6 for connections of IPv4.
+    /// Whether this is an IPv6 socket for IPv4 connections.
     fn is_mapped(&self) -> bool {
         self.address.ip().is_some_and(|at| at.is_ipv6() && at.ip().to_canonical().is_ipv4())
     }

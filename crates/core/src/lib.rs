@@ -1,10 +1,12 @@
-//! The values and decisions of [bindonce](https://github.com/bindonce/bindonce): which address is bound, who uses it, and which
-//! generation of a service accepts. Pure: no system call, no file, no clock.
+//! The values and decisions of [bindonce](https://github.com/bindonce/bindonce): which address is
+//! bound, who uses it, and which generation of a service accepts. Pure: no system call, no file, no
+//! clock.
 //!
-//! bindonce is a broker for listening sockets on Linux. It binds each address once, and hands the same socket to each
-//! start of a server, so that a restart refuses no client. **To write such a server, take the crate
-//! [`bindonce`](https://docs.rs/bindonce)**: it has the types of this crate that it needs. Take this one to read or check
-//! listeners as the broker does, or to write a broker, a test or a tool beside it.
+//! bindonce is a broker for listening sockets on Linux. It binds each address once and hands the
+//! same socket to each start of a server, so a restart refuses no client. **To write such a server,
+//! use the crate [`bindonce`](https://docs.rs/bindonce)**: it has the types of this crate that it
+//! needs. Use this crate to read or check listeners as the broker does, or to write a broker, a
+//! test or a tool beside it.
 //!
 //! | you want | look at |
 //! |---|---|
@@ -15,7 +17,8 @@
 //! | the order of a service's generations | [`succession`], [`generation`] |
 //!
 //! # Example
-//! A registry decides, and its caller does what it decides. Time and sockets are values: here a socket is a number.
+//! The registry decides and its caller performs the actions. Time and sockets are values: here a
+//! socket is a number.
 //!
 //! ```
 //! use bindonce_core::listener::{ListenSpec, Wanted};
@@ -53,8 +56,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! This is floor 0 of bindonce (docs/architecture.md): since nothing here touches the system, its invariants are
-//! property-tested without a socket.
+//! This is floor 0 of bindonce (docs/architecture.md): nothing here touches the system, so its
+//! invariants are property-tested without a socket.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! What a listener is: a name, an address and the options of its socket; and
-//! what a person writes to ask for one, or for a range of them.
+//! Listeners: a name, an address and the options of a socket; and the text that asks for one
+//! listener or for a range.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,7 +18,7 @@ pub use crate::options::Options;
 pub struct Listener {
     /// The name that was given, if any.
     pub name: Option<Name>,
-    /// Where it listens.
+    /// The address it listens on.
     pub address: Address,
     /// How its socket is set up.
     pub options: Options,
@@ -31,13 +31,13 @@ impl Listener {
         Ok(Self { name, address, options })
     }
 
-    /// What tells this listener from every other.
+    /// The key that identifies this listener among all others.
     pub fn key(&self) -> Key {
         Key::of(self.name.as_ref(), &self.address, &self.options)
     }
 
-    /// The name on the wire: the given one, else the canonical text of the
-    /// address with those options that belong to its key.
+    /// The name on the wire: the given name, else the canonical text of the address with the
+    /// options that belong to its key.
     pub fn label(&self) -> String {
         match &self.name {
             Some(name) => name.as_str().to_owned(),
@@ -46,13 +46,13 @@ impl Listener {
         }
     }
 
-    /// Whether its name on the wire, where none was given, is its address alone.
+    /// Whether the name on the wire is the address alone when no name was given.
     pub fn is_named_by_address(&self) -> bool {
         let Options { v6only, interface, netns, .. } = &self.options;
         !v6only && interface.is_none() && netns.is_none()
     }
 
-    /// The one syntax, with the last port of a range behind the address.
+    /// Writes `[NAME=]ADDR[-PORT][,OPT]...`, with the last port of a range.
     fn write(&self, f: &mut fmt::Formatter<'_>, last_port: Option<u16>) -> fmt::Result {
         if let Some(name) = &self.name {
             write!(f, "{name}=")?;
@@ -86,29 +86,29 @@ impl fmt::Display for Listener {
     }
 }
 
-/// What a person writes: `[NAME=]ADDR[,OPT]...`, where ADDR may be a range of
-/// ports and so stand for many listeners.
+/// A parsed `[NAME=]ADDR[,OPT]...`. ADDR may be a range of ports, which stands for many listeners.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ListenSpec {
-    /// The listener at the first port of the range. Shared with whatever comes of it: a claim of thousands copies none.
+    /// The listener at the first port of the range. Shared, so that a claim of thousands copies
+    /// none.
     pub first: Arc<Listener>,
-    /// The last port of a range; equal to the first port, or 0, where there is none.
+    /// The last port of a range; without a range the first port, or 0 if there is no port.
     pub last_port: u16,
 }
 
 impl ListenSpec {
-    /// Whether it is a range: more than one listener.
+    /// Whether this is a range of more than one listener.
     pub fn is_range(&self) -> bool {
         self.first.address.port().is_some_and(|first| self.last_port > first)
     }
 
-    /// How many listeners it names, at least 1.
+    /// The number of listeners, at least 1.
     pub fn count(&self) -> usize {
         let first = self.first.address.port().unwrap_or(0);
         usize::from(self.last_port.saturating_sub(first)) + 1
     }
 
-    /// Itself, if a range's name leaves room for the port.
+    /// Checks that the name of a range leaves room for the port.
     fn checked(self) -> Result<Self, Invalid> {
         match &self.first.name {
             Some(name) if self.is_range() && name.as_str().len() + 6 > MAX_LEN => {
@@ -118,13 +118,13 @@ impl ListenSpec {
         }
     }
 
-    /// Its listeners in the order of their ports. In a range called `web` they
-    /// are `web-8000`, `web-8001` and so on.
+    /// The listeners in the order of their ports. A range named `web` gives `web-8000`, `web-8001`
+    /// and so on.
     pub fn expand(&self) -> impl Iterator<Item = Listener> + '_ {
         self.expand_from(0).map(Arc::unwrap_or_clone)
     }
 
-    /// The same without the first ones. Where it is no range nothing is copied: most are one listener.
+    /// The same without the first ones. Copies nothing for a single listener, the most common case.
     pub fn expand_from(&self, without: usize) -> impl Iterator<Item = Arc<Listener>> + '_ {
         let first = self.first.address.port().unwrap_or(0);
         let range = self.is_range();
@@ -132,7 +132,7 @@ impl ListenSpec {
             if !range {
                 return Arc::clone(&self.first);
             }
-            // A range's name leaves room for the port (checked when it was read).
+            // Never fails: parsing has checked that the name leaves room for the port.
             let name =
                 self.first.name.as_ref().and_then(|name| format!("{name}-{port}").parse().ok());
             Arc::new(Listener {
@@ -182,7 +182,7 @@ impl FromStr for ListenSpec {
         let mut said: Options = options.parse()?;
         said.mptcp |= plain.is_some();
         let first = Listener::new(name, address, said)?;
-        // `v4v6` leaves no trace in the options, so it is looked for here.
+        // `v4v6` sets no field of the options, so check the text.
         if options.split(',').any(|option| option == "v4v6")
             && !first.address.ip().is_some_and(|ip| ip.is_ipv6())
         {
@@ -202,23 +202,22 @@ impl fmt::Display for ListenSpec {
     }
 }
 
-/// What may stand where a listener is asked for: a listener to be bound if
-/// nobody has it yet, or the bare name of one that is held.
+/// How a request names listeners: by address, to be bound if needed, or by the bare name of a held
+/// listener.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Wanted {
-    /// The listener that is already called this.
+    /// The held listener with this name.
     Named(Name),
-    /// Listeners by their address, bound if they are not held.
+    /// Listeners by address; a claim binds those that are not held.
     Listen(ListenSpec),
 }
 
 impl FromStr for Wanted {
     type Err = Invalid;
 
-    /// A text that is a name (a letter or `_` first, no `=`, `:` or `@`) is a
-    /// name; everything else is `[NAME=]ADDR[,OPT]...`.
+    /// A text that is a valid [`Name`] is a name; every other text is `[NAME=]ADDR[,OPT]...`.
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        // Most texts are addresses: do not make an error of each on the way.
+        // Most texts are addresses: do not build an error from each of them first.
         let is_address = |byte: u8| matches!(byte, b'=' | b':' | b'@' | b'/');
         if !text.bytes().any(is_address) {
             if let Ok(name) = text.parse::<Name>() {

@@ -1,9 +1,9 @@
 //! The options of a listener's socket, as written after its address.
 //!
-//! What each means to the kernel stands in socket(7), ip(7), ipv6(7) and
-//! unix(7); the words are those of haproxy's `bind` line, except `freebind`
-//! (haproxy's `transparent` sets it too), `blocking`, `mptcp` (haproxy's `mptcp@`), `interface=` and `netns=` (haproxy's
-//! `namespace`), which take their value after `=` here.
+//! socket(7), ip(7), ipv6(7) and unix(7) describe their effect. The words are those of haproxy's
+//! `bind` line, except `freebind` (haproxy's `transparent` sets it too), `blocking`, `mptcp`
+//! (haproxy's `mptcp@`), and `interface=` and `netns=` (haproxy's `namespace`), which take a value
+//! after `=` here.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,9 +13,8 @@ use crate::address::Address;
 use crate::error::Invalid;
 use crate::text::shown;
 
-/// Socket options that a person may write after the address. `None` and
-/// `false` mean "not said": the broker's default applies to a new listener, and
-/// any value matches a listener that is already held.
+/// The socket options after an address. `None` and `false` mean "not given": the broker's default
+/// applies to a new listener, and any value matches a held listener.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Options {
     /// Length of the accept queue; the default is the system's somaxconn.
@@ -28,10 +27,10 @@ pub struct Options {
     pub transparent: bool,
     /// Bind an address that does not exist yet (IP_FREEBIND).
     pub freebind: bool,
-    /// accept(2) waits for a connection (no O_NONBLOCK): for programs that block in it.
+    /// accept(2) waits for a connection (no O_NONBLOCK), for programs that block in it.
     pub blocking: bool,
-    /// Multipath TCP (IPPROTO_MPTCP), which takes clients of plain TCP too. `mptcp@`, `mptcp4@` and `mptcp6@` in front of
-    /// the address say it too.
+    /// Multipath TCP (IPPROTO_MPTCP), which accepts plain TCP clients too. `mptcp@`, `mptcp4@` and
+    /// `mptcp6@` before the address set it too.
     pub mptcp: bool,
     /// Network namespace by its name under /run/netns.
     pub netns: Option<String>,
@@ -44,12 +43,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// Whether nothing was said.
+    /// Whether no option was given.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Checks every value, and that every option means something for `address`.
+    /// Checks every value, and that every option applies to `address`.
     pub fn check(&self, address: &Address) -> Result<(), Invalid> {
         let refuse =
             |option, why| Err(Invalid::OptionHere { option, address: address.to_string(), why });
@@ -215,8 +214,8 @@ fn word(text: &str) -> bool {
 impl FromStr for Options {
     type Err = Invalid;
 
-    /// Reads options between commas; the empty text is no options. Whether they
-    /// fit an address is for [`Options::check`].
+    /// Reads options separated by commas; an empty text has none. [`Options::check`] tells whether
+    /// they fit an address.
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let mut options = Self::default();
         let mut present = Vec::new();
@@ -231,7 +230,7 @@ impl FromStr for Options {
 }
 
 impl fmt::Display for Options {
-    /// The options that were said, between commas, in one fixed order.
+    /// The options that are set, separated by commas, in one fixed order.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut comma = "";
         let mut put = |present: bool, text: fmt::Arguments<'_>| {

@@ -1,16 +1,16 @@
-//! Text of others, made fit to be shown.
+//! Makes text from outside safe to show.
 //!
-//! A command line, a process's name, a path or what a client sends may hold anything: line
-//! ends that make a line of a log look like two, and sequences that a terminal obeys. What
-//! is shown to a person goes through [`printable`].
+//! A command line, a process name, a path or a client's request may hold line ends that make one
+//! log line look like two, and escape sequences that a terminal obeys. Text that is shown to a
+//! person goes through [`printable`].
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// So many characters of a text of others are quoted at most.
+/// The most characters of such a text that a message quotes.
 const QUOTED: usize = 120;
 
-/// The beginning of a text of others, for a message: a request cannot make one as long as itself.
+/// The beginning of a text, for a message: a request cannot produce a message as long as itself.
 pub fn shown(text: &str) -> String {
     match text.char_indices().nth(QUOTED) {
         Some((end, _)) => format!("{}...", &text[..end]),
@@ -27,17 +27,17 @@ pub fn count<N: Copy + fmt::Display + PartialEq + From<u8>>(number: N, noun: &st
     }
 }
 
-/// The text on one line, each character that would not be printed as itself as `\n` or `\u{1b}`.
+/// The text on one line; characters that do not print as themselves become `\n` or `\u{1b}`.
 pub fn printable(text: &str) -> Cow<'_, str> {
     printable_but(text, &[])
 }
 
-/// The same of a text of several lines: line feeds stay.
+/// The same for a text of several lines: line feeds stay.
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     printable_but(text, &['\n'])
 }
 
-/// The same, where these characters stay.
+/// The same, except that the characters in `stay` stay.
 pub fn printable_but<'a>(text: &'a str, stay: &[char]) -> Cow<'a, str> {
     let unfit = |c: char| is_obeyed(c) && !stay.contains(&c);
     let Some(first) = text.find(unfit) else { return Cow::Borrowed(text) };
@@ -54,8 +54,8 @@ pub fn printable_but<'a>(text: &'a str, stay: &[char]) -> Cow<'a, str> {
     Cow::Owned(out)
 }
 
-/// Whether a terminal does something for it, instead of showing it: control characters, the
-/// separators of lines and paragraphs, and marks that turn the direction of what follows.
+/// Whether a terminal acts on the character instead of showing it: control characters, line and
+/// paragraph separators, and marks that change the direction of text.
 pub fn is_obeyed(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}')
@@ -79,7 +79,7 @@ mod tests {
             ("größe ✓", "größe ✓"),
             ("\x1b]0;OWNED\x07\x1b[2J\r\nok", "\\u{1b}]0;OWNED\\u{7}\\u{1b}[2J\\r\\nok"),
             ("a\tb\x7f", "a\\tb\\u{7f}"),
-            // The one-character form of ESC [, and a turn to the left.
+            // The one-character form of ESC [, and a right-to-left override.
             ("\u{9b}2J", "\\u{9b}2J"),
             ("a\u{202e}b\u{2028}", "a\\u{202e}b\\u{2028}"),
         ] {

@@ -27,8 +27,8 @@ impl From<Timestamp> for SystemTime {
 }
 
 impl Timestamp {
-    /// Reads RFC 3339 with any fraction and offset; what is less than a millisecond is cut off. None for
-    /// anything else, and before 1970.
+    /// Reads RFC 3339 with any fraction and offset, truncated to milliseconds. None for any other
+    /// text, and for times before 1970.
     pub fn parse(text: &str) -> Option<Self> {
         let time = text.parse::<jiff::Timestamp>().ok()?;
         time.as_millisecond().try_into().ok().map(Self)

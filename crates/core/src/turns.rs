@@ -1,17 +1,18 @@
-//! Whose turn it is, where many wait for one server: users in a ring, and those who wait for one
-//! user in the order in which they came.
+//! Fair turns where many wait for one server: users take turns in a ring, and the waiters of one
+//! user go in order of arrival.
 //!
-//! However many wait for one user, the first of another waits for at most one turn of each.
+//! However many wait for one user, the first waiter of another user waits for at most one turn of
+//! each.
 
 use std::collections::{HashMap, VecDeque};
 
-/// Those who wait, each for one turn.
+/// The waiters, each for one turn.
 #[derive(Debug)]
 pub struct Turns<T> {
-    /// Users with a task that waits, the next first.
+    /// Users with a waiter, the next first.
     ring: VecDeque<u32>,
     waiting: HashMap<u32, VecDeque<T>>,
-    /// The user whose turn it is or was: others who come meanwhile are before it.
+    /// The user whose turn it is or was: users who enter meanwhile go before it.
     last: Option<u32>,
 }
 
@@ -22,7 +23,7 @@ impl<T> Default for Turns<T> {
 }
 
 impl<T> Turns<T> {
-    /// Somebody waits for a turn of this user's.
+    /// Adds a waiter for a turn of this user.
     pub fn enter(&mut self, user: u32, who: T) {
         let queue = self.waiting.entry(user).or_default();
         queue.push_back(who);
@@ -31,12 +32,13 @@ impl<T> Turns<T> {
         }
     }
 
-    /// Gives this user a turn at once, because nobody waits. Other users who come meanwhile have theirs before its next one.
+    /// Gives this user a turn at once, because nobody waits. Other users who enter meanwhile go
+    /// before its next turn.
     pub fn take(&mut self, user: u32) {
         self.last = Some(user);
     }
 
-    /// The turn before is over: whose is the next.
+    /// Ends the current turn and returns the next waiter.
     pub fn give(&mut self) -> Option<T> {
         if let Some(last) = self.last.take() {
             if self.waiting.contains_key(&last) {
@@ -72,7 +74,7 @@ mod tests {
             turns.enter(7, (7, number));
         }
         assert_eq!(turns.give(), Some((7, 0)));
-        // It comes while the first of them has its turn, and again in each of its own.
+        // User 8 enters during a turn of user 7, and is always the next.
         for number in 0..3 {
             turns.enter(8, (8, number));
             assert_eq!(turns.give(), Some((8, number)));
@@ -81,14 +83,15 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever waits first for its user has its turn after at most one of each other user;
-        /// those of one user have theirs in order, and each that waits has one.
+        /// The first waiter of a user waits for at most one turn of each other user. The waiters of
+        /// one user go in order, and each gets a turn.
         #[test]
         fn nobody_waits_for_two_turns_of_another_user(
             steps in proptest::collection::vec(prop_oneof![(0_u32..5).prop_map(Some), Just(None)], 0..200)
         ) {
             let mut turns = Turns::default();
-            // For each user those that wait, each with the turns of others since it was the first.
+            // The waiters of each user, and the turns of others since each first waiter became
+            // first.
             let mut expected: HashMap<u32, VecDeque<usize>> = HashMap::new();
             let mut since: HashMap<u32, HashMap<u32, usize>> = HashMap::new();
             let drain = std::iter::repeat_n(None, steps.len());

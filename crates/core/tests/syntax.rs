@@ -1,4 +1,4 @@
-//! Properties of the one syntax of addresses, under arbitrary and mutated input.
+//! Properties of the address syntax, under arbitrary and mutated input.
 
 #![allow(missing_docs)]
 
@@ -62,7 +62,7 @@ fn options() -> impl Strategy<Value = Options> {
 fn spec() -> impl Strategy<Value = ListenSpec> {
     let name = option::of("[A-Za-z_][A-Za-z0-9_.-]{0,40}");
     (name, address(), options(), 0..300_u16).prop_map(|(name, address, mut options, more)| {
-        // Take away what means nothing for the address, and keep the rest.
+        // Drop options that do not apply to the address, and keep the rest.
         let drop: [fn(&mut Options); 10] = [
             |o| o.v6only = false,
             |o| o.backlog = None,
@@ -90,7 +90,7 @@ fn spec() -> impl Strategy<Value = ListenSpec> {
     })
 }
 
-/// A few edits of a text: characters that mean something here put in, others taken out.
+/// A few edits of a text: characters with a meaning here inserted, others removed.
 fn mutate(text: &str, edits: &[(usize, char, bool)]) -> String {
     let mut chars: Vec<char> = text.chars().collect();
     for (at, new, insert) in edits {
@@ -104,7 +104,7 @@ fn mutate(text: &str, edits: &[(usize, char, bool)]) -> String {
     chars.into_iter().collect()
 }
 
-/// Whatever is accepted prints to a text that is accepted, and is the same.
+/// Every accepted text prints as a text that is accepted and equal.
 fn accepted_is_canonical(text: &str) -> Result<(), TestCaseError> {
     if let Ok(wanted) = text.parse::<Wanted>() {
         let printed = wanted.to_string();

@@ -1,10 +1,10 @@
-//! The file in which events are kept: appended to, rewritten when it is twice as long as
-//! what is remembered, so never longer than that.
+//! The file of the events. It is appended to, and rewritten when it has twice as many events as are
+//! remembered, so it never grows longer than that.
 //!
-//! It must outlive the process, killed or not, and the kernel's cache does; so nothing is
-//! synced. A last line without its line end was cut off by a crash and counts as not
-//! written; a line that cannot be read is passed over. What cannot be written is kept in
-//! memory, and the file is written anew as soon as that works.
+//! The events must outlive the process, killed or not, and the kernel's cache does; so nothing is
+//! synced. A last line without its line end was cut off by a crash and counts as not written; an
+//! unreadable line is skipped. Events that cannot be written are kept in memory, and the file is
+//! rewritten as soon as that works.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -16,30 +16,30 @@ use bindonce_wire::event::Event;
 
 use crate::state;
 
-/// The longest file that is read: many times what is ever written.
+/// The longest file that is read, in bytes: many times what is ever written.
 const MAX_FILE: u64 = 16 << 20;
-/// How long after a failure to write another attempt is made, at the next event.
+/// The time after a failed write until the next event makes another attempt.
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// The file of one journal.
 #[derive(Debug)]
 pub(crate) struct EventFile {
     path: PathBuf,
-    /// None after it could not be written, until it has been written anew.
+    /// None after a failed write, until the file has been rewritten.
     file: Option<File>,
     lines: usize,
     failed: Option<Instant>,
 }
 
 impl EventFile {
-    /// Opens the file and gives what is in it, oldest first.
+    /// Opens the file and returns its events, oldest first.
     pub(crate) fn open(path: &Path) -> (Self, Vec<Event>) {
         let mut kept = Self { path: path.to_owned(), file: None, lines: 0, failed: None };
         let mut read = match read_all(path) {
             Ok(read) => read,
             Err(error) => {
                 tracing::warn!(
-                    path = %path.display(), %error, "the events before cannot be read"
+                    path = %path.display(), %error, "earlier events cannot be read"
                 );
                 Read::default()
             }
@@ -56,7 +56,7 @@ impl EventFile {
         (kept, read.events)
     }
 
-    /// Adds an event to those in the ring.
+    /// Adds an event to the file; `before` has the events before it.
     pub(crate) fn add(&mut self, event: &Event, before: &Ring<Event>) {
         if self.file.is_none() && self.failed.is_some_and(|failed| failed.elapsed() < AGAIN) {
             return;
@@ -75,7 +75,7 @@ impl EventFile {
         }
     }
 
-    /// The file is no more what stands at its path.
+    /// Drops the file: it no longer stands at its path.
     pub(crate) fn forget(&mut self) {
         (self.file, self.failed) = (None, None);
     }
@@ -90,7 +90,7 @@ impl EventFile {
         match state::replace(&self.path, &text) {
             Ok(file) => {
                 if self.failed.take().is_some() {
-                    tracing::info!(path = %self.path.display(), "events are kept again");
+                    tracing::info!(path = %self.path.display(), "events are written again");
                 }
                 self.file = Some(file);
             }
@@ -99,13 +99,13 @@ impl EventFile {
     }
 
     fn gave_up(&mut self, error: &io::Error) {
-        // Half a line may be in it: it must be written anew before anything follows.
+        // The file may end in half a line: it must be rewritten before anything follows.
         self.file = None;
         if self.failed.replace(Instant::now()).is_none() {
             tracing::warn!(
                 path = %self.path.display(), %error,
                 hint = "make room; nothing else depends on it",
-                "events cannot be kept on disk: after a restart those from now on are forgotten"
+                "events cannot be kept on disk: a restart forgets those from now on"
             );
         }
     }
@@ -118,10 +118,10 @@ impl EventFile {
     }
 }
 
-/// The events in a daemon's file, whether it runs or has ended; oldest first.
+/// The events in a daemon's file, whether the daemon runs or has ended; oldest first.
 ///
 /// # Errors
-/// That of reading it; a file that is not there has none.
+/// Errors from reading the file; a missing file has no events.
 pub fn read(path: &Path) -> io::Result<Vec<Event>> {
     read_all(path).map(|mut read| {
         let surplus = read.events.len().saturating_sub(REMEMBERED);
@@ -134,11 +134,11 @@ pub fn parse(text: &[u8]) -> Vec<Event> {
     parse_all(text).events
 }
 
-/// What was in the file.
+/// The content of the file.
 #[derive(Debug, Default)]
 struct Read {
     events: Vec<Event>,
-    /// Every line could be read, and the last one has its end.
+    /// Whether every line could be read, and the last one has its line end.
     whole: bool,
 }
 
@@ -148,7 +148,7 @@ fn read_all(path: &Path) -> io::Result<Read> {
 
 fn parse_all(text: &[u8]) -> Read {
     let mut read = Read { events: Vec::new(), whole: text.last().is_none_or(|b| *b == b'\n') };
-    // What follows the last line end is torn; where there is none after it, that is empty.
+    // The text after the last line end is torn, or empty.
     let end = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     for line in text.get(..end).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
         match serde_json::from_slice::<Event>(line) {
@@ -191,7 +191,7 @@ mod tests {
         say(&journal, "one");
         say(&journal, "two");
         drop(journal);
-        // Cut off in the middle of a line, after a line that was damaged.
+        // A line that is cut off, after a damaged line.
         let mut text = fs::read(&path).expect("the file");
         text.extend_from_slice(b"no event\n{\"id\":3,\"time\":\"20");
         fs::write(&path, text).expect("writing");
@@ -216,7 +216,7 @@ mod tests {
         std::fs::remove_file(&path).expect("remove");
         std::os::unix::fs::symlink("/dev/zero", &path).expect("a device");
         assert!(read(&path).is_err());
-        // Whoever writes them puts a file of its own in the place.
+        // The writer replaces it with a file of its own.
         let journal = Journal::open(&path, None);
         say(&journal, "one");
         assert_eq!(texts(&Journal::open(&path, None)), ["one"]);

@@ -1,4 +1,4 @@
-//! One daemon at a time for one control socket: the lock that it has for its whole life.
+//! One daemon at a time for one control socket: the lock that the daemon holds for its whole life.
 
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
@@ -11,18 +11,20 @@ use bindonce_wire::message::{Id, encode_request};
 /// How long a daemon may take to answer.
 const ANSWER: Duration = Duration::from_secs(1);
 
-/// How long one that does not answer may still have the lock.
+/// How long a daemon that does not answer may still hold the lock.
 const ENDING: Duration = Duration::from_secs(3);
 
-/// Takes the lock at `lock`; None if a daemon answers on `socket`, or one that does not answer keeps the lock for 3 s.
+/// Takes the lock at `lock`. None if a daemon answers on `socket`, or if a daemon that does not
+/// answer keeps the lock for 3 s.
 ///
 /// # Errors
-/// Those of opening and locking the file.
+/// Errors from opening and locking the file, and from starting a thread.
 pub fn lock(lock: &Path, socket: &Path) -> io::Result<Option<LockFile>> {
     LockFile::acquire(lock, ENDING, || ask(socket).is_ok_and(|count| count != 0))
 }
 
-/// How many bytes of an answer come first. An error is an answer too.
+/// Pings the daemon on `socket`. Returns 0 if it hangs up without an answer; an error is an answer
+/// too.
 fn ask(socket: &Path) -> io::Result<usize> {
     let mut stream = connect(socket)?;
     stream.set_read_timeout(Some(ANSWER))?;

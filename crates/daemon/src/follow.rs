@@ -1,8 +1,8 @@
-//! Telling a follower of each event as it happens, over a connection that is its alone.
+//! Sends each event to a follower as it happens, over a connection of the follower's own.
 //!
-//! Nothing is queued for it beyond what the journal remembers anyway: one who is slow gets
-//! the next part when it has read the last, and finds a gap in the ids if that took too
-//! long. One who does not read at all is cut off.
+//! Nothing is queued for a follower beyond what the journal remembers anyway. A slow follower gets
+//! the next part when it has read the last one, and finds a gap in the ids if that took too long. A
+//! follower that does not read at all is cut off.
 
 use std::io;
 use std::rc::Rc;
@@ -15,13 +15,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::Journal;
 
-/// How many may follow one journal at the same time.
+/// The most followers of one journal at the same time.
 const MOST: usize = 32;
 
-/// From this length on no further event goes into one write.
+/// The length of a write, in bytes, from which on no further event goes into it.
 const PART: usize = 16 * 1024;
 
-/// The place of a client that follows.
+/// The place of a client that follows, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Follower(Rc<Journal>);
 
@@ -37,7 +37,7 @@ impl Follower {
 }
 
 impl Follower {
-    /// The answer where no place is left.
+    /// The error if no place is left.
     pub(crate) fn refused() -> RpcError {
         let message = format!("{MOST} clients follow the events already");
         RpcError::new(ErrorCode::LIMIT, message).with_hint("end one, or ask without `follow`")
@@ -50,11 +50,11 @@ impl Drop for Follower {
     }
 }
 
-/// Tells of everything after `last`, until the peer closes the connection or says anything.
+/// Sends every event after `last`, until the peer closes the connection or sends anything.
 ///
 /// # Errors
-/// [`io::ErrorKind::TimedOut`] if the peer has not read for as long as `patience`; else that
-/// of the socket.
+/// [`io::ErrorKind::TimedOut`] if the peer has not read for as long as `patience`; else errors from
+/// the socket.
 pub(crate) async fn follow(
     follower: &Follower,
     mut last: u64,
@@ -63,7 +63,7 @@ pub(crate) async fn follow(
 ) -> io::Result<()> {
     let journal = &follower.0;
     loop {
-        // From here on nothing is missed.
+        // From here on no event is missed.
         let changed = journal.changed();
         let part = part(journal, &mut last)?;
         if !part.is_empty() {

@@ -1,4 +1,4 @@
-//! The journal: records what happens, remembers the last of it, and wakes who follows.
+//! The journal: records events, remembers the latest, and wakes followers.
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -20,7 +20,7 @@ use crate::event_file::EventFile;
 /// The longest text of an event, in bytes; the rest is in the log.
 const LONGEST: usize = 500;
 
-/// What is to be recorded.
+/// An event to record.
 #[derive(Debug, Clone)]
 #[must_use = "it has to be recorded"]
 pub struct Happening {
@@ -32,28 +32,28 @@ pub struct Happening {
 }
 
 impl Happening {
-    /// Something of this kind; `text` is the line of the log.
+    /// An event of this kind; `text` is the line of the log.
     pub fn new(kind: Kind, text: impl Into<String>) -> Self {
         Self { kind, service: None, generation: None, pid: None, text: text.into() }
     }
 
-    /// The service that it is about. A supervisor need not say it.
+    /// Sets the service of the event. A supervisor need not set it.
     pub fn service(self, service: Option<&str>) -> Self {
         Self { service: service.map(Into::into), ..self }
     }
 
-    /// The generation that it is about.
+    /// Sets the generation of the event.
     pub fn generation(self, generation: impl Into<Option<u64>>) -> Self {
         Self { generation: generation.into(), ..self }
     }
 
-    /// The process that it is about.
+    /// Sets the process of the event.
     pub fn pid(self, pid: impl Into<Option<i32>>) -> Self {
         Self { pid: pid.into(), ..self }
     }
 }
 
-/// What has happened to one broker or one service.
+/// The events of one broker or one service.
 #[derive(Debug)]
 pub struct Journal {
     service: Option<Box<str>>,
@@ -66,15 +66,15 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Goes on with what is kept in the file at `path`, and keeps what happens there. A file
-    /// that cannot be read or written is told to the log and done without.
+    /// Continues with the events in the file at `path`, and keeps new events there. If the file
+    /// cannot be read or written, that is logged, and the journal works without it.
     pub fn open(path: &Path, service: Option<&str>) -> Rc<Self> {
         let (kept, read) = EventFile::open(path);
         let ring = Ring::resume(REMEMBERED, read.into_iter().map(|event| (event.id, event)));
         Rc::new(Self::with(service, ring, Some(kept)))
     }
 
-    /// One that is kept nowhere.
+    /// A journal that is kept nowhere.
     pub fn in_memory(service: Option<&str>) -> Rc<Self> {
         Rc::new(Self::with(service, Ring::new(REMEMBERED), None))
     }
@@ -91,7 +91,7 @@ impl Journal {
         }
     }
 
-    /// Records what happens now.
+    /// Records an event, with the current time.
     pub fn record(&self, happening: Happening) {
         let time = now();
         *self.counts.borrow_mut().entry(happening.kind).or_default() += 1;
@@ -113,12 +113,13 @@ impl Journal {
         self.bell.notify_waiters();
     }
 
-    /// Has the next event, and all before it, written to a new file: the old one was removed.
+    /// Makes the next event write a new file with all events: the old file was removed.
     pub fn write_anew(&self) {
         self.kept.borrow_mut().iter_mut().for_each(EventFile::forget);
     }
 
-    /// What a peer can bring about as often as it likes must not push out the rest.
+    /// Whether an event is recorded; if so, how many before it were not. Events that a peer can
+    /// cause as often as it likes must not push out the rest.
     fn passes(&self, kind: Kind, time: Timestamp) -> Option<u64> {
         match kind {
             Kind::Denied | Kind::LimitReached | Kind::ClaimRefused | Kind::ListenerRepaired => {
@@ -128,37 +129,37 @@ impl Journal {
         }
     }
 
-    /// What came after this id, oldest first.
+    /// The events after this id, oldest first.
     pub fn after(&self, id: u64) -> Vec<Event> {
         self.ring.borrow().after(id).map(|(_, event)| event.clone()).collect()
     }
 
-    /// The answer to `events`.
+    /// The answer to the request `events`.
     pub fn answer(&self, since: u64, following: bool) -> EventsResult {
         EventsResult::new(self.after(since), self.ring.borrow().last(), following)
     }
 
-    /// How often something of this kind has happened since this process began.
+    /// The number of events of this kind since this process began.
     pub fn count(&self, kind: Kind) -> u64 {
         self.counts.borrow().get(&kind).copied().unwrap_or(0)
     }
 
-    /// How often something of each kind has happened since then, of those that have.
+    /// The number of events of each kind that occurred since this process began.
     pub fn counts(&self) -> Vec<(Kind, u64)> {
         self.counts.borrow().iter().map(|(kind, count)| (*kind, *count)).collect()
     }
 
-    /// How many follow it.
+    /// The number of followers.
     pub fn followers(&self) -> usize {
         self.followers.get()
     }
 
-    /// Ends when something is recorded after this call.
+    /// Completes when an event is recorded after this call.
     pub(crate) fn changed(&self) -> Notified<'_> {
         self.bell.notified()
     }
 
-    /// Removes the file: an orderly end after which nobody asks.
+    /// Removes the file, after an orderly end: no reader will ask for its events.
     pub fn remove(&self) {
         if let Some(kept) = self.kept.borrow_mut().take() {
             kept.remove();
@@ -166,7 +167,7 @@ impl Journal {
     }
 }
 
-/// At most [`LONGEST`] bytes of it, on one line that moves no cursor.
+/// At most [`LONGEST`] bytes of the text, on one line, with control characters escaped.
 fn one_line(mut text: String) -> String {
     if text.len() > LONGEST {
         let end = (0..=LONGEST).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);

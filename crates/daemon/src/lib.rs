@@ -1,10 +1,10 @@
-//! What the two long-lived processes, broker and supervisor, have in common: the last things that
-//! happened ([`Journal`]), metrics ([`openmetrics`], [`scrape`]), serving clients ([`rpc`]),
-//! the service manager ([`notify`]), being the only one ([`exclusive`]), files that outlive the process ([`state`]), and becoming a newer binary
-//! ([`reexec`]).
+//! What the two long-lived processes, broker and supervisor, have in common: recent events
+//! ([`Journal`]), metrics ([`openmetrics`], [`scrape`]), serving clients ([`rpc`]), the service
+//! manager ([`notify`]), one daemon per control socket ([`exclusive`]), files that outlive the
+//! process ([`state`]), and upgrades in place ([`reexec`]).
 //!
-//! Both use it in the same way, from their one thread. A disk that is full or a client that does not
-//! read costs events or that client's connection, and never the service.
+//! Both use it in the same way, from their one thread. A full disk costs events, a client that does
+//! not read costs its connection, and neither costs the service.
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,9 @@
 //! Talks to the service manager (sd_notify(3), sd_listen_fds(3)) without its library.
 //!
-//! A state is a datagram to `$NOTIFY_SOCKET`; descriptors that ride on one go into the
-//! service's descriptor store, and come back, with their names, when the service is
-//! started again after a crash. What is sent is in the manager's hands even if this
-//! process is killed the moment after.
+//! A state is a datagram to `$NOTIFY_SOCKET`. Descriptors that go with one enter the service's
+//! descriptor store, and come back with their names when the service is started again after a
+//! crash. A datagram that was sent reaches the manager even if this process is killed the moment
+//! after.
 
 use std::env;
 use std::ffi::OsStr;
@@ -18,16 +18,16 @@ use std::time::Duration;
 
 use bindonce_sys::inherit;
 
-/// The variable that names the socket of the process that has started a broker for itself, as `bindonce run` does, and waits
-/// for its word: READY=1, once, in the manner of sd_notify(3).
+/// The variable with the socket of the process that started a broker for itself, as `bindonce run`
+/// does, and waits for one READY=1, as in sd_notify(3).
 pub const STARTER: &str = "BINDONCE_READY";
 
-/// Sends `state` (such as `READY=1` or `STATUS=...`) to the socket that
-/// `$NOTIFY_SOCKET` names, a path or `@` and an abstract name. False if there
-/// is none, which is the case outside a service manager.
+/// Sends `state` (such as `READY=1` or `STATUS=...`) to the socket that `$NOTIFY_SOCKET` names, a
+/// path or `@` and an abstract name. False if the variable is not set, as outside a service
+/// manager.
 ///
 /// # Errors
-/// Those of sending a datagram; an address that is neither form is `InvalidInput`.
+/// Errors from sending a datagram; `InvalidInput` for an address of neither form.
 fn send(state: &str) -> io::Result<bool> {
     let Some(target) = env::var_os("NOTIFY_SOCKET") else {
         return Ok(false);
@@ -36,7 +36,7 @@ fn send(state: &str) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Tells the service manager one state, where there is one.
+/// Sends a state to the service manager, if there is one. Logs a failure.
 pub fn tell(state: &str) {
     if let Err(error) = send(state) {
         tracing::warn!(%error, state, "cannot tell the service manager");
@@ -46,25 +46,24 @@ pub fn tell(state: &str) {
 /// Sends `state` to the socket at `target`, a path or `@` and an abstract name.
 ///
 /// # Errors
-/// Those of sending a datagram; an address that is neither form is `InvalidInput`.
+/// Errors from sending a datagram; `InvalidInput` for an address of neither form.
 pub fn send_to(target: &OsStr, state: &str) -> io::Result<()> {
     let address = address(target.as_bytes())?;
     UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
 }
 
-/// A connection to the service manager that never waits for it: every call fails with
-/// `WouldBlock` while the manager has too much to read, and the descriptor is
-/// writable when it has not.
+/// A connection to the service manager that never waits: every call fails with `WouldBlock` while
+/// the manager has too much to read. The descriptor is writable when there is room again.
 #[derive(Debug)]
 pub struct Notifier {
     socket: UnixDatagram,
 }
 
 impl Notifier {
-    /// To the manager that `$NOTIFY_SOCKET` names; None without one.
+    /// Connects to the manager that `$NOTIFY_SOCKET` names; None if it is not set.
     ///
     /// # Errors
-    /// Those of socket(2) and connect(2); an address of neither form is `InvalidInput`.
+    /// Errors from socket(2) and connect(2); `InvalidInput` for an address of neither form.
     pub fn from_env() -> io::Result<Option<Self>> {
         let Some(target) = env::var_os("NOTIFY_SOCKET").filter(|target| !target.is_empty()) else {
             return Ok(None);
@@ -72,10 +71,10 @@ impl Notifier {
         Self::connect(&address(target.as_bytes())?).map(Some)
     }
 
-    /// To a manager at this address.
+    /// Connects to the manager at this address.
     ///
     /// # Errors
-    /// Those of socket(2) and connect(2).
+    /// Errors from socket(2) and connect(2).
     pub fn connect(address: &SocketAddr) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.connect_addr(address)?;
@@ -86,26 +85,26 @@ impl Notifier {
     /// Sends one or more lines of state.
     ///
     /// # Errors
-    /// Those of send(2).
+    /// Errors from send(2).
     pub fn send(&self, state: &str) -> io::Result<()> {
         self.socket.send(state.as_bytes()).map(drop)
     }
 
-    /// Puts a descriptor into the store. `name` has at most 255 bytes, no colon and
-    /// no control character. It is not watched for hang-ups (FDPOLL=0), because a socket that
+    /// Puts a descriptor into the store. `name` has at most 255 bytes, no colon and no control
+    /// character. The manager does not watch the descriptor for hang-ups (FDPOLL=0): a socket that
     /// is bound and does not listen looks hung up, and would be dropped.
     ///
     /// # Errors
-    /// Those of sendmsg(2).
+    /// Errors from sendmsg(2).
     pub fn store(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
         let state = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0");
         bindonce_fd::send(&self.socket, state.as_bytes(), &[fd]).map(drop)
     }
 
-    /// Takes every descriptor of this name out of the store.
+    /// Removes every descriptor of this name from the store.
     ///
     /// # Errors
-    /// Those of send(2).
+    /// Errors from send(2).
     pub fn forget(&self, name: &str) -> io::Result<()> {
         self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"))
     }
@@ -117,8 +116,8 @@ impl AsFd for Notifier {
     }
 }
 
-/// How often the manager expects to hear `WATCHDOG=1` from this process (half of
-/// `$WATCHDOG_USEC`, as sd_watchdog_enabled(3) advises); None if it does not.
+/// How often the manager expects `WATCHDOG=1` from this process (half of `$WATCHDOG_USEC`, as
+/// sd_watchdog_enabled(3) advises); None if it expects none.
 pub fn watchdog() -> Option<Duration> {
     let number = |name| env::var(name).ok()?.parse::<u64>().ok();
     if number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(process::id())) {
@@ -128,8 +127,8 @@ pub fn watchdog() -> Option<Duration> {
     (!period.is_zero()).then_some(period)
 }
 
-/// The descriptors that the service manager passed to this process, with their
-/// names, close-on-exec from now on. The first call has them; every other none.
+/// The descriptors that the service manager passed to this process, with their names, close-on-exec
+/// from now on. Only the first call returns them.
 ///
 /// # Errors
 /// `EBADF` if fewer are open than `$LISTEN_FDS` says.

@@ -1,10 +1,10 @@
 //! A page of metrics in OpenMetrics 1.0, written by `prometheus-client`.
 //!
-//! What is exported is declared as constants ([`Family`]). At each scrape a process fills a [`Page`] from its
-//! own state, one family after the other, so nothing has to be kept up to date in between. A family
-//! without a sample is written with its type and help all the same: a page shows everything that there can
-//! be, in the same order each time. (The library's own families are hash maps, and an empty one is left
-//! out; hence these samples go through its `Collector`.)
+//! The exported families are constants ([`Family`]). At each scrape a process fills a [`Page`] from
+//! its own state, one family after the other, so nothing is kept up to date in between. A family
+//! without a sample is still written, with its type and help: each page has all families, in the
+//! same order. (The library's own families are hash maps, and leave out an empty one; hence these
+//! samples go through its `Collector`.)
 
 use std::borrow::Cow;
 use std::fmt;
@@ -17,7 +17,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// What a page is, for the header of HTTP.
+/// The Content-Type of a page.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// A family of samples with one name.
@@ -28,24 +28,25 @@ pub struct Family {
     kind: MetricType,
 }
 
-/// Each takes the name with its unit, if it has one: `_seconds` or `_bytes` at its end.
+/// Each function takes the name with its unit, if it has one: `_seconds` or `_bytes` at its end.
 impl Family {
-    /// What only grows. Its samples end in `_total`, which `name` does not.
+    /// A value that only grows. The names of its samples end in `_total`, which `name` does not.
     pub const fn counter(name: &'static str, help: &'static str) -> Self {
         Self { name, help, kind: MetricType::Counter }
     }
 
-    /// What goes up and down.
+    /// A value that goes up and down.
     pub const fn gauge(name: &'static str, help: &'static str) -> Self {
         Self { name, help, kind: MetricType::Gauge }
     }
 
-    /// How often something took how long.
+    /// A distribution of durations.
     pub const fn histogram(name: &'static str, help: &'static str) -> Self {
         Self { name, help, kind: MetricType::Histogram }
     }
 
-    /// Text about the other metrics, as labels. Its sample ends in `_info`, which `name` does not.
+    /// Text about the other metrics, as labels. The name of its sample ends in `_info`, which
+    /// `name` does not.
     pub const fn info(name: &'static str, help: &'static str) -> Self {
         Self { name, help, kind: MetricType::Info }
     }
@@ -58,7 +59,7 @@ pub type Labels<const N: usize> = [(&'static str, String); N];
 #[derive(Debug, Default)]
 pub struct Page {
     text: String,
-    /// On every sample.
+    /// Labels on every sample.
     common: Vec<(Cow<'static, str>, Cow<'static, str>)>,
 }
 
@@ -86,7 +87,7 @@ impl Page {
         self.family(family, [([], value)]);
     }
 
-    /// What is written so far, for families that are written by others.
+    /// The text so far, for families that other code writes.
     pub fn text(&mut self) -> &mut String {
         &mut self.text
     }
@@ -183,7 +184,7 @@ impl From<&Durations> for Value {
 /// haproxy that takes half a minute to be ready.
 const BOUNDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// How long something took, each time.
+/// The durations of something.
 #[derive(Debug, Clone)]
 pub struct Durations(Histogram);
 
@@ -194,7 +195,7 @@ impl Default for Durations {
 }
 
 impl Durations {
-    /// Adds one.
+    /// Adds one duration.
     pub fn add(&self, took: Duration) {
         self.0.observe(took.as_secs_f64());
     }

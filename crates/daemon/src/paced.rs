@@ -1,5 +1,6 @@
-//! Pages that are made one at a time: one serves all who have asked before it was begun, and the next waits so long that pages of
-//! one kind take a tenth of the time at most. So nobody who asks for them again and again delays anything else.
+//! Pages that are made one at a time. One page serves all requests that came before it was begun.
+//! The next page waits long enough that pages of one kind take at most a tenth of the time. So
+//! repeated requests delay nothing else.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -14,16 +15,16 @@ const REST: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Paced {
     last: Mutex<Last>,
-    /// How many wait for a page.
+    /// The number of requests that wait for a page.
     waiting: Cell<usize>,
 }
 
 /// The page that was made last.
 #[derive(Debug, Default)]
 struct Last {
-    /// When it was begun, and its text, while a request waits that it can answer.
+    /// When the page was begun, and its text, while a request waits that it can answer.
     page: Option<(Instant, String)>,
-    /// When the next may be begun.
+    /// When the next page may be begun.
     rested: Option<Instant>,
 }
 
@@ -44,7 +45,7 @@ impl Drop for Waits<'_> {
 }
 
 impl Paced {
-    /// The page that `make` makes, not older than this call.
+    /// A page from `make` that is not older than this call.
     pub async fn page<F: Future<Output = String>>(&self, make: impl FnOnce() -> F) -> String {
         let asked = Instant::now();
         let waits = Waits::new(&self.waiting);
@@ -84,7 +85,7 @@ mod tests {
                 made.get().to_string()
             })
         };
-        // The first is begun before the others ask.
+        // The first page is begun before the others ask.
         let (first, second, third) = tokio::join!(ask(), ask(), ask());
         assert_eq!(second, third, "one page for both");
         assert_ne!(first, second, "not older than the question");

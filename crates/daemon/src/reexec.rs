@@ -1,10 +1,10 @@
-//! A process that becomes a newer binary of its program, in place: same pid, same children,
-//! and every descriptor that it chooses to keep.
+//! Upgrade in place: a process executes a newer binary of its program, and keeps its pid, its
+//! children, and every descriptor that it chooses to keep.
 //!
-//! exec(2) cannot be taken back, so the new binary is asked first, in a child, whether it
-//! can go on from what it will find ([`Installed::prove`]): it answers with what it has read. Until
-//! [`Installed::take_over`] succeeds, nothing has changed. The file is opened once, so that the one
-//! that was asked is the one that is executed.
+//! exec(2) cannot be undone. So the new binary is first asked, in a child, whether it can continue
+//! from the state that it will find ([`Installed::prove`]): it answers with what it has read. Until
+//! [`Installed::take_over`] succeeds, nothing has changed. The file is opened once, so the binary
+//! that was asked is the binary that is executed.
 
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
@@ -26,42 +26,43 @@ use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::state::fnv1a;
 
-/// The variable with the word that an answer begins with, so that no answer is an old one.
+/// The variable with the word at the beginning of an answer: it changes each time, so no old answer
+/// counts.
 const WORD: &str = "BINDONCE_PROOF";
 
-/// What the service manager passed to this process is not passed to the next image again.
+/// Variables of the service manager, which are not passed on to the next image.
 const PASSED: [&str; 4] = ["LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
-/// The longest answer that is read.
+/// The longest answer that is read, in bytes.
 const ANSWER: u64 = 256;
 
-/// What a binary answers that has read a state of these bytes, with so many entries: empty where nobody
-/// has asked for it.
+/// The answer of a binary that has read a state of these bytes, with this many entries. Empty if no
+/// process has asked for it.
 pub fn answer(entries: usize, state: &[u8]) -> String {
     let word = env::var(WORD).unwrap_or_default();
     if word.is_empty() { word } else { proof(&word, entries, state) }
 }
 
 fn proof(word: &str, entries: usize, state: &[u8]) -> String {
-    // It shows that the bytes were read, and keeps no secret.
+    // The hash shows that the bytes were read; it keeps no secret.
     format!("{word} {entries} {:016x}", fnv1a(state))
 }
 
-/// The pid of this process, and its start time: so that what one image leaves to the next is taken by no other
-/// process, which may have the pid later.
+/// The pid and the start time of this process. With both, what one image leaves to the next is not
+/// taken by another process, which may have the same pid later.
 pub fn this_process() -> (u32, u64) {
     let pid = std::process::id();
     (pid, process::start_time(pid.cast_signed()).unwrap_or_default())
 }
 
-/// The answer to a client that asked for an upgrade that failed.
+/// The error for a client that asked for an upgrade that failed.
 pub fn failed(reason: &str) -> RpcError {
     RpcError::new(ErrorCode::UPGRADE_FAILED, format!("not upgraded, nothing has changed: {reason}"))
         .with_hint("install a working binary where the running one was started from")
 }
 
-/// Gives this process the name of its program, which it does not have after an exec by descriptor: then it is
-/// the descriptor's number (ps(1), `comm`). One that it has been given since stays.
+/// Gives this process the name of its program (ps(1), `comm`). After an exec by descriptor, the
+/// name is the number of the descriptor. A name that was set since then stays.
 pub fn take_name() {
     let is_number = |name: &CString| name.as_bytes().iter().all(u8::is_ascii_digit);
     if !nix::sys::prctl::get_name().is_ok_and(|name| is_number(&name)) {
@@ -70,12 +71,12 @@ pub fn take_name() {
     let binary = started_from().unwrap_or_default();
     let name = binary.file_name().map(OsStr::as_bytes).unwrap_or_default();
     if let Ok(name) = CString::new(name) {
-        // It is only a name.
+        // A failure does not matter: it is only a name.
         let _ = nix::sys::prctl::set_name(&name);
     }
 }
 
-/// The binary that is installed now where the running one was started from.
+/// The binary that is now installed at the path from which the running one was started.
 #[derive(Debug)]
 pub struct Installed {
     path: PathBuf,
@@ -84,14 +85,14 @@ pub struct Installed {
     edition: Edition,
 }
 
-/// Size, and when the content was changed last.
+/// The size, and the time of the last change of the content.
 type Edition = (i64, i64, u64);
 
 impl Installed {
-    /// Opens it.
+    /// Opens the binary.
     ///
     /// # Errors
-    /// For a person, what is wrong with it.
+    /// What is wrong with the binary, in words for a person.
     pub fn open() -> Result<Self, String> {
         let path =
             started_from().map_err(|error| format!("cannot tell where the binary is: {error}"))?;
@@ -106,17 +107,18 @@ impl Installed {
         }
     }
 
-    /// Where it is.
+    /// The path of the binary.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Runs it with these arguments and `state` as its standard input, for as long as `patience`. Its
-    /// standard output must be what [`answer`] gives, for so many entries of the state.
+    /// Runs the binary with these arguments and with `state` as its standard input, for at most
+    /// `patience`. Its standard output must be what [`answer`] returns for this state with this
+    /// many entries.
     ///
     /// # Errors
-    /// Why it is not up to it, for a person: it cannot be started, did not exit with 0 in time, or did not
-    /// answer with what it should have read.
+    /// Why the binary cannot take over, in words for a person: it cannot be started, did not exit
+    /// with 0 in time, or did not answer with what it should have read.
     pub async fn prove(
         &self,
         arguments: Vec<OsString>,
@@ -166,7 +168,7 @@ impl Installed {
             }
             Err(error) => return Err(format!("{path} could not be asked: {error}")),
         }
-        // What it has started may have the pipe still, so this does not wait for an end.
+        // A child of the binary may still hold the pipe, so this does not wait for its end.
         rustix::io::ioctl_fionbio(&answer_pipe, true).map_err(|error| error.to_string())?;
         let mut text = Vec::new();
         let _ = answer_pipe.take(ANSWER).read_to_end(&mut text);
@@ -176,10 +178,10 @@ impl Installed {
         Ok(())
     }
 
-    /// Executes it in place of this process with the same arguments, and with the same
-    /// environment but for what the service manager has passed, and `variable`, which is set.
-    /// The signal mask stays as it is, so that a signal sent meanwhile waits for the new image. (std's own
-    /// `exec` resets the mask.) Returns only if it fails, with the reason.
+    /// Executes the binary in place of this process, with the same arguments and the same
+    /// environment, but without the service manager's variables, and with `variable` set. The
+    /// signal mask stays as it is, so a signal that is sent meanwhile waits for the new image.
+    /// (std's own `exec` resets the mask.) Returns only on failure, with the reason.
     pub fn take_over(&self, variable: Option<(&str, OsString)>) -> io::Error {
         match self.execute(variable) {
             Ok(never) => match never {},
@@ -209,10 +211,10 @@ impl Installed {
     }
 }
 
-/// Where the running binary was started from.
+/// The path from which the running binary was started.
 fn started_from() -> io::Result<PathBuf> {
     let binary = std::fs::read_link("/proc/self/exe")?;
-    // The kernel says so of a file that was replaced.
+    // The kernel adds this to the path of a file that was replaced.
     Ok(match binary.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
         Some(path) => PathBuf::from(OsString::from_vec(path.to_vec())),
         None => binary,
@@ -235,7 +237,7 @@ pub struct Left<'a>(Vec<BorrowedFd<'a>>);
 /// Leaves descriptors open over an exec.
 ///
 /// # Errors
-/// Those of fcntl(2); none is left open then.
+/// Errors from fcntl(2); then no descriptor is left open.
 pub fn leave<'a>(fds: impl IntoIterator<Item = BorrowedFd<'a>>) -> io::Result<Left<'a>> {
     let mut left = Left(Vec::new());
     for fd in fds {

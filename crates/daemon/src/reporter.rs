@@ -1,7 +1,8 @@
 //! Writes the log and the events, and limits how much of the log one user can cause.
 //!
-//! Everything is counted and recorded as an event. Of the log lines that a client can cause again and again,
-//! each user has a fixed number in ten seconds; the next line says how many were left out.
+//! Everything is counted and recorded as an event. Of the log lines that a client can cause again
+//! and again, each user has a fixed number in ten seconds; the next line says how many were left
+//! out.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -13,19 +14,19 @@ use bindonce_sys::clock::now;
 
 use crate::{Happening, Journal};
 
-/// How many pairs of user and kind are counted apart.
+/// The most pairs of user and kind that are counted separately.
 const KINDS: usize = 256;
 
 /// How many lines of one kind a user may cause in ten seconds.
 const LINES: u32 = 10;
 
-/// The same for lines about work that was done for it.
+/// The same for lines about work that was done for the user.
 const LINES_OF_WORK: u32 = 100;
 
 /// The reporter of one daemon.
 #[derive(Debug)]
 pub struct Reporter {
-    /// The events.
+    /// The journal of the events.
     pub journal: Rc<Journal>,
     /// The daemon's user.
     owner: u32,
@@ -33,7 +34,7 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// For a daemon of this user.
+    /// A reporter for a daemon of this user.
     pub fn new(journal: Rc<Journal>, owner: u32) -> Rc<Self> {
         Rc::new(Self { journal, owner, floods: RefCell::default() })
     }
@@ -43,7 +44,7 @@ impl Reporter {
         self.journal.record(happening);
     }
 
-    /// Records an event of this process itself.
+    /// Records an event about this process itself.
     pub fn own(&self, kind: Kind, text: impl Into<String>) {
         self.record(Happening::new(kind, text).pid(std::process::id().cast_signed()));
     }
@@ -51,24 +52,25 @@ impl Reporter {
     fn passes(&self, uid: u32, kind: &'static str, most: u32) -> Option<Option<u64>> {
         let mut floods = self.floods.borrow_mut();
         let key = (uid, kind);
-        // Further users share one place.
+        // Further users share one entry.
         let place = if floods.len() < KINDS || floods.contains_key(&key) { uid } else { u32::MAX };
         let left_out = floods.entry((place, kind)).or_default().up_to(most, now().0)?;
         Some((left_out > 0).then_some(left_out))
     }
 
-    /// Whether a refusal to a user, or a signal of one, is logged; if so, how many before it were left out.
+    /// Whether to log a refusal to a user, or a signal from one; if so, how many before it were
+    /// left out.
     pub fn refused(&self, uid: u32, kind: &'static str) -> Option<Option<u64>> {
         self.passes(uid, kind, LINES)
     }
 
-    /// Whether work that was done for a user is reported: always for root and the daemon's user, else
+    /// Whether to report work that was done for a user: always for root and the daemon's user, else
     /// within a limit. If so, how many reports before it were left out.
     pub fn worth_a_line(&self, uid: u32, kind: &'static str) -> Option<Option<u64>> {
         if self.is_owner(uid) { Some(None) } else { self.passes(uid, kind, LINES_OF_WORK) }
     }
 
-    /// Whether a user is root or the daemon's own.
+    /// Whether a user is root or the daemon's own user.
     pub fn is_owner(&self, uid: u32) -> bool {
         owns_names(self.owner, uid)
     }

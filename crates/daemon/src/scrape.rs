@@ -1,9 +1,9 @@
-//! The other end of a scrape: metrics, and the status page, over HTTP/1.1, for Prometheus, `curl` and browsers.
+//! Serves metrics and the status page over HTTP/1.1, for Prometheus, `curl` and browsers.
 //!
-//! It answers GET and HEAD, one request to a connection, and is no web server. A request has
-//! a longest head and a time; a reply has a time to be read. Only so many connections are
-//! open at once: the oldest ends for the next, so that one who is slow, or many, keep nobody
-//! out. Nothing that a client sends is kept or told to anybody.
+//! It answers GET and HEAD, one request to a connection, and is no web server. A request has a
+//! longest head and a deadline; the reading of a reply has a deadline too. The number of open
+//! connections is limited, and the oldest ends for the next, so slow or numerous clients keep no
+//! other client out. Nothing that a client sends is kept or passed on.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -26,17 +26,17 @@ use crate::openmetrics::CONTENT_TYPE;
 const HEAD: usize = 8 * 1024;
 /// How long a client may take to send its request.
 const REQUEST: Duration = Duration::from_secs(5);
-/// How long it may take to read the reply.
+/// How long a client may take to read the reply.
 const REPLY: Duration = Duration::from_secs(10);
-/// From this length on the memory of a page is given back to the system.
+/// The length of a page, in bytes, from which its memory is given back to the system.
 const LARGE: usize = 32 * 1024;
-/// How many connections are open at the same time.
+/// The most connections open at the same time.
 const CONNECTIONS: usize = 16;
-/// Pause after accept(2) has failed for want of descriptors or memory: there is no event for
-/// their return.
+/// Pause after accept(2) has failed. If descriptors or memory were short, no event announces their
+/// return.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(500);
 
-/// What can be asked for.
+/// The pages that a client can ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
     /// `/metrics`.
@@ -47,20 +47,21 @@ pub enum Subject {
     Findings,
 }
 
-/// Who may read the status page, besides metrics.
+/// Who may read the status page. Metrics are open to all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StatusPage {
-    /// Nobody.
+    /// No client.
     Off,
-    /// Who asks this host by its address or as `localhost`: a page of another site that has its name resolved to
-    /// this host (DNS rebinding) reads nothing.
+    /// Clients that name this host by its address or as `localhost`: a page of another site whose
+    /// name resolves to this host (DNS rebinding) reads nothing.
     Local,
-    /// Everybody who reaches the listener.
+    /// Every client that reaches the listener.
     Open,
 }
 
 impl StatusPage {
-    /// On a listener at this address: on where only this host reaches it, or where it was `wanted`.
+    /// The setting for a listener at this address: on if only this host reaches it, or if it was
+    /// `wanted`.
     pub fn on(address: &Address, wanted: bool) -> Self {
         match address {
             _ if wanted => Self::Open,
@@ -73,15 +74,15 @@ impl StatusPage {
 /// What is served on one listener.
 #[derive(Debug, Clone, Copy)]
 pub struct Served {
-    /// Whether it is a TCP socket; else it is a UNIX socket.
+    /// Whether the listener is a TCP socket; else it is a UNIX socket.
     pub is_tcp: bool,
     /// Who may read the status page.
     pub status_page: StatusPage,
 }
 
-/// Serves pages on a listening TCP or UNIX socket that does not block, until the task is
-/// ended. Call it within a [`tokio::task::LocalSet`]. `page` is called for each request; one that
-/// is empty or does not come in time is answered with 503, none with 404.
+/// Serves pages on a listening TCP or UNIX socket that does not block, until the task is ended.
+/// Call it within a [`tokio::task::LocalSet`]. `page` is called for each request. A page that is
+/// empty or does not come in time is answered with 503, None with 404.
 ///
 /// # Errors
 /// If the socket is neither, or cannot be watched.
@@ -153,7 +154,7 @@ where
         Ok(request) => match timeout(REPLY, page(request.subject)).await {
             Ok(Some(text)) if !text.is_empty() => Ok((request, text)),
             Ok(None) => Err(Refusal::Elsewhere),
-            // Whoever makes the page has not begun or has ended.
+            // The part that makes the page has not begun or has ended.
             _ => Err(Refusal::NotNow),
         },
         Err(refusal) => Err(refusal),
@@ -173,7 +174,8 @@ where
             stream.write_all(text.as_bytes()).await?;
         }
         stream.shutdown().await?;
-        // Until the client has it all: closing before would cut it off if it has sent more.
+        // Waits until the client has it all: if the client has sent more, an earlier close would
+        // cut it off.
         let mut rest = [0; 1024];
         while stream.read(&mut rest).await? > 0 {}
         Ok(())
@@ -186,7 +188,7 @@ where
     replied?
 }
 
-/// Reads to the empty line that ends the head; none if that does not come soon enough.
+/// Reads up to the empty line that ends the head; None if the head is too long.
 async fn head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
     let mut head = Vec::new();
     let mut part = [0; 1024];
@@ -211,7 +213,7 @@ async fn head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8
 }
 
 impl Subject {
-    /// The fields of a head that say what the page is, and what a browser may do with it.
+    /// The header fields that say what the page is, and what a browser may do with it.
     fn fields(self) -> Cow<'static, str> {
         match self {
             Self::Metrics => format!("Content-Type: {CONTENT_TYPE}\r\n").into(),
@@ -220,17 +222,17 @@ impl Subject {
     }
 }
 
-/// A browser runs nothing, loads nothing and keeps nothing of it.
+/// A browser runs nothing, loads nothing and keeps nothing of the page.
 const HTML: &str = "Content-Type: text/html; charset=utf-8\r\n\
     Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'\r\nX-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n\
     Cache-Control: no-store\r\n";
 
-/// What a client wants.
+/// A client's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Request {
     subject: Subject,
-    /// What a page would be, without it.
+    /// Only the head of the reply is wanted.
     head_only: bool,
 }
 
@@ -276,7 +278,7 @@ impl Refusal {
     }
 }
 
-/// Reads the first line of a head (RFC 9112, section 3), and of the rest the host.
+/// Reads the first line of a head (RFC 9112, section 3), and the host from the rest.
 fn read(head: &[u8], status_page: StatusPage) -> Result<Request, Refusal> {
     let mut lines = head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
     let line = lines.next().unwrap_or_default();
@@ -311,7 +313,7 @@ fn read(head: &[u8], status_page: StatusPage) -> Result<Request, Refusal> {
     Ok(Request { subject, head_only })
 }
 
-/// The value of a line of a head that names the host.
+/// The value of a header line that names the host.
 fn host(line: &[u8]) -> Option<&[u8]> {
     let (name, value) = line.split_at_checked(5)?;
     name.eq_ignore_ascii_case(b"host:").then(|| value.trim_ascii())
@@ -391,7 +393,7 @@ mod tests {
         }
     }
 
-    /// The reply to what is sent in these parts.
+    /// The reply to a request that is sent in these parts.
     fn exchange(parts: &[&str]) -> String {
         exchange_for(parts, "page\n# EOF\n")
     }

@@ -1,5 +1,5 @@
-//! What both daemons export in the same way: the process itself, under the names that all exporters use
-//! for it, and the events of its journal.
+//! The metrics that both daemons export: the process itself, under the names that all exporters
+//! use, and the events of its journal.
 
 use std::fs;
 use std::sync::OnceLock;
@@ -36,13 +36,13 @@ pub fn self_metrics(page: &mut Page, version: &str) {
     page.single(&STARTED, started(pid));
 }
 
-/// Writes how often each kind of event has happened since this process began.
+/// Writes the number of events of each kind since this process began.
 pub fn events(page: &mut Page, journal: &Journal) {
     let counts = journal.counts().into_iter();
     page.family(&EVENTS, counts.map(|(kind, count)| ([("kind", kind.word().to_owned())], count)));
 }
 
-/// Looked up once: what is computed from the clock would differ a little each time.
+/// When the process started, computed once: each computation from the clock differs a little.
 fn started(pid: i32) -> Duration {
     static KNOWN: OnceLock<Duration> = OnceLock::new();
     *KNOWN.get_or_init(|| {

@@ -1,5 +1,5 @@
-//! Files that outlive their process: read when the next one starts, and replaced as a whole. And files that
-//! stand beside another one.
+//! Files that outlive their process: read when the next process starts, and replaced as a whole.
+//! Also paths of files that stand beside another file.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -12,30 +12,30 @@ use bindonce_sys::clock::now;
 use bindonce_sys::directory::Directory;
 use rustix::fs::OFlags;
 
-/// The longest state that is read: a record of a million listeners.
+/// The longest state that is read, in bytes: that of a million listeners.
 pub const LARGEST: u64 = 256 << 20;
 
-/// A file that is longer than this, and than twice what is written to it, is cut first.
+/// A file that is longer than this, and than twice its new text, is truncated first.
 const LONGER: usize = 64 << 10;
 
-/// The path with something added to its last name: `/run/b.sock` and `.state` give `/run/b.sock.state`.
+/// The path with a suffix on its last name: `/run/b.sock` and `.state` give `/run/b.sock.state`.
 pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut path = path.to_owned().into_os_string();
     path.push(suffix);
     path.into()
 }
 
-/// FNV-1a: a sum of bytes that is the same in every version of this program.
+/// FNV-1a: a hash of bytes that is the same in every version of this program.
 pub fn fnv1a(bytes: &[u8]) -> u64 {
     let add = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, add)
 }
 
-/// What is written at `path`; None if nothing is there. Another user may have put something else there: only a
-/// regular file is read.
+/// The content of the file at `path`; None if there is no file. Another user may have put something
+/// else there, so only a regular file is read.
 ///
 /// # Errors
-/// Those of reading it.
+/// Errors from reading the file.
 pub fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
     match Directory::of(path).and_then(|(directory, name)| directory.read(name, most)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -43,8 +43,8 @@ pub fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Moves a file that cannot be read aside, to `PATH.bad-MILLISECONDS`, for a person to look at. Gives where it is
-/// then, for the log.
+/// Moves an unreadable file aside, to `PATH.bad-MILLISECONDS`, for a person to look at. Returns its
+/// new path, for the log.
 pub fn move_aside(path: &Path) -> String {
     let Timestamp(milliseconds) = now();
     let aside = with_suffix(path, &format!(".bad-{milliseconds}"));
@@ -56,30 +56,30 @@ pub fn move_aside(path: &Path) -> String {
     }
 }
 
-/// Replaces a file in one step (mode 0600), by way of `PATH.new`. Gives the new file, open to append to it. The caller has a
-/// lock: what is at `PATH.new` was left by a crash, and goes. What was written outlives this process; after a
-/// crash of the system it may be lost.
+/// Replaces a file in one step (mode 0600), by way of `PATH.new`. Returns the new file, open for
+/// appending. The caller holds a lock, so a file at `PATH.new` was left by a crash and is removed.
+/// The content outlives this process; after a crash of the system it may be lost.
 ///
 /// # Errors
-/// Those of the system calls; the file at `path` is then as it was.
+/// Errors from the system calls; then the file at `path` is unchanged.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
     let (directory, name) = Directory::of(path)?;
     directory.replace(name, &other(name), 0o600, bytes)
 }
 
-/// Opens a file to append to it, if it is this user's own and no other path leads to it; None if not.
+/// Opens a file for appending, if it is this user's own and no other path leads to it; None if not.
 ///
 /// # Errors
-/// Those of the system calls.
+/// Errors from the system calls.
 pub fn append(path: &Path) -> io::Result<Option<File>> {
     let (directory, name) = Directory::of(path)?;
     directory.own(name, OFlags::WRONLY | OFlags::APPEND)
 }
 
-/// Removes a file. One that is not there is no error.
+/// Removes a file. A missing file is no error.
 ///
 /// # Errors
-/// Those of the system calls.
+/// Errors from the system calls.
 pub fn remove(path: &Path) -> io::Result<()> {
     match Directory::of(path).and_then(|(directory, name)| directory.remove(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -87,18 +87,19 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// As [`replace`], for text with spaces allowed before it that is written often: what was at `path` stays at `PATH.new`, and
-/// the next time its file is written over and changes places with the other (renameat2(2), RENAME_EXCHANGE). To free
-/// a file on a disk may wait for that disk, hundreds of milliseconds where it is busy.
+/// As [`replace`], for text that is written often and may have spaces before it. The old file stays
+/// at `PATH.new`; the next call overwrites it and exchanges it with the file at `path`
+/// (renameat2(2), RENAME_EXCHANGE). So no file is freed: freeing a file on a disk may wait for that
+/// disk, hundreds of milliseconds if it is busy.
 ///
 /// # Errors
-/// Those of the system calls; the file at `path` is then as it was.
+/// Errors from the system calls; then the file at `path` is unchanged.
 pub fn exchange(path: &Path, text: &[u8]) -> io::Result<()> {
     let (directory, name) = Directory::of(path)?;
     let other = other(name);
     let file = match directory.own(&other, OFlags::WRONLY) {
         Ok(Some(file)) => file,
-        // Nothing is there, or not ours alone.
+        // There is no such file, or it is not ours alone.
         Ok(None) | Err(_) => directory.create(&other, 0o600)?,
     };
     let mut length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
@@ -106,7 +107,7 @@ pub fn exchange(path: &Path, text: &[u8]) -> io::Result<()> {
         file.set_len(0)?;
         length = 0;
     }
-    // Not cut: what is being written to the disk would be waited for.
+    // Padded, not truncated: truncation would wait for data that is being written to the disk.
     let mut whole = vec![b' '; length.saturating_sub(text.len())];
     whole.extend_from_slice(text);
     file.write_all_at(&whole, 0)?;
@@ -168,7 +169,7 @@ mod tests {
         let directory = Directory::new("files-old");
         let path = directory.0.join("state");
         drop(replace(&path, b"old").expect("replace"));
-        // In the way of the new file, and not to be removed as one.
+        // A directory in the way of the new file, which cannot be removed as a file.
         fs::create_dir(directory.0.join("state.new")).expect("mkdir");
         assert!(replace(&path, b"new").is_err());
         assert_eq!(fs::read_to_string(&path).expect("read"), "old");

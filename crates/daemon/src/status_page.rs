@@ -1,8 +1,8 @@
-//! The status page: what `bindonce status` tells, for a browser. Plain HTML that refreshes by itself, without a
-//! script, readable on a telephone, in the dark and in the light.
+//! The status page: `bindonce status` for a browser. Plain HTML that refreshes by itself, without a
+//! script, readable on a phone, in dark and light mode.
 //!
-//! Broker and supervisor each fill in a [`StatusPage`] with what they know. `maud` writes it and escapes every
-//! text; what others have named is made fit to be shown first ([`printable`]).
+//! Broker and supervisor each fill in a [`StatusPage`] with what they know. `maud` writes it and
+//! escapes every text; names that others chose are made printable first ([`printable`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,7 +31,7 @@ const SPAN: u64 = 60 * 60 * 1000;
 pub struct Service {
     /// Its name.
     pub name: String,
-    /// Those that have not ended, oldest first.
+    /// The generations that have not ended, oldest first.
     pub generations: Vec<Generation>,
 }
 
@@ -40,17 +40,17 @@ pub struct Service {
 pub struct Generation {
     /// Its number.
     pub number: u64,
-    /// Where it is in its life: `starting`, `serving`, `draining`.
+    /// Its state: `starting`, `serving`, `draining`.
     pub state: String,
     /// Its first process.
     pub pid: Option<i32>,
-    /// When it was started.
+    /// When it started.
     pub since: Option<Timestamp>,
     /// How many connections it has.
     pub connections: Option<u64>,
-    /// Memory that is resident, in bytes.
+    /// Resident memory, in bytes.
     pub memory: Option<u64>,
-    /// Requests that came to it after it had stopped accepting.
+    /// Requests that it received after it had stopped accepting.
     pub requests_after: Option<u64>,
 }
 
@@ -61,17 +61,17 @@ pub struct StatusPage {
     pub subject: String,
     /// One line about the process that made it.
     pub about: String,
-    /// The time of this look.
+    /// The time of the page.
     pub now: Timestamp,
     /// The services, by name.
     pub services: Vec<Service>,
-    /// What should be and is not.
+    /// Problems: what the process should do and cannot.
     pub problems: Vec<Problem>,
     /// The listeners, at most [`LISTENERS`]; or why they are not known.
     pub listeners: Result<Vec<ListenerInfo>, String>,
     /// How many listeners there are beyond these.
     pub more_listeners: usize,
-    /// What happened, oldest first.
+    /// Recent events, oldest first.
     pub events: Vec<Event>,
     /// Whether `/doctor` answers too.
     pub examines: bool,
@@ -107,7 +107,7 @@ impl StatusPage {
         document(&self.subject, Some(REFRESH), &body)
     }
 
-    /// The lives of generations, by service and number: from events, and from those that live.
+    /// The lives of generations, by service and number: from events, and from live generations.
     fn lives(&self) -> BTreeMap<&str, BTreeMap<u64, Life>> {
         let mut all: BTreeMap<&str, BTreeMap<u64, Life>> = BTreeMap::new();
         for event in &self.events {
@@ -126,7 +126,8 @@ impl StatusPage {
                 let life = lives.entry(known.number).or_default();
                 life.lives(&known.state, known.since, self.now);
             }
-            // Its end was not told: an event may have been pushed out.
+            // Drops a life without an end and without a live generation: the event may have been
+            // pushed out.
             lives.retain(|number, life| {
                 life.ended.is_some() || service.generations.iter().any(|it| it.number == *number)
             });
@@ -137,7 +138,7 @@ impl StatusPage {
     fn generations(&self, service: &Service, lives: Option<&BTreeMap<u64, Life>>) -> Markup {
         let lives: Vec<_> = lives.into_iter().flatten().rev().take(LIVES).collect();
         let earliest = lives.iter().filter_map(|(_, life)| life.begin()).min().unwrap_or(self.now);
-        // A clock that was set back leaves moments that are yet to come.
+        // After the clock was set back, some moments are yet to come.
         let from = Timestamp(earliest.0.clamp(self.now.0.saturating_sub(SPAN), self.now.0));
         let of = |number: u64| service.generations.iter().find(|it| it.number == number);
         let lives = lives.into_iter().filter(|(number, life)| {
@@ -170,7 +171,7 @@ impl StatusPage {
     }
 }
 
-/// The page at `/doctor`: what the examination printed, with the time of it.
+/// The page at `/doctor`: the output of the examination, with its time.
 pub fn findings(text: &str, now: Timestamp) -> String {
     let body = html! {
         h1 { "bindonce: findings" }
@@ -197,7 +198,7 @@ fn document(title: &str, refresh: Option<u32>, body: &Markup) -> String {
     page.into_string()
 }
 
-/// A generation's life as a bar from the left, `from`, to the right, `now`.
+/// A generation's life as a bar: `from` is the left end of the line, `now` the right one.
 fn bar(life: &Life, from: Timestamp, now: Timestamp) -> Markup {
     let length = now.0.saturating_sub(from.0).max(1);
     let at = |time: Timestamp| time.0.clamp(from.0, now.0).saturating_sub(from.0) * 1000 / length;
@@ -244,7 +245,7 @@ fn table_of_listeners(listeners: &[ListenerInfo], more: usize) -> Markup {
     }
 }
 
-/// What waits, of how much there is room for, and what the kernel has dropped.
+/// What waits in the queue, its size, and what the kernel has dropped.
 fn queue(listener: &ListenerInfo) -> String {
     let waiting =
         match (listener.queue, listener.backlog, listener.receive_queue, listener.receive_buffer) {
@@ -289,7 +290,7 @@ fn table_of_events(events: &[Event]) -> Markup {
     }
 }
 
-/// The colour of a state or an event: a word of the style sheet, whatever others have written.
+/// The style class for a state or an event: always a fixed word, whatever the input.
 fn class(word: &str) -> &'static str {
     match word {
         "starting" => "starting",
@@ -306,7 +307,7 @@ fn mebibytes(bytes: u64) -> String {
     format!("{}.{} MiB", tenths / 10, tenths % 10)
 }
 
-/// Without what is less than a second.
+/// A time without fractions of a second.
 fn seconds(time: Timestamp) -> String {
     let text = time.to_string();
     text.split_once('.').map_or(text.clone(), |(whole, _)| format!("{}Z", whole.replace('T', " ")))

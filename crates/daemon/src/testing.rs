@@ -1,9 +1,9 @@
-//! What several tests need.
+//! Helpers for several tests.
 
 use std::fs;
 use std::path::PathBuf;
 
-/// A directory that goes away with the value.
+/// A directory that is removed when this is dropped.
 pub(crate) struct Directory(pub(crate) PathBuf);
 
 impl Directory {

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// What many long-lived futures in one are polled for is mostly that one of the tasks beside them was woken: each round of
-/// a local task set polls the future that it runs for, with all that this consists of.
+/// Wraps a future of many long-lived parts. A local task set polls such a future in each round,
+/// mostly because a task beside it was woken; this spares the polls for which the future itself was
+/// not woken.
 #[derive(Debug)]
 pub struct WhenWoken<F> {
     future: Pin<Box<F>>,
@@ -27,7 +28,7 @@ impl Wake for Bell {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Before the waker is looked at: who is polled meanwhile sees it.
+        // Before the waker is read: a poll that comes in between sees the flag.
         if !self.rung.swap(true, Ordering::AcqRel) {
             self.outer.lock().unwrap_or_else(PoisonError::into_inner).wake_by_ref();
         }

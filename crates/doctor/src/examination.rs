@@ -1,4 +1,4 @@
-//! What a report is made from: what was seen, and what is wrong with it.
+//! The input of a report: the facts and the findings.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ pub struct Examination {
     pub(crate) look: Look,
     /// The worst first.
     pub(crate) found: Vec<Finding>,
-    /// What was asked for; none for the whole host.
+    /// The target of the report; None for the whole host.
     pub(crate) target: Option<Target>,
     pub(crate) spent: Duration,
 }

@@ -1,13 +1,13 @@
-//! Why clients see 503 or hang, on any host, with or without a broker: for those who were paged,
-//! and for `bindonce doctor`, which prints it.
+//! Explains why clients see 503 or hang, on any host, with or without a broker: for engineers who
+//! were paged, and for `bindonce doctor`, which prints the report.
 //!
-//! [`examine`] looks at a host once, or twice where something may be normal for a moment, and
-//! gives what is wrong, the worst first, each with its numbers. It only reads, and waits for
-//! nobody without a limit. Three parts, each of which knows nothing of the next:
-//! - `survey` is what is there: from sock_diag and /proc in every network namespace that may be
-//!   entered, from the broker, and from the stats sockets of running haproxies;
-//! - `diagnosis` is what it means: a function of `facts`, without a system call;
-//! - `text` is what people read ([`screen`]), and the JSON for programs ([`json()`]).
+//! [`examine`] looks at a host once, or twice where a condition may be normal for a moment, and
+//! reports what is wrong, the worst first, each finding with its numbers. It only reads, and every
+//! wait has a limit. It has three parts, each independent of the next:
+//! - `survey` collects facts: from sock_diag and /proc in every network namespace that it may
+//!   enter, from the broker, and from the stats sockets of running haproxies;
+//! - `diagnosis` decides what the facts mean: a function of `facts`, without a system call;
+//! - `text` renders the report for people ([`screen()`]) and as JSON for programs ([`json()`]).
 
 #![forbid(unsafe_code)]
 
@@ -28,12 +28,13 @@ pub use examination::Examination;
 pub use facts::{Answered, Answers};
 pub use text::{json, screen};
 
-/// Looks at everything, and keeps what concerns `target`: an address, a service, a listener or a
-/// program. A broker may listen at `broker`; `answers` asks the supervisors, and waits for nobody.
+/// Looks at the whole host, and keeps the findings about `target`: an address, a service, a
+/// listener or a program. A broker may listen at `broker`; `answers` asks the supervisors, with a
+/// limit on every wait.
 ///
 /// # Errors
 /// [`Error::Look`] if the sockets of this network namespace cannot be read; [`Error::Target`] if
-/// the target is neither an address nor the name of anything that was seen.
+/// the target is neither an address nor a name that was seen.
 pub fn examine(
     target: Option<&str>,
     broker: &Path,
@@ -46,8 +47,8 @@ pub fn examine(
     let mut look = survey.look(&answers)?;
     let mut found = diagnosis::examine(&look, None);
     if let Some(interval) = diagnosis::look_again(&look, &found) {
-        // This time is what is measured with: processor time, queues, what passes. It lies between the beginnings of the
-        // two looks, and so between equal steps of them.
+        // Rates are measured over this time: processor time, queues, drops. It lies between the
+        // beginnings of the two looks, and so between equal steps of them.
         std::thread::sleep(interval.saturating_sub(first.elapsed()));
         let earlier = std::mem::replace(&mut look, survey.look(&answers)?);
         found = diagnosis::examine(&look, Some((&earlier, &found)));

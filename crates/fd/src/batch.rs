@@ -1,16 +1,16 @@
-//! Which descriptors ride on which bytes of a reply.
+//! Which descriptors go with which bytes of a reply.
 //!
-//! The kernel takes at most [`MAX_FDS`] descriptors with one message. The first message carries the whole text of the reply and
-//! up to 253 descriptors; each further one carries a single space, which JSON
-//! ignores, and up to 253 more.
+//! The kernel takes at most [`MAX_FDS`] descriptors with one message. The first message carries the
+//! whole text of the reply and up to 253 descriptors; each further one carries a single space,
+//! which JSON ignores, and up to 253 more.
 
 use std::ops::Range;
 
 use crate::MAX_FDS;
 
-/// A reply on its way out: tells the next bytes and descriptors to send, and
-/// hears how many bytes the kernel took. It holds no descriptor itself, only
-/// their count, so it serves any kind of handle.
+/// A reply that is being sent: gives the next bytes and descriptors to send, and takes how many
+/// bytes the kernel took. It holds no descriptors, only their count, so it works with any kind of
+/// handle.
 ///
 /// ```
 /// # use bindonce_fd::batch::Transmission;
@@ -32,13 +32,13 @@ pub struct Transmission {
 }
 
 impl Transmission {
-    /// A reply of `text`, which is not empty, and that many descriptors.
+    /// A reply of `text`, which must not be empty, with this many descriptors.
     pub fn new(text: Vec<u8>, descriptors: usize) -> Self {
         Self { text, written: 0, descriptors, sent: 0 }
     }
 
-    /// What to send now: bytes, and the range of descriptors that goes with the
-    /// first of them. `None` when all is sent.
+    /// The bytes to send now, and the range of descriptors that goes with the first byte. `None`
+    /// when all is sent.
     pub fn next(&self) -> Option<(&[u8], Range<usize>)> {
         let batch = self.sent..self.descriptors.min(self.sent + MAX_FDS);
         if self.written == 0 {
@@ -52,8 +52,8 @@ impl Transmission {
         }
     }
 
-    /// The kernel took `count` of the bytes of [`next`](Self::next), and with
-    /// the first of them its descriptors.
+    /// Records that the kernel took `count` of the bytes of [`next`](Self::next), and their
+    /// descriptors with the first byte.
     pub fn advance(&mut self, count: usize) {
         if count == 0 {
             return;
@@ -65,7 +65,7 @@ impl Transmission {
         if self.written < self.text.len() {
             self.written += count;
             if self.written >= self.text.len() {
-                // A reply may wait long for room for its descriptors.
+                // Frees the text early: a reply may wait long for room for its descriptors.
                 self.text = Vec::new();
             }
         }

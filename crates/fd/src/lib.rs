@@ -1,19 +1,20 @@
-//! Send and receive file descriptors over a UNIX socket (SCM_RIGHTS, unix(7)): without a leak, and more of them than one
-//! message takes.
+//! Sends and receives file descriptors over a UNIX socket (SCM_RIGHTS, unix(7)): without a leak,
+//! and more of them than one message takes.
 //!
-//! This is the part of [bindonce](https://github.com/bindonce/bindonce), a broker for listening sockets, that does not
-//! depend on its protocol; it is of use to any program that passes descriptors. **To get sockets from the broker, take the crate
+//! This crate is the part of [bindonce](https://github.com/bindonce/bindonce), a broker for
+//! listening sockets, that does not depend on its protocol. Any program that passes descriptors can
+//! use it. **To get sockets from the broker, use the crate
 //! [`bindonce`](https://docs.rs/bindonce).**
 //!
-//! | you want | take |
+//! | you want | use |
 //! |---|---|
 //! | to send bytes, with descriptors | [`send`] |
-//! | to receive both | [`recv`] |
-//! | to send hundreds | [`batch`]: which go with which message ([`MAX_FDS`] fit in one) |
+//! | to receive bytes and descriptors | [`recv`] |
+//! | to send hundreds of them | [`batch`]: which go with which message ([`MAX_FDS`] fit in one) |
 //! | the sockets that systemd or `bindonce exec` passed at the start (`LISTEN_FDS`) | [`passed()`] |
 //!
-//! A received descriptor is owned and close-on-exec from the first moment. It is given to the caller or closed, also when the
-//! kernel truncates the message.
+//! A received descriptor is owned and close-on-exec from the first moment. It goes to the caller or
+//! is closed, even if the kernel truncates the message.
 //!
 //! # Example
 //! ```
@@ -35,9 +36,10 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! Both ways are rustix's: nix refuses to list the descriptors of a truncated message, which leaks them.
+//! Both directions use rustix: nix refuses to list the descriptors of a truncated message, which
+//! leaks them.
 
-// To take over a number that was left open needs it, and nothing else does.
+// Only taking over a descriptor number that was left open needs unsafe code.
 #![deny(unsafe_code)]
 
 pub mod batch;
@@ -60,11 +62,11 @@ pub const MAX_FDS: usize = 253;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A message came with more descriptors than this process could take. All
-    /// that did arrive are closed again.
+    /// A message came with more descriptors than this process could take. Those that arrived are
+    /// closed again.
     #[error("descriptors were lost on the way: the kernel truncated the message")]
     Truncated,
-    /// What recvmsg(2) answered.
+    /// The error from recvmsg(2).
     #[error(transparent)]
     Receive(io::Error),
 }
@@ -78,13 +80,12 @@ impl From<Error> for io::Error {
     }
 }
 
-/// Sends some of `bytes` and, with them, all of `fds`; gives how many bytes
-/// went out. The rest of the bytes must follow without the descriptors.
+/// Sends some of `bytes` and, with them, all of `fds`. Returns how many bytes were sent. Send the
+/// rest of the bytes without the descriptors.
 ///
 /// # Errors
-/// `InvalidInput` for more than [`MAX_FDS`] descriptors or for descriptors
-/// without a byte to ride on; else sendmsg(2)'s. `WouldBlock` means that
-/// nothing was sent.
+/// `InvalidInput` for more than [`MAX_FDS`] descriptors, or for descriptors without a byte to carry
+/// them; else errors from sendmsg(2). `WouldBlock` means that nothing was sent.
 pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
     if fds.len() > MAX_FDS || (bytes.is_empty() && !fds.is_empty()) {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -102,13 +103,13 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resu
     }
 }
 
-/// Receives bytes into `buffer` and appends the descriptors that came with
-/// them to `fds`; gives the number of bytes, 0 at the end of the stream.
+/// Receives bytes into `buffer` and appends the descriptors that came with them to `fds`. Returns
+/// the number of bytes, 0 at the end of the stream.
 ///
 /// # Errors
-/// [`Error::Truncated`] if descriptors were lost, usually because this process
-/// may open no more; those that arrived are closed and `fds` is as it was. Else
-/// [`Error::Receive`]; `WouldBlock` on a non-blocking socket.
+/// [`Error::Truncated`] if descriptors were lost, usually because this process can open no more;
+/// those that arrived are closed, and `fds` is unchanged. Else [`Error::Receive`]; `WouldBlock` on
+/// a non-blocking socket.
 pub fn recv(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],

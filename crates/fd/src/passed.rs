@@ -1,4 +1,4 @@
-//! Descriptors that the starter of this process has left open for it (sd_listen_fds(3)).
+//! Descriptors that the starter of this process left open for it (sd_listen_fds(3)).
 
 use std::env;
 use std::io;
@@ -12,20 +12,21 @@ use rustix::process::{PidfdFlags, getpid, pidfd_open};
 /// The first descriptor after standard error, where sd_listen_fds(3) begins.
 const FIRST: RawFd = 3;
 
-/// What a descriptor without a name is called (sd_listen_fds_with_names(3)).
+/// The name of an unnamed descriptor (sd_listen_fds_with_names(3)).
 const UNNAMED: &str = "unknown";
 
-/// Whether they were asked for before.
+/// Whether the descriptors have been taken.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// The descriptors of `LISTEN_FDS` with their names in `LISTEN_FDNAMES`, owned and close-on-exec from now on. None where
-/// `LISTEN_PID` is not this process, or `LISTEN_PIDFDID` another of the same pid: they are for another process then. Only
-/// the first call of a process gives them. The variables stay, since another thread may read them: what this process
-/// starts finds itself not meant.
+/// The descriptors of `LISTEN_FDS`, with their names from `LISTEN_FDNAMES`, owned and close-on-exec
+/// from now on. Empty if they are for another process: `LISTEN_PID` is not this one, or
+/// `LISTEN_PIDFDID` is another with the same pid. Only the first call of a process returns them.
+/// The variables stay set, since another thread may read them; by them a child sees that the
+/// descriptors are not for it.
 ///
 /// # Errors
-/// `InvalidInput` for a number that cannot be read; `EBADF` where one that is promised is not open, or is close-on-exec, and so
-/// was opened by this process itself. None is taken then.
+/// `InvalidInput` if `LISTEN_FDS` is no number; `EBADF` if a promised descriptor is not open, or is
+/// close-on-exec, and so was opened by this process itself. Then no descriptor is taken.
 pub fn passed() -> io::Result<Vec<(String, OwnedFd)>> {
     let number = |name| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let ours = u64::from(getpid().as_raw_nonzero().get().unsigned_abs());
@@ -44,8 +45,8 @@ pub fn passed() -> io::Result<Vec<(String, OwnedFd)>> {
     names.zip(FIRST..end).map(|(name, fd)| Ok((name.to_owned(), own(fd)?))).collect()
 }
 
-/// What `LISTEN_PIDFDID` has to say for this process to be meant (systemd 259): the inode number of its pidfd, which no
-/// other process gets. None on a kernel that does not have such numbers (before Linux 6.9).
+/// The value of `LISTEN_PIDFDID` that means this process (systemd 259): the inode number of its
+/// pidfd, which no other process gets. None on a kernel without such numbers (before Linux 6.9).
 pub fn pidfd_id() -> Option<u64> {
     let pidfd = pidfd_open(getpid(), PidfdFlags::empty()).ok()?;
     // PID_FS_MAGIC in linux/magic.h.
@@ -54,7 +55,8 @@ pub fn pidfd_id() -> Option<u64> {
     fstat(pidfd).ok().filter(|_| numbered).map(|stat| stat.st_ino)
 }
 
-/// Whether it is open, and was left so by an earlier image of this process: what Rust opens is close-on-exec.
+/// Checks that the descriptor is open and was left open by an earlier image of this process:
+/// whatever Rust opens is close-on-exec.
 #[allow(unsafe_code)]
 fn left_open(fd: RawFd) -> io::Result<()> {
     // SAFETY: used only to ask the kernel, which answers EBADF for a closed number.
@@ -64,8 +66,8 @@ fn left_open(fd: RawFd) -> io::Result<()> {
 
 #[allow(unsafe_code)]
 fn own(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: it is open, and by the variables it is this process's to own: left open over the exec that made this
-    // image. `TAKEN` keeps a second call from owning it again.
+    // SAFETY: the descriptor is open, and the variables say that this process owns it: it was left
+    // open over the exec that started this image. `TAKEN` keeps a second call from owning it again.
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
     fcntl_setfd(&owned, FdFlags::CLOEXEC)?;
     Ok(owned)

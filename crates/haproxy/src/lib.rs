@@ -1,6 +1,7 @@
-//! haproxy's languages: its configuration and command line ([`config`]), its admin CLI ([`cli`]), and its limits and
-//! counts on a stats socket ([`stats`]), its counters over generations ([`counters`]), and how it names UNIX sockets ([`names`]). Text goes in and values come out; generations are started by
-//! `bindonce-supervisor`.
+//! haproxy's languages: configuration and command line ([`config`]), admin CLI ([`cli`]), limits
+//! and counts on a stats socket ([`stats`]), counters summed over generations ([`counters`]), and
+//! names of UNIX sockets ([`names`]). Text goes in and values come out. `bindonce-supervisor`
+//! starts the generations.
 
 #![forbid(unsafe_code)]
 

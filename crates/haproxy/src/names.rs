@@ -1,15 +1,15 @@
-//! Names of UNIX sockets: the one that haproxy binds, and those of the private admin sockets.
+//! Names of UNIX sockets: those that haproxy binds, and the private admin sockets.
 
-/// The path that a socket appears at, and the process that bound it. haproxy binds `PATH.PID.tmp` and renames
-/// it; the kernel keeps the first name. None for any other path.
+/// The path at which a bound socket appears, and the pid of the process that bound it. haproxy
+/// binds `PATH.PID.tmp` and renames it; the kernel keeps the first name. None for any other path.
 pub fn renamed(bound: &str) -> Option<(&str, u32)> {
     let (path, pid) = bound.strip_suffix(".tmp")?.rsplit_once('.')?;
-    // A number of another form is not from haproxy.
+    // haproxy writes plain digits only.
     let digits = !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit());
     Some((path, pid.parse().ok().filter(|_| digits)?))
 }
 
-/// The private admin socket of a generation, in the directory of its service.
+/// File name of a generation's private admin socket, in the directory of its service.
 pub fn admin_socket(generation: u64) -> String {
     format!("admin-{generation}.sock")
 }

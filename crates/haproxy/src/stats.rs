@@ -1,5 +1,6 @@
-//! The limits and counts of a running haproxy, as its stats socket tells them, and where its configuration has
-//! such a socket: of any haproxy, also one that bindonce does not run.
+//! The limits and counts of a running haproxy, read from its stats socket, and where its
+//! configuration has such a socket. Works for any haproxy, including one that bindonce does not
+//! run.
 //!
 //! Source: haproxy management guide, section 9.3, `show info` and `show stat`.
 
@@ -10,16 +11,16 @@ use bindonce_sys::file;
 use crate::config::reader;
 use crate::names;
 
-/// What it says.
+/// Limits and counts from `show info` and `show stat`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Its pid, as it sees itself.
+    /// The pid of haproxy in its own pid namespace.
     pub pid: i32,
-    /// Whether it was told to stop.
+    /// Whether a soft stop has begun.
     pub stopping: bool,
-    /// Its connections now.
+    /// Current connections.
     pub connections: u64,
-    /// Its global maxconn; 0 if there is none.
+    /// The global maxconn; 0 if there is none.
     pub limit: u64,
     /// Frontends, backends and servers.
     pub proxies: Vec<Proxy>,
@@ -30,27 +31,29 @@ pub struct Stats {
 pub struct Proxy {
     /// `frontend web`, `backend app` or `server app/s1`.
     pub name: String,
-    /// Sessions now.
+    /// Current sessions.
     pub sessions: u64,
-    /// The most that there may be; 0 without a limit.
+    /// Session limit; 0 without a limit.
     pub limit: u64,
-    /// Requests that wait.
+    /// Queued requests.
     pub queued: u64,
 }
 
-/// The commands whose answers [`read`] takes; they change nothing.
+/// The commands whose answers [`read`] takes. They change nothing.
 pub const QUESTION: &[u8] = b"show info;show stat\n";
 
-/// More than this is not read: a configuration with 10,000 servers takes half of it.
+/// Limit on the length of an answer, in bytes. A configuration with 10,000 servers takes half of
+/// it.
 pub const LONGEST: usize = 8 << 20;
 
-/// A command that only the CLI of a master (haproxy's `-S`) knows, and how that answers it (management guide, section
-/// 9.4.1, `show proc`). A worker's stats socket answers something else. A master ends the connection only when it is told.
+/// A command that only the CLI of a master (haproxy's `-S`) knows (management guide, section 9.4.1,
+/// `show proc`). A worker's stats socket answers something else. A master ends the connection only
+/// on `quit`.
 pub const ASK_MASTER: &[u8] = b"show proc;quit\n";
-/// How a master's answer to [`ASK_MASTER`] begins.
+/// The beginning of a master's answer to [`ASK_MASTER`].
 pub const MASTER: &[u8] = b"#<PID>";
 
-/// Reads both answers; None if it is not haproxy that said it.
+/// Reads both answers; None if the text is not from haproxy.
 pub fn read(text: &str) -> Option<Stats> {
     let mut stats = Stats::default();
     let mut columns: Vec<&str> = Vec::new();
@@ -88,18 +91,19 @@ fn proxy(columns: &[&str], line: &str) -> Option<Proxy> {
         "2" => format!("server {section}/{part}"),
         _ => return None,
     };
-    // What a backend calls its limit is that of its frontends' dynamic weights, not one of its own.
+    // The `slim` of a backend is its `fullconn`, which scales the limits of its servers and does
+    // not limit the backend.
     let limit = if name.starts_with("backend") { 0 } else { number("slim") };
     Some(Proxy { name, sessions: number("scur"), limit, queued: number("qcur") })
 }
 
-/// How many files of a directory are looked into, and how large each may be.
+/// Number of files read in a directory, and the largest size of each in bytes.
 const FILES: usize = 1000;
 const LARGEST: u64 = 16 << 20;
 
 /// The stats sockets of a haproxy with this command line that runs in `directory`: those that its
-/// configuration names, and the private one of a generation under bindonce. Paths
-/// that hold a variable are left out.
+/// configuration names, and the private one of a generation under bindonce. Paths with a variable
+/// are left out.
 pub fn sockets_of(command: &[String], directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut words = command.iter();
@@ -133,7 +137,8 @@ fn private(file: &Path) -> Option<PathBuf> {
 }
 
 fn named_in(file: &Path, directory: &Path) -> Vec<PathBuf> {
-    // Any user of this host may run something that is called haproxy, and name any file.
+    // Any user of this host may run a program called haproxy, and name any file: read regular files
+    // only.
     let text = file::regular(file, LARGEST).unwrap_or_default();
     let mut found = Vec::new();
     for line in reader::lines(&text) {
@@ -142,7 +147,7 @@ fn named_in(file: &Path, directory: &Path) -> Vec<PathBuf> {
         else {
             continue;
         };
-        // A variable has no value here: the line is passed over.
+        // A variable has no value here: a line with one is skipped.
         let words = reader::words(line, reader::Unset::default(), &|_| Some(b"$".to_vec()))
             .unwrap_or_default();
         if let [_, socket, path, ..] = words.as_slice()

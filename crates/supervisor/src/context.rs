@@ -1,5 +1,5 @@
-//! What every part of a supervisor may use: the settings, the directory, the journal, the time, and the way to send the loop a
-//! message.
+//! The context that every part of a supervisor uses: the settings, the directory, the journal, the
+//! time, and the way to send the loop a message.
 
 use std::cell::Cell;
 use std::ops::RangeInclusive;
@@ -25,29 +25,31 @@ pub(crate) struct Context {
     pub(crate) reporter: Rc<Reporter>,
     pub(crate) passed: Rc<Passed>,
     inbox: mpsc::UnboundedSender<Message>,
-    /// What the timeline counts time from.
+    /// The origin of the timeline's time.
     epoch: Instant,
     own: Rc<OwnTime>,
 }
 
-/// What this process has missed of the time, because it was stopped: whatever it waits for was not looked at either. While a deadline
-/// is waited for the time is looked at again and again; so what is between two looks beyond that is known to be missed.
+/// The time that this process missed because it was stopped. Its deadlines do not count that time.
+/// While the loop waits for a deadline it looks at the clock at short intervals: a look that comes
+/// much later than planned shows how long the process was stopped.
 #[derive(Default)]
 struct OwnTime {
     missed: Cell<Duration>,
-    /// The latest moment of the next look.
+    /// The planned time of the next look.
     next: Cell<Option<Instant>>,
 }
 
-/// So much later a look may be on a machine that is busy.
+/// A look may be this late on a busy machine.
 const LATE: Duration = Duration::from_millis(100);
-/// A stop costs one part of so many that are left until a deadline.
+/// The remaining time until a deadline is divided by this number to get the interval between two
+/// looks. A stop therefore costs at most one such part of it.
 const PARTS: u32 = 10;
-/// How long a part is: the last ones are not shorter, so that they end.
+/// Limits of that interval. The minimum ensures that the last parts end.
 const PART: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_secs(30);
 
 impl OwnTime {
-    /// What was missed until `now`, all in all.
+    /// All time missed until `now`.
     fn missed(&self, now: Instant) -> Duration {
         if let Some(next) = self.next.get() {
             let late = now.saturating_duration_since(next);
@@ -59,7 +61,7 @@ impl OwnTime {
         self.missed.get()
     }
 
-    /// When to look again, of what is `left` until a deadline.
+    /// The time of the next look, with `left` until the deadline.
     fn look_again(&self, now: Instant, left: Option<Duration>) -> Option<Instant> {
         let part = left.map(|left| (left / PARTS).clamp(*PART.start(), *PART.end()).min(left));
         self.next.set(part.map(|part| now + part));
@@ -77,25 +79,26 @@ impl Context {
     ) -> Self {
         let (settings, directory) = (Rc::new(settings), Rc::new(directory));
         let journal = Rc::clone(&reporter.journal);
-        // A minute ago: a generation that is taken over has served for a while already.
+        // A minute ago: a generation that was taken over has already served for a while.
         let epoch = Instant::now().checked_sub(6 * WORKED_AFTER).unwrap_or_else(Instant::now);
         let own = Rc::default();
         Self { settings, directory, journal, reporter, passed, inbox, epoch, own }
     }
 
-    /// The time for the timeline, without what this process has missed.
+    /// The time for the timeline, without the time that this process missed.
     pub(crate) fn now(&self) -> Duration {
         let now = Instant::now();
         now.saturating_duration_since(self.epoch).saturating_sub(self.own.missed(now))
     }
 
-    /// When to look again, for a deadline in that time.
+    /// The time of the next look for a deadline on the timeline's clock.
     pub(crate) fn next_look(&self, deadline: Option<Duration>) -> Option<Instant> {
         let left = deadline.map(|at| at.saturating_sub(self.now()));
         self.own.look_again(Instant::now(), left)
     }
 
-    /// Sends a message to the loop, which takes it after what it does now. The loop ends only with the process.
+    /// Sends a message to the loop, which handles it after its current message. The loop ends only
+    /// with the process.
     pub(crate) fn send(&self, message: Message) {
         let _ = self.inbox.send(message);
     }
@@ -105,7 +108,7 @@ impl Context {
         self.send(Message::Event(event));
     }
 
-    /// Records what happens to a generation, in the words of the log.
+    /// Records an event of a generation, in the same words as the log.
     pub(crate) fn record(
         &self,
         id: GenerationId,
@@ -130,7 +133,7 @@ mod tests {
         assert_eq!(own.missed(begun + 100 * SECOND), Duration::ZERO, "nothing is waited for");
         let look = own.look_again(begun, Some(5 * SECOND)).expect("a look");
         assert_eq!(look, begun + SECOND / 2);
-        // Late, and not stopped.
+        // Late, but not stopped.
         assert_eq!(own.missed(look + LATE), Duration::ZERO);
         // Stopped for a minute, once.
         assert_eq!(own.missed(look + 60 * SECOND), 60 * SECOND);

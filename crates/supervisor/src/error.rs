@@ -1,4 +1,4 @@
-//! What can go wrong with a supervisor.
+//! The errors of a supervisor.
 
 use std::io;
 use std::path::PathBuf;
@@ -38,26 +38,26 @@ pub enum Error {
     /// The broker cannot be reached.
     #[error("no broker answers at {}{}", socket.display(), why_not(.why))]
     NoBroker {
-        /// Its control socket.
+        /// The broker's control socket.
         socket: PathBuf,
-        /// Why. Not a source: the message has it.
+        /// The reason. Not a `source`, because the message already contains it.
         why: Box<bindonce::Error>,
     },
     /// A broker was started and did not come up.
     #[error("a broker was started for {socket} and did not come up: {reason}", socket = .socket.display())]
     BrokerNotUp {
-        /// Its control socket.
+        /// The broker's control socket.
         socket: PathBuf,
-        /// What happened to it.
+        /// Why the broker is not up.
         reason: String,
     },
-    /// A haproxy that runs cannot be replaced.
+    /// A running haproxy cannot be replaced.
     #[error(transparent)]
     Replaced(#[from] crate::adopt::Error),
     /// The broker refused a claim.
     #[error("{0}")]
     Claim(Box<bindonce::Error>),
-    /// The broker refused what one line of the configuration wants.
+    /// The broker refused the claim of one configuration line.
     #[error("{place}: {section}: {source}")]
     ClaimAt {
         /// The line.
@@ -67,21 +67,21 @@ pub enum Error {
         /// What the broker said.
         source: Box<bindonce::Error>,
     },
-    /// haproxy itself has bound an address that a line wants now.
+    /// haproxy itself has bound an address that a line now names.
     #[error(
         "{place}: {section}: generation {generation} of this service has bound {address} by itself, as a stats socket or a \
          local peer, and {why}"
     )]
     OwnAddress {
-        /// The line that wants it, or one that overlaps it.
+        /// The line that names the address, or one that overlaps it.
         place: config::Place,
         /// Its section.
         section: String,
-        /// What haproxy has bound.
+        /// The address that haproxy has bound.
         address: String,
-        /// Which generation.
+        /// The generation that bound it.
         generation: GenerationId,
-        /// Why the broker does not have it from there.
+        /// Why the broker cannot take the socket from that generation.
         why: String,
     },
     /// The configuration cannot be used.
@@ -99,7 +99,7 @@ pub enum Error {
     /// A variable of a program cannot be filled in.
     #[error(transparent)]
     Variable(#[from] crate::program::TemplateError),
-    /// What is to be started was made ready as another kind of program.
+    /// The prepared start is for another kind of program.
     #[error("the rendered copy is of another kind of program")]
     NotPrepared,
     /// A system call failed.
@@ -115,10 +115,10 @@ pub enum Error {
     LimitReached {
         /// What failed.
         failed: Box<Error>,
-        /// Whose limit it is, and how high.
+        /// The process whose limit it is, and the limit.
         reached: Reached,
     },
-    /// A system call failed that names its own objects.
+    /// A system call failed, with an error that names the objects concerned.
     #[error(transparent)]
     Sys(#[from] bindonce_sys::Error),
 }
@@ -134,7 +134,7 @@ impl Error {
 
     /// The broker refused a claim, or did not answer.
     pub(crate) fn claim(source: bindonce::Error) -> Self {
-        // The library does not know of generations.
+        // Descriptors are lost at this process's own limit, which the library does not name.
         let full = matches!(source, bindonce::Error::Truncated);
         Self::Claim(Box::new(source)).with_limit(full)
     }
@@ -146,7 +146,7 @@ impl Error {
         }
     }
 
-    /// What a person can do about it, where the message does not say so.
+    /// The remedy, where the message does not contain it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NoBroker { socket, .. } => {
@@ -182,7 +182,7 @@ impl Error {
     }
 }
 
-/// What to do about a directory that takes no files when a supervisor starts.
+/// The remedy for a directory that takes no files when a supervisor starts.
 fn full_or_read_only(error: &io::Error) -> Option<String> {
     fallback::is_refusal(error).then(|| {
         "make room there, or mount it writable, and start the service again; or choose another directory for \
@@ -191,7 +191,7 @@ fn full_or_read_only(error: &io::Error) -> Option<String> {
     })
 }
 
-/// What to do about a directory that is another user's, or that others may write to.
+/// The remedy for a directory that belongs to another user or that others may write to.
 fn no_access(error: &io::Error) -> Option<String> {
     (error.kind() == io::ErrorKind::PermissionDenied).then(|| {
         "run this as root or as that directory's user; or choose with --socket, for broker and services, a directory \
@@ -200,7 +200,7 @@ fn no_access(error: &io::Error) -> Option<String> {
     })
 }
 
-/// Why no broker answers, without the path, which the message has.
+/// Why no broker answers, without the socket's path, which the message has.
 fn why_not(error: &bindonce::Error) -> String {
     match error {
         bindonce::Error::Connect { source, .. } => format!(": {source}"),

@@ -1,5 +1,5 @@
-//! What a message or a signal makes the loop do, one at a time: it changes the parts that it concerns, and becomes an event for
-//! the timeline.
+//! What the loop does on a message or a signal, one at a time: it changes the parts concerned and
+//! feeds the timeline an event.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,12 +20,13 @@ use crate::message::Message;
 use crate::report::cause::Cause;
 use crate::supervisor::Supervisor;
 
-/// The answer to a client whose command cannot be started.
+/// The answer to a client whose command line is refused.
 fn refused(error: &crate::error::Error) -> RpcError {
     RpcError::new(ErrorCode::INVALID_PARAMS, error.to_string())
 }
 
-/// The answer to a client who wants idle connections closed of what has no admin connection.
+/// The answer to a client that wants idle connections closed on generations without an admin
+/// connection.
 fn no_admin() -> RpcError {
     let text = "idle connections cannot be closed: only haproxy tells which they are, on its private admin socket";
     RpcError::new(ErrorCode::INVALID_PARAMS, text)
@@ -44,7 +45,7 @@ impl Supervisor {
             Message::Listens(id, missing, proof) => self.listens(id, missing.as_deref(), proof),
             Message::Launched(id, launched) => self.launched(id, *launched),
             Message::Preset(id, preset) => {
-                // One that was called off will count nothing.
+                // A start that was called off will count nothing.
                 if self.starts.is_in_progress(id) {
                     self.report.counting.preset(id, preset);
                 }
@@ -71,7 +72,7 @@ impl Supervisor {
                 self.reload(None, "the files that are watched have changed", None);
             }
             Message::Removed(reply) => {
-                // It asks again where it is not.
+                // The watch asks again where the repair failed.
                 let _ = reply.send(self.mend_directory());
             }
             Message::Leaves(id, how) => self.leaves(id, how),
@@ -133,14 +134,15 @@ impl Supervisor {
                     self.handover.ghosts.ended(&self.cx, (id, pid), detached, is_last);
                 }
             }
-            // Its count, and what was said at it: no client waits for the disk.
+            // Saves the reload's counters and startup messages after the answer, so that no client
+            // waits for the disk.
             Message::Answered => self.save(),
             Message::Foreign(id, addresses, unseen) => self.found_foreign(id, addresses, &unseen),
             Message::Proved(proved) => self.upgrade_now(proved),
             Message::Scraped(reply) => self.scraped(reply),
             Message::Page(reply) => self.answer_scrape(reply),
             Message::Counted(id, told) => {
-                // One that is gone has told before.
+                // A generation that is gone has already reported its last counters.
                 if self.generations.get(&id).is_some() {
                     self.report.counting.told(id, told);
                 }
@@ -186,7 +188,13 @@ impl Supervisor {
                 let known = self.generations.get(&id);
                 let pid = known.map(Generation::pid);
                 let connections = known.and_then(|generation| generation.drain.connections);
-                tracing::info!(generation = id.0, pid, connections, sender = by, "asked to end it");
+                tracing::info!(
+                    generation = id.0,
+                    pid,
+                    connections,
+                    sender = by,
+                    "retire requested"
+                );
                 self.requests.retirements.push(Retirement { id, pid, connections, reply });
                 self.feed(Event::Retire(id));
             }
@@ -197,13 +205,13 @@ impl Supervisor {
         }
     }
 
-    /// A generation that starts makes progress: it has more time.
+    /// A starting generation makes progress, which extends its deadline.
     fn progress(&mut self, id: GenerationId) {
         self.report.announcer.more_time(self.cx.settings.timing.ready_timeout);
         self.feed(Event::Progress(id));
     }
 
-    /// Begins a reload, for this reason, and for the client that waits for it.
+    /// Begins a reload, with its reason, the client that waits for it, and the pid that asked.
     pub(crate) fn reload(&mut self, client: Option<Client>, why: &str, pid: Option<i32>) -> Caller {
         self.cx.journal.record(Happening::new(event::Kind::ReloadAsked, why).pid(pid));
         let caller = self.requests.reload(client);
@@ -218,7 +226,7 @@ impl Supervisor {
         caller
     }
 
-    /// Does what a signal to the supervisor asks for.
+    /// Carries out what a signal to the supervisor asks for.
     pub(crate) fn signal(&mut self, signal: Received) {
         let (name, pid) = (signal.signo.as_str(), signal.pid);
         let is_shutting_down = self.timeline.is_shutting_down();
@@ -227,7 +235,7 @@ impl Supervisor {
             Wanted::Nothing => {}
             Wanted::Reload => {
                 if let Some(left_out) = reporter.refused(signal.uid, name) {
-                    tracing::info!(signal = name, sender = pid, left_out, "reload asked for");
+                    tracing::info!(signal = name, sender = pid, left_out, "reload requested");
                 }
                 self.reload(None, name, Some(pid));
             }
@@ -238,7 +246,7 @@ impl Supervisor {
                     || self.starts.newest().is_some_and(|rendering| rendering.mode.is_master);
                 self.end.at_once(by, is_master);
                 self.shut_down(name, signal);
-                // The second one ends what drains.
+                // A second shutdown event ends the draining generations.
                 self.feed(Event::Shutdown);
             }
             Wanted::Ready(id) => self.ready(id, "it has bound everything"),
@@ -259,9 +267,9 @@ impl Supervisor {
     fn shut_down(&mut self, name: &'static str, signal: Received) {
         let Received { pid, uid, .. } = signal;
         if let Some(left_out) = self.cx.reporter.refused(uid, name) {
-            tracing::info!(signal = name, sender = pid, left_out, "shutdown asked for");
+            tracing::info!(signal = name, sender = pid, left_out, "shutdown requested");
         }
-        let text = format!("shutdown asked for: {name}");
+        let text = format!("shutdown requested: {name}");
         let happening = Happening::new(event::Kind::SupervisorEnding, text);
         self.cx.journal.record(happening.pid(pid));
         self.report.announcer.stopping();
@@ -277,8 +285,8 @@ impl Supervisor {
         }
     }
 
-    /// The generation that serves will soon stop, or another worker of it serves: a generation of ours takes over in order,
-    /// with the files as they are now.
+    /// The serving generation will soon stop, or another worker of its own master serves. A
+    /// generation of ours takes over in order, with the current files.
     pub(crate) fn leaves(&mut self, id: GenerationId, how: &'static str) {
         if self.timeline.serving() != Some(id) {
             return;
@@ -290,13 +298,13 @@ impl Supervisor {
         self.feed(Event::ReloadAtOnce(caller));
     }
 
-    /// A new generation has bound everything, and is held.
+    /// A new generation has bound everything and is held at its readiness.
     pub(crate) fn held(&mut self, id: GenerationId, hold: Rc<Hold>) {
         match self.generations.get_mut(&id) {
             Some(generation) if !generation.readiness.ready => {
                 generation.hold(hold);
             }
-            // It has become ready by another sign, or is gone.
+            // The generation was ready by another sign already, or is gone.
             _ => return hold.release(),
         }
         self.ready(id, "it has bound everything, and is held");

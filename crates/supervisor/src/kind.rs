@@ -1,7 +1,8 @@
-//! What differs between haproxy and any other program, in one place.
+//! The differences between haproxy and any other program, in one place.
 //!
-//! Everything else of a supervisor is the same for both: claiming, starting through the shim,
-//! watching, draining, saving, taking over, the watchdog. How each is started is in [`crate::generations::start`].
+//! Everything else in a supervisor is the same for both: claims, the start through the shim,
+//! watching, draining, saving, taking over, the watchdog. [`crate::generations::start`] has the
+//! start of each kind.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -19,23 +20,24 @@ use crate::program::Program;
 use bindonce_haproxy::config::{Command, Descriptors, System};
 use bindonce_sys::spawn::Launch;
 
-/// What is supervised.
+/// The kind of program that is supervised.
 #[derive(Debug, Clone)]
 pub enum Kind {
-    /// haproxy, whose configuration is read and which is paused, asked and proved.
+    /// haproxy. The supervisor reads its configuration, pauses it, asks it, and proves its
+    /// handovers.
     Haproxy(Haproxy),
     /// Any other program.
     Program(Program),
 }
 
-/// haproxy, as it is started.
+/// A haproxy and how it is started.
 #[derive(Debug, Clone)]
 pub struct Haproxy {
-    /// The command.
+    /// The command line.
     pub command: Command,
     /// Whether each generation gets a private admin socket.
     pub admin: bool,
-    /// Whose command it is, if not this process's own.
+    /// The process that gave the command line; none if it is this process's own.
     pub caller: Option<Box<Origin>>,
 }
 
@@ -43,7 +45,7 @@ pub struct Haproxy {
 const VERSION: Duration = Duration::from_secs(10);
 
 impl Haproxy {
-    /// The same program with the command of a caller.
+    /// The same program with a caller's command line.
     pub(crate) fn of(&self, caller: Origin) -> Result<Self, Error> {
         let mut command = Command::parse(caller.command.iter())?;
         if self.command.nested_master {
@@ -52,7 +54,8 @@ impl Haproxy {
         Ok(Self { command, admin: self.admin, caller: Some(Box::new(caller)) })
     }
 
-    /// The system as this haproxy will see it; `passed` is what this process has inherited.
+    /// The system as this haproxy will see it. `passed` are the descriptors that this process
+    /// inherited.
     pub(crate) fn world(&self, passed: &Descriptors) -> io::Result<System> {
         let Some(caller) = &self.caller else {
             let mut world = System::new(&self.command.program)?;
@@ -69,7 +72,7 @@ impl Haproxy {
         Ok(world)
     }
 
-    /// Has it started as from its caller.
+    /// Sets the launch's directory and environment to those of the caller.
     pub(crate) fn place(&self, launch: &mut Launch) {
         let Some(caller) = &self.caller else { return };
         launch.cwd = Some(caller.directory.clone());
@@ -79,7 +82,7 @@ impl Haproxy {
         launch.env.extend(environment.filter(|(name, _)| !not_theirs.contains(name)));
     }
 
-    /// The version of the binary, where no admin socket tells it.
+    /// The version of the binary, for a haproxy without an admin socket.
     pub(crate) fn version(&self) -> Result<Option<Version>, Error> {
         if self.admin {
             return Ok(None);
@@ -88,7 +91,7 @@ impl Haproxy {
     }
 }
 
-/// The version that a haproxy binary prints.
+/// The version that a haproxy binary prints with `-v`.
 pub(crate) fn version_of(program: &OsStr) -> Result<Version, Error> {
     let mut command = std::process::Command::new(program);
     command.arg("-v");
@@ -98,7 +101,7 @@ pub(crate) fn version_of(program: &OsStr) -> Result<Version, Error> {
 }
 
 impl Kind {
-    /// What it is called in messages.
+    /// The name for messages.
     pub(crate) fn name(&self) -> Cow<'_, str> {
         match self {
             Self::Haproxy(_) => "haproxy".into(),
@@ -120,17 +123,17 @@ impl Kind {
         }
     }
 
-    /// Whether its bind(2) and listen(2) are answered by us.
+    /// Whether the supervisor answers the program's bind(2) and listen(2).
     pub(crate) fn is_intercepted(&self) -> bool {
         self.program().is_some_and(|program| program.intercept.is_some())
     }
 
-    /// Whether its generations have a private admin socket.
+    /// Whether the generations have a private admin socket.
     pub fn has_admin(&self) -> bool {
         self.haproxy().is_some_and(|haproxy| haproxy.admin)
     }
 
-    /// What tells it to close its listeners, serve what is connected, and exit.
+    /// The signal on which the program closes its listeners, finishes its connections, and exits.
     pub(crate) fn retire(&self) -> Number {
         match self {
             Self::Haproxy(_) => Number::SIGUSR1,
@@ -138,8 +141,9 @@ impl Kind {
         }
     }
 
-    /// The living processes of a generation whose first process is this one: of haproxy all that
-    /// descend from it (a master, its workers, theirs); of a program also those whose parent has ended.
+    /// The living processes of the generation with this first process. For haproxy these are its
+    /// descendants (a master, its workers, and theirs); for another program also descendants whose
+    /// parent has ended.
     pub(crate) fn processes(&self, pid: i32) -> Vec<i32> {
         match self {
             Self::Haproxy(_) => process::family(pid),

@@ -1,11 +1,12 @@
-//! The supervisor of one service (`bindonce run`): it starts generations of haproxy, or of another program, hands
-//! over from one to the next with proof, and lets each old one drain. What differs between haproxy and another
-//! program is in [`Kind`].
+//! The supervisor of one service (`bindonce run`). It starts generations of haproxy, or of another
+//! program, hands over from one to the next with proof, and lets each old generation drain.
+//! [`Kind`] holds the differences between haproxy and other programs.
 //!
-//! `bindonce_core::generation::Timeline` decides what is done. One loop (`main_loop`) on one thread owns the parts
-//! (`supervisor`). Everything that happens beside it, in signals, processes, admin connections and clients, reaches it
-//! as a `message`, and `perform` does what the timeline says. So nothing happens between two steps of a decision.
-//! What changes together lies in one folder: `generations`, `handover`, `disk`, `control`, `report`, `broker`.
+//! `bindonce_core::generation::Timeline` makes the decisions. One loop (`main_loop`) on one thread
+//! owns the parts (`supervisor`). Signals, processes, admin connections and clients reach the loop
+//! as a `message`, and `perform` carries out the timeline's decisions. So nothing happens between
+//! two steps of a decision. Code that changes together shares a folder: `generations`, `handover`,
+//! `disk`, `control`, `master_cli`, `report`, `broker`, `adopt`, `program`, `intercept`.
 
 #![forbid(unsafe_code)]
 
@@ -50,11 +51,11 @@ pub use settings::{
     BrokerSettings, FirstSettings, Ghosts, HandoverSettings, MetricsSettings, Settings,
 };
 
-/// Supervises one service until it is told to stop. Call it within a
-/// [`tokio::task::LocalSet`], in a process that has started no thread.
+/// Supervises one service until a signal ends it. Call this within a [`tokio::task::LocalSet`], in
+/// a process that has started no thread.
 ///
 /// # Errors
-/// Whatever keeps it from beginning; later failures are logged and answered.
+/// Errors that prevent the supervisor from starting. Later failures are logged and answered.
 pub async fn run(settings: Settings) -> Result<Ended, Error> {
     let span = tracing::info_span!("run", service = %settings.service);
     main_loop::begin(settings).instrument(span).await

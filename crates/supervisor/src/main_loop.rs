@@ -1,5 +1,5 @@
-//! The loop: signals, messages and deadlines, one at a time. It owns all parts, so nothing happens between
-//! two steps of a decision.
+//! The loop handles signals, messages and deadlines, one at a time. It owns all parts, so nothing
+//! happens between two steps of a decision.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -15,7 +15,8 @@ use crate::broker;
 use crate::context::Context;
 use crate::control;
 use crate::control::ending::Ended;
-use crate::disk::directory::{Directory, KEPT, METRICS, Saved};
+use crate::disk::directory::{Directory, KEPT, METRICS};
+use crate::disk::saved::Saved;
 use crate::disk::take_over::{Inheritance, take_over};
 use crate::disk::{files, place, recovery, removed, unread};
 use crate::error::Error;
@@ -30,21 +31,21 @@ use crate::settings::Settings;
 use crate::supervisor::Supervisor;
 use crate::tasks::spawn;
 
-/// Supervises one service, from what an earlier supervisor has left.
+/// Supervises one service, starting from the state that an earlier supervisor left.
 pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
-    // Blocked before any thread exists, so that none of them is interrupted.
+    // Signals are blocked before any thread exists, so that no thread is interrupted.
     let mut taken = signals::JOB_CONTROL.to_vec();
     taken.extend([Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2]);
     taken.extend([Signal::SIGTERM, Signal::SIGINT, Signal::SIGALRM]);
     if settings.at_once {
-        // haproxy makes its memory pools small then, and goes on.
+        // haproxy only shrinks its memory pools on SIGQUIT, and continues.
         taken.push(Signal::SIGQUIT);
     }
     let signals = SignalFd::new(&taken).map_err(Error::system("take signals over"))?;
     let directory = Directory::open(&settings.broker.socket, &settings.service)?;
     let saved = directory.load();
-    // One that names only processes that are gone may be older than the last start: a directory that
-    // was full took no newer one.
+    // A state that names only ended processes may predate the last start: a full directory could
+    // not take a newer state.
     let is_known = saved.as_ref().is_some_and(Saved::may_be_the_last);
     let mut saved = saved.unwrap_or_default();
     let mut left = Inheritance::take(&saved)?;
@@ -56,7 +57,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let journal = Journal::open(&directory.file(place::EVENTS), Some(settings.service.as_str()));
     journal.record(left.began());
     let reporter = Reporter::new(Rc::clone(&journal), nix::unistd::getuid().as_raw());
-    // An upgrade has what serves, and goes on with it whatever the broker does.
+    // After an upgrade in place the generations keep serving, whatever the broker does.
     if left.control.is_none() {
         broker::ensure(&settings.broker.socket, settings.broker_log(), &journal).await?;
     }
@@ -75,16 +76,16 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     directory.has_control();
     let asks = sender.clone();
     let accepting = control::begin(&control, &reporter, move |ask| {
-        // The supervisor's loop ends only with the process.
+        // The loop ends only with the process.
         let _ = asks.send(Message::Command(ask));
     })?;
     let mut watched = Watched { seen: None, read: saved.watched };
     if !settings.watch.is_empty() {
-        // Before anything is read for the first generation.
+        // The watch starts before anything is read for the first generation.
         let files = files::Files::watch(settings.watch.clone())?;
         watched.seen = Some(files.contents);
         let changes = sender.clone();
-        // The supervisor's loop ends only with the process.
+        // The loop ends only with the process.
         spawn(files.follow(move |contents| drop(changes.send(Message::Changed(contents)))));
     }
     if reaper::is_needed() {
@@ -105,7 +106,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     left.add(kept);
     let changed = supervisor.adopt(&saved, left, is_upgrade).await?;
     for id in asked_about {
-        // What is left of a generation that is gone, for one: its calls fail.
+        // Nothing answers the calls of a process that outlived its generation: they fail.
         let is_answered =
             supervisor.generations.get(&id).is_some_and(|it| it.own.intercept.is_some());
         if !is_answered {
@@ -115,7 +116,8 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     supervisor.supervise(signals, inbox, changed).await
 }
 
-/// The haproxys that the first generation replaces; the broker has their listeners then. An upgrade has begun before.
+/// The pids of the haproxys that the first generation replaces; the broker has their listeners
+/// then. Empty for an upgrade in place, where the service began earlier.
 async fn replaced(settings: &Settings, saved: &Saved) -> Result<Vec<i32>, Error> {
     let replaced = settings.first.replaced.clone();
     if saved.inherited.is_some() || replaced.pids.is_empty() {
@@ -182,7 +184,8 @@ impl Supervisor {
         }
     }
 
-    /// Goes on with the generations that an earlier supervisor has left. Gives why the one that serves is to be replaced at once.
+    /// Continues with the generations that an earlier supervisor left. Returns the reason to
+    /// replace the serving generation at once, if there is one.
     async fn adopt(
         &mut self,
         saved: &Saved,
@@ -198,7 +201,7 @@ impl Supervisor {
             if let Some(serving) = serving.max_by_key(|found| found.id) {
                 changed = self.changed(serving.configuration, is_upgrade).await;
             }
-            // It waits for what is there now to serve.
+            // The starter waits for the current files to be served.
             let starter = self.first.starter.take_if(|_| changed.is_some());
             let worked = saved.worked.map(GenerationId);
             for action in self.timeline.adopt(self.cx.now(), found, worked) {
@@ -220,20 +223,21 @@ impl Supervisor {
         Ok(changed)
     }
 
-    /// Why what serves is to be replaced at once: an earlier supervisor has started it, or an earlier image of this one, and what it was
-    /// started on is not what is there now.
+    /// Why the serving generation must be replaced at once: an earlier supervisor, or an earlier
+    /// image of this process, started it on files or a command that have changed since.
     async fn changed(&mut self, of: GenerationId, is_upgrade: bool) -> Option<String> {
         let watched = &mut self.starts.watched;
         if watched.seen.is_some() && watched.read.is_some() && watched.read != watched.seen {
             return Some("the files that are watched have changed since they were read".to_owned());
         }
         watched.read = watched.seen;
-        // Before an upgrade a person may have edited what is not to be reloaded yet.
+        // Before an upgrade in place a person may have edited files that must not be loaded yet.
         let prepared = self.starts.prepared(of).filter(|_| !is_upgrade)?;
         unread::changed(&self.cx, prepared).await
     }
 
-    /// The addresses stay bound when a supervisor ends: clients wait for the next one. Not all expect it.
+    /// Logs which addresses stay bound when the supervisor ends. Clients wait there for the next
+    /// supervisor, which may surprise users.
     fn say_what_stays(&self) {
         let staying = self.leases.staying();
         if !staying.is_empty() {
@@ -256,7 +260,7 @@ impl Supervisor {
     }
 }
 
-/// The first few names, and how many more.
+/// The first names, and the number of names left out.
 fn some_of(names: &BTreeSet<String>) -> String {
     const SHOWN: usize = 4;
     let shown: Vec<_> = names.iter().take(SHOWN).map(String::as_str).collect();

@@ -1,4 +1,4 @@
-//! What is sent to the loop: everything that happens beside it.
+//! Messages to the loop: everything that happens beside it.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -22,93 +22,97 @@ use crate::master_cli;
 use bindonce_haproxy::cli::Info;
 use bindonce_haproxy::counters::Counters;
 
-/// Something that happened, on its way to the loop.
+/// A message on its way to the loop.
 pub(crate) enum Message {
-    /// For the timeline as it is.
+    /// An event that goes to the timeline unchanged.
     Event(Event),
     /// A process was started.
     Launched(GenerationId, Box<Launched>),
-    /// What a generation that is about to be started begins to count with.
+    /// The counter values that a new generation starts from.
     Preset(GenerationId, Counters),
-    /// No process could be started, and why.
+    /// No process could be started, with the reason.
     NotLaunched(GenerationId, Error),
-    /// The files that are watched read differently.
+    /// The contents of the watched files have changed; carries their hash.
     Changed(u64),
-    /// A program is ready, and by what sign.
+    /// The generation is ready, with the sign that showed it.
     Ready(GenerationId, &'static str),
-    /// It says that it is ready, and does not go on before it is let.
+    /// The generation reports readiness and is held in that call until it is released.
     Held(GenerationId, Rc<Hold>),
-    /// Its calls can be answered.
+    /// The supervisor can answer the intercepted calls of this generation from now on.
     Intercepts(GenerationId, Arc<Intercept>),
-    /// They can be answered no more.
+    /// The supervisor can no longer answer the generation's calls.
     Unanswerable(GenerationId),
-    /// They cannot: the kernel, or a container, does not let us see them.
+    /// The generation's calls cannot be seen: the kernel or a container does not allow it. Carries
+    /// the reason.
     Unseen(GenerationId, String),
-    /// haproxy is about to bind this socket by itself, if that is known, there.
+    /// haproxy is about to bind a socket of its own: the inode, if known, and the address.
     Binds(GenerationId, Option<u64>, Own),
     /// A program wants to bind an address that is intercepted.
     Wants(GenerationId, Want),
-    /// It was given this one; true: it had bound it by itself.
+    /// The program got this listener for its bind(2); true if it had bound the address itself
+    /// before.
     Claimed(GenerationId, Rc<HeldListener>, bool),
-    /// It is about to listen there.
+    /// The program is about to call listen(2) there.
     Listening(GenerationId, Listens),
-    /// It has had the time to listen on more than so many.
+    /// The time in which the program could listen on more than this number of listeners is over.
     Settled(GenerationId, usize),
     /// The admin socket answered for the first time.
     Answers(GenerationId, Info),
-    /// What a generation that is ready has bound, and how it was known to be ready.
+    /// The comparison of what a ready generation has bound, and the sign that showed its readiness.
     Compared(GenerationId, &'static str, Compared),
-    /// Which of its listeners the generation that is to take over does not listen on.
-    /// What was proved before it went on is to be told then.
+    /// The indexes of the claimed listeners that the new generation does not listen on, and the
+    /// proof to feed to the timeline after the check.
     Listens(GenerationId, Option<Vec<usize>>, Event),
-    /// A generation that was told to accept again has not said that it does.
+    /// A generation that was told to accept again does not confirm it.
     StillPaused(GenerationId),
     /// The process has ended.
     Exited(GenerationId, Option<Exit>),
     /// A reload was answered.
     Answered,
-    /// A client wants something.
+    /// A client of the control socket sent a command.
     Command(Command),
-    /// A client of the master CLI does.
+    /// A client of the master CLI sent a request.
     Master(master_cli::Ask),
-    /// Another process than us has told the generation that serves to stop, or its own master to
-    /// reload: how.
+    /// Another process told the serving generation to stop, or its own master to reload; carries
+    /// which.
     Leaves(GenerationId, &'static str),
     /// A scrape of the metrics.
     Scraped(oneshot::Sender<String>),
-    /// The generations that can tell what they have counted have done so for it.
+    /// The generations have reported their counters for a scrape: answer it.
     Page(oneshot::Sender<String>),
-    /// What a generation has counted so far.
+    /// The counters of a generation so far.
     Counted(GenerationId, Counters),
-    /// It has told for the last time, and may go.
+    /// The generation reported its counters for the last time and may end.
     LetGo(GenerationId),
-    /// A look at the status page.
+    /// A request for the status page.
     LookedAt(oneshot::Sender<StatusPage>),
-    /// How many connections a generation has, or has left.
+    /// The number of connections of a generation; while it drains, those left.
     Left(GenerationId, u64),
-    /// Its admin connection had ended a moment ago: unless it has ended too, what it has is not known any more.
+    /// The admin connection of a draining generation ended a moment ago. Unless the process has
+    /// ended too, its number of connections is now unknown.
     CannotTell(GenerationId),
-    /// What a generation has done since its start, and whether it has stopped accepting.
+    /// The work of a generation since its start, and whether it has stopped accepting.
     Counts(GenerationId, Since, bool),
-    /// So many idle connections of it were closed.
+    /// This number of the generation's idle connections was closed.
     IdleClosed(GenerationId, u64),
-    /// It has closed its listeners, and its ghosts were removed as far as they could be.
+    /// The generation has closed its listeners, and its ghosts were removed as far as possible.
     Closed(GenerationId),
     /// The broker knows that leases have ended.
     GivenBack,
-    /// The broker was asked to release these listeners, and has; `kept` are those that are used, and stay.
+    /// The broker has released the listeners of `asked`, except those in `kept`, which are in use.
     Released { asked: Vec<String>, kept: BTreeSet<String> },
-    /// What came of removing its ghosts.
+    /// The result of removing the generation's ghosts.
     Detached(GenerationId, Detached),
-    /// What it has bound by itself, and what of that without a call that was seen.
+    /// The addresses that the generation bound itself, and those among them for which no call was
+    /// seen.
     Foreign(GenerationId, BTreeSet<String>, BTreeSet<String>),
-    /// Something is missing in the directory of the service; answered with whether it is there again.
+    /// A file is missing in the service's directory; the reply says whether it exists again.
     Removed(oneshot::Sender<bool>),
-    /// The binary that is installed now reads our state, or does not.
+    /// The result of the check that the installed binary can read our state.
     Proved(Result<bindonce_daemon::reexec::Installed, String>),
 }
 
-/// What came of removing the ghosts of one generation.
+/// The result of removing the ghosts of one generation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Detached {
     pub(crate) removed: usize,
@@ -117,11 +121,12 @@ pub(crate) struct Detached {
     pub(crate) refused: bool,
 }
 
-/// What was seen of a generation that is ready.
+/// The observed addresses and listeners of a ready generation.
 #[derive(Debug, Default)]
 pub(crate) struct Compared {
-    /// Addresses that it has bound by itself.
+    /// Addresses that the generation bound itself.
     pub(crate) own: BTreeSet<String>,
-    /// Which of its listeners it does not listen on; None if it was not asked, or did not answer in time.
+    /// Indexes of the listeners that it does not listen on. None if it was not asked, or did not
+    /// answer in time.
     pub(crate) missing: Option<Vec<usize>>,
 }

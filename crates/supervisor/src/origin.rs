@@ -1,4 +1,5 @@
-//! A process that has given a service another command (`haproxy ... -sf PID`), as it is sent to the supervisor and saved.
+//! The caller that gave a service another command line (`haproxy ... -sf PID`), as sent to the
+//! supervisor and saved.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -8,28 +9,29 @@ use std::path::PathBuf;
 pub use bindonce_haproxy::config::Text;
 use serde::{Deserialize, Serialize};
 
-/// A process that has given this service another command (`haproxy ... -sf PID`): generations are started as from there.
+/// A caller that gave this service another command line (`haproxy ... -sf PID`). Generations start
+/// with the caller's command line, directory and environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// The program and its arguments.
     pub command: Vec<Text>,
-    /// Where it was started.
+    /// The caller's working directory.
     pub directory: PathBuf,
-    /// Its environment, as far as it is UTF-8.
+    /// The environment variables that are UTF-8.
     pub environment: BTreeMap<String, String>,
-    /// The rest of its environment.
+    /// All other environment variables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub environment_bytes: Vec<(Text, Text)>,
-    /// Listeners that it has inherited and given to the broker, by the numbers of their descriptors.
+    /// Listeners that the caller inherited and gave to the broker, by descriptor number.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub passed: BTreeMap<i32, String>,
 }
 
 impl Origin {
-    /// This process with that command.
+    /// This process as the caller, with the given command line.
     ///
     /// # Errors
-    /// Its directory is gone.
+    /// Those of getcwd(3), for example that the directory is gone.
     pub fn here(command: impl Iterator<Item = OsString>) -> io::Result<Self> {
         let mut here = Self {
             command: command.map(Text::from).collect(),
@@ -45,7 +47,7 @@ impl Origin {
         Ok(here)
     }
 
-    /// Its environment.
+    /// The whole environment.
     pub(crate) fn variables(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
         let text = self.environment.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
         let bytes =

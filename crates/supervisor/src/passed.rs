@@ -1,8 +1,9 @@
-//! Descriptors that the starter of this supervisor has left open for haproxy: `fd@N` of its configuration, and the sockets of a socket
-//! unit (sd_listen_fds(3)).
+//! Descriptors that the starter of this supervisor left open for haproxy: `fd@N` of its
+//! configuration, and the sockets of a socket unit (sd_listen_fds(3)).
 //!
-//! Each listener among them goes to the broker with the first generation that names it, and from there to all others. Our
-//! own descriptors stay open, as those of haproxy's master do: a later configuration may name them.
+//! Each listener among them goes to the broker with the first generation that names it; later
+//! generations get it from the broker. Our own descriptors stay open, as those of haproxy's master
+//! do: a later configuration may name them.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -21,18 +22,18 @@ use crate::broker::{self, lease};
 use crate::error::Error;
 use crate::generations::listeners::read;
 
-/// Descriptors, and what they are.
+/// Inherited descriptors and their kinds.
 #[derive(Debug, Default)]
 pub(crate) struct Passed {
     descriptors: BTreeMap<RawFd, OwnedFd>,
-    /// By the number that a configuration names: the listener of each, or why it is none. Also of those that an earlier supervisor
-    /// had, which only the broker has by now.
+    /// The listener behind each descriptor number that a configuration may name, or why it is no
+    /// listener. Includes listeners of an earlier supervisor that only the broker still holds.
     pub(crate) known: Descriptors,
 }
 
 impl Passed {
-    /// Takes what is open, what an earlier image of this process has left, and what the broker keeps of an earlier
-    /// supervisor's.
+    /// Takes the open descriptors of this process, those that an earlier image left, and the
+    /// listeners that the broker keeps from an earlier supervisor.
     pub(crate) fn take(
         saved: &BTreeMap<RawFd, String>,
         left: BTreeMap<RawFd, OwnedFd>,
@@ -45,7 +46,7 @@ impl Passed {
         for (number, fd) in &descriptors {
             known.insert(*number, identity::listener(fd.as_fd()));
         }
-        // What is no listener is left to haproxy, which may write its log there.
+        // Other descriptors are left to haproxy, which may write its log there.
         let given = inherit::given(|number, fd| {
             let listener = identity::listener(fd);
             let is_one = listener.is_ok();
@@ -56,7 +57,7 @@ impl Passed {
         Ok(Self { descriptors, known })
     }
 
-    /// Those that are listeners, for the next supervisor.
+    /// The listeners among them, for the next supervisor.
     pub(crate) fn listeners(&self) -> BTreeMap<RawFd, String> {
         let listeners = self.known.iter();
         listeners
@@ -64,12 +65,12 @@ impl Passed {
             .collect()
     }
 
-    /// The descriptor of a number, if this process has it.
+    /// The descriptor with this number, if this process has it.
     pub(crate) fn descriptor(&self, number: RawFd) -> Option<BorrowedFd<'_>> {
         self.descriptors.get(&number).map(OwnedFd::as_fd)
     }
 
-    /// The listening socket of a number.
+    /// The listening socket with this number.
     ///
     /// # Errors
     /// In haproxy's words.
@@ -82,12 +83,13 @@ impl Passed {
         Err(io::Error::other(format!("cannot use file descriptor '{number}' : {why}.")))
     }
 
-    /// All that this process has.
+    /// All descriptors that this process has.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = (RawFd, &OwnedFd)> {
         self.descriptors.iter().map(|(number, fd)| (*number, fd))
     }
 
-    /// Has the broker keep those that `-S` names; one that only the broker has by now comes from there.
+    /// Gives the broker the sockets that `-S` names, and takes those from it that only the broker
+    /// still holds.
     pub(crate) async fn keep(&mut self, wanted: &[MasterSocket], socket: &Path) {
         for wanted in wanted {
             let MasterAddress::Descriptor(number) = wanted.at else { continue };
@@ -126,7 +128,8 @@ impl Passed {
         Ok((client, fd))
     }
 
-    /// Gives the broker what these bindings name, to be claimed on the same connection.
+    /// Gives the broker the descriptors that these bindings name, to be claimed on the same
+    /// connection.
     pub(crate) async fn store(
         &self,
         lease: &mut Client,
@@ -145,11 +148,11 @@ impl Passed {
     }
 }
 
-/// A listener for the broker, which goes again if nothing serves on it.
+/// A listener to give to the broker, tentative unless it is a UNIX path.
 pub(crate) fn give<'a>(listener: &Listener, fd: BorrowedFd<'a>) -> Give<'a> {
     let give = Give::new(listener.to_string(), fd);
     match listener.address {
-        // A path would go with it, which its maker may still use.
+        // Closing a tentative UNIX listener would remove its path, which its maker may still use.
         Address::Unix(_) => give,
         _ => give.tentative(),
     }

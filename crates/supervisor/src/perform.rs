@@ -1,4 +1,4 @@
-//! What the timeline decides (its actions), done by the parts.
+//! Carries out the timeline's decisions (its actions).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -23,8 +23,8 @@ use crate::report::cause::Cause;
 use crate::report::outcome::Now;
 use crate::supervisor::Supervisor;
 
-/// How long the removal of old configurations may take. It is done beside the loop: a disk that is busy takes hundreds
-/// of milliseconds to free a file.
+/// How long the removal of old configurations may take. It runs beside the loop: a busy disk takes
+/// hundreds of milliseconds to free a file.
 const REMOVAL: Duration = Duration::from_secs(60);
 
 impl Supervisor {
@@ -91,7 +91,7 @@ impl Supervisor {
         }
     }
 
-    /// Closes the connection that keeps a process alive which has drained.
+    /// Closes the admin connection, which keeps a drained process alive.
     pub(crate) fn let_go(&mut self, id: GenerationId) {
         if let Some(generation) = self.generations.get(&id) {
             generation.cli.close();
@@ -101,7 +101,7 @@ impl Supervisor {
 
     fn start(&mut self, id: GenerationId, configuration: Configuration, older_alive: bool) {
         self.mend_directory();
-        // The id must never be used again, whatever becomes of us.
+        // The id must never be used again, even if this process dies now.
         self.save();
         let serving = self.timeline.serving();
         if let Some(serving) = serving {
@@ -153,7 +153,7 @@ impl Supervisor {
             Signal::Kill => Number::SIGKILL,
         };
         if let Some(starting) = self.starts.end(id) {
-            // There is no process yet; should one be on its way to us, it is ended on arrival.
+            // There is no process yet. If one is about to arrive, it is ended on arrival.
             starting.task.abort();
             self.report.counting.gone(id);
             self.called_off(id, reason, &starting.step);
@@ -177,18 +177,18 @@ impl Supervisor {
             self.requests.awaited = Awaited { late, ..Awaited::default() };
         }
         if let Err(error) = sent {
-            // It has just ended by itself; its end is on its way to us.
+            // The process has just ended; its exit message is on its way to the loop.
             tracing::debug!(generation = id.0, pid, %error, "signal not sent");
         }
     }
 
-    /// So many connections of a generation end with it.
+    /// Counts connections that end with their generation.
     pub(crate) fn cut(&mut self, id: GenerationId, count: u64) {
         self.report.counts.connections_cut += count;
         self.requests.cut(id, count);
     }
 
-    /// A start was given up before there was a process.
+    /// Reports a start that was given up before there was a process.
     fn called_off(&mut self, id: GenerationId, reason: Reason, step: &start::Step) {
         let doing = step.get();
         let text = match reason {
@@ -284,7 +284,7 @@ impl Supervisor {
         all.filter(|(_, state)| *state == State::Draining).map(|(id, _)| id).collect()
     }
 
-    /// A generation is gone: its connection to the broker goes with it, and so do its leases.
+    /// A generation is gone. Its broker connection ends, and with it its leases.
     fn gone(&mut self, id: GenerationId) {
         if let Some(generation) = self.generations.remove(&id) {
             if !generation.lease.served {
@@ -303,7 +303,7 @@ impl Supervisor {
         }
     }
 
-    /// Removes the rendered configurations that nobody runs and that will not be started again.
+    /// Removes the rendered configurations that no generation runs and none will start from again.
     fn keep_configurations(&mut self) {
         let keep: Vec<_> = self.timeline.configurations().collect();
         self.starts.retain(&keep);

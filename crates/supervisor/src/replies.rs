@@ -1,8 +1,8 @@
-//! What a supervisor answers on its control socket, for it to write and for `bindonce` to read; and what `reload` takes, for
-//! the reverse.
+//! The supervisor's replies on its control socket, and the parameters of `reload`. The supervisor
+//! and the `bindonce` commands share these types.
 //!
-//! What an older supervisor does not send is read as its default, and [`Status`] and [`GenerationStatus`] keep what
-//! a newer one sends besides.
+//! A field that an older supervisor does not send takes its default. [`Status`] and
+//! [`GenerationStatus`] keep unknown fields of a newer supervisor.
 
 use std::path::PathBuf;
 
@@ -26,35 +26,36 @@ pub struct Pong {
     pub serving: Option<u64>,
 }
 
-/// How a client wants a reload. What it does not say is not sent: a supervisor refuses what it does not know.
+/// The options of a reload. An option that is not set is not sent, because a supervisor refuses
+/// options that it does not know.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReloadParams {
-    /// Nothing may be left to listen on.
+    /// The configuration may leave nothing to listen on.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub allow_empty: bool,
-    /// It is to be started with the command of this process from then on.
+    /// Use the command line of this caller from now on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<Origin>,
-    /// Older generations end as soon as the new one serves.
+    /// Older generations end as soon as the new generation serves.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub at_once: bool,
-    /// It is answered when the older generations are gone, or after this time.
+    /// Answer only when the older generations are gone, or after this time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_drained_ms: Option<u64>,
-    /// Connections of older generations that are idle for this long are closed.
+    /// Close connections of older generations that are idle for this long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_idle_ms: Option<u64>,
-    /// Older generations are ended after this time.
+    /// End older generations after this time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_timeout_ms: Option<u64>,
 }
 
 impl ReloadParams {
-    /// As JSON: no parameters where it says nothing, which any version takes.
+    /// As JSON. Without any option there are no parameters, which every version accepts.
     ///
     /// # Errors
-    /// What cannot be JSON.
+    /// If a value has no JSON form.
     pub fn json(&self) -> serde_json::Result<Value> {
         match *self == Self::default() {
             true => Ok(Value::Array(Vec::new())),
@@ -68,44 +69,47 @@ impl ReloadParams {
 pub struct Reloaded {
     /// The new generation.
     pub generation: u64,
-    /// Its process.
+    /// The pid of its first process.
     pub pid: Option<i32>,
     /// Older generations that did not stop accepting and had to be ended.
     pub ended: Vec<u64>,
-    /// Connections of older generations that were cut until it served.
+    /// Connections of older generations that were cut until the new generation served.
     #[serde(default)]
     pub cut: u64,
-    /// The addresses of listeners that the configuration no longer has.
+    /// Addresses of listeners that the configuration no longer has.
     #[serde(default)]
     pub left: Vec<String>,
-    /// The configuration has none of the listeners that served before.
+    /// No client of the listeners that served before reaches a new listener.
     #[serde(default)]
     pub none_kept: bool,
-    /// What it has bound for lines that were read otherwise, with the broker's sockets.
+    /// Addresses that haproxy bound for lines that it read otherwise than bindonce, on the broker's
+    /// sockets.
     #[serde(default)]
     pub read_otherwise: Vec<String>,
-    /// The same of older generations, which were told to stop instead of being paused for that.
+    /// The same for older generations; they were told to stop instead of being paused for that
+    /// reason.
     #[serde(default)]
     pub stopped_first: Vec<String>,
-    /// Addresses that it listens on by itself without a bind(2) or listen(2) that could be intercepted, as by io_uring.
+    /// Addresses that the generation listens on itself without a bind(2) or listen(2) that could be
+    /// intercepted, as with io_uring.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unseen: Vec<String>,
-    /// What it has written on standard error until it had started.
+    /// Its standard error until it had started.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub startup: String,
-    /// What became of the older generations, if that was waited for.
+    /// The drain of the older generations, if the client waited for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained: Option<Drained>,
 }
 
-/// What became of the generations that a reload has replaced, in [`Reloaded`].
+/// The drain of the generations that a reload replaced, in [`Reloaded`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drained {
-    /// Those that still drain.
+    /// Generations that still drain.
     pub left: Vec<u64>,
-    /// Idle connections of theirs that were closed.
+    /// Number of their idle connections that were closed.
     pub idle_closed: u64,
-    /// Connections that ended with a generation since the reload began.
+    /// Number of connections that ended with a generation since the reload began.
     pub cut: u64,
 }
 
@@ -114,9 +118,9 @@ pub struct Drained {
 pub struct Retired {
     /// The generation.
     pub generation: u64,
-    /// Its process.
+    /// The pid of its first process.
     pub pid: Option<i32>,
-    /// How many connections ended with it, where that is known.
+    /// Number of connections that ended with it, where known.
     pub connections: Option<u64>,
 }
 
@@ -125,42 +129,42 @@ pub struct Retired {
 pub struct Status {
     /// The name of the service.
     pub service: String,
-    /// What it runs: `haproxy`, or the name of a program.
+    /// The program: `haproxy`, or the name of another program.
     #[serde(default)]
     pub program: String,
-    /// The supervisor.
+    /// The pid of the supervisor.
     pub pid: u32,
     /// The control socket of its broker.
     #[serde(default)]
     pub socket: PathBuf,
-    /// Oldest first.
+    /// The generations, oldest first.
     #[serde(default)]
     pub generations: Vec<GenerationStatus>,
-    /// What has happened so far, beside the other members.
+    /// Counters of the supervisor.
     #[serde(flatten)]
     pub counts: Counts,
-    /// What its generations have answered lately.
+    /// Recent traffic of all generations.
     #[serde(default)]
     pub lately: Lately,
-    /// How often the supervisor became a newer binary.
+    /// Number of upgrades in place so far.
     #[serde(default)]
     pub upgrades: u64,
-    /// Reloads that wait for the next one: for the one in progress, or for `--min-interval`.
+    /// Reloads that wait for the reload in progress to end, or for `--min-interval`.
     #[serde(default)]
     pub reloads_waiting: usize,
-    /// The addresses that haproxy binds itself.
+    /// Addresses that haproxy binds itself.
     #[serde(default)]
     pub left_alone: Vec<OwnAddress>,
-    /// Addresses that an intercepted program listens on by itself without a bind(2) or listen(2) that could be intercepted, as by
-    /// io_uring.
+    /// Addresses that an intercepted program listens on itself without a bind(2) or listen(2) that
+    /// could be intercepted, as with io_uring.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unseen: Vec<String>,
-    /// What else a newer supervisor sends.
+    /// Fields that only a newer supervisor sends.
     #[serde(flatten)]
     pub more: Map<String, Value>,
 }
 
-/// What has happened since the supervisor began.
+/// Counters since the supervisor began.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counts {
@@ -168,13 +172,13 @@ pub struct Counts {
     pub reloads: u64,
     /// Reloads that failed.
     pub failed_reloads: u64,
-    /// Starts after a generation that served had died.
+    /// Starts after a serving generation had died.
     pub restarts: u64,
-    /// Entries that were removed from epoll sets.
+    /// Ghosts removed from epoll sets.
     pub ghosts_removed: u64,
-    /// Requests that came to generations after they had stopped accepting, on connections that they had.
+    /// Requests that arrived on existing connections of generations that had stopped accepting.
     pub requests_after: u64,
-    /// Bytes that they have sent since then.
+    /// Bytes that these generations sent after they had stopped accepting.
     pub bytes_after: u64,
     /// Idle connections of older generations that were closed for `--drain-idle`.
     pub idle_closed: u64,
@@ -187,9 +191,9 @@ pub struct Counts {
 pub struct GenerationStatus {
     /// Its number.
     pub generation: u64,
-    /// Where it is in its life.
+    /// `starting`, `serving` or `draining`.
     pub state: String,
-    /// Its process.
+    /// The pid of its first process.
     pub pid: Option<i32>,
     /// When its process was started (RFC 3339).
     #[serde(default)]
@@ -198,35 +202,36 @@ pub struct GenerationStatus {
     pub age: Option<u64>,
     /// The version of haproxy.
     pub version: Option<String>,
-    /// How many listeners it has.
+    /// Number of its listeners.
     #[serde(default)]
     pub listeners: Option<usize>,
-    /// Its connections.
+    /// Its connections and their drain.
     #[serde(flatten)]
     pub drain: DrainStatus,
-    /// How long its start took, until it was ready.
+    /// Duration of its start until it was ready, in milliseconds.
     #[serde(default)]
     pub start_ms: Option<u64>,
     /// Resident memory in bytes.
     pub memory: Option<u64>,
-    /// What else a newer supervisor sends.
+    /// Fields that only a newer supervisor sends.
     #[serde(flatten)]
     pub more: Map<String, Value>,
 }
 
-/// The connections of a generation, and what comes on them once it drains.
+/// The connections of a generation, and their traffic while it drains.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DrainStatus {
-    /// How many it has.
+    /// Number of connections.
     pub connections: Option<u64>,
-    /// Requests that have come on them since it stopped accepting; none while it accepts, or where nobody tells.
+    /// Requests that arrived on them since the generation stopped accepting. None while it accepts,
+    /// or where the generation reports no counters.
     pub requests_after: Option<u64>,
-    /// Bytes that it has sent since then.
+    /// Bytes that the generation sent since then.
     pub bytes_after: Option<u64>,
-    /// How many of them were closed because they were idle.
+    /// Number of connections closed because they were idle.
     pub idle_closed: u64,
-    /// What keeps a generation that drains.
+    /// The oldest sessions, which keep a draining generation alive.
     pub oldest_sessions: Vec<Session>,
 }
 
@@ -235,13 +240,13 @@ pub struct DrainStatus {
 pub struct OwnAddress {
     /// The line of the configuration.
     pub place: String,
-    /// As written there.
+    /// The address, as written in that line.
     pub address: String,
     /// Why it does not come from the broker.
     pub reason: String,
 }
 
-/// What a request is answered with.
+/// The JSON result for a reply.
 pub(crate) fn result(reply: &impl Serialize) -> Result<Value, RpcError> {
     serde_json::to_value(reply)
         .map_err(|error| RpcError::new(ErrorCode::INTERNAL, error.to_string()))

@@ -1,4 +1,4 @@
-//! What a supervisor is told, once and for its whole life.
+//! The settings of a supervisor, fixed for its whole life.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -14,33 +14,35 @@ use crate::adopt::Replaced;
 use crate::broker::Log;
 use crate::kind::Kind;
 
-/// What a supervisor is told on its command line.
+/// The settings from the supervisor's command line.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The broker.
     pub broker: BrokerSettings,
     /// The name of the service.
     pub service: Name,
-    /// What is supervised.
+    /// The supervised program.
     pub kind: Kind,
-    /// `--listen NAME=ADDR`, ranges expanded. A program other than haproxy gets these and no others;
-    /// each has a name.
+    /// `--listen NAME=ADDR` with ranges expanded; each listener has a name. A program other than
+    /// haproxy gets these listeners and no others.
     pub listeners: Vec<Listener>,
     /// Time limits, and how many generations may drain.
     pub timing: timeline::Settings,
-    /// How long connections of an older generation may be idle before they are closed; none: as haproxy does by itself.
+    /// How long a connection of an older generation may be idle before it is closed. None:
+    /// haproxy's own behaviour.
     pub drain_idle: Option<Duration>,
-    /// How a handover is done.
+    /// Options of handovers.
     pub handover: HandoverSettings,
-    /// Files and directories whose change is a reload.
+    /// Files and directories whose changes cause a reload.
     pub watch: Vec<PathBuf>,
     /// Where the master CLI is served (haproxy's `-S`).
     pub master_cli: Vec<MasterSocket>,
-    /// It stands in for haproxy under its name: SIGTERM and SIGINT end it at once, as they end haproxy's master.
+    /// The supervisor stands in for haproxy under its name: SIGTERM and SIGINT end it at once, as
+    /// they end haproxy's master.
     pub at_once: bool,
-    /// What waits for the first generation to serve.
+    /// What happens when the first generation serves.
     pub first: FirstSettings,
-    /// Where metrics are exported too, beside the UNIX socket that always is.
+    /// Metrics exports beside the UNIX socket, which always exists.
     pub metrics: MetricsSettings,
 }
 
@@ -49,53 +51,54 @@ pub struct Settings {
 pub struct BrokerSettings {
     /// Its control socket.
     pub socket: PathBuf,
-    /// Whether one is started when none answers there.
+    /// Whether the supervisor starts a broker if none answers there.
     pub start: bool,
 }
 
-/// How a handover is done.
+/// Options of a handover.
 #[derive(Debug, Clone, Copy)]
 pub struct HandoverSettings {
-    /// Whether it connects to listeners where no client waits.
+    /// Whether the proof connects to listeners where no client waits.
     pub probe: bool,
-    /// How long a start waits until the generation that serves has learned its stick tables.
+    /// How long a start waits until the serving generation has learned its stick tables.
     pub peers_timeout: Duration,
-    /// What is done about ghosts.
+    /// How ghosts are treated.
     pub ghosts: Ghosts,
 }
 
-/// What waits for the first generation to serve.
+/// Actions that wait for the first generation to serve.
 #[derive(Debug, Clone)]
 pub struct FirstSettings {
-    /// The process that has put this one into the background: it reads one line here, once that generation serves.
+    /// The process that put this one into the background reads one line from here once the first
+    /// generation serves.
     pub starter: Option<Rc<OwnedFd>>,
-    /// Haproxys that run without bindonce, which that generation replaces.
+    /// The haproxys running without bindonce that the first generation replaces.
     pub replaced: Replaced,
 }
 
 /// Where metrics are exported, beside the UNIX socket.
 #[derive(Debug, Clone)]
 pub struct MetricsSettings {
-    /// The listener, if there is one.
+    /// The broker's listener for metrics, if there is one.
     pub listener: Option<Listener>,
-    /// Whether it serves the status page to everybody who reaches it; else only to this host.
+    /// Whether that listener serves the status page to everybody, not only to this host.
     pub status_page: bool,
 }
 
 impl Settings {
-    /// Where a broker that is started writes its log; none: none is started.
+    /// The log of a broker that the supervisor starts; none if it starts none.
     pub(crate) fn broker_log(&self) -> Option<Log> {
         self.broker.start.then_some(if self.at_once { Log::Through } else { Log::Ours })
     }
 }
 
-/// What is done about a generation that is woken for connections of a listener that it has closed
-/// (a ghost: epoll watches the socket, which others hold open).
+/// What the supervisor does about ghosts: epoll entries that wake a generation for connections of a
+/// listener that it has closed, because epoll watches the socket, which others hold open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ghosts {
-    /// Remove it from its epoll sets; where the kernel refuses, start haproxy without epoll.
+    /// Remove ghosts from the epoll sets. Where the kernel refuses, start haproxy without epoll.
     Auto,
-    /// Remove it from its epoll sets, or say so.
+    /// Remove ghosts from the epoll sets, or log that it is not possible.
     Detach,
     /// Start every haproxy without epoll (`-de`).
     NoEpoll,

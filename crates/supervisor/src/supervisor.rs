@@ -1,6 +1,6 @@
-//! The parts of a supervisor. Each owns its data and offers verbs; what needs several of them is here, in
-//! [`crate::inbox`] (messages and signals), [`crate::perform`] (decisions of the timeline) and in the `steps` of
-//! generations, handover and intercept.
+//! The parts of a supervisor. Each part owns its data and offers verbs. Code that needs several
+//! parts is here, in [`crate::inbox`] (messages and signals), in [`crate::perform`] (decisions of
+//! the timeline), and in the `steps` of generations, handover and intercept.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +15,8 @@ use crate::context::Context;
 use crate::control::ending::End;
 use crate::control::requests::Requests;
 use crate::control::upgrades::Upgrade;
-use crate::disk::directory::{COUNTERS, Inherited, KEPT, Saved, SavedGeneration, SavedOwn};
+use crate::disk::directory::{COUNTERS, KEPT};
+use crate::disk::saved::{Inherited, Saved, SavedGeneration, SavedOwn};
 use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::admin::Admin;
@@ -33,7 +34,7 @@ use bindonce_haproxy::config::Rendering;
 
 pub(crate) struct Supervisor {
     pub(crate) cx: Context,
-    /// Decides; what the others do is what it says.
+    /// Makes the decisions; the other parts carry them out.
     pub(crate) timeline: Timeline,
     pub(crate) generations: Generations,
     pub(crate) starts: Starts,
@@ -58,7 +59,8 @@ impl Supervisor {
         let version = settings.kind.haproxy().map(Haproxy::version).transpose()?.flatten();
         let next = GenerationId(saved.next.max(1));
         let mut starts = Starts::new(saved.inherited.is_some(), version);
-        // Another process has the command that it is started with.
+        // The caller's command replaces this process's own command line. It is kept only across an
+        // upgrade in place.
         let caller = saved.caller.as_ref().filter(|_| saved.inherited.is_some());
         if let (Some(haproxy), Some(caller)) = (settings.kind.haproxy(), caller) {
             starts.given = Some(haproxy.of(caller.clone())?);
@@ -79,14 +81,14 @@ impl Supervisor {
         })
     }
 
-    /// Gives an event to the timeline and performs what it says.
+    /// Feeds an event to the timeline and performs the resulting actions.
     pub(crate) fn feed(&mut self, event: Event) {
         for action in self.timeline.on(self.cx.now(), event) {
             self.perform(action);
         }
     }
 
-    /// Records what happens to a generation, in the words of the log.
+    /// Records an event of a generation, in the same words as the log.
     pub(crate) fn record(&self, id: GenerationId, kind: event::Kind, text: impl Into<String>) {
         self.cx.record(id, self.generations.pid(id), kind, text);
     }
@@ -96,7 +98,8 @@ impl Supervisor {
         self.starts.rendering(self.timeline.configuration_of(id)?)
     }
 
-    /// Whether the older generations can let go of an address that `newer` cannot bind, as far as is known.
+    /// Whether the older generations can let go of an address that `newer` cannot bind, as far as
+    /// the supervisor knows.
     pub(crate) fn can_let_go(&self, newer: GenerationId) -> bool {
         let no_reuse_port =
             |id| self.rendering(id).is_some_and(|rendering| rendering.no_reuse_port);
@@ -108,7 +111,7 @@ impl Supervisor {
         own_addresses::can_let_go(&older, self.starts.version)
     }
 
-    /// What status and metrics show.
+    /// The data that status and metrics show.
     pub(crate) fn view(&self) -> View<'_> {
         View {
             cx: &self.cx,
@@ -121,11 +124,11 @@ impl Supervisor {
         }
     }
 
-    /// Saves what the next supervisor must know.
+    /// Saves the state for the next supervisor.
     pub(crate) fn save(&mut self) {
         if let Err(error) = self.cx.directory.save(self.saved(None)) {
             if error.kind() == io::ErrorKind::NotFound && self.cx.directory.ours().is_err() {
-                // That saves it, or says why not.
+                // This call saves the state, or logs why it cannot.
                 self.mend_directory();
                 return;
             }
@@ -135,7 +138,8 @@ impl Supervisor {
     }
 
     pub(crate) fn saved(&self, inherited: Option<Inherited>) -> Saved {
-        // What another supervisor finds may be long ago by then.
+        // Recent counts are saved only for this process's next image: another supervisor may start
+        // much later.
         let itself = inherited.is_some();
         let generations = self.generations.iter().map(|generation| SavedGeneration {
             id: generation.id.0,

@@ -1,4 +1,5 @@
-//! The supervisor's end of a [`crate::filter`]: calls of a program that wait for an answer (seccomp_unotify(2)).
+//! The supervisor's end of a [`crate::filter`]: the calls of a program that wait for an answer
+//! (seccomp_unotify(2)).
 
 use std::mem::zeroed;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -7,7 +8,8 @@ use nix::errno::Errno;
 use nix::libc::{self, seccomp_notif, seccomp_notif_addfd, seccomp_notif_resp};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// The descriptor on which the kernel asks. When the last copy closes, what waits and what comes fails with ENOSYS.
+/// The descriptor on which the kernel reports calls. When the last copy closes, pending and later
+/// calls fail with ENOSYS.
 #[derive(Debug)]
 pub(crate) struct Calls(OwnedFd);
 
@@ -16,13 +18,14 @@ pub(crate) struct Calls(OwnedFd);
 pub(crate) enum Waiting {
     Yes,
     No,
-    /// There never will be: nobody is left who could call. A kernel tells that only once the process has been reaped.
+    /// There never will be: no process is left that could call. Some kernels report that only once
+    /// the process has been reaped.
     Never,
 }
 
 impl Calls {
     /// # Errors
-    /// `EOVERFLOW` if the kernel says more of a call than was known when this was written.
+    /// `EOVERFLOW` if the kernel's structures are larger than the ones known here.
     pub(crate) fn new(listener: OwnedFd) -> Result<Self, Errno> {
         check_sizes()?;
         Ok(Self(listener))
@@ -45,22 +48,23 @@ impl Calls {
         }
     }
 
-    /// Takes the next call. It does not wait if [`Self::waiting`] has just said that there is one: the kernel
-    /// counts every call that comes, and takes nothing off the count for one that is interrupted
-    /// but what a receiver takes; and this is the only receiver. `ENOENT` and `EINTR`: it was interrupted between the two, and
-    /// comes again or never.
+    /// Takes the next call. Does not block if [`Self::waiting`] has just returned `Yes`: the kernel
+    /// counts every call that comes, and only a receive lowers the count, even if the call was
+    /// interrupted; and this is the only receiver. `ENOENT` and `EINTR` mean that the call was
+    /// interrupted in between; it comes again or never.
     pub(crate) fn receive(&self) -> Result<seccomp_notif, Errno> {
-        // SAFETY: it consists of integers, for which zeros are values.
+        // SAFETY: the struct consists of integers, for which zeros are valid.
         let mut call: seccomp_notif = unsafe { zeroed() };
         // SAFETY: the kernel writes one seccomp_notif, of at most our size (`check_sizes`), to
-        // `call`, which nothing else refers to and which was all zeros, as it demands.
+        // `call`, which nothing else refers to and which is all zeros, as the kernel demands.
         let done = unsafe {
             libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut call)
         };
         Errno::result(done).map(|_| call)
     }
 
-    /// Whether this call still waits: its process is the one that made it, and not another with its pid.
+    /// Whether this call still waits: if so, its process made the call, and is not another with the
+    /// same pid.
     pub(crate) fn waits(&self, id: u64) -> bool {
         // SAFETY: the kernel reads one integer from `id`, which lives through the call.
         let done = unsafe {
@@ -69,23 +73,24 @@ impl Calls {
         done == 0
     }
 
-    /// Lets the kernel do the call. No error if it was interrupted, or its process has ended.
+    /// Lets the kernel execute the call. No error if it was interrupted, or its process has ended.
     pub(crate) fn go_on(&self, id: u64) -> Result<(), Errno> {
         const CONTINUE: u32 = 1; // SECCOMP_USER_NOTIF_FLAG_CONTINUE
         match self.answer(seccomp_notif_resp { id, val: 0, error: 0, flags: CONTINUE }) {
-            // Linux before 5.5: then the call has succeeded without having been done, which
-            // tells the supervisor nothing that it does not know.
+            // Linux before 5.5: then the call succeeds without being executed, which tells the
+            // supervisor nothing new.
             Err(Errno::EINVAL) => self.done(id),
             answered => answered,
         }
     }
 
-    /// Lets the call succeed without doing it. No error if it was interrupted, or its process has ended.
+    /// Lets the call succeed without executing it. No error if it was interrupted, or its process
+    /// has ended.
     pub(crate) fn done(&self, id: u64) -> Result<(), Errno> {
         self.succeed(id).map(drop)
     }
 
-    /// The same; false if it was interrupted, or its process has ended.
+    /// The same; false if the call was interrupted, or its process has ended.
     pub(crate) fn succeed(&self, id: u64) -> Result<bool, Errno> {
         self.send(seccomp_notif_resp { id, val: 0, error: 0, flags: 0 })
     }
@@ -95,10 +100,11 @@ impl Calls {
         self.answer(seccomp_notif_resp { id, val: 0, error: -(errno as i32), flags: 0 })
     }
 
-    /// Puts a descriptor of ours over one of the process that calls, which closes that. The call goes on waiting.
+    /// Puts a descriptor of ours over one of the calling process, which closes the latter. The call
+    /// still waits.
     ///
-    /// Not with SECCOMP_ADDFD_FLAG_SEND, which would answer in the same step: the call would return the number of the
-    /// descriptor, and bind(2) returns 0.
+    /// Without SECCOMP_ADDFD_FLAG_SEND, which would answer in the same step: the call would return
+    /// the number of the descriptor, and bind(2) returns 0.
     pub(crate) fn put(
         &self,
         id: u64,
@@ -115,8 +121,8 @@ impl Calls {
             newfd: theirs.cast_unsigned(),
             newfd_flags: flags,
         };
-        // SAFETY: the kernel reads one seccomp_notif_addfd, whose size is in the number of the request, from
-        // `put`, which lives through the call; `ours` is open for as long.
+        // SAFETY: the kernel reads one seccomp_notif_addfd, whose size is part of the request
+        // number, from `put`, which lives through the call; `ours` is open for as long.
         let done = unsafe {
             libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD, &raw const put)
         };
@@ -147,9 +153,9 @@ impl AsFd for Calls {
     }
 }
 
-/// Makes sure that the kernel's structures fit into ours (seccomp(2) SECCOMP_GET_NOTIF_SIZES).
+/// Checks that the kernel's structures fit into ours (seccomp(2) SECCOMP_GET_NOTIF_SIZES).
 fn check_sizes() -> Result<(), Errno> {
-    // SAFETY: it consists of integers, for which zeros are values.
+    // SAFETY: the struct consists of integers, for which zeros are valid.
     let mut sizes: libc::seccomp_notif_sizes = unsafe { zeroed() };
     // SAFETY: the kernel writes one seccomp_notif_sizes, whose size is fixed, to `sizes`.
     let done = unsafe {

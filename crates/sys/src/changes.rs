@@ -1,8 +1,8 @@
-//! Waiting for files to change (inotify(7)).
+//! Waits for files to change (inotify(7)).
 //!
-//! Directories are watched, not files: an editor renames a new file into place, and a Kubernetes
-//! volume swaps a symbolic link, so that the file that was there yesterday never changes. What
-//! changed is told by name, for the caller to pass over what does not matter to it.
+//! It watches directories, not files: an editor renames a new file into place, and a Kubernetes
+//! volume swaps a symbolic link, so the old file itself never changes. A change comes with the
+//! entry's name, so that the caller can ignore entries that do not matter to it.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,22 +13,23 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
 use crate::watch::Watch;
 
-/// A directory that is watched, as [`Changes::watch`] named it.
+/// A watched directory, as returned by [`Changes::watch`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Directory(WatchDescriptor);
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// An entry of this name was made, written, renamed or removed, or its rights were changed.
+    /// An entry with this name was created, written, renamed or removed, or its permissions were
+    /// changed.
     Entry(Directory, OsString),
-    /// The directory itself is gone, or was renamed; it is not watched any more.
+    /// The directory itself is gone, or was renamed; it is no longer watched.
     Gone(Directory),
-    /// There were too many to tell.
+    /// There were too many changes, and some were lost.
     Lost,
 }
 
-/// Directories, watched for changes of their entries.
+/// Watches directories for changes of their entries.
 #[derive(Debug)]
 pub struct Changes {
     inotify: Inotify,
@@ -36,23 +37,24 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Watches nothing so far. Call it within a tokio runtime.
+    /// Watches nothing yet. Call it within a tokio runtime.
     ///
     /// # Errors
-    /// Those of inotify_init1(2); `EMFILE` means that fs.inotify.max_user_instances is reached.
+    /// Errors from inotify_init1(2); `EMFILE` means that fs.inotify.max_user_instances is reached.
     pub fn new() -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         let watch = Watch::new(&inotify.as_fd())?;
         Ok(Self { inotify, watch })
     }
 
-    /// Watches a directory, also one behind a symbolic link. Watching one again gives the same.
+    /// Watches a directory, even behind a symbolic link. Watching the same directory twice returns
+    /// the same value.
     ///
     /// # Errors
-    /// Those of inotify_add_watch(2): `ENOENT`, `ENOTDIR`, `EACCES`; `ENOSPC` means that
+    /// Errors from inotify_add_watch(2): `ENOENT`, `ENOTDIR`, `EACCES`; `ENOSPC` means that
     /// fs.inotify.max_user_watches is reached.
     pub fn watch(&self, directory: &Path) -> io::Result<Directory> {
-        // A file that is being written is no change before it is closed.
+        // A file being written counts as changed only once it is closed.
         let what = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_DELETE
@@ -65,15 +67,15 @@ impl Changes {
         Ok(Directory(self.inotify.add_watch(directory, what)?))
     }
 
-    /// Watches a directory no more. One that is gone is no error.
+    /// Stops watching a directory. One that is gone is not an error.
     pub fn forget(&self, directory: Directory) {
         let _ = self.inotify.rm_watch(directory.0);
     }
 
-    /// Waits for changes, and gives all that there are.
+    /// Waits for changes, and returns all that have occurred.
     ///
     /// # Errors
-    /// Those of read(2), which are none in practice.
+    /// Errors from read(2); none occur in practice.
     pub async fn next(&self) -> io::Result<Vec<Change>> {
         loop {
             self.watch.readable().await?;
@@ -87,7 +89,7 @@ impl Changes {
                         }
                         match event.name {
                             Some(name) => Some(Change::Entry(directory, name)),
-                            // Its own rights or times changed: nothing in it.
+                            // The directory's own permissions or times changed, but no entry.
                             None if event.mask.contains(AddWatchFlags::IN_ATTRIB) => None,
                             None => Some(Change::Gone(directory)),
                         }

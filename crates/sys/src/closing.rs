@@ -1,10 +1,11 @@
-//! Closing what others have had in their hands.
+//! Closes descriptors that other processes have shared.
 //!
-//! close(2) of the last descriptor may wait: for a connection as long as its SO_LINGER says (socket(7)), which its owner sets;
-//! for a file of a FUSE mount as long as its server likes; and for a UNIX socket on what lies unread in it, since descriptors on
-//! their way are closed with it. So whatever a client has passed, or may have left in a socket, is closed on a thread of its
-//! own. Each user has an [`Account`] of what is not closed yet, and one that has something that waits keeps a thread;
-//! the others have theirs.
+//! The last close(2) may block: for a connection as long as its SO_LINGER says (socket(7)), which
+//! its owner sets; for a file of a FUSE mount as long as its server likes; and for a UNIX socket on
+//! the unread data in it, since descriptors in transit are closed along with it. So every
+//! descriptor that a client has passed, or may have left in a socket, is closed on a separate
+//! thread. Each user has an [`Account`] of descriptors not yet closed. An account whose close
+//! blocks occupies one thread; other accounts use the other threads.
 
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -16,42 +17,42 @@ use rustix::net::Shutdown;
 
 use crate::{queue, worker};
 
-/// So many threads close at the same time at most.
+/// Maximum number of threads that close at the same time.
 const THREADS: usize = 8;
 
-/// What waits to be closed for one user.
+/// The descriptors of one user that wait to be closed.
 #[derive(Debug, Clone, Default)]
 pub struct Account(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
     waiting: Mutex<Waiting>,
-    /// Rung when one is closed.
+    /// Notified when a descriptor is closed.
     closed: tokio::sync::Notify,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     descriptors: VecDeque<OwnedFd>,
-    /// It waits for a thread, or has one.
+    /// The account waits for a thread, or has one.
     ready: bool,
-    /// A thread closes one of them.
+    /// A thread is closing one of the descriptors.
     closing: bool,
 }
 
-/// A descriptor that a client has passed, closed aside when this is dropped.
+/// A descriptor that a client has passed. On drop it is closed on another thread.
 #[derive(Debug)]
 pub struct Foreign {
-    /// None only while it is dropped.
+    /// None only during drop.
     fd: Option<OwnedFd>,
     account: Account,
 }
 
 impl Foreign {
-    /// Another descriptor of the same. Closing it waits for nothing as long as this is there.
+    /// Duplicates the descriptor. Closing the duplicate does not block while this value exists.
     ///
     /// # Errors
-    /// Those of fcntl(2).
+    /// Errors from fcntl(2).
     pub fn try_clone(&self) -> std::io::Result<OwnedFd> {
         match &self.fd {
             Some(fd) => fd.try_clone(),
@@ -67,16 +68,16 @@ impl Drop for Foreign {
 }
 
 impl Account {
-    /// How many are not closed yet.
+    /// Number of descriptors not yet closed.
     pub fn unclosed(&self) -> usize {
         let waiting = lock(&self.0.waiting);
         waiting.descriptors.len() + usize::from(waiting.closing)
     }
 
-    /// Waits until so few are not closed yet.
+    /// Waits until at most `few` descriptors are not yet closed.
     pub async fn until(&self, few: usize) {
         loop {
-            // From here on none is missed.
+            // From here on no notification is missed.
             let closed = self.0.closed.notified();
             if self.unclosed() <= few {
                 return;
@@ -90,7 +91,7 @@ impl Account {
         Foreign { fd: Some(fd), account: self.clone() }
     }
 
-    /// Closes it aside.
+    /// Queues a descriptor to be closed on another thread.
     fn close(&self, fd: OwnedFd) {
         let first = {
             let mut waiting = lock(&self.0.waiting);
@@ -102,19 +103,20 @@ impl Account {
         }
     }
 
-    /// Ends a connection from both sides. Where its peer has left something unread in it, what is given is to be dropped
-    /// after the connection's own descriptor.
+    /// Shuts down a connection on both sides. If its peer has left unread data in it, drop the
+    /// returned value after the connection's own descriptor.
     #[must_use]
     pub fn end(&self, connection: BorrowedFd<'_>) -> Option<Foreign> {
-        // Nothing more comes from here on.
+        // After this nothing more arrives.
         let _ = rustix::net::shutdown(connection, Shutdown::Both);
         let unread = rustix::io::ioctl_fionread(connection).is_ok_and(|bytes| bytes != 0);
         unread.then(|| connection.try_clone_to_owned().ok().map(|fd| self.foreign(fd))).flatten()
     }
 }
 
-/// For the close of a listener that others have shared. Where it may wait (it is no listener any more, or connections lie in its queue
-/// with what their clients have sent already), what is given is to be dropped after the listener's own descriptor.
+/// Prepares the close of a listener that others have shared. If that close may block (it is not a
+/// listener any more, or its queue holds connections whose clients have sent data already), drop
+/// the returned value after the listener's own descriptor.
 #[must_use]
 pub fn shared(listener: BorrowedFd<'_>, address: &Address) -> Option<Foreign> {
     static ALL: Mutex<Option<Account>> = Mutex::new(None);
@@ -147,13 +149,13 @@ fn ready(account: Account) {
     let mut ready = lock(&READY);
     let ready = ready.get_or_insert_default();
     ready.accounts.push_back(account);
-    // Where no thread can be made, the next that has something finds this too.
+    // If no thread can be started, the next account that becomes ready tries again.
     if ready.threads < THREADS && worker::start("closing", work).is_ok() {
         ready.threads += 1;
     }
 }
 
-/// Closes one descriptor of each account in turn, until nothing is left.
+/// Closes one descriptor of each account in turn, until none is left.
 fn work() {
     while let Some(account) = next() {
         let one = {
@@ -194,10 +196,10 @@ mod tests {
 
     use super::*;
 
-    /// So long the close of such a connection would wait.
+    /// How long the close of such a connection would block.
     const LINGER: Duration = Duration::from_secs(20);
 
-    /// A connection with data that nobody reads, the last descriptor of which waits when it is closed. And its peer.
+    /// A connection with unread data, whose last close blocks; and its peer.
     fn lingering() -> (OwnedFd, (TcpListener, TcpStream)) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
         let mut stream =
@@ -222,7 +224,7 @@ mod tests {
         let begun = Instant::now();
         let (hostile, other) = (Account::default(), Account::default());
         let mut peers = Vec::new();
-        // Passed and given up; and unread in a connection that ends.
+        // Passed and dropped; and unread in a connection that ends.
         let (fd, peer) = lingering();
         peers.push(peer);
         drop(hostile.foreign(fd));
@@ -241,7 +243,7 @@ mod tests {
         drop(another);
         assert!(begun.elapsed() < LINGER, "{:?}", begun.elapsed());
         assert_ne!(hostile.unclosed(), 0, "the first waits");
-        // Its peer goes away, and nothing waits any more.
+        // The peer goes away, and nothing blocks any more.
         drop(peers);
         eventually(|| hostile.unclosed() == 0);
     }

@@ -1,8 +1,8 @@
-//! What listens on this system, from the kernel's own books (sock_diag(7)).
+//! Lists the listening sockets of this system, as the kernel reports them (sock_diag(7)).
 //!
-//! It needs no privilege and sees the sockets of every process in the network
-//! namespace, also those that bindonce does not hold. It does not say who holds
-//! them: [`crate::holders`] does.
+//! This needs no privilege and covers the sockets of every process in the network namespace,
+//! including those that bindonce does not hold. [`crate::holders`] finds the processes that hold
+//! them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -16,35 +16,37 @@ use crate::netlink::{Message, Netlink};
 /// An accept queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Queue {
-    /// Connections that wait now.
+    /// Connections in the queue now.
     pub len: u32,
-    /// How many may wait: the smaller of the backlog and somaxconn. One more
-    /// than this is let in (the kernel compares with `>`).
+    /// The smaller of backlog and somaxconn. The kernel admits one connection more than this, since
+    /// it compares with `>`.
     pub limit: u32,
 }
 
 /// A socket that accepts connections, or a UDP socket that receives from anyone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Socket {
-    /// Where it is bound. A UNIX path is the one that was given to bind, which is
-    /// not where the file is if it was renamed since.
+    /// The bound address. A UNIX path is the one that was given to bind(2); the file may have been
+    /// renamed since.
     pub address: Address,
-    /// Its inode, as in /proc/PID/fd.
+    /// The socket's inode, as in /proc/PID/fd.
     pub inode: u64,
-    /// Its cookie (SO_COOKIE).
+    /// The socket's cookie (SO_COOKIE).
     pub cookie: u64,
-    /// Its accept queue. For UDP both are bytes: what is to be read, and the receive buffer (SO_RCVBUF).
+    /// The accept queue. For UDP both numbers are bytes: unread bytes, and the receive buffer
+    /// (SO_RCVBUF).
     pub queue: Queue,
-    /// User id of its owner; None where the kernel does not say.
+    /// User id of the socket's owner; None if the kernel does not report it.
     pub uid: Option<u32>,
-    /// The network device it is bound to.
+    /// The network device that the socket is bound to.
     pub interface: Option<String>,
-    /// Of an IPv6 socket, whether it is IPv6 only.
+    /// Whether an IPv6 socket is IPv6 only; None for other sockets.
     pub v6only: Option<bool>,
-    /// Whether it takes multipath TCP too (IPPROTO_MPTCP): its queue is that of a TCP socket.
+    /// Whether the listener also accepts multipath TCP (IPPROTO_MPTCP); its queue is that of a TCP
+    /// socket.
     pub mptcp: bool,
-    /// Packets that it dropped since it exists; of a listener mostly connection
-    /// attempts that its queue had no room for (sk_drops). 0 for UNIX.
+    /// Packets dropped since the socket was created (sk_drops); for a listener mostly connection
+    /// attempts that found the queue full. 0 for UNIX.
     pub drops: u32,
 }
 
@@ -58,19 +60,20 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// The state of a UDP socket that is not connected (TCP_CLOSE).
 const UNCONNECTED: u8 = 7;
-/// The state of a TCP socket that is bound and does nothing (TCP_BOUND_INACTIVE, a
-/// state that only diagnosis knows, since Linux 6.8).
+/// The state of a TCP socket that is bound, but neither listens nor is connected
+/// (TCP_BOUND_INACTIVE, a state that exists only in sock_diag, since Linux 6.8).
 const BOUND: u8 = 13;
-/// Attributes of linux/inet_diag.h: INET_DIAG_INFO, _SKMEMINFO, _SKV6ONLY, _ULP_INFO, and in that INET_ULP_INFO_NAME.
+/// Attributes of linux/inet_diag.h: INET_DIAG_INFO, _SKMEMINFO, _SKV6ONLY, _ULP_INFO, and inside
+/// the last INET_ULP_INFO_NAME.
 const INFO: u16 = 2;
 const SKMEMINFO: u16 = 7;
 const SKV6ONLY: u16 = 11;
 const ULP_INFO: u16 = 19;
 const ULP_NAME: u16 = 1;
-/// Where SK_MEMINFO_RCVBUF and SK_MEMINFO_DROPS stand in SKMEMINFO.
+/// Offsets of SK_MEMINFO_RCVBUF and SK_MEMINFO_DROPS in SKMEMINFO.
 const RCVBUF: usize = 4;
 const DROPS: usize = 8 * 4;
-/// UNIX_DIAG_* of linux/unix_diag.h, and the UDIAG_SHOW_* bits that ask for them.
+/// UNIX_DIAG_* of linux/unix_diag.h, and the UDIAG_SHOW_* bits that request them.
 const NAME: u16 = 0;
 const VFS: u16 = 1;
 const RQLEN: u16 = 4;
@@ -80,9 +83,8 @@ const SHOW_VFS: u32 = 2;
 const SHOW_RQLEN: u32 = 0x10;
 const SHOW_UID: u32 = 0x40;
 
-/// Everything that listens in this thread's network namespace: TCP, UDP and
-/// UNIX. For another namespace call it within
-/// [`crate::listen::within_netns`].
+/// All listening sockets in this thread's network namespace: TCP, UDP and UNIX. For another
+/// namespace, call it within [`crate::listen::within_netns`].
 ///
 /// # Errors
 /// [`Error::Call`] with the netlink call that failed.
@@ -93,7 +95,7 @@ pub fn listening() -> Result<Vec<Socket>, Error> {
     Ok(found)
 }
 
-/// The TCP sockets that listen, IPv4 and IPv6.
+/// The listening TCP sockets, IPv4 and IPv6.
 ///
 /// # Errors
 /// As [`listening`].
@@ -101,8 +103,8 @@ pub fn tcp() -> Result<Vec<Socket>, Error> {
     inet(TCP, LISTEN, Address::Tcp)
 }
 
-/// The TCP sockets that are bound to an address and neither listen nor are
-/// connected, IPv4 and IPv6. Empty before Linux 6.8, which does not tell.
+/// The TCP sockets that are bound to an address and neither listen nor are connected, IPv4 and
+/// IPv6. Empty before Linux 6.8, which does not report them.
 ///
 /// # Errors
 /// As [`listening`].
@@ -110,7 +112,7 @@ pub fn tcp_bound() -> Result<Vec<Socket>, Error> {
     inet(TCP, BOUND, Address::Tcp)
 }
 
-/// The UDP sockets that receive from anyone, IPv4 and IPv6.
+/// The unconnected UDP sockets, which receive from anyone, IPv4 and IPv6.
 ///
 /// # Errors
 /// As [`listening`].
@@ -118,7 +120,7 @@ pub fn udp() -> Result<Vec<Socket>, Error> {
     inet(UDP, UNCONNECTED, Address::Udp)
 }
 
-/// The UNIX sockets that listen and have a name.
+/// The listening UNIX sockets that have a name.
 ///
 /// # Errors
 /// As [`listening`].
@@ -131,7 +133,7 @@ pub fn unix() -> Result<Vec<Socket>, Error> {
     Ok(found)
 }
 
-/// The UNIX datagram sockets that are bound to a name and receive from anyone.
+/// The UNIX datagram sockets that are bound to a name and not connected.
 ///
 /// # Errors
 /// As [`listening`].
@@ -140,7 +142,7 @@ pub fn unix_datagrams() -> Result<Vec<Socket>, Error> {
     request[4..8].copy_from_slice(&(1_u32 << UNCONNECTED).to_ne_bytes());
     let mut found = Vec::new();
     Netlink::diagnosis()?.dump(TCPDIAG, &request, |message| {
-        // A stream that is bound and does nothing is in the same state.
+        // A stream socket that is bound but does not listen is in the same state.
         let is_datagram = message.u8(1).map(i32::from) == Some(nix::libc::SOCK_DGRAM);
         found.extend(unix_socket(message).filter(|_| is_datagram));
     })?;
@@ -150,7 +152,7 @@ pub fn unix_datagrams() -> Result<Vec<Socket>, Error> {
 /// The accept queue of the listening UNIX socket with this inode.
 ///
 /// # Errors
-/// As [`listening`]; `ENOENT` if there is none in this network namespace.
+/// As [`listening`]; `ENOENT` if this network namespace has no such socket.
 pub fn unix_queue(inode: u64) -> Result<Queue, Error> {
     let missing = Error::Call { operation: "sock_diag", errno: Errno::ENOENT };
     let inode = u32::try_from(inode).map_err(|_| missing.clone())?;
@@ -161,8 +163,8 @@ pub fn unix_queue(inode: u64) -> Result<Queue, Error> {
     queue.ok_or(missing)
 }
 
-/// Whether the listening UNIX socket with this inode is the one that the file at `path` leads to,
-/// whatever path it was bound under: programs bind under a temporary name and rename it.
+/// Whether the file at `path` belongs to the listening UNIX socket with this inode. The path that
+/// the socket was bound to does not matter: programs bind to a temporary name and rename it.
 ///
 /// # Errors
 /// As [`listening`].
@@ -177,7 +179,8 @@ pub fn unix_is_at(inode: u64, path: &Path) -> Result<bool, Error> {
     Ok(found)
 }
 
-/// The inode of the listening UNIX socket that the file at `path` leads to, whatever path it was bound under.
+/// The inode of the listening UNIX socket that the file at `path` belongs to, whatever path the
+/// socket was bound to.
 ///
 /// # Errors
 /// As [`listening`].
@@ -192,7 +195,8 @@ pub fn unix_at(path: &Path) -> Result<Option<u64>, Error> {
     Ok(found)
 }
 
-/// The file of a UNIX socket: struct unix_diag_vfs has the low half of its inode, and the device as the kernel has it.
+/// The file of a UNIX socket: struct unix_diag_vfs has the low half of the file's inode, and the
+/// device in the kernel's encoding.
 fn unix_vfs(message: Message<'_>) -> Option<(u32, u32)> {
     let vfs = message.attributes(16).find(|(kind, _)| *kind == VFS).map(|(_, value)| value)?;
     Some((vfs.u32(0)?, vfs.u32(4)?))
@@ -206,15 +210,14 @@ fn vfs_of(file: &std::fs::Metadata) -> (u32, u32) {
 
 fn inet(protocol: u8, state: u8, kind: fn(SocketAddr) -> Address) -> Result<Vec<Socket>, Error> {
     let mut found = Vec::new();
-    // The protocol above comes with INFO alone.
+    // The kernel reports the ULP attribute only along with INFO.
     dump_inet(&[AF_INET, AF_INET6], protocol, 1 << state, &[SKMEMINFO, INFO], |message| {
         found.extend(inet_socket(message, kind));
     })?;
     Ok(found)
 }
 
-/// Asks for the sockets of these families that are in one of `states`, each with
-/// more attributes.
+/// Requests the sockets of these families in one of `states`, each with these extra attributes.
 fn dump_inet(
     families: &[u8],
     protocol: u8,
@@ -224,8 +227,8 @@ fn dump_inet(
 ) -> Result<(), Error> {
     let netlink = Netlink::diagnosis()?;
     for family in families.iter().copied() {
-        // struct inet_diag_req_v2: family, protocol, extensions, padding, states,
-        // and a socket id that a dump does not look at.
+        // struct inet_diag_req_v2: family, protocol, extensions, padding, states, and a socket id
+        // that the kernel ignores in a dump.
         let mut request = [0; 56];
         let extension = attributes.iter().fold(0, |all, attribute| all | 1_u8 << (attribute - 1));
         request[..4].copy_from_slice(&[family, protocol, extension, 0]);
@@ -238,21 +241,21 @@ fn dump_inet(
 /// A TCP connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connection {
-    /// This end.
+    /// The local address.
     pub local: SocketAddr,
-    /// The other end.
+    /// The peer's address.
     pub remote: SocketAddr,
-    /// The socket's inode; 0 while nobody has accepted it.
+    /// The socket's inode; 0 until the connection is accepted.
     pub inode: u64,
-    /// Milliseconds since this end sent its last data, or since the connection
-    /// was made if it sent none.
+    /// Milliseconds since this end last sent data, or since the connection was established if it
+    /// never did.
     pub since_sent: u32,
-    /// The same for data that it received.
+    /// The same for received data.
     pub since_received: u32,
 }
 
-/// Shows every established TCP connection of this thread's network namespace,
-/// those included that the other end has closed.
+/// Calls `each` for every established TCP connection of this thread's network namespace, including
+/// those that the peer has closed.
 ///
 /// # Errors
 /// As [`listening`].
@@ -261,8 +264,8 @@ pub fn connections(mut each: impl FnMut(Connection)) -> Result<(), Error> {
     dump_connections(&[AF_INET, AF_INET6], 1 << 1 | 1 << 8, &[INFO], &mut each)
 }
 
-/// As [`connections`], in every state from SYN_SENT to TIME_WAIT, without times, and IPv6
-/// only if it is asked for: each family costs the kernel a walk through all.
+/// As [`connections`], in every state from SYN_SENT to TIME_WAIT, and without times. IPv6 is
+/// included only on request: for each family the kernel walks through all connections.
 ///
 /// # Errors
 /// As [`listening`].
@@ -349,7 +352,7 @@ fn unix_request(inode: u32, show: u32) -> [u8; 24] {
     request[4..8].copy_from_slice(&(1_u32 << LISTEN).to_ne_bytes());
     request[8..12].copy_from_slice(&inode.to_ne_bytes());
     request[12..16].copy_from_slice(&show.to_ne_bytes());
-    // INET_DIAG_NOCOOKIE: any socket with this inode.
+    // INET_DIAG_NOCOOKIE: match any socket with this inode.
     request[16..24].fill(0xff);
     request
 }

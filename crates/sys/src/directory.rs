@@ -1,9 +1,10 @@
-//! The directory of a file, opened once, and who can lead its path elsewhere.
+//! The directory of a file, opened once, and whether others can redirect its path.
 //!
-//! A broker binds for others, and a supervisor writes where haproxy's user may write: a path must not lead them where that user
-//! could not go. A symbolic link is followed only where nobody but root and this process's user can change it; any
-//! other is an error (ELOOP). What is done afterwards is done from this descriptor, by one name: a directory that is
-//! exchanged meanwhile changes nothing, and nothing is written through a link or a hard link.
+//! A broker binds for others, and a supervisor writes where haproxy's user may write: a path must
+//! not lead them where that user could not go. A symbolic link is followed only if nobody but root
+//! and this process's user can change it; any other link is an error (ELOOP). All further
+//! operations use this descriptor and a single name: exchanging the directory meanwhile changes
+//! nothing, and nothing is written through a link or a hard link.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -20,7 +21,7 @@ use crate::{file, path_walk};
 
 const NAME: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 
-/// A directory that is open.
+/// An open directory.
 #[derive(Debug)]
 pub struct Directory {
     pub(crate) fd: OwnedFd,
@@ -29,10 +30,10 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// The directory that `path` is in, and the path's last name.
+    /// Opens the directory that contains `path`; also returns the path's last name.
     ///
     /// # Errors
-    /// Those of the system calls. ELOOP for a link that others can change.
+    /// Errors from the system calls. ELOOP for a link that others can change.
     pub fn of(path: &Path) -> io::Result<(Self, &OsStr)> {
         let name = path.file_name().ok_or(Errno::EISDIR)?;
         let parent = match path.parent() {
@@ -56,19 +57,19 @@ impl Directory {
         }
     }
 
-    /// Reads a regular file of `most` bytes at most. Nothing else is opened, and no link is followed.
+    /// Reads a regular file of at most `most` bytes. Opens nothing else, and follows no link.
     ///
     /// # Errors
-    /// Those of the system calls, and for whatever is not such a file.
+    /// Errors from the system calls, and for anything that is not such a file.
     pub fn read(&self, name: &OsStr, most: u64) -> io::Result<Vec<u8>> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         file::found(&File::from(openat(&self.fd, name, flags, Mode::empty())?), most)
     }
 
-    /// Makes a new file in the place of whatever has this name: it is this process's own.
+    /// Creates a new file of this process's user, replacing anything with this name.
     ///
     /// # Errors
-    /// Those of the system calls.
+    /// Errors from the system calls.
     pub fn create(&self, name: &OsStr, mode: u32) -> io::Result<File> {
         match self.remove(name) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -78,11 +79,12 @@ impl Directory {
         Ok(openat(&self.fd, name, flags, Mode::from_raw_mode(mode))?.into())
     }
 
-    /// Opens a regular file of this process's user to write it; None if what has this name is something else, or has a second
-    /// name (a hard link), and so may belong to another user.
+    /// Opens a regular file of this process's user for writing. None if the name belongs to
+    /// something else, or if the file has a second name (a hard link, which another user may have
+    /// planted).
     ///
     /// # Errors
-    /// Those of the system calls.
+    /// Errors from the system calls.
     pub fn own(&self, name: &OsStr, flags: OFlags) -> io::Result<Option<File>> {
         let file = openat(&self.fd, name, NAME | flags, Mode::empty())?;
         let found = fstat(&file)?;
@@ -92,11 +94,12 @@ impl Directory {
         Ok(own.then(|| file.into()))
     }
 
-    /// Replaces a file in one step: a reader sees the old or the new content, whole. It is written under the name `temporary`,
-    /// and whatever had that name is removed. Gives the new file, open to append to it.
+    /// Replaces a file in one step: a reader sees the old or the new content, whole. The new
+    /// content is written under the name `temporary`, replacing anything with that name. Returns
+    /// the new file, open for appending.
     ///
     /// # Errors
-    /// Those of the system calls; what has this name is then as it was.
+    /// Errors from the system calls; the file `name` is then unchanged.
     pub fn replace(
         &self,
         name: &OsStr,
@@ -106,26 +109,26 @@ impl Directory {
     ) -> io::Result<File> {
         let mut file = self.create(temporary, mode)?;
         if let Err(error) = file.write_all(bytes).and_then(|()| self.rename(temporary, name)) {
-            // Half of it on a full disk would take the room that the next attempt needs.
+            // On a full disk half a file would take the room that the next attempt needs.
             let _ = self.remove(temporary);
             return Err(error);
         }
         Ok(file)
     }
 
-    /// Gives a file another name, in the place of what has that one.
+    /// Renames a file, replacing anything with the new name.
     ///
     /// # Errors
-    /// Those of renameat(2).
+    /// Errors from renameat(2).
     pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         Ok(renameat(&self.fd, from, &self.fd, to)?)
     }
 
-    /// Lets two files change places. Where nothing has the second name, or the file system cannot do it, the first
-    /// takes the place of the second.
+    /// Exchanges two files. If the second does not exist, or the file system does not support it,
+    /// the first replaces the second.
     ///
     /// # Errors
-    /// Those of renameat2(2).
+    /// Errors from renameat2(2).
     pub fn exchange(&self, one: &OsStr, other: &OsStr) -> io::Result<()> {
         use rustix::io::Errno;
         match renameat_with(&self.fd, one, &self.fd, other, RenameFlags::EXCHANGE) {
@@ -137,7 +140,7 @@ impl Directory {
     /// Removes a file.
     ///
     /// # Errors
-    /// Those of unlinkat(2).
+    /// Errors from unlinkat(2).
     pub fn remove(&self, name: &OsStr) -> io::Result<()> {
         Ok(unlinkat(&self.fd, name, AtFlags::empty())?)
     }
@@ -151,7 +154,7 @@ mod tests {
     use super::*;
     use crate::testing;
 
-    /// Who may write in the directory lays each kind of trap under the names that are used.
+    /// A user with write access to the directory sets up every kind of trap under the names in use.
     #[test]
     fn what_others_have_put_under_a_name_leads_to_no_other_file() {
         let scene = testing::Directory::new("traps");
@@ -198,7 +201,7 @@ mod tests {
         assert_eq!(fs::read_dir(&roots).expect("list").count(), 0);
         assert_eq!(fs::read(scene.path().join("away/file")).expect("read"), b"text");
         if nix::unistd::geteuid().is_root() {
-            // Opened anew: the link is another user's, in a directory that is not root's alone.
+            // Opened again: the link is another user's, in a directory that is not root's alone.
             lchown(&theirs, Some(65_533), None).expect("lchown");
             let all = fs::Permissions::from_mode(0o1777);
             fs::set_permissions(scene.path(), all).expect("chmod");

@@ -1,7 +1,7 @@
-//! What a process has registered with epoll, as the kernel shows it (proc_pid_fdinfo(5)).
+//! The epoll registrations of a process, as the kernel shows them (proc_pid_fdinfo(5)).
 //!
-//! A registration is of the open file, not of the descriptor, so it can outlive the descriptor:
-//! [`crate::ghosts`] ends such a one.
+//! A registration refers to the open file, not to the descriptor, so it can outlive the descriptor.
+//! [`crate::ghosts`] deletes such a registration.
 
 use std::collections::BTreeSet;
 use std::os::fd::RawFd;
@@ -11,18 +11,18 @@ use rustix::fs::AtFlags;
 
 use crate::holders::{self, Table};
 
-/// A registration.
+/// An epoll registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Registration {
     /// The number that the descriptor had when it was registered.
     pub number: i32,
-    /// The events that are waited for (epoll_ctl(2)).
+    /// The registered events (epoll_ctl(2)).
     pub events: u32,
-    /// What the process is told with an event (epoll_event(3type)).
+    /// The data that the process gets with an event (epoll_event(3type)).
     pub data: u64,
-    /// The inode of the file.
+    /// The inode of the registered file.
     pub inode: u64,
-    /// The device of the file, as the kernel writes it; see [`socket_device`].
+    /// The device of the file in the kernel's encoding; see [`socket_device`].
     pub device: u32,
 }
 
@@ -30,7 +30,7 @@ impl Registration {
     /// EPOLLIN: for a listener, new connections.
     const INPUT: u32 = 1;
 
-    /// Reads a line `tfd: 5 events: 19 data: 5 pos:0 ino:1b2c sdev:8` of an epoll instance's
+    /// Parses a line `tfd: 5 events: 19 data: 5 pos:0 ino:1b2c sdev:8` of an epoll instance's
     /// fdinfo; None for any other line.
     pub fn read(line: &str) -> Option<Self> {
         let mut words = line.strip_prefix("tfd:")?.split_ascii_whitespace();
@@ -46,13 +46,13 @@ impl Registration {
         Some(Self { number, events, data, inode, device })
     }
 
-    /// Whether it is for input.
+    /// Whether the registration waits for input.
     pub fn is_for_input(&self) -> bool {
         self.events & Self::INPUT != 0
     }
 }
 
-/// What is registered in each epoll set of a table that can be read, by the set's descriptor.
+/// The registrations of each readable epoll instance in a table, with the instance's descriptor.
 pub(crate) fn registrations(table: &Table) -> impl Iterator<Item = (RawFd, Vec<Registration>)> {
     let epolls = table.numbers.iter().copied().filter(|fd| table.is_epoll(*fd));
     epolls.filter_map(|fd| {
@@ -61,8 +61,8 @@ pub(crate) fn registrations(table: &Table) -> impl Iterator<Item = (RawFd, Vec<R
     })
 }
 
-/// Which of these sockets a process waits for input on. None if it has no epoll instance, or its
-/// /proc entries may not be read.
+/// The sockets among these on which a process waits for input. None if the process has no epoll
+/// instance, or if its /proc entries may not be read.
 pub fn waited_for(pid: i32, inodes: &[u64]) -> Option<BTreeSet<u64>> {
     let device = socket_device()?;
     let mut found: Option<BTreeSet<u64>> = None;
@@ -77,8 +77,8 @@ pub fn waited_for(pid: i32, inodes: &[u64]) -> Option<BTreeSet<u64>> {
     found
 }
 
-/// The device of the kernel's socket file system, from any socket. Other kinds of files have inodes
-/// of their own, which may be the same numbers.
+/// The device of the kernel's socket file system, read from any socket. Files of other kinds may
+/// have the same inode numbers.
 pub fn socket_device() -> Option<u32> {
     let (one, _other) = UnixStream::pair().ok()?;
     let about = rustix::fs::statat(&one, "", AtFlags::EMPTY_PATH).ok()?;

@@ -1,4 +1,4 @@
-//! What can go wrong, with what it went wrong on and what to do about it.
+//! The errors of this crate: which operation failed on what, and a hint what to do about it.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -10,28 +10,28 @@ use nix::errno::Errno;
 use crate::limits::{self, Reached};
 use crate::process;
 
-/// A failed operation of this crate. The text says what was being done to
-/// what; [`Error::hint`] says what a person can do next.
+/// A failed operation of this crate. The text names the operation and its object; [`Error::hint`]
+/// tells the user what to do next.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A system call on the way to a listener failed.
+    /// A system call failed while a listener was being created or changed.
     #[error("cannot listen on {address}: {operation}: {errno}")]
     Listen {
         /// The call, and the option where there is one: `bind`, `setsockopt(IP_FREEBIND)`.
         operation: &'static str,
-        /// The address that was asked for.
+        /// The requested address.
         address: Address,
         /// The kernel's answer.
         errno: Errno,
     },
-    /// A socket could be opened beside those that it overlaps only so that other processes of
-    /// this user could join them.
+    /// The socket overlaps sockets that are already open, and could be opened only in a way that
+    /// lets other processes of this user join them.
     #[error(
         "cannot listen on {address} beside the sockets of its port that it overlaps: others could join them"
     )]
     NotExclusive {
-        /// The address that was asked for.
+        /// The requested address.
         address: Address,
     },
     /// Another process accepts connections on this UNIX path.
@@ -40,58 +40,58 @@ pub enum Error {
         /// The path of the socket.
         path: PathBuf,
     },
-    /// Something that is not a socket stands on this path. It is never removed.
+    /// The path exists and is not a socket. It is never removed.
     #[error("cannot listen on {path}: it exists and is not a socket")]
     NotASocket {
         /// The path.
         path: PathBuf,
     },
-    /// No UNIX socket can have this path.
+    /// This path cannot be the path of a UNIX socket.
     #[error("cannot listen on {}: {source}", path.display())]
     Path {
         /// The path.
         path: PathBuf,
-        /// Why not.
+        /// Why the path is not valid.
         source: Invalid,
     },
-    /// `user=` or `group=` of a UNIX path is not known to this system.
+    /// This system does not know the `user=` or `group=` of a UNIX path.
     #[error("cannot listen on {address}: there is no {kind} {name:?} on this system")]
     UnknownOwner {
         /// `user` or `group`.
         kind: &'static str,
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// The address that was asked for.
+        /// The requested address.
         address: Address,
     },
-    /// There is no such user or group to become.
+    /// The user or group to switch to does not exist.
     #[error("there is no {kind} {name:?} on this system")]
     UnknownAccount {
         /// `user` or `group`.
         kind: &'static str,
-        /// What was asked for.
+        /// The requested name.
         name: String,
     },
     /// A network namespace could not be entered.
     #[error("cannot enter network namespace {name:?}: {operation}: {errno}")]
     Netns {
-        /// Its name under /run/netns.
+        /// The name of the namespace under /run/netns.
         name: String,
         /// The call that failed.
         operation: &'static str,
         /// The kernel's answer.
         errno: Errno,
     },
-    /// A message came with more descriptors than this process could take. All
-    /// that did arrive are closed again.
+    /// A message came with more descriptors than this process could take. The descriptors that did
+    /// arrive are closed again.
     #[error("descriptors were lost on the way: the kernel truncated the message")]
     Truncated,
-    /// A program needs more descriptors than it may have open.
+    /// A program needs more descriptors than its limit allows.
     #[error("{needed} descriptors are needed, and RLIMIT_NOFILE allows {limit}")]
     DescriptorLimit {
-        /// The limit that would do.
+        /// The limit that would suffice.
         needed: u64,
-        /// The limit that holds; the soft one, raised as far as the hard one lets it.
+        /// The limit in effect: the soft limit, raised as far as the hard limit allows.
         limit: u64,
     },
     /// A program could not be executed.
@@ -105,12 +105,12 @@ pub enum Error {
     /// A system call failed because this process may open no more descriptors.
     #[error("{failed}")]
     LimitReached {
-        /// What failed.
+        /// The call that failed.
         failed: Box<Error>,
-        /// Whose limit it is, and how high.
+        /// The process that reached its limit, and the limit.
         reached: Reached,
     },
-    /// A supervisor cannot be asked about a program's bind(2) and listen(2).
+    /// The supervisor cannot intercept the bind(2) and listen(2) of a program.
     #[error("bind() and listen() of the program cannot be intercepted ({refused})")]
     Intercept {
         /// The call that was refused.
@@ -150,7 +150,7 @@ impl Error {
         }
     }
 
-    /// What a person can do about it, as one sentence without a full stop.
+    /// A hint for the user, as one sentence without a full stop.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Listen { operation, address, errno } => {
@@ -217,7 +217,7 @@ impl Error {
         Some(hint)
     }
 
-    /// True when the process or the system ran out of descriptors.
+    /// Whether the process or the system ran out of descriptors.
     pub fn is_descriptor_limit(&self) -> bool {
         matches!(self.errno(), Some(n) if n == Errno::EMFILE as i32 || n == Errno::ENFILE as i32)
             || matches!(self, Self::Truncated)
@@ -228,7 +228,7 @@ impl Error {
         Self::Call { operation, errno }.with_limit(errno)
     }
 
-    /// For `map_err`: a system call that failed on the way to a listener on `address`.
+    /// For `map_err`: a system call that failed for a listener on `address`.
     pub(crate) fn listen(
         operation: &'static str,
         address: &Address,
@@ -240,7 +240,7 @@ impl Error {
         }
     }
 
-    /// A process needs `count` descriptors besides its own and may not have them.
+    /// A process needs `count` descriptors besides its own, which its limit does not allow.
     pub(crate) fn too_many(count: usize) -> Self {
         let (needed, limit) = limits::needed(count);
         Self::DescriptorLimit { needed, limit }
@@ -258,7 +258,7 @@ fn looks_like_path(program: &OsStr) -> bool {
     program.as_encoded_bytes().contains(&b'/')
 }
 
-/// How an address is bound before the host has it. haproxy has no keyword `freebind`.
+/// How to bind an address that the host does not have yet. haproxy has no keyword `freebind`.
 fn not_here_hint(address: &Address) -> String {
     let version = if address.ip().is_some_and(|at| at.is_ipv6()) { "ipv6" } else { "ipv4" };
     format!(
@@ -268,7 +268,7 @@ fn not_here_hint(address: &Address) -> String {
     )
 }
 
-/// How to find the process that has the address. Looking for it here would read all of /proc.
+/// How to find the process that holds the address. A search here would read all of /proc.
 fn occupied_hint(address: &Address) -> String {
     let ask = match address {
         Address::Tcp(at) => format!("ss -ltnp 'sport = :{}'", at.port()),
@@ -278,7 +278,7 @@ fn occupied_hint(address: &Address) -> String {
     format!("another process holds it: `{ask}`, as root, names it")
 }
 
-/// What to do where the calls of a program cannot be intercepted.
+/// What to do if the calls of a program cannot be intercepted.
 fn intercept_hint(refused: &Error) -> &'static str {
     match refused {
         Error::Call { operation: "pidfd_getfd" | "process_vm_readv", .. } => {
@@ -300,7 +300,8 @@ fn intercept_hint(refused: &Error) -> &'static str {
     }
 }
 
-/// Whether users and capabilities allow this process to bind the address, so that something else has refused it.
+/// Whether users and capabilities allow this process to bind the address. If they do, something
+/// else refused it.
 fn may_bind(address: &Address) -> bool {
     let any_port = || process::binds_any_port(std::process::id().cast_signed()) == Some(true);
     match address.port() {
@@ -309,7 +310,7 @@ fn may_bind(address: &Address) -> bool {
     }
 }
 
-/// What to do where bind(2) was denied.
+/// What to do if bind(2) was denied.
 fn denied_hint(address: &Address, may_bind: bool) -> String {
     if may_bind {
         return "users and capabilities allow it, so a security module (AppArmor, SELinux) or a container's profile \
@@ -331,7 +332,7 @@ fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<Strin
         (Errno::EADDRINUSE, _) => occupied_hint(address),
         (Errno::EADDRNOTAVAIL, _) => not_here_hint(address),
         (Errno::EACCES, "bind") => denied_hint(address, may_bind(address)),
-        // bind(2) of the same address was allowed.
+        // bind(2) of the same address was allowed before.
         (Errno::EACCES, "listen") => denied_hint(address, true),
         (Errno::ENOPROTOOPT | Errno::EPROTONOSUPPORT, "socket") => {
             "multipath TCP needs net.mptcp.enabled=1 in the network namespace, and a kernel that has it".to_owned()
@@ -366,7 +367,7 @@ fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<Strin
     Some(hint)
 }
 
-/// The error number in an [`std::io::Error`] that came from a system call.
+/// The error number of an [`std::io::Error`] from a system call.
 pub(crate) fn errno_of(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)
 }

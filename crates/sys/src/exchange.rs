@@ -1,4 +1,4 @@
-//! One question to a UNIX stream socket, and its whole answer by a deadline.
+//! Sends one question to a UNIX stream socket, and reads the whole answer by a deadline.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-/// Sends `question`, and reads up to the end of the stream: `most` bytes at most, within `limit`.
+/// Sends `question`, and reads to the end of the stream: at most `most` bytes, within `limit`.
 ///
 /// # Errors
 /// The errors of connect(2) and read(2), `TimedOut`, and `InvalidData` for a longer answer.
@@ -28,7 +28,7 @@ pub fn exchange(path: &Path, question: &[u8], most: usize, limit: Duration) -> i
             Ok(0) => return Ok(answer),
             Ok(length) => answer.extend_from_slice(&part[..length]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // A timeout of a socket is told as EAGAIN.
+            // A socket reports a timeout as EAGAIN.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
@@ -38,10 +38,10 @@ pub fn exchange(path: &Path, question: &[u8], most: usize, limit: Duration) -> i
     }
 }
 
-/// Connects without waiting: where the queue is full, nobody takes the connection anyway.
+/// Connects without waiting: if the queue is full, the server would not take the connection anyway.
 ///
 /// # Errors
-/// Those of socket(2) and connect(2).
+/// Errors from socket(2) and connect(2).
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

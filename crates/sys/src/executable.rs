@@ -1,4 +1,4 @@
-//! Where a program is, as exec looks it up, and why it cannot be executed.
+//! Finds a program as exec does, and explains why it cannot be executed.
 
 use std::env;
 use std::ffi::OsStr;
@@ -9,25 +9,25 @@ use nix::errno::Errno;
 
 use crate::error::{Error, errno_of};
 
-/// Where `program` is, looked up as exec does: in `PATH` unless it has a slash.
-/// It tells a mistake before anything is done for the program's sake.
+/// The path of `program`, looked up as exec does: in `PATH` unless it has a slash. Call it to
+/// report a mistake before any work is done for the program.
 ///
 /// # Errors
-/// [`Error::Exec`] with `ENOENT`, or with `EACCES` if it is there but cannot be executed.
+/// [`Error::Exec`] with `ENOENT`, or with `EACCES` if the file exists but cannot be executed.
 pub fn find(program: &OsStr) -> Result<PathBuf, Error> {
     let fail = |errno| Error::Exec { program: program.to_owned(), errno };
     if program.as_encoded_bytes().contains(&b'/') {
         let path = PathBuf::from(program);
         return executable(&path).map(|()| path).map_err(fail);
     }
-    // What execvp(3) takes where PATH is not set.
+    // The default of execvp(3) if PATH is not set.
     let search = env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
     let mut worst = Errno::ENOENT;
     for directory in env::split_paths(&search) {
         let path = directory.join(program);
         match executable(&path) {
             Ok(()) => return Ok(path),
-            // A directory of PATH that this user may not search says nothing about the program.
+            // A directory of PATH that this user may not search proves nothing about the program.
             Err(Errno::EACCES) if path.exists() => worst = Errno::EACCES,
             Err(_) => {}
         }
@@ -44,9 +44,9 @@ fn executable(path: &Path) -> Result<(), Errno> {
         .map_err(|error| Errno::from_raw(error.raw_os_error()))
 }
 
-/// The error of an exec that failed, with the program and a hint. What is wrong
-/// with the program itself goes before what execvp(3) says, which is `EACCES` for a
-/// missing program as soon as one directory of PATH may not be searched.
+/// The error for a failed exec, with the program and a hint. A problem of the program itself takes
+/// precedence over the errno of execvp(3), which is `EACCES` for a missing program as soon as one
+/// directory of PATH may not be searched.
 pub fn cannot_execute(program: &OsStr, error: &io::Error) -> Error {
     let errno = errno_of(error);
     find(program).err().unwrap_or_else(|| Error::Exec { program: program.to_owned(), errno })

@@ -1,9 +1,9 @@
-//! Reading a file whole, while another process may be writing it.
+//! Reads a whole file that another process may be writing.
 //!
-//! A file that is rewritten in place is empty, then half there, until its writer closes it. The kernel
-//! tells whether anybody has it open for writing: a read lease (fcntl(2), F_SETLEASE) is refused then.
-//! Where no lease is to be had (another user's file without CAP_LEASE, some network file systems), a
-//! file that changed in the last [`QUIET`] counts as being written.
+//! A file that is rewritten in place is empty, then half complete, until its writer closes it. The
+//! kernel knows whether a process has the file open for writing: it then refuses a read lease
+//! (fcntl(2), F_SETLEASE). If no lease is available (another user's file without CAP_LEASE, some
+//! network file systems), a file that changed in the last [`QUIET`] counts as being written.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
@@ -19,46 +19,47 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::process::{numbered, open_flags, threads_with_own_descriptors};
 
-/// How long a file must not have changed where only that can tell.
+/// How long a file must be unchanged, if no lease is available.
 const QUIET: Duration = Duration::from_millis(20);
 
-/// How much is read of one file. No configuration is larger, and a device may have no end.
+/// Most bytes read of one file. No configuration is larger, and a device may have no end.
 const LARGEST: u64 = 256 << 20;
 
 /// How long a pipe or a device may be silent.
 pub const SILENCE: Duration = Duration::from_secs(10);
 
-/// Symbolic links on one way, as path_resolution(7) limits them.
+/// Maximum number of symbolic links in a path, as path_resolution(7) limits them.
 const LINKS: usize = 40;
 
-/// F_SETSIG of linux/fcntl.h: the signal that the kernel sends when another process wants to open the file.
+/// F_SETSIG of linux/fcntl.h: the signal that the kernel sends when another process wants to open
+/// the file.
 const F_SETSIG: libc::c_int = 10;
 
 /// Why a file was not read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unread {
-    /// It is still being written.
+    /// The file is still being written.
     #[error("it is being written{}, and was not complete within {:?}", by(.writers), .within)]
     BeingWritten {
-        /// The processes that have it open for writing, as far as they may be seen.
+        /// The processes that have the file open for writing, as far as visible.
         writers: Vec<i32>,
-        /// How long it was waited for.
+        /// How long the reader waited.
         within: Duration,
     },
-    /// It is a pipe or a device, and nothing comes out of it.
+    /// It is a pipe or a device that delivers nothing.
     #[error("it is no regular file, and nothing came out of it within {within:?}")]
     Silent {
-        /// How long it was waited for.
+        /// How long the reader waited.
         within: Duration,
     },
-    /// It is larger than anything that is read here.
+    /// The file is larger than the limit.
     #[error("it has more than {largest} MiB")]
     TooLarge {
-        /// In MiB.
+        /// The limit in MiB.
         largest: u64,
     },
-    /// The system refused.
+    /// A system call failed.
     #[error(transparent)]
     System(#[from] io::Error),
 }
@@ -74,25 +75,25 @@ fn by(writers: &[i32]) -> String {
     }
 }
 
-/// Opens a file to read it, and waits for nobody: neither for a pipe's writer, nor for a lease.
+/// Opens a file for reading without blocking, neither on a pipe's writer nor on a lease.
 ///
 /// # Errors
-/// Those of open(2).
+/// Errors from open(2).
 pub fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }
 
-/// Reads a regular file of `most` bytes at most, that any user of this host may have named. Nothing
-/// else is opened: what opening or reading a pipe or a device does is for its owner to want.
-///
+/// Reads a regular file of at most `most` bytes that any user of this host may have named. Nothing
+/// else is opened: opening or reading a pipe or a device may have effects that only its owner may
+/// want.
 /// # Errors
-/// Those of the system calls, and for whatever is not such a file.
+/// Errors from the system calls, and for anything that is not such a file.
 pub fn regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    // What is looked at is what is opened, whatever the path leads to by then.
+    // The file that was checked is the file that is opened, wherever the path leads by then.
     found(&OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?, most)
 }
 
-/// The same for a file that was opened with O_PATH.
+/// The same for a file opened with O_PATH.
 pub(crate) fn found(found: &File, most: u64) -> io::Result<Vec<u8>> {
     let metadata = found.metadata()?;
     if !metadata.is_file() || metadata.len() > most {
@@ -104,9 +105,8 @@ pub(crate) fn found(found: &File, most: u64) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Reads a file as it is when nobody is writing it; waits for that, `within` at most. What is no
-/// regular file (a pipe, a device) is read to its end, as long as it is not silent for
-/// [`SILENCE`].
+/// Reads a file when no process is writing it; waits for that, `within` at most. Anything else than
+/// a regular file (a pipe, a device) is read to its end, unless it is silent for [`SILENCE`].
 ///
 /// # Errors
 /// [`Unread`].
@@ -114,7 +114,7 @@ pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, Unread> {
     let deadline = Instant::now() + within;
     let mut changes = None;
     loop {
-        // Watched before it is looked at again, so that its close is not missed.
+        // The watch comes before the next check, so the writer's close is not missed.
         let file = open(path)?;
         let before = file.metadata()?;
         let text = read_to_end(&file, SILENCE)?;
@@ -132,7 +132,7 @@ pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, Unread> {
             Some(inotify) => wait(inotify.as_ref().ok(), left.min(QUIET)),
         }
         if let Some(Ok(inotify)) = &changes {
-            // Gone, or replaced by another: that is found when it is opened.
+            // The file may be gone or replaced: the next open finds that.
             let _ = inotify.add_watch(
                 path,
                 AddWatchFlags::IN_CLOSE_WRITE
@@ -143,18 +143,19 @@ pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, Unread> {
     }
 }
 
-/// Reads what was opened with [`open`], whatever it is. A pipe or a device may be silent for `silence` at most.
+/// Reads a file opened with [`open`], of any kind. A pipe or a device may be silent for at most
+/// `silence`.
 fn read_to_end(file: &File, silence: Duration) -> Result<Vec<u8>, Unread> {
     let mut text = Vec::new();
     let mut rest = file.take(LARGEST + 1);
     loop {
-        // Some devices wait in read(2), O_NONBLOCK or not.
+        // Some devices block in read(2), even with O_NONBLOCK.
         let ready = wait_for(file, silence);
         match rest.read_to_end(&mut text) {
             Ok(_) if text.len() as u64 > LARGEST => {
                 return Err(Unread::TooLarge { largest: LARGEST >> 20 });
             }
-            // A pipe that nobody has opened for writing yet is at its end, too.
+            // A pipe without a writer so far is at its end, too.
             Ok(_) if ready => return Ok(text),
             Ok(_) => return Err(Unread::Silent { within: silence }),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && ready => {}
@@ -166,8 +167,8 @@ fn read_to_end(file: &File, silence: Duration) -> Result<Vec<u8>, Unread> {
     }
 }
 
-/// Waits until something can be read, or the end; false if that takes too long. A regular file is
-/// always ready.
+/// Waits until data or the end can be read; false if that takes too long. A regular file is always
+/// ready.
 fn wait_for(file: &File, limit: Duration) -> bool {
     let until = Instant::now() + limit;
     loop {
@@ -181,7 +182,8 @@ fn wait_for(file: &File, limit: Duration) -> bool {
     }
 }
 
-/// Waits for a change, or for `limit`: not every change is told (mmap(2), network file systems).
+/// Waits for a change, or for `limit`: inotify does not report every change (mmap(2), network file
+/// systems).
 fn wait(inotify: Option<&Inotify>, limit: Duration) {
     let limit = PollTimeout::try_from(limit.max(Duration::from_millis(1)));
     let limit = limit.unwrap_or(PollTimeout::ZERO);
@@ -194,14 +196,15 @@ fn wait(inotify: Option<&Inotify>, limit: Duration) {
     }
 }
 
-/// Whether anybody has it open for writing; where the kernel does not say, whether it has just changed.
+/// Whether a process has the file open for writing; if the kernel does not say, whether the file
+/// has just changed.
 fn being_written(file: &File, before: &Metadata) -> bool {
     let set = |command, value: libc::c_int| {
         // SAFETY: both commands take an int, and the descriptor is open.
         Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), command, value) })
     };
-    // A process that opens it for writing while we have the lease makes the kernel send this signal, which
-    // does nothing by default, and waits for the few microseconds.
+    // If a process opens the file for writing during our lease, the kernel sends us this signal,
+    // whose default is to do nothing, and makes the process wait for these few microseconds.
     let leased = set(F_SETSIG, libc::SIGURG)
         .and_then(|_| set(libc::F_SETLEASE, libc::c_int::from(libc::F_RDLCK as i16)));
     match leased {
@@ -212,13 +215,13 @@ fn being_written(file: &File, before: &Metadata) -> bool {
         Err(Errno::EAGAIN) => true,
         Err(_) => {
             let changed = before.modified().map(|at| SystemTime::now().duration_since(at));
-            // A time to come is another clock's: the second look compares.
+            // A time in the future comes from another clock: the second check compares.
             matches!(changed, Ok(Ok(ago)) if ago < QUIET)
         }
     }
 }
 
-/// Whether nothing was written while it was read.
+/// Whether nothing was written during the read.
 fn is_same(before: &Metadata, after: &Metadata, text: &[u8]) -> bool {
     let times = |m: &Metadata| (m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
     times(before) == times(after) && after.len() == text.len() as u64
@@ -246,17 +249,17 @@ fn writers(file: &Metadata) -> Vec<i32> {
     pids
 }
 
-/// Whether this file is a pipe without a name, as of a shell's `<(...)` and `|`: what was read from it
-/// once is not there again.
+/// Whether this path is an unnamed pipe, as of a shell's `<(...)` and `|`, whose content can be
+/// read only once.
 pub fn is_unnamed_pipe(path: &Path) -> bool {
-    // Not opened: that could wait for a writer, and a reader would be seen by one.
+    // Not opened: open could block on a writer, and a writer would notice a reader.
     let mut at = path.to_owned();
     for _ in 0..LINKS {
         let Ok(target) = fs::read_link(&at) else { return false };
         if target.as_os_str().as_encoded_bytes().starts_with(b"pipe:[") {
             return true;
         }
-        // An absolute target replaces it all.
+        // An absolute target replaces the whole path.
         at.pop();
         at.push(target);
     }
@@ -301,13 +304,14 @@ mod tests {
             panic!("read");
         };
         assert_eq!(writers, [std::process::id().cast_signed()]);
-        // Another that takes its place is read.
+        // A new file that replaces the old one is read.
         fs::write(directory.path().join("new"), "new").expect("write");
         fs::rename(directory.path().join("new"), &path).expect("rename");
         assert_eq!(read(&path, within).expect("read"), b"new");
     }
 
-    /// A pipe takes the place of the file after it was looked at: it is not opened, which its writer would see.
+    /// A pipe replaces the file after it was checked: it is not opened, which its writer would
+    /// notice.
     #[test]
     fn what_takes_the_place_of_a_regular_file_is_not_opened() {
         let directory = Directory::new("regular");

@@ -1,12 +1,15 @@
-//! The filter (seccomp(2)) that asks a supervisor about a few system calls of a program, and about no others.
+//! The filter (seccomp(2)) that makes a supervisor answer a few system calls of a program, and no
+//! others.
 //!
-//! A task can have one such filter with a supervisor (a second one is `EBUSY`), and it cannot be taken off again. So all calls
-//! that anybody wants to be asked about are in one filter: kill(supervisor, SIGUSR1), by which haproxy says that it is ready
-//! ([`crate::hold`]), and bind(2) and listen(2) ([`crate::intercept`]), of haproxy bind(2) alone; with UNIX paths unlink(2) too. What is not named
-//! here passes, from a table of the kernel (Linux 5.11).
+//! A task can have only one filter with a supervisor (a second is `EBUSY`), and a filter cannot be
+//! removed. So one filter covers all calls to intercept: kill(supervisor, SIGUSR1), by which
+//! haproxy signals readiness ([`crate::hold`]), and bind(2) and listen(2) ([`crate::intercept`]),
+//! for haproxy bind(2) alone; for UNIX paths also unlink(2). All other calls pass through a table
+//! of the kernel (Linux 5.11).
 //!
-//! bind and listen have other numbers for programs of another word size on the same kernel: i386 (which also has them behind
-//! socketcall(2)) and x32 beside x86-64, 32-bit ARM beside aarch64. These are asked about as well.
+//! bind and listen have other numbers for programs of another word size on the same kernel: i386
+//! (which also has them behind socketcall(2)) and x32 beside x86-64, 32-bit ARM beside aarch64. The
+//! filter covers these as well.
 
 use std::mem::offset_of;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -16,7 +19,7 @@ use nix::libc::{self, seccomp_data, sock_filter};
 
 use crate::error::Error;
 
-/// What a supervisor is asked about.
+/// The calls that a supervisor answers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Watched {
     /// kill(this pid, SIGUSR1).
@@ -25,7 +28,8 @@ pub(crate) struct Watched {
     pub(crate) binds: bool,
     /// listen(2).
     pub(crate) listens: bool,
-    /// unlink(2), with which programs remove the file of a UNIX socket before they bind it, and when they end.
+    /// unlink(2), with which programs remove the file of a UNIX socket before they bind it, and
+    /// when they end.
     pub(crate) unlinks: bool,
 }
 
@@ -40,16 +44,16 @@ impl Watched {
     }
 }
 
-/// How the kernel names an architecture in a filter (linux/audit.h).
+/// The architecture ids in a filter (linux/audit.h).
 const X86_64: u32 = 0xC000_003E;
 const I386: u32 = 0x4000_0003;
 const AARCH64: u32 = 0xC000_00B7;
 const ARM: u32 = 0x4000_0028;
 
-/// In the number of a system call of an x32 program (asm/unistd.h).
+/// Flag in the system call number of an x32 program (asm/unistd.h).
 const X32: u32 = 0x4000_0000;
 
-/// Ours.
+/// The architecture of this binary.
 const ARCHITECTURE: Option<u32> = if cfg!(all(target_arch = "x86_64", target_pointer_width = "64"))
 {
     Some(X86_64)
@@ -59,7 +63,7 @@ const ARCHITECTURE: Option<u32> = if cfg!(all(target_arch = "x86_64", target_poi
     None
 };
 
-/// Which call was made.
+/// An intercepted call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Number {
     /// bind(2), with its arguments in the registers.
@@ -74,11 +78,12 @@ pub(crate) enum Number {
     Unlink,
     /// unlinkat(2).
     UnlinkAt,
-    /// Any other that the filter names.
+    /// kill(2): the only other call in the filter.
     Kill,
 }
 
-/// The calls that make a listener or remove its file: architecture, number, first argument where that tells them apart.
+/// The calls that create a listener or remove its file: architecture, number, and the first
+/// argument if it tells them apart.
 const SOCKETS: [(u32, u32, Option<u32>, Number); 17] = [
     (X86_64, 49, None, Number::Bind),
     (X86_64, 50, None, Number::Listen),
@@ -99,7 +104,7 @@ const SOCKETS: [(u32, u32, Option<u32>, Number); 17] = [
     (AARCH64, 201, None, Number::Listen),
 ];
 
-/// The same of a 32-bit ARM program, whose kernel is not built for aarch64 alone.
+/// The same for 32-bit ARM programs, on a kernel that supports them beside aarch64.
 const ARM_SOCKETS: [(u32, u32, Option<u32>, Number); 4] = [
     (ARM, 10, None, Number::Unlink),
     (ARM, 282, None, Number::Bind),
@@ -107,11 +112,11 @@ const ARM_SOCKETS: [(u32, u32, Option<u32>, Number); 4] = [
     (ARM, 328, None, Number::UnlinkAt),
 ];
 
-/// Which call it is that the kernel tells of.
+/// Identifies the call that the kernel reports.
 pub(crate) fn number(call: &seccomp_data) -> Number {
     let all = SOCKETS.iter().chain(&ARM_SOCKETS);
     let mut of_this = all.filter(|(architecture, number, argument, _)| {
-        // The number is an int, in which x32 has a bit of its own.
+        // The number is an int, in which x32 has a flag bit.
         (*architecture, *number) == (call.arch, call.nr.cast_unsigned())
             && argument.is_none_or(|argument| u64::from(argument) == call.args[0])
     });
@@ -119,21 +124,24 @@ pub(crate) fn number(call: &seccomp_data) -> Number {
 }
 
 /// Spares the process the mitigations of speculative execution that a filter of an untrusted
-/// program would bring, and lets only signals that end it interrupt a call that waits for its answer.
+/// program would enable, and lets only fatal signals interrupt a call that waits for its answer.
 const FLAGS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW
     | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER
     | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
 
-/// The same without the last one, which came with Linux 5.19: there signals interrupt the call, and it starts again.
+/// The same without the last flag, which came with Linux 5.19: without it signals interrupt the
+/// call, and it restarts.
 pub(crate) const INTERRUPTED: libc::c_ulong = FLAGS & !libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
 
-/// Has the supervisor asked about calls of this thread, and of all that it executes and starts. Gives the descriptor on
-/// which the kernel asks. For a process with a single thread. `no_new_privs` says whether that may be set (it cannot be unset)
-/// where the kernel demands it.
+/// Makes the supervisor answer calls of this thread, and of everything that it executes and starts.
+/// Returns the descriptor on which the kernel reports them. Only for a process with a single
+/// thread. `no_new_privs` says whether that attribute may be set (it cannot be unset) if the kernel
+/// demands it.
 ///
 /// # Errors
-/// [`Error::Call`]: `ENOTSUP` on other architectures than x86-64 and aarch64, else those of seccomp(2), such as `EACCES`
-/// without the right to do it, `EBUSY` if a filter above this one has a supervisor already, and whatever a container answers.
+/// [`Error::Call`]: `ENOTSUP` on architectures other than x86-64 and aarch64, otherwise errors from
+/// seccomp(2), such as `EACCES` without the right to do it, `EBUSY` if a filter above this one has
+/// a supervisor already, and whatever a container returns.
 pub(crate) fn install(watched: Watched, no_new_privs: bool) -> Result<OwnedFd, Error> {
     match install_with(watched, no_new_privs, FLAGS) {
         Err(error) if error.errno() == Some(Errno::EINVAL as i32) => {
@@ -160,7 +168,8 @@ pub(crate) fn install_with(
     set.map_err(|error| Error::call("seccomp", error))
 }
 
-/// The classic BPF program: each rule stands for itself and leads to the next one, the last to ALLOW.
+/// The classic BPF program: the rules are independent; each falls through to the next one, and the
+/// last to ALLOW.
 fn program(watched: Watched) -> Result<Vec<sock_filter>, Errno> {
     let ours = ARCHITECTURE.ok_or(Errno::ENOTSUP)?;
     let mut program = Vec::new();
@@ -179,8 +188,8 @@ fn program(watched: Watched) -> Result<Vec<sock_filter>, Errno> {
     Ok(program)
 }
 
-/// Asks about one call. Where it takes ints the kernel looks at the lower half of an argument only, which
-/// comes first on all these architectures.
+/// A rule for one call. For int arguments the kernel uses only the lower half, which comes first on
+/// all these architectures.
 fn rule(program: &mut Vec<sock_filter>, architecture: u32, number: u32, arguments: &[Option<u32>]) {
     let argument = |at: usize| offset_of!(seccomp_data, args) + at * size_of::<u64>();
     let mut wanted = vec![
@@ -193,14 +202,14 @@ fn rule(program: &mut Vec<sock_filter>, architecture: u32, number: u32, argument
         // Offsets lie within the 64 bytes of seccomp_data.
         let offset = u32::try_from(*offset).unwrap_or_default();
         program.push(operation(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset));
-        // Over the rest of this rule: the pairs that are left, and its answer.
+        // Skips the rest of this rule: the remaining pairs, and its answer.
         let skip = u8::try_from(2 * (wanted.len() - index - 1) + 1).unwrap_or_default();
         program.push(operation(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, skip, *value));
     }
     program.push(operation(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_USER_NOTIF));
 }
 
-/// Goes on if it is no jump or holds, else skips so many.
+/// An instruction. A jump skips `skip` instructions if its condition is false.
 fn operation(code: u32, skip: u8, k: u32) -> sock_filter {
     // All the codes of classic BPF fit into a byte.
     sock_filter { code: u16::try_from(code).unwrap_or_default(), jt: 0, jf: skip, k }
@@ -217,8 +226,8 @@ fn set(program: &[sock_filter], flags: libc::c_ulong) -> Result<OwnedFd, Errno> 
     };
     let listener = Errno::result(listener)?;
     let listener = RawFd::try_from(listener).map_err(|_| Errno::EBADF)?;
-    // SAFETY: with SECCOMP_FILTER_FLAG_NEW_LISTENER, which `flags` always has, the call gives a
-    // descriptor that was opened just now, close-on-exec, and that nothing else knows.
+    // SAFETY: with SECCOMP_FILTER_FLAG_NEW_LISTENER, which `flags` always has, the call returns a
+    // descriptor that was just opened, close-on-exec, and that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(listener) })
 }
 
@@ -226,7 +235,7 @@ fn set(program: &[sock_filter], flags: libc::c_ulong) -> Result<OwnedFd, Errno> 
 mod tests {
     use super::*;
 
-    /// What the kernel would answer, by the three instructions that the program consists of.
+    /// The kernel's verdict, computed from the three instructions that the program consists of.
     fn run(program: &[sock_filter], call: &seccomp_data) -> u32 {
         let (mut at, mut value) = (0, 0);
         loop {
@@ -280,7 +289,7 @@ mod tests {
                 }
             }
         }
-        // Each number with six first arguments, and of socketcall two of them.
+        // Each number with six first arguments; two of them for socketcall.
         assert_eq!(seen, if ours == X86_64 { 12 * 6 + 2 } else { 7 * 6 });
         assert_eq!(libc::SYS_bind, if ours == X86_64 { 49 } else { 200 });
     }

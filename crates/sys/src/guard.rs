@@ -1,19 +1,18 @@
-//! Tells at once when a listener stops listening, and makes it listen again.
+//! Detects at once when a listener stops listening, and makes it listen again.
 //!
-//! Every holder of a shared listener can end its LISTEN state for
-//! everybody: connect(2) to AF_UNSPEC (haproxy's SIGTTOU on a socket that came by
-//! `-x`) or shutdown(2). What the kernel then allows, tried on Linux 6.18:
+//! Every holder of a shared listener can end its LISTEN state for all holders: by connect(2) to
+//! AF_UNSPEC (haproxy's SIGTTOU on a socket that came by `-x`) or by shutdown(2). What the kernel
+//! then allows, tested on Linux 6.18:
 //!
-//! - TCP: listen(2) on the same descriptor brings it back, with its address, its
-//!   options and its inode. Connections that waited in its queue have been reset.
-//!   A port that the kernel chose (port 0) is lost and must be bound again first.
-//! - UNIX: nothing takes back a shutdown(2) of the reading side; SO_ACCEPTCONN
-//!   still says that it listens, and listen(2) succeeds without effect. Only
-//!   EPOLLRDHUP tells, and only a new socket helps.
+//! - TCP: listen(2) on the same descriptor restores it, with its address, its options and its
+//!   inode. Connections in its accept queue have been reset. A port that the kernel chose (port 0)
+//!   is lost and must be bound again first.
+//! - UNIX: shutdown(2) of the reading side is permanent. SO_ACCEPTCONN stays set, and listen(2)
+//!   succeeds without effect. Only EPOLLRDHUP reveals the shutdown, and only a new socket helps.
 //!
-//! An epoll registration without EPOLLIN costs nothing for each connection: the
-//! kernel filters wake-ups by their events, and reports a hang-up unasked. It is
-//! edge-triggered, so that a listener that cannot be repaired does not spin.
+//! An epoll registration without EPOLLIN costs nothing per connection: the kernel filters wake-ups
+//! by their events, and always reports a hang-up. The registration is edge-triggered, so that a
+//! listener that cannot be repaired does not spin.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,32 +23,32 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// How many listeners one call reports.
+/// How many listeners one call reports at most.
 const EVENTS: usize = 64;
 
-/// Watches listeners for leaving the LISTEN state. Readable when one has.
+/// Watches listeners for the end of their LISTEN state; becomes readable when a listener leaves it.
 #[derive(Debug)]
 pub struct Guard {
     epoll: OwnedFd,
 }
 
 impl Guard {
-    /// One that watches nothing.
+    /// Watches nothing yet.
     ///
     /// # Errors
-    /// Those of epoll_create1(2).
+    /// Errors from epoll_create1(2).
     pub fn new() -> io::Result<Self> {
         Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)? })
     }
 
-    /// Watches a listener, which [`Guard::fallen`] will call `number`. One system
-    /// call. Take it out again with [`Guard::remove`] before the descriptor is
-    /// closed: others hold the socket, so the kernel would not forget it.
+    /// Watches a listener, which [`Guard::fallen`] reports as `number`. One system call. Call
+    /// [`Guard::remove`] before the descriptor is closed: other processes hold the socket, so the
+    /// kernel would keep the registration.
     ///
     /// # Errors
-    /// Those of epoll_ctl(2): `ENOSPC` at /proc/sys/fs/epoll/max_user_watches.
+    /// Errors from epoll_ctl(2): `ENOSPC` at /proc/sys/fs/epoll/max_user_watches.
     pub fn add(&self, listener: BorrowedFd<'_>, number: u64) -> io::Result<()> {
-        // RDHUP is how a UNIX listener tells that its reading side is shut down.
+        // RDHUP reports that the reading side of a UNIX listener was shut down.
         let events = EventFlags::RDHUP | EventFlags::ET;
         Ok(epoll::add(&self.epoll, listener, EventData::new_u64(number), events)?)
     }
@@ -57,16 +56,16 @@ impl Guard {
     /// Stops watching a listener.
     ///
     /// # Errors
-    /// Those of epoll_ctl(2); `ENOENT` if it is not watched.
+    /// Errors from epoll_ctl(2); `ENOENT` if it is not watched.
     pub fn remove(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
         Ok(epoll::delete(&self.epoll, listener)?)
     }
 
-    /// The numbers of listeners that have changed, some at a time; none if there
-    /// are none (left). Does not wait.
+    /// The numbers of listeners that have changed, up to 64 per call; empty when no more are left.
+    /// Does not wait.
     ///
     /// # Errors
-    /// Those of epoll_wait(2).
+    /// Errors from epoll_wait(2).
     pub fn fallen(&self) -> io::Result<Vec<u64>> {
         let mut events: Vec<Event> = Vec::with_capacity(EVENTS);
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -81,30 +80,30 @@ impl AsFd for Guard {
     }
 }
 
-/// What came of looking after a listener.
+/// The result of [`repair`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// It listens, and has done so all the time.
+    /// The socket listens, and has not stopped.
     Listening,
-    /// It had left the LISTEN state and listens again.
+    /// The socket had left the LISTEN state and listens again.
     Repaired,
-    /// A UNIX socket that was shut down: only a new socket can take its place.
+    /// A UNIX socket that was shut down: only a new socket can replace it.
     ShutDown,
 }
 
-/// Makes a socket listen that should: on `bound`, with a backlog as in listen(2).
+/// Makes a socket that was bound to `bound` listen again, with a backlog as in listen(2).
 ///
 /// # Errors
-/// Those of bind(2) and listen(2): `EADDRINUSE` if another has taken the port meanwhile.
+/// Errors from bind(2) and listen(2): `EADDRINUSE` if another socket has taken the port meanwhile.
 pub fn repair(listener: BorrowedFd<'_>, bound: &Address, backlog: u32) -> io::Result<Health> {
     if rustix::net::sockopt::socket_acceptconn(listener)? {
         let health = if is_shut_down(listener) { Health::ShutDown } else { Health::Listening };
         return Ok(health);
     }
     if let Address::Tcp(at) = bound {
-        // The kernel takes a port that it chose itself back when a socket is disconnected (no
-        // SOCK_BINDPORT_LOCK), and listen(2) would choose another; getsockname(2) does not tell.
-        // A socket that still has its port answers EINVAL.
+        // On disconnect the kernel releases a port that it chose itself (no SOCK_BINDPORT_LOCK),
+        // and listen(2) would choose another; getsockname(2) does not reveal this. A socket that
+        // still has its port answers EINVAL.
         match rustix::net::bind(listener, at) {
             Ok(()) | Err(rustix::io::Errno::INVAL) => {}
             Err(errno) => return Err(errno.into()),
@@ -115,9 +114,9 @@ pub fn repair(listener: BorrowedFd<'_>, bound: &Address, backlog: u32) -> io::Re
     Ok(Health::Repaired)
 }
 
-/// Whether a socket in the LISTEN state has its reading side shut down, permanently,
-/// as a UNIX listener can. (A TCP listener leaves the state instead, and has no
-/// RDHUP while it is in it.)
+/// Whether the reading side of a socket in the LISTEN state is shut down, permanently, as can
+/// happen to a UNIX listener. (A TCP listener leaves the LISTEN state instead, and has no RDHUP
+/// while in it.)
 pub(crate) fn is_shut_down(listener: BorrowedFd<'_>) -> bool {
     let mut poller = [PollFd::new(&listener, PollFlags::RDHUP)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -125,7 +124,7 @@ pub(crate) fn is_shut_down(listener: BorrowedFd<'_>) -> bool {
         && poller[0].revents().contains(PollFlags::RDHUP)
 }
 
-/// True if the system has no room for another registration (epoll(7)).
+/// Whether the system has no room for another registration (epoll(7)).
 pub fn is_full(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::ENOSPC as i32)
 }
@@ -195,7 +194,7 @@ mod tests {
             assert_eq!(guard.fallen().expect("events"), [8]);
             assert!(!is_listening(socket.as_fd()));
             assert_eq!(repair(socket.as_fd(), &bound, 5).expect("repair"), Health::ShutDown);
-            // As the kernel has it: listen(2) says yes and changes nothing.
+            // As the kernel does it: listen(2) succeeds and changes nothing.
             socket.listen(5).expect("listen");
             assert!(!is_listening(socket.as_fd()));
         }

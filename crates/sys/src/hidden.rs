@@ -1,11 +1,14 @@
-//! Hides a TCP listener from new connections while it stays open: they go to the next one that covers its address.
+//! Hides an open TCP listener from new connections, which then go to the next listener that covers
+//! its address.
 //!
-//! A socket that is bound to a device is found only by packets that come in through it (compute_score() in
-//! net/ipv4/inet_hashtables.c), and SO_BINDTOIFINDEX takes the number of a device that there is not. What waits in the accept
-//! queue stays there, and a handshake that is under way still ends there, since the kernel has noted the listener with it.
-//! To be found again takes CAP_NET_RAW over the network namespace, so nothing is hidden without it. A listener of a device (`interface`) is
-//! found again with that device. Where there may be a VRF it is not hidden: the kernel has noted its port with the VRF, and looks for it
-//! there once more when it listens (inet_csk_get_port() in net/ipv4/inet_connection_sock.c).
+//! The kernel finds a socket that is bound to a device only for packets that arrive through that
+//! device (compute_score() in net/ipv4/inet_hashtables.c), and SO_BINDTOIFINDEX accepts the number
+//! of a device that does not exist. Connections in the accept queue stay there, and a handshake
+//! under way still completes, since the kernel has recorded the listener with it. Showing a
+//! listener again needs CAP_NET_RAW over the network namespace, so without it nothing is hidden. A
+//! listener with a device (`interface`) gets that device back. It is not hidden if a VRF may exist:
+//! the kernel has recorded its port with the VRF, and looks the port up there again in listen(2)
+//! (inet_csk_get_port() in net/ipv4/inet_connection_sock.c).
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
@@ -15,23 +18,24 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::options::{netns_cookie, number, set};
 
-/// A number that the kernel gives no device, since it gives them in order.
+/// A number that the kernel assigns to no device, since it assigns numbers in order.
 const NO_DEVICE: c_int = c_int::MAX;
 
-/// It is there where the kernel knows of VRFs.
+/// This directory exists if the kernel supports VRFs.
 const VRF: &str = "/proc/sys/net/vrf";
 
-/// Says of sockets whether they can be found again when they were hidden.
+/// The right to hide and show sockets again.
 #[derive(Debug)]
 pub struct Hiding {
-    /// The network namespace where this process may do so.
+    /// The network namespace in which this process may do so.
     netns: u64,
     /// Whether a device may belong to a VRF.
     vrf: bool,
 }
 
 impl Hiding {
-    /// What this process may do in the network namespace of this thread; None if nothing, or the kernel does not know how (before Linux 5.14).
+    /// The right of this process in the network namespace of this thread; None without the right,
+    /// or if the kernel does not support it (before Linux 5.14).
     pub fn here() -> Option<Self> {
         let tried = Socket::new(Domain::IPV4, Type::STREAM, None).ok()?;
         let may = hide(tried.as_fd()) && show(tried.as_fd(), None);
@@ -39,20 +43,21 @@ impl Hiding {
         may.then(|| Self { netns, vrf: Path::new(VRF).exists() })
     }
 
-    /// Hides a TCP socket that is bound, on `interface` where its listener says so. False if it could not be found again as it is, or
-    /// is hidden.
+    /// Hides a bound TCP socket; `interface` is that of its listener. False if the socket could not
+    /// be shown again as it is, or is hidden already.
     pub fn hide(&self, socket: BorrowedFd<'_>, interface: Option<&str>) -> bool {
         let may = match (device(socket), interface) {
             (Some(0), None) => true,
             (Some(number), Some(_)) => number != 0 && number != NO_DEVICE && !self.vrf,
-            // Of a link-local address the kernel has chosen it.
+            // The kernel chose the device of a link-local address.
             _ => false,
         };
         may && netns_cookie(socket) == Some(self.netns) && hide(socket)
     }
 }
 
-/// Has a listener found again if it is hidden, on `interface` where it says so. False if that is not permitted, or there is no such device.
+/// Shows a hidden listener again, on `interface` if it has one. False if that is not permitted, or
+/// the device does not exist.
 pub fn show(listener: BorrowedFd<'_>, interface: Option<&str>) -> bool {
     !is_hidden(listener)
         || match interface {
@@ -61,7 +66,7 @@ pub fn show(listener: BorrowedFd<'_>, interface: Option<&str>) -> bool {
         }
 }
 
-/// Whether it is hidden.
+/// Whether the listener is hidden.
 pub fn is_hidden(listener: BorrowedFd<'_>) -> bool {
     device(listener) == Some(NO_DEVICE)
 }
@@ -137,7 +142,7 @@ mod tests {
             if !new.hidden {
                 continue;
             }
-            // Whoever looks at it takes it for what it will be.
+            // An observer sees the socket as it will be once shown.
             let seen = identity::of(new.fd.as_fd()).expect(text);
             assert_eq!((seen.listening, seen.options.interface), (true, None), "{text}");
             let connect = || TcpStream::connect((if v6 { "::1" } else { "127.0.0.1" }, port));

@@ -1,7 +1,7 @@
-//! Who holds a socket open, from /proc. Only reading.
+//! Finds the processes that hold a socket open, by reading /proc.
 //!
-//! Processes of other users are visible to root alone; what cannot be read is
-//! left out, so an empty answer proves nothing without root.
+//! Only root can see the processes of other users. Processes that cannot be read are left out, so
+//! an empty answer proves nothing without root.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -20,18 +20,18 @@ pub struct Holder {
     pub inode: u64,
     /// The process.
     pub pid: i32,
-    /// The number of the descriptor there.
+    /// The number of the descriptor in that process.
     pub fd: i32,
-    /// A thread whose descriptor table has it; mostly the pid.
+    /// A thread whose descriptor table has the descriptor; usually the pid.
     pub tid: i32,
 }
 
 impl Holder {
-    /// The descriptor, duplicated into this process (pidfd_getfd(2)).
+    /// Duplicates the descriptor into this process (pidfd_getfd(2)).
     ///
     /// # Errors
-    /// `EPERM` without the right to trace the process; `EBADF` if the number is that socket's no more; `EINVAL` for
-    /// a table of another thread than the first before Linux 6.9.
+    /// `EPERM` without the right to trace the process; `EBADF` if the number no longer names that
+    /// socket; `EINVAL` for a table other than the first thread's before Linux 6.9.
     pub fn take(&self) -> io::Result<OwnedFd> {
         let process =
             if self.tid == self.pid { Pidfd::open(self.pid) } else { Pidfd::of_thread(self.tid) };
@@ -41,8 +41,8 @@ impl Holder {
     }
 }
 
-/// Every descriptor, in every process that may be read, of the sockets with
-/// these inodes; sorted by inode, pid and number.
+/// Every descriptor of the sockets with these inodes, in every readable process; sorted by inode,
+/// pid and number.
 pub fn of(inodes: &[u64]) -> Vec<Holder> {
     let wanted: HashSet<u64> = inodes.iter().copied().collect();
     let mut found: Vec<Holder> = numbered(Path::new("/proc"))
@@ -59,8 +59,8 @@ pub fn of_process(pid: i32, inodes: &[u64]) -> Vec<Holder> {
     in_process(pid, &inodes.iter().copied().collect())
 }
 
-/// The sockets in the descriptor table of a process, as it is numbered there; those of threads with a table of their own
-/// are not among them.
+/// The sockets in the descriptor table of a process. Threads with a table of their own are not
+/// covered.
 pub fn of_table(pid: i32) -> Vec<Holder> {
     let table = Table::read(pid, PathBuf::from(format!("/proc/{pid}")));
     let holder = |fd: i32| Some(Holder { inode: table.socket(fd)?, pid, fd, tid: pid });
@@ -82,10 +82,10 @@ fn inode(link: &Path) -> Option<u64> {
     link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// Whether a process has a descriptor of one of these sockets. One that is gone has none.
+/// Whether a process has a descriptor of one of these sockets. False if the process has ended.
 ///
 /// # Errors
-/// `EACCES` if its descriptors may not be read, so that nothing is known.
+/// `EACCES` if the descriptors of the process may not be read.
 pub fn holds(pid: i32, inodes: &[u64]) -> io::Result<bool> {
     match fs::read_dir(format!("/proc/{pid}/fd")) {
         Ok(_) => Ok(!of_process(pid, inodes).is_empty()),
@@ -113,7 +113,7 @@ fn in_process(pid: i32, inodes: &HashSet<u64>) -> Vec<Holder> {
 /// A descriptor table of a process. Threads may have one of their own
 /// (unshare(2) with CLONE_FILES), as thread groups of haproxy 3.5 do.
 pub(crate) struct Table {
-    /// The thread that it was read through.
+    /// The thread through which the table was read.
     pub(crate) tid: i32,
     /// /proc/PID, or /proc/PID/task/TID.
     base: PathBuf,
@@ -128,7 +128,7 @@ impl Table {
         Self { tid, base, numbers }
     }
 
-    /// That of this thread.
+    /// The table of this thread.
     pub(crate) fn of_thread(tid: i32) -> Self {
         Self::read(tid, PathBuf::from(format!("/proc/{tid}")))
     }
@@ -138,7 +138,7 @@ impl Table {
         process::open_flags(&self.base, fd).is_some_and(|flags| flags & libc::O_CLOEXEC != 0)
     }
 
-    /// What descriptor `fd` is: `socket:[1234]`, `anon_inode:[eventpoll]`, a path.
+    /// The link of descriptor `fd`: `socket:[1234]`, `anon_inode:[eventpoll]`, or a path.
     pub(crate) fn link(&self, fd: i32) -> Option<PathBuf> {
         fs::read_link(self.base.join("fd").join(fd.to_string())).ok()
     }
@@ -153,13 +153,14 @@ impl Table {
         self.link(fd).is_some_and(|link| link == Path::new("anon_inode:[eventpoll]"))
     }
 
-    /// What the kernel shows of descriptor `fd` (proc_pid_fdinfo(5)).
+    /// The kernel's information on descriptor `fd` (proc_pid_fdinfo(5)).
     pub(crate) fn info(&self, fd: i32) -> Option<String> {
         fs::read_to_string(self.base.join("fdinfo").join(fd.to_string())).ok()
     }
 }
 
-/// The descriptor tables of a process: the main thread's, and those that other threads have for themselves.
+/// The descriptor tables of a process: the main thread's, and those of threads with a table of
+/// their own.
 pub(crate) fn tables(pid: i32) -> Vec<Table> {
     let process = PathBuf::from(format!("/proc/{pid}"));
     let apart = threads_with_own_descriptors(pid).into_iter();

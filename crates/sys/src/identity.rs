@@ -1,7 +1,7 @@
-//! What a socket from elsewhere really is, asked of the kernel.
+//! Asks the kernel what a socket from elsewhere really is.
 //!
-//! A descriptor that comes back from a store, from another process or from a client
-//! is believed by nothing but this.
+//! A descriptor that comes from a store, another process or a client is trusted only after this
+//! check.
 
 use std::ffi::OsString;
 use std::io;
@@ -22,36 +22,36 @@ use crate::queue::{accept_queue, is_listening};
 /// A socket as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Where it is bound, for QUIC if it is UDP with SO_REUSEADDR. Of a UNIX path this is the path that bind(2) was given, which a
-    /// rename may have replaced since.
+    /// The bound address; QUIC if it is UDP with SO_REUSEADDR. A UNIX path is the one that was
+    /// given to bind(2); the file may have been renamed since.
     pub bound: Address,
     /// The socket's inode.
     pub inode: u64,
     /// The socket's cookie (SO_COOKIE).
     pub cookie: u64,
-    /// The network namespace that it belongs to (SO_NETNS_COOKIE); none where the kernel does not tell (before
-    /// Linux 5.14).
+    /// The socket's network namespace (SO_NETNS_COOKIE); None if the kernel does not report it
+    /// (before Linux 5.14).
     pub network: Option<u64>,
-    /// Whether it listens (a datagram socket: is bound).
+    /// Whether the socket listens (for a datagram socket: is bound).
     pub listening: bool,
-    /// Whether nobody else can bind the address beside it.
+    /// Whether no other socket can bind the address beside it.
     pub exclusive: bool,
-    /// Whether new connections go elsewhere: it has lost its device, if it had one.
+    /// Whether new connections go elsewhere. A hidden socket has lost its device, if it had one.
     pub hidden: bool,
-    /// The options that can be seen in a socket.
+    /// The options that a socket reveals.
     pub options: Options,
 }
 
 /// Describes a TCP, UDP or UNIX stream socket that is bound.
 ///
 /// # Errors
-/// Those of the system calls; `InvalidInput` for anything else than such a socket.
+/// Errors from the system calls; `InvalidInput` for any other kind of file or socket.
 pub fn of(socket: BorrowedFd<'_>) -> io::Result<Identity> {
     let kind = get::socket_type(socket)?;
     let name = SockRef::from(&socket).local_addr()?;
     let odd = || io::Error::from(io::ErrorKind::InvalidInput);
     let protocol = SockRef::from(&socket).protocol()?;
-    // A stream may be of SCTP, a datagram of ICMP.
+    // A stream socket may be SCTP, a datagram socket ICMP.
     let known = match kind {
         SocketType::STREAM => [Protocol::TCP, Protocol::MPTCP],
         _ => [Protocol::UDP; 2],
@@ -95,10 +95,10 @@ pub fn of(socket: BorrowedFd<'_>) -> io::Result<Identity> {
     })
 }
 
-/// The listener that a descriptor of somebody else's is.
+/// The listener for a descriptor from another process.
 ///
 /// # Errors
-/// Why it is none, in the kernel's words where it has them.
+/// Why the descriptor is not a listener, in the kernel's words if possible.
 pub fn listener(fd: BorrowedFd<'_>) -> Result<Listener, String> {
     let found = of(fd).map_err(|error| match error.raw_os_error() {
         Some(errno) => rustix::io::Errno::from_raw_os_error(errno).to_string(),
@@ -113,8 +113,8 @@ pub fn listener(fd: BorrowedFd<'_>) -> Result<Listener, String> {
 }
 
 impl Identity {
-    /// The listener that it is, by what can be seen: without a name, and without the options
-    /// that leave no trace in a socket.
+    /// The listener as far as the socket reveals it: without a name, and without options that leave
+    /// no trace in a socket.
     pub fn listener(&self) -> Listener {
         Listener { name: None, address: self.bound.clone(), options: self.options.clone() }
     }
@@ -122,9 +122,9 @@ impl Identity {
     /// Why this is not the socket of `listener` that was bound to `bound`; None if it is.
     pub fn differs_from(&self, listener: &Listener, bound: &Address) -> Option<String> {
         let wanted = &listener.options;
-        // The path that bind(2) was given is not the listener's; its file tells (UnixPath).
+        // The path given to bind(2) is not the listener's path; its file is the proof (UnixPath).
         let both_paths = matches!((&self.bound, bound), (Address::Unix(_), Address::Unix(_)));
-        // Who has a UDP socket can give it SO_REUSEADDR and take it away: it is the same one.
+        // A holder of a UDP socket can set and clear SO_REUSEADDR: it is still the same socket.
         if self.bound.as_seen() != bound.as_seen() && !both_paths {
             return Some(format!("it is bound to {}", self.bound));
         }
@@ -144,7 +144,8 @@ impl Identity {
                 None => "it is bound to no device".to_owned(),
             });
         }
-        // Where that is not allowed a socket is free alone, and one that becomes `transparent` later stays free.
+        // Without the right to IP_TRANSPARENT a socket gets only freebind; a socket that becomes
+        // `transparent` later keeps freebind.
         let free = wanted.transparent && self.options.freebind;
         if self.options.transparent != wanted.transparent && !free {
             return Some("it has the other IP_TRANSPARENT".to_owned());
@@ -153,14 +154,15 @@ impl Identity {
     }
 }
 
-/// The options that getsockopt(2) tells of; at an address of IPv6 that is no wildcard `v6only` means nothing.
+/// The options that getsockopt(2) reports. `v6only` has no meaning for an IPv6 address that is not
+/// the wildcard.
 fn seen(socket: BorrowedFd<'_>, bound: &Address) -> io::Result<Options> {
     let Some(at) = bound.ip() else { return Ok(Options::default()) };
     let options = ip_options(socket)?;
     Ok(Options { v6only: options.v6only && at.ip().is_unspecified(), ..options })
 }
 
-/// The options that a socket of IPv4 or IPv6 tells of, whatever it is bound to.
+/// The options of an IPv4 or IPv6 socket, whatever it is bound to.
 pub(crate) fn ip_options(socket: BorrowedFd<'_>) -> io::Result<Options> {
     let mut options = Options::default();
     let device = match getsockopt(&socket, sockopt::BindToDevice) {
@@ -181,20 +183,20 @@ pub(crate) fn ip_options(socket: BorrowedFd<'_>) -> io::Result<Options> {
     Ok(options)
 }
 
-/// The network namespace that sockets of this thread belong to, as in [`Identity::network`].
+/// The network namespace of sockets that this thread creates, as in [`Identity::network`].
 pub fn network() -> Option<u64> {
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).ok()?;
     network_of(socket.as_fd())
 }
 
-/// The network namespace that a socket belongs to, as in [`Identity::network`]: of an accepted UNIX connection that of
-/// the socket that connected.
+/// The network namespace of a socket, as in [`Identity::network`]. For an accepted UNIX connection
+/// it is the namespace of the socket that connected.
 pub fn network_of(socket: BorrowedFd<'_>) -> Option<u64> {
     options::netns_cookie(socket)
 }
 
-/// The path that a UNIX socket was bound under, of another process or this one, is no proof: this is
-/// the file that stands at `path` now, if it is a socket.
+/// The file now at `path`, if it is a socket. The path that a UNIX socket was bound to is no proof
+/// of its file, whoever bound it.
 pub fn file(path: &str) -> Option<crate::listen::UnixPath> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let path = PathBuf::from(path);
@@ -206,7 +208,7 @@ pub fn file(path: &str) -> Option<crate::listen::UnixPath> {
     })
 }
 
-/// The boot that inodes and cookies belong to; empty if the kernel does not say.
+/// The id of this boot, which scopes inodes and cookies; empty if the kernel does not report it.
 pub fn boot() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.trim_end().to_owned()

@@ -1,11 +1,11 @@
-//! Descriptors that the next program finds under fixed numbers.
+//! Passes descriptors to the next program under fixed numbers.
 //!
-//! The systemd convention (sd_listen_fds(3)) and haproxy's `fd@N` both want
-//! consecutive descriptors without close-on-exec. Moving them there one by one can
-//! overwrite one that has yet to move, or one that something else in this process
-//! owns. So whatever stands on a number that is needed moves out of the way first, and what
-//! is not ours comes back if the exec fails. Nothing else is copied: ten thousand descriptors
-//! need ten thousand numbers and one or two, not twice as many.
+//! The systemd convention (sd_listen_fds(3)) and haproxy's `fd@N` both need consecutive descriptors
+//! without close-on-exec. Moving descriptors one by one can overwrite one that has yet to move, or
+//! one that another part of this process owns. So a descriptor on a needed number moves out of the
+//! way first, and a descriptor that is not ours moves back if the exec fails. Nothing else is
+//! copied: ten thousand descriptors need ten thousand numbers and one or two more, not twice as
+//! many.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -20,8 +20,8 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use crate::error::{Error, errno_of};
 use crate::executable;
 
-/// Variables that a service manager sets for the process that it has started, and that its children must not
-/// inherit (sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3), systemd.exec(5)).
+/// Variables that a service manager sets for the process that it starts. Children of that process
+/// must not inherit them (sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3), systemd.exec(5)).
 pub const SERVICE_MANAGER: [&str; 11] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
@@ -36,7 +36,8 @@ pub const SERVICE_MANAGER: [&str; 11] = [
     "SYSTEMD_EXEC_PID",
 ];
 
-/// Says in the environment of what this process is about to become that `LISTEN_FDS` is meant for it.
+/// Sets LISTEN_PID and LISTEN_PIDFDID for the program that this process is about to become, so that
+/// `LISTEN_FDS` applies to it.
 pub fn meant(command: &mut Command) {
     command.env("LISTEN_PID", std::process::id().to_string());
     match bindonce_fd::pidfd_id() {
@@ -48,38 +49,39 @@ pub fn meant(command: &mut Command) {
 /// The first descriptor after standard error, where sd_listen_fds(3) begins.
 pub const FIRST: RawFd = 3;
 
-/// Owns a descriptor that an earlier image of this process left open for it, from now on
-/// close-on-exec.
+/// Takes ownership of a descriptor that an earlier image of this process left open for it, and
+/// makes it close-on-exec.
 ///
 /// # Errors
-/// `EBADF` if there is none of this number.
+/// `EBADF` if no descriptor has this number.
 pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     if number < FIRST {
         return Err(rustix::io::Errno::BADF.into());
     }
-    // SAFETY: F_GETFD and F_DUPFD look at the descriptor only for the length of these calls, and
-    // fail with EBADF where there is none; nothing else in this process knows its number.
+    // SAFETY: F_GETFD uses the descriptor only during the call, and fails with EBADF if the number
+    // is not open; nothing else in this process knows its number.
     let left = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl_getfd(left)?;
-    // SAFETY: it is open, and by the caller's word it is ours: left open over the exec that made
-    // this image, so that no other owner of the number can exist.
+    // SAFETY: the descriptor is open, and the caller promises that it is ours: it was left open
+    // over the exec that made this image, so no other owner of the number can exist.
     let owned = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl_setfd(&owned, FdFlags::CLOEXEC)?;
     Ok(owned)
 }
 
-/// Descriptors that the starter of this process has left open for it, by their numbers, as far as they are `wanted`: owned
-/// and close-on-exec from now on, so that a second call does not find them. Whatever this process opens itself is
-/// close-on-exec. All others stay as they are, for what is started.
+/// Takes the `wanted` ones of the descriptors that the starter of this process left open for it, by
+/// number. They are owned and close-on-exec from now on, so a second call does not find them;
+/// neither does it find descriptors that this process opened, which are close-on-exec anyway. All
+/// others stay as they are, for programs that this process starts.
 ///
 /// # Errors
-/// Those of looking at /proc/self/fd.
+/// Errors from reading /proc/self/fd.
 pub fn given(
     mut wanted: impl FnMut(RawFd, BorrowedFd<'_>) -> bool,
 ) -> io::Result<BTreeMap<RawFd, OwnedFd>> {
     let mut given = BTreeMap::new();
     for number in left_open()? {
-        // SAFETY: it is open, and nothing in this process owns it.
+        // SAFETY: the descriptor is open, and nothing in this process owns it.
         if wanted(number, unsafe { BorrowedFd::borrow_raw(number) }) {
             given.insert(number, take(number)?);
         }
@@ -87,12 +89,12 @@ pub fn given(
     Ok(given)
 }
 
-/// Duplicates of those, which themselves stay as they are.
+/// Duplicates of all inherited descriptors, which stay as they are.
 ///
 /// # Errors
 /// As [`given`].
 pub fn copies() -> io::Result<BTreeMap<RawFd, OwnedFd>> {
-    // SAFETY: it is open, and nothing in this process owns it.
+    // SAFETY: the descriptor is open, and nothing in this process owns it.
     let copy = |number| unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned();
     left_open()?.into_iter().map(|number| Ok((number, copy(number)?))).collect()
 }
@@ -103,9 +105,9 @@ fn left_open() -> io::Result<Vec<RawFd>> {
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let number = entry?.file_name().to_str().and_then(|name| name.parse().ok());
         let Some(number) = number.filter(|number| *number >= FIRST) else { continue };
-        // SAFETY: used only to ask the kernel, which answers EBADF for a closed number.
+        // SAFETY: used only for a query to the kernel, which answers EBADF for a closed number.
         let flags = fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) });
-        // The look itself has one, which is closed by then.
+        // The descriptor of read_dir itself is close-on-exec, so it is left out.
         if flags.is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC)) {
             numbers.push(number);
         }
@@ -113,13 +115,13 @@ fn left_open() -> io::Result<Vec<RawFd>> {
     Ok(numbers)
 }
 
-/// Replaces this process by `command`, which finds `fds` as `first`,
-/// `first + 1` and so on. Only for a process with a single thread: for a moment
-/// the numbers mean something else than their owners believe.
+/// Replaces this process by `command`, which finds `fds` as `first`, `first + 1` and so on. Only
+/// for a process with a single thread: for a moment the numbers do not mean what their owners
+/// expect.
 ///
-/// It returns only if it failed; the descriptor table is then as it was, but
-/// for `fds`, which are closed. [`Error::DescriptorLimit`] if the numbers do not fit
-/// below RLIMIT_NOFILE, else that of the program.
+/// Returns only on failure; the descriptor table is then as before, except that `fds` are closed.
+/// [`Error::DescriptorLimit`] if the numbers do not fit below RLIMIT_NOFILE, else the error of the
+/// exec.
 pub fn exec(fds: Vec<OwnedFd>, first: RawFd, command: &mut Command) -> Error {
     let count = fds.len();
     match place(fds, first) {
@@ -128,7 +130,7 @@ pub fn exec(fds: Vec<OwnedFd>, first: RawFd, command: &mut Command) -> Error {
             drop(placed);
             executable::cannot_execute(command.get_program(), &error)
         }
-        // F_DUPFD and dup2 say so of a number at or above the limit (fcntl(2), dup(2)).
+        // F_DUPFD and dup2 return these for a number at or above the limit (fcntl(2), dup(2)).
         Err(error) if matches!(errno_of(&error), Errno::EMFILE | Errno::EINVAL | Errno::EBADF) => {
             let others = usize::try_from(first - FIRST).unwrap_or_default();
             Error::too_many(count.saturating_add(others))
@@ -137,12 +139,13 @@ pub fn exec(fds: Vec<OwnedFd>, first: RawFd, command: &mut Command) -> Error {
     }
 }
 
-/// Descriptors in their place. Dropping it closes them, and puts back what stood there.
+/// Descriptors in their place. Dropping the value closes them, and restores the descriptors that
+/// were there.
 struct Placed {
     /// The numbers `first..next` are ours.
     first: RawFd,
     next: RawFd,
-    /// What else stood on one of them, with its flags; kept above them all.
+    /// Other descriptors that were on these numbers, with their flags; kept above the range.
     before: HashMap<RawFd, (OwnedFd, FdFlags)>,
 }
 
@@ -152,7 +155,7 @@ fn place(fds: Vec<OwnedFd>, first: RawFd) -> io::Result<Placed> {
         .and_then(|count| first.checked_add(count))
         .filter(|_| first >= 0)
         .ok_or(Errno::EMFILE)?;
-    // Where each of ours is now, by the number: only these have to move within the range.
+    // The current position of each of ours, by number: only these have to move within the range.
     let inside = fds.iter().enumerate().map(|(index, fd)| (fd.as_raw_fd(), index));
     let mut inside: HashMap<RawFd, usize> =
         inside.filter(|(number, _)| (first..end).contains(number)).collect();
@@ -166,7 +169,7 @@ fn place(fds: Vec<OwnedFd>, first: RawFd) -> io::Result<Placed> {
             fcntl_setfd(&fd, FdFlags::empty())?;
             let _ = fd.into_raw_fd();
         } else if let Some(other) = inside.remove(&number) {
-            // The two change places, by way of any number that is free.
+            // The two swap places, by way of any free number.
             let Some(there) = fds.get_mut(other).and_then(Option::take) else { continue };
             let aside = fcntl_dupfd_cloexec(&there, 0)?;
             duplicate(fd.as_fd(), number)?;
@@ -190,19 +193,19 @@ fn place(fds: Vec<OwnedFd>, first: RawFd) -> io::Result<Placed> {
     Ok(placed)
 }
 
-/// dup2(2): `number` means what `fd` means, without close-on-exec, and nothing else any more. Only for
-/// numbers that the caller owns, or whose meaning it puts back before anybody uses them.
+/// dup2(2): `number` becomes a copy of `fd`, without close-on-exec. Only for numbers that the
+/// caller owns, or whose meaning the caller restores before anything uses them.
 fn duplicate(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
-    // SAFETY: `fd` is open; dup2 takes any number, and what becomes of the owner of `number` is
-    // the caller's to see to, by the contract above. (nix's own fails to report an error.)
+    // SAFETY: `fd` is open; dup2 takes any number, and by the contract above the caller takes care
+    // of the owner of `number`. (nix's own fails to report an error.)
     let done = unsafe { libc::dup2(fd.as_raw_fd(), number) };
     Errno::result(done)?;
     Ok(())
 }
 
-/// A copy, from `above` up, of what the number means now.
+/// A copy of the descriptor now at `number`, numbered from `above` up.
 fn save(number: RawFd, above: RawFd) -> io::Result<Option<(OwnedFd, FdFlags)>> {
-    // SAFETY: used only to ask the kernel, which answers EBADF for a closed number.
+    // SAFETY: used only for a query to the kernel, which answers EBADF for a closed number.
     let there = unsafe { BorrowedFd::borrow_raw(number) };
     match fcntl_getfd(there) {
         Ok(flags) => Ok(Some((fcntl_dupfd_cloexec(there, above)?, flags))),
@@ -215,10 +218,10 @@ impl Drop for Placed {
     fn drop(&mut self) {
         for number in self.first..self.next {
             if let Some((fd, flags)) = self.before.remove(&number) {
-                // Cannot fail on open descriptors; else the first owner has ours, which harms less
-                // than a number that may be given out again.
+                // This cannot fail on open descriptors. If it did, the first owner would have ours,
+                // which is less harmful than a number that may be reassigned.
                 let _ = duplicate(fd.as_fd(), number);
-                // SAFETY: it is open, one way or the other, and only its flags are set.
+                // SAFETY: the descriptor is open, one way or the other, and only its flags are set.
                 let _ = fcntl_setfd(unsafe { BorrowedFd::borrow_raw(number) }, flags);
             } else {
                 // SAFETY: `place` put a descriptor of its own here and gave up its ownership.

@@ -1,16 +1,19 @@
-//! bind(2), listen(2) and unlink(2) of a program, and its readiness signal, each of which waits until it is answered (seccomp_unotify(2)).
+//! Intercepts bind(2), listen(2), unlink(2) and the readiness signal of a program: each call waits
+//! until it is answered (seccomp_unotify(2)).
 //!
-//! Whether and how a call is answered is decided above; here it is received, looked at, and answered. What the program has
-//! in its memory is read once, and everything acts on that copy: another of its threads may write there meanwhile. What is
-//! read belongs to the process that calls if the call still waits afterwards ([`Calls::waits`]); a pid alone may name another
-//! by then. A call that the kernel does by itself in the end ([`Call::go_on`]) is done with what is in memory then, and with the
-//! program's own rights.
+//! Code above this module decides whether and how a call is answered; this module receives,
+//! inspects and answers it. The program's memory is read once, and everything acts on that copy,
+//! because another thread may write there meanwhile. The copy belongs to the calling process if the
+//! call still waits after the read ([`Calls::waits`]); a pid alone may name another process by
+//! then. If the kernel finally executes a call itself ([`Call::go_on`]), it uses the memory
+//! contents at that time and the program's own rights.
 //!
-//! A call is answered in any case: when a [`Call`] is dropped it fails (a signal succeeds, an unlink goes on), and when the last copy of the descriptor closes every
-//! call fails with ENOSYS. Another process may have a copy, with the [`ledger`] of what was received: what is to become of the calls where
-//! this process is killed is in [`unattended`].
+//! Every call gets an answer. A [`Call`] that is dropped fails (a signal succeeds, an unlink goes
+//! on), and when the last copy of the descriptor closes every call fails with ENOSYS. Another
+//! process may have a copy, together with the [`ledger`] of received calls; [`unattended`] answers
+//! the calls if this process is killed.
 //!
-//! Not seen: bind and listen through io_uring (Linux 6.11), which are no system calls.
+//! bind and listen through io_uring (Linux 6.11) are not seen, since they are no system calls.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -40,7 +43,8 @@ pub use options::copy as copy_options;
 pub(crate) use tried::on_a_child;
 pub use unattended::{Left, Unattended};
 
-/// Whether a process may have a filter that asks about its calls: it has more filters than this one (proc_pid_status(5)).
+/// Whether a process may have a filter that intercepts its calls: it has more filters than this one
+/// (proc_pid_status(5)).
 pub fn is_asked_about(pid: i32) -> bool {
     let filters = |who: &str| {
         let status = std::fs::read_to_string(format!("/proc/{who}/status")).ok()?;
@@ -49,12 +53,12 @@ pub fn is_asked_about(pid: i32) -> bool {
     };
     match (filters(&pid.to_string()), filters("self")) {
         (Some(theirs), Some(ours)) => theirs > ours,
-        // Before Linux 5.9.
+        // Linux before 5.9 does not report the number.
         _ => true,
     }
 }
 
-/// The calls of one program, and of all that it has started.
+/// The intercepted calls of a program, and of every process that it started.
 #[derive(Debug)]
 pub struct Intercept {
     shared: Arc<Shared>,
@@ -64,28 +68,28 @@ pub struct Intercept {
 #[derive(Debug)]
 struct Shared {
     calls: Calls,
-    /// Those that were received and are not answered.
+    /// Calls that were received and not answered.
     open: Mutex<Open>,
-    /// The same for who comes after us; none where there is no memory for it.
+    /// The same, for the next supervisor; None if no memory could be had for it.
     ledger: Option<Ledger>,
-    /// Those that an earlier image of this process had received.
+    /// Calls that an earlier image of this process had received.
     left: Mutex<Vec<Received>>,
 }
 
 #[derive(Debug, Default)]
 struct Open {
     calls: BTreeMap<u64, Received>,
-    /// The id of the last one.
+    /// The id of the call received last.
     last: Option<u64>,
 }
 
 impl Shared {
     fn open(&self) -> MutexGuard<'_, Open> {
-        // Nothing panics while it is locked, and every map is a valid one.
+        // Nothing panics while the lock is held, and every map is valid.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A call was received.
+    /// Records a received call.
     fn begin(&self, received: Received) {
         let mut open = self.open();
         let is_newer = |last: u64| received.0.wrapping_sub(last).cast_signed() > 0;
@@ -96,13 +100,13 @@ impl Shared {
         self.write(&open);
     }
 
-    /// A call is about to be answered: only once.
+    /// Answers a call, once only.
     fn end(&self, id: u64, answer: impl FnOnce(&Calls, u64) -> Result<(), Errno>) {
         let mut open = self.open();
         if open.calls.remove(&id).is_some() {
-            // Its process can only have ended.
+            // A failure means that its process has ended.
             let _ = answer(&self.calls, id);
-            // Behind the answer: one that is written down and waits no more is nobody's.
+            // After the answer: a recorded call that no longer waits is ignored.
             self.write(&open);
         }
     }
@@ -119,21 +123,23 @@ impl Shared {
 }
 
 impl Intercept {
-    /// Takes what [`crate::spawn::receive_hold`] gave, and the calls that an earlier image of this process had not answered
-    /// ([`Self::unanswered`]). Call it within a tokio runtime.
+    /// Takes the descriptor from [`crate::spawn::receive_hold`], and the calls that an earlier
+    /// image of this process had not answered ([`Self::unanswered`]). Call it within a tokio
+    /// runtime.
     ///
     /// # Errors
-    /// Those of [`Watch::new`]; `EOVERFLOW` if the kernel says more of a call than was known when
-    /// this was written.
+    /// Errors from [`Watch::new`]; `EOVERFLOW` if the kernel's structures are larger than the ones
+    /// known here.
     pub fn new(listener: OwnedFd, left: Vec<Received>) -> io::Result<Self> {
         Self::with(Calls::new(listener)?, Ledger::new().ok(), left)
     }
 
-    /// Takes copies of what [`Self::copies`] gave, of a supervisor that was killed or of an earlier image of this process, which had
-    /// not answered the calls of `left`. Call it within a tokio runtime.
+    /// Takes duplicates of the descriptors from [`Self::copies`], of a supervisor that was killed
+    /// or of an earlier image of this process, which had not answered the calls of `left`. Call it
+    /// within a tokio runtime.
     ///
     /// # Errors
-    /// As of [`Self::new`].
+    /// As [`Self::new`].
     pub fn resume([listener, ledger]: [OwnedFd; 2], left: Vec<Received>) -> io::Result<Self> {
         let (calls, ledger) = (Calls::new(listener)?, Ledger::from(ledger));
         let mut all = unattended::go_on_with(&calls, &ledger);
@@ -150,16 +156,16 @@ impl Intercept {
         Ok(Self { shared: Arc::new(shared), watch })
     }
 
-    /// What another process needs in order to answer the calls when this one is killed, or to give it to one that does; none where there is
-    /// no memory for it.
+    /// The descriptors that another process needs to answer the calls if this one is killed, or to
+    /// pass them on. None if there is no memory for the ledger.
     pub fn copies(&self) -> Option<[BorrowedFd<'_>; 2]> {
         Some([self.shared.calls.as_fd(), self.shared.ledger.as_ref()?.as_fd()])
     }
 
-    /// Waits for the next call; None when nobody is left who could make one.
+    /// Waits for the next call; None when no process is left that could make one.
     ///
     /// # Errors
-    /// Those of ioctl(2) SECCOMP_IOCTL_NOTIF_RECV.
+    /// Errors from ioctl(2) SECCOMP_IOCTL_NOTIF_RECV.
     pub async fn next(&self) -> io::Result<Option<Call>> {
         while let Some(left) = self.shared.left() {
             if self.shared.calls.waits(left.0) {
@@ -196,7 +202,8 @@ impl Intercept {
         Call { shared: Arc::clone(&self.shared), id, pid, number, arguments, again }
     }
 
-    /// What was received and is not answered, for an image that gets the descriptor and answers it instead of this one.
+    /// The calls received and not answered, for an image that gets the descriptor and answers them
+    /// instead of this one.
     pub fn unanswered(&self) -> Vec<Received> {
         self.shared.open().calls.values().copied().collect()
     }
@@ -208,7 +215,7 @@ impl AsFd for Intercept {
     }
 }
 
-/// A call that waits.
+/// A call that waits for its answer.
 #[derive(Debug)]
 pub struct Call {
     shared: Arc<Shared>,
@@ -219,17 +226,19 @@ pub struct Call {
     again: bool,
 }
 
-/// What became of a call that a socket was given for.
+/// The outcome of a call that got a socket.
 #[derive(Debug)]
 pub struct Gave {
-    /// What could not be replaced beside the descriptor that the call names, in words.
+    /// Copies of the program's socket, and registrations of it, that could not be replaced, in
+    /// words.
     pub left: Vec<String>,
-    /// A signal came between the socket and the answer, or the process has ended: the same call may come again.
+    /// Whether a signal came between the socket and the answer (the same call may come again), or
+    /// the process has ended.
     pub is_interrupted: bool,
 }
 
 impl Call {
-    /// The thread that has made it.
+    /// The thread that made the call.
     pub fn pid(&self) -> i32 {
         self.pid
     }
@@ -239,31 +248,33 @@ impl Call {
         self.id
     }
 
-    /// Whether an earlier image or supervisor had received it: it may have given the socket and not answered.
+    /// Whether an earlier image or supervisor had received the call: it may have given the socket
+    /// without answering.
     pub fn comes_again(&self) -> bool {
         self.again
     }
 
-    /// Whether it is listen(2).
+    /// Whether the call is listen(2).
     pub fn is_listen(&self) -> bool {
         matches!(self.number, Number::Listen | Number::ListenInMemory)
     }
 
-    /// Whether it is unlink(2) or unlinkat(2).
+    /// Whether the call is unlink(2) or unlinkat(2).
     pub fn is_unlink(&self) -> bool {
         matches!(self.number, Number::Unlink | Number::UnlinkAt)
     }
 
-    /// Whether it is the signal by which the program says that it is ready.
+    /// Whether the call is the program's readiness signal.
     pub fn is_readiness(&self) -> bool {
         self.number == Number::Kill
     }
 
-    /// What looks at it, on a thread that may stall: a page of the program's memory may be on a file system that does not answer.
+    /// Returns a closure that inspects the call. Run it on a thread that may stall: a page of the
+    /// program's memory may be on a file system that does not answer.
     ///
     /// # Errors
-    /// Those of pidfd_open(2), pidfd_getfd(2) and process_vm_readv(2), such as `EPERM` without the right to trace the process;
-    /// `ESRCH` if the call waits no more.
+    /// Errors from pidfd_open(2), pidfd_getfd(2) and process_vm_readv(2), such as `EPERM` without
+    /// the right to trace the process; `ESRCH` if the call no longer waits.
     pub fn look(&self) -> impl FnOnce() -> io::Result<Look> + Send + 'static {
         let (shared, id, pid) = (Arc::clone(&self.shared), self.id, self.pid);
         let (number, arguments) = (self.number, self.arguments);
@@ -273,36 +284,38 @@ impl Call {
         }
     }
 
-    /// Has its thread stop (SIGSTOP, and with it the whole process) before the call returns. The same signal to the process may be
-    /// taken by another thread, which is scheduled later.
+    /// Makes the calling thread stop (SIGSTOP, which stops the whole process) before the call
+    /// returns. If the signal went to the process, another thread could take it, which is scheduled
+    /// later.
     pub fn stop_thread(&self) {
         if self.shared.calls.waits(self.id) {
-            // SAFETY: tkill takes two integers. The thread waits in the call, so that nobody else has its number.
+            // SAFETY: tkill takes two integers. The thread waits in the call, so no other thread
+            // has its number.
             unsafe { libc::syscall(libc::SYS_tkill, self.pid, libc::SIGSTOP) };
         }
     }
 
-    /// The kernel does it.
+    /// Lets the kernel execute the call.
     pub fn go_on(self) {
         self.end(|calls, id| calls.go_on(id));
     }
 
-    /// It succeeds and does nothing.
+    /// Lets the call succeed without executing it.
     pub fn succeed(self) {
         self.end(Calls::done);
     }
 
-    /// It fails.
+    /// Lets the call fail.
     pub fn refuse(self, failure: Failure) {
         self.end(|calls, id| calls.fail(id, errno_of(failure)));
     }
 
-    /// What puts this socket in the place of the program's own, and lets the call succeed. On a thread: the program may have many
-    /// descriptors to look through.
+    /// Returns a closure that replaces the program's own socket by this one and lets the call
+    /// succeed. Run it on a separate thread: the program may have many descriptors to search.
     ///
     /// # Errors
-    /// Those of ioctl(2) SECCOMP_IOCTL_NOTIF_ADDFD: `ENOENT` if the call waits no more, `EMFILE`; `EBADF` if the number is that
-    /// socket's no more. The call has failed then.
+    /// Errors from ioctl(2) SECCOMP_IOCTL_NOTIF_ADDFD: `ENOENT` if the call no longer waits,
+    /// `EMFILE`; `EBADF` if the number no longer names that socket. The call has failed then.
     pub fn give(
         self,
         socket: Arc<OwnedFd>,
@@ -329,7 +342,7 @@ impl Call {
     }
 }
 
-/// What a call fails with.
+/// The errno for a failure.
 pub fn errno_of(failure: Failure) -> Errno {
     match failure {
         Failure::Denied => Errno::EACCES,

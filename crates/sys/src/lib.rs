@@ -1,29 +1,30 @@
-//! Every system call of bindonce that needs care.
+//! The Linux system calls of bindonce that need care.
 //!
-//! This crate is the only one that may use `unsafe` (capi takes pointers from C), and the only one that
-//! knows how Linux spells things: which socket options make an address
-//! exclusive, where the accept
-//! queue's length can be read, how a process is named without a race. Above it
-//! everything is typed: owned descriptors, addresses of `bindonce-core`, and
-//! errors that say which call failed on what.
+//! All `unsafe` code is here, except for the C pointers of capi and the descriptors of `LISTEN_FDS`
+//! in fd. This crate knows the Linux specifics: which socket options make an address exclusive,
+//! where to read the length of an accept queue, how to name a process without a race. Crates above
+//! it see typed values: owned descriptors, addresses of `bindonce-core`, and errors that say which
+//! call failed on what.
 //!
-//! From the most to the least important:
+//! The modules, most important first:
 //! - [`listen`] creates listeners (`bindonce-fd` passes them between processes);
-//! - [`queue`], [`diag`], [`holders`], [`epoll`] and [`ghosts`] tell who holds and who
-//!   accepts, from the kernel's own books;
-//! - [`guard`], [`options`] and [`identity`] tell what a shared socket is and what others
-//!   have done to it; [`hidden`] keeps new connections from one;
-//! - [`executable`], [`spawn`], [`shim`], [`tether`], [`inherit`], [`process`], [`tree`] and [`signals`] start and end programs;
-//!   [`hold`] stops one at the moment when it says that it is ready, [`intercept`] answers its bind(2) and listen(2);
-//! - [`watch`] waits for a descriptor, [`changes`] for files; [`probe`] puts an entry
-//!   into an accept queue;
-//! - [`silence`] ends connections of another process on which nothing comes;
-//! - [`network`] is a network of one's own;
-//! - [`terminal`] is the one that a person sits at;
-//! - [`directory`] opens where files lie, so that a path leads nowhere else;
-//! - [`closing`], [`file`], [`log`], [`subprocess`] and [`worker`] keep what may wait away from the thread that decides;
-//! - [`peer`], [`limits`], [`lock`], [`memory`] and [`privileges`]
-//!   are what a daemon needs; [`trusted`] tells whether others could replace its files.
+//! - [`queue`], [`diag`], [`holders`], [`epoll`] and [`ghosts`] find out from the kernel who holds
+//!   a socket and who accepts on it;
+//! - [`guard`], [`options`] and [`identity`] describe a shared socket and detect what other holders
+//!   did to it; [`hidden`] keeps new connections away from a socket;
+//! - [`executable`], [`spawn`], [`shim`], [`tether`], [`inherit`], [`process`], [`tree`] and
+//!   [`signals`] start and end programs; [`hold`] stops a program when it signals readiness,
+//!   [`intercept`] answers its bind(2) and listen(2);
+//! - [`watch`] waits for a descriptor, [`changes`] for files; [`probe`] puts an entry into an
+//!   accept queue;
+//! - [`silence`] ends idle connections of another process;
+//! - [`network`] creates a private network namespace;
+//! - [`terminal`] controls the user's terminal;
+//! - [`directory`] opens the directory of a file so that nobody can redirect the path;
+//! - [`closing`], [`file`], [`log`], [`subprocess`] and [`worker`] keep blocking work off the main
+//!   thread;
+//! - [`peer`], [`limits`], [`lock`], [`memory`] and [`privileges`] are for daemons; [`trusted`]
+//!   checks whether other users could replace a daemon's files.
 
 mod calls;
 pub mod changes;

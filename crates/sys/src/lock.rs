@@ -1,4 +1,4 @@
-//! One process at a time: a lock on a file, which dies with its process.
+//! Ensures a single process with a file lock, which ends with its process.
 
 use std::fs;
 use std::io;
@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-/// A lock that is held (flock(2), exclusive). It ends when the last descriptor
-/// of it is closed, and so at the latest with the process. The file stays when the
-/// value is dropped; [`LockFile::remove`] takes it away.
+/// A held lock (flock(2), exclusive). It ends when its last descriptor is closed, at the latest
+/// with the process. The file stays when the value is dropped; [`LockFile::remove`] removes it.
 #[derive(Debug)]
 pub struct LockFile {
     fd: OwnedFd,
@@ -20,20 +19,21 @@ pub struct LockFile {
 }
 
 impl LockFile {
-    /// Takes the lock if it is free; None if another process has it. Creates the
-    /// file, mode 0600, where there is none.
+    /// Takes the lock if it is free; None if another process has it. Creates a missing file with
+    /// mode 0600.
     ///
     /// # Errors
-    /// Those of open(2) and flock(2).
+    /// Errors from open(2) and flock(2).
     pub fn try_acquire(path: &Path) -> io::Result<Option<Self>> {
         Self::lock(path, FlockOperation::NonBlockingLockExclusive)
     }
 
-    /// The same, and waits up to `ending` for a holder that ends: one that was killed has the lock until the kernel has closed its
-    /// files, and those of a child that had not executed its program yet. None at once where the holder `answers`.
+    /// The same, but waits up to `ending` for a holder that is ending: a killed process has the
+    /// lock until the kernel has closed its files, and the files of a child that had not executed
+    /// its program yet. None at once if the holder `answers`.
     ///
     /// # Errors
-    /// Those of open(2) and flock(2), and of starting a thread.
+    /// Errors from open(2) and flock(2), and from starting a thread.
     pub fn acquire(
         path: &Path,
         ending: Duration,
@@ -45,7 +45,7 @@ impl LockFile {
         }
         let (sender, receiver) = mpsc::channel();
         let waits = path.to_owned();
-        // It may wait for longer: what it gets then is closed at once.
+        // The thread may wait longer than the caller: a lock that it gets then is released at once.
         let wait = move || sender.send(Self::lock(&waits, FlockOperation::LockExclusive));
         thread::Builder::new().name("lock".to_owned()).spawn(wait)?;
         receiver.recv_timeout(ending).unwrap_or(Ok(None))
@@ -61,8 +61,8 @@ impl LockFile {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             }
-            // The file may have been removed between open and flock, by the one
-            // that held it before: a lock on a file without a name excludes nobody.
+            // The previous holder may have removed the file between open and flock: a lock on a
+            // file without a name excludes nobody.
             let ours = rustix::fs::fstat(&fd)?;
             match rustix::fs::lstat(path) {
                 Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => {
@@ -74,22 +74,22 @@ impl LockFile {
         }
     }
 
-    /// The lock that an earlier image of this process took at `path` and left open. It belongs
-    /// to the open file and not to the process, so it is held still.
+    /// Resumes the lock that an earlier image of this process took at `path` and left open. The
+    /// lock belongs to the open file and not to the process, so it is still held.
     pub fn resume(fd: OwnedFd, path: &Path) -> Self {
         Self { fd, path: path.to_owned() }
     }
 
-    /// Removes the file, then lets the lock go. In this order, so that the file
-    /// is never taken away from another holder.
+    /// Removes the file, then releases the lock, in this order, so that the file of another holder
+    /// is never removed.
     ///
     /// # Errors
-    /// Those of unlink(2); the lock is gone in any case.
+    /// Errors from unlink(2); the lock is released in any case.
     pub fn remove(self) -> io::Result<()> {
         fs::remove_file(&self.path)
     }
 
-    /// Where the lock is.
+    /// The path of the lock file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -128,12 +128,12 @@ mod tests {
         assert!(refused.is_none());
         let refused = LockFile::acquire(&path, Duration::from_millis(1), || false).expect("open");
         assert!(refused.is_none());
-        // It is asked, does not answer, and ends.
+        // The holder is asked, does not answer, and ends.
         let mut first = Some(first);
         let ends = || first.take().is_none();
         let next = LockFile::acquire(&path, long, ends).expect("open").expect("free at last");
         assert!(LockFile::try_acquire(&path).expect("open").is_none());
-        // With the file: the lock on one without a name is worth nothing.
+        // With the file: a lock on a file without a name is worth nothing.
         let mut next = Some(next);
         let removed = || next.take().map(LockFile::remove).is_none();
         let last = LockFile::acquire(&path, long, removed).expect("open").expect("free at last");

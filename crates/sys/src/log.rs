@@ -1,11 +1,11 @@
-//! Standard error of a process that must go on deciding when nobody reads it: a pipe that is full, a
-//! terminal that was stopped with Ctrl-S, a log service that hangs.
+//! Standard error of a process that must not block when the output is not read: a full pipe, a
+//! terminal stopped with Ctrl-S, a log service that hangs.
 //!
-//! write(2) to it would wait until it is read, and O_NONBLOCK is a property of the open file,
-//! which others share. So what is said goes into a buffer, and a thread that does nothing else writes
-//! it. Lines that find the buffer full are dropped and counted; the count is said as soon as there is
-//! room again. Where the system lets no thread be made (a limit on pids), what a reader has room for at
-//! once is written directly, and the rest waits for the next line.
+//! write(2) would block until the output is read, and O_NONBLOCK is a property of the open file,
+//! which other processes share. So text goes into a buffer, and a dedicated thread writes it. Lines
+//! that find the buffer full are dropped and counted, and the count is reported as soon as there is
+//! room again. If the system allows no thread (a limit on pids), text is written directly as far as
+//! the reader has room at once, and the rest waits for the next line.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -16,47 +16,47 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::worker;
 
-/// How much is kept for a reader that does not read, about a thousand lines.
+/// Bytes buffered for a reader that does not read, about a thousand lines.
 const ROOM: usize = 128 * 1024;
 
-/// What one write takes at most: so much a pipe takes in one piece (pipe(7), PIPE_BUF), so that
-/// lines of two processes do not mix.
+/// Most bytes in one write: a pipe takes this many in one piece (pipe(7), PIPE_BUF), so that lines
+/// of two processes do not mix.
 const PIECE: usize = 4096;
 
-/// Room beyond [`ROOM`] for the line that says how many were dropped.
+/// Room beyond [`ROOM`] for the line that reports dropped lines.
 const NOTICE: usize = 512;
 
-/// The line that says how many lines were dropped, with its end.
+/// Formats the line that reports the number of dropped lines, with its newline.
 pub type Notice = fn(u64) -> String;
 
-/// How long the last words of a process may take ([`finish`]).
+/// How long the final output of a process may take ([`finish`]).
 pub const LAST_WORDS: Duration = Duration::from_secs(1);
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// From now on [`write`] keeps what it is given, until [`start`] is called.
+/// Makes [`write`] buffer its text from now on, until [`start`] is called.
 pub fn keep(notice: Notice) {
     let _ = LOG.get_or_init(|| Log::new(None, notice));
 }
 
-/// Starts the thread that writes what [`keep`] keeps. Not before this process has given up the
-/// privileges that it does not need: those are the thread's own.
+/// Starts the thread that writes the text that [`keep`] buffers. Call it only after this process
+/// has dropped the privileges that it does not need: privileges belong to threads.
 pub fn start() {
     if let Some(log) = LOG.get() {
         log.start();
     }
 }
 
-/// Says whole lines on standard error. It does not wait if [`keep`] was called.
+/// Writes whole lines to standard error. Does not block if [`keep`] was called.
 pub fn write(text: &[u8]) {
     match LOG.get() {
         Some(log) => log.write(text),
-        // Without a reader there is nobody to tell.
+        // If standard error cannot be written, there is nobody to tell.
         None => drop(io::Write::write_all(&mut io::stderr(), text)),
     }
 }
 
-/// Waits until everything is written, but for no longer than `patience`.
+/// Waits until everything is written, at most for `patience`.
 pub fn finish(patience: Duration) {
     if let Some(log) = LOG.get() {
         log.start();
@@ -70,24 +70,24 @@ struct Log(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// There is something to write.
+    /// There is text to write.
     more: Condvar,
     /// Everything is written.
     done: Condvar,
     notice: Notice,
-    /// Where to; None is standard error.
+    /// The output; None is standard error.
     to: Option<OwnedFd>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     text: Vec<u8>,
-    /// Lines that found no room.
+    /// Number of lines that found no room.
     dropped: u64,
     started: bool,
-    /// The thread could not be started: tried again with each line.
+    /// The thread could not be started; each line tries again.
     alone: bool,
-    /// The thread is writing what it has taken out of `text`.
+    /// The text taken out of `text` is being written.
     writing: bool,
 }
 
@@ -149,12 +149,12 @@ impl Log {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that is done under the lock leaves it half done.
+        // No operation under the lock leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes for as long as the process lives. Its own buffer is all the memory that it needs: an
-    /// allocation here would get this thread an arena of its own (malloc(3)).
+    /// Writes for as long as the process lives. Uses only its own buffer: an allocation here would
+    /// give this thread an arena of its own (malloc(3)).
     fn pass_on(&self) {
         let mut piece = [0; PIECE];
         loop {
@@ -163,7 +163,7 @@ impl Shared {
         }
     }
 
-    /// Without a thread: writes what there is room for now.
+    /// Without a thread: writes as much as there is room for now.
     fn write_ready(&self) {
         let mut piece = [0; PIECE];
         loop {
@@ -175,7 +175,7 @@ impl Shared {
             let stderr = io::stderr();
             let to = self.to.as_ref().map_or(stderr.as_fd(), OwnedFd::as_fd);
             let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-            // A pipe that is writable has room for a piece (pipe(7)).
+            // A writable pipe has room for one piece (pipe(7)).
             if !poll(&mut [PollFd::from_borrowed_fd(to, PollFlags::OUT)], Some(&now))
                 .is_ok_and(|ready| ready > 0)
             {
@@ -187,7 +187,7 @@ impl Shared {
         }
     }
 
-    /// Waits for something to write, and takes as many whole lines as one write may have.
+    /// Waits for text, and takes as many whole lines as fit into one write.
     fn take(&self, piece: &mut [u8; PIECE]) -> usize {
         let mut state = self.lock();
         state.writing = false;
@@ -217,7 +217,7 @@ impl Shared {
             match rustix::io::write(to, text) {
                 Ok(written) => text = text.get(written..).unwrap_or_default(),
                 Err(rustix::io::Errno::INTR) => {}
-                // Somebody who shares it has made it non-blocking.
+                // Another process that shares the file has made it non-blocking.
                 Err(rustix::io::Errno::AGAIN) => {
                     let _ = poll(&mut [PollFd::new(&to, PollFlags::OUT)], None);
                 }
@@ -252,8 +252,8 @@ mod tests {
         let begun = Instant::now();
         log.finish(Duration::from_millis(10));
         assert!(begun.elapsed() < Duration::from_secs(5));
-        // The reader reads again, until every line has come or was said to be dropped. Where the thread was late, some
-        // were dropped between others.
+        // The reader resumes, until every line has arrived or was reported as dropped. If the
+        // thread was late, some lines were dropped between others.
         let (mut text, mut buffer) = (String::new(), [0; 4096]);
         let numbers = |text: &str, before: &str, after: &str| -> Vec<u64> {
             let number = |line: &str| line.strip_prefix(before)?.strip_suffix(after)?.parse().ok();

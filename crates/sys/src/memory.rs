@@ -1,4 +1,5 @@
-//! Files in memory, for what is handed on through a descriptor.
+//! In-memory files for data passed on through a descriptor, and returning unused memory to the
+//! system.
 
 use std::fs::File;
 use std::io;
@@ -10,42 +11,42 @@ use rustix::time::{ClockId, clock_gettime};
 /// An empty file in memory (memfd_create(2)), close-on-exec. `name` shows in /proc/PID/fd.
 ///
 /// # Errors
-/// Those of memfd_create(2).
+/// Errors from memfd_create(2).
 pub fn file(name: &str) -> io::Result<File> {
     Ok(memfd_create(name, MemfdFlags::CLOEXEC)?.into())
 }
 
-/// A number that is larger each time, for as long as the system runs: nanoseconds since boot.
+/// Nanoseconds since boot: a number that grows with each call, for as long as the system runs.
 pub fn unique() -> u128 {
     let now = clock_gettime(ClockId::Boottime);
     let seconds = u128::try_from(now.tv_sec).unwrap_or(0);
     seconds * 1_000_000_000 + u128::try_from(now.tv_nsec).unwrap_or(0)
 }
 
-/// Gives memory that was freed back to the system (malloc_trim(3)); nothing where the C library is
-/// not glibc. For after something large, since the allocator keeps what it once had.
+/// Returns freed memory to the system (malloc_trim(3)); does nothing if the C library is not glibc.
+/// Call it after an operation with much memory, since the allocator keeps freed memory.
 pub fn return_freed() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it takes a number and no pointer, is safe in any thread, and touches only memory that
-    // the allocator knows to be free.
+    // SAFETY: malloc_trim takes a number and no pointer, is safe in any thread, and touches only
+    // memory that the allocator knows to be free.
     unsafe {
         nix::libc::malloc_trim(0);
     }
 }
 
-/// Lets go of the program's code that is resident, its own and that of its libraries: what
-/// is needed again comes back from the page cache, a page at a time. For a process that stays for
-/// months, after something that needed far more code than serving does.
+/// Releases the resident code of the program and of its libraries; code that is needed again is
+/// read from the page cache, a page at a time. For a process that runs for months, after an
+/// operation that needed far more code than serving does.
 ///
 /// # Errors
-/// Those of reading /proc/self/maps and of madvise(2).
+/// Errors from reading /proc/self/maps and from madvise(2).
 pub fn forget_code() -> io::Result<()> {
     for line in std::fs::read_to_string("/proc/self/maps")?.lines() {
         let Some((start, end)) = code(line) else { continue };
         let start = std::ptr::with_exposed_provenance_mut(start);
-        // SAFETY: this is a private mapping of a file that is executable and not writable (proc_maps(5)):
-        // nobody has written to it (text has no relocations), so that each page reads the same
-        // when it is taken from the file again (madvise(2), MADV_DONTNEED). Nothing unmaps it
+        // SAFETY: this is a private mapping of a file that is executable and not writable
+        // (proc_maps(5)): nothing has written to it (text has no relocations), so each page reads
+        // the same when it comes from the file again (madvise(2), MADV_DONTNEED). Nothing unmaps it
         // meanwhile: no library is ever unloaded here.
         unsafe { rustix::mm::madvise(start, end, Advice::LinuxDontNeed)? };
     }

@@ -1,4 +1,4 @@
-//! As much of netlink(7) as asking for sockets and setting up a device need.
+//! The parts of netlink(7) that socket queries and device setup need.
 
 use std::os::fd::OwnedFd;
 
@@ -22,14 +22,14 @@ const NLM_F_ACK: u16 = 4;
 pub(crate) struct Netlink(OwnedFd);
 
 impl Netlink {
-    /// To socket diagnosis (sock_diag(7)).
+    /// For socket diagnosis (sock_diag(7)).
     pub(crate) fn diagnosis() -> Result<Self, Error> {
         Self::open(Some(rustix::net::netlink::SOCK_DIAG), "socket(NETLINK_SOCK_DIAG)")
     }
 
-    /// To devices and routes (rtnetlink(7)).
+    /// For devices and routes (rtnetlink(7)).
     pub(crate) fn route() -> Result<Self, Error> {
-        // NETLINK_ROUTE is 0, which is what no protocol means.
+        // NETLINK_ROUTE is 0, the number for no protocol.
         Self::open(None, "socket(NETLINK_ROUTE)")
     }
 
@@ -40,7 +40,7 @@ impl Netlink {
             .map_err(|error| Error::call(operation, error))
     }
 
-    /// Asks for all that match.
+    /// Requests all objects that match.
     pub(crate) fn dump(
         &self,
         kind: u16,
@@ -51,7 +51,7 @@ impl Netlink {
         self.receive(false, each)
     }
 
-    /// Asks for exactly one.
+    /// Requests exactly one object.
     pub(crate) fn ask(
         &self,
         kind: u16,
@@ -62,7 +62,7 @@ impl Netlink {
         self.receive(true, each)
     }
 
-    /// Tells the kernel to do something, and waits until it has.
+    /// Sends a command to the kernel, and waits for its acknowledgement.
     pub(crate) fn command(&self, kind: u16, request: &[u8]) -> Result<(), Error> {
         self.send(kind, NLM_F_REQUEST | NLM_F_ACK, request)?;
         self.receive(true, |_| {})
@@ -94,7 +94,7 @@ impl Netlink {
                 match kind {
                     NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => {
-                        // 0 is the acknowledgement that NLM_F_ACK asks for.
+                        // 0 is the acknowledgement that NLM_F_ACK requests.
                         return match message.u32(0).map_or(0, u32::cast_signed) {
                             0 => Ok(()),
                             errno => Err(Error::call("netlink", Errno::from_raw(-errno))),
@@ -113,7 +113,7 @@ impl Netlink {
     }
 }
 
-/// Bytes from the kernel. Reading beyond their end gives None.
+/// Bytes from the kernel. Reading beyond their end returns None.
 #[derive(Clone, Copy)]
 pub(crate) struct Message<'a>(pub(crate) &'a [u8]);
 

@@ -1,5 +1,5 @@
-//! What sockets of this process belong to: a network of one's own, for what must neither meet the listeners of this
-//! host nor be met by theirs, and a device.
+//! The network namespace and device of this process's sockets. A private namespace is for sockets
+//! that must neither meet the listeners of this host nor be met by them.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -16,18 +16,17 @@ const RTM_NEWLINK: u16 = 16;
 const LOOPBACK: u32 = 1;
 const IFF_UP: u32 = 1;
 
-/// Moves the calling thread, and what it starts from then on, to a new network namespace
-/// (network_namespaces(7)) in which there is a loopback device and nothing else. Call it before
-/// there are other threads: they stay where they are. False where the kernel gives none (without
-/// CAP_SYS_ADMIN, in most containers); then nothing has changed.
-///
+/// Moves the calling thread, and everything it starts from then on, to a new network namespace
+/// (network_namespaces(7)) that contains only a loopback device. Call it before other threads
+/// exist: they would stay in the old one. False if the kernel refuses (without CAP_SYS_ADMIN, in
+/// most containers); then nothing has changed.
 /// # Errors
 /// [`Error::Call`] if the loopback device of the new namespace cannot be set up.
 pub fn isolate() -> Result<bool, Error> {
     if unshare(CloneFlags::CLONE_NEWNET).is_err() {
         return Ok(false);
     }
-    // struct ifinfomsg: family, padding, type, index, flags, and the flags that are meant.
+    // struct ifinfomsg: family, padding, type, index, flags, and the mask of changed flags.
     let mut request = [0; 16];
     for (at, number) in [(4, LOOPBACK), (8, IFF_UP), (12, IFF_UP)] {
         request[at..at + 4].copy_from_slice(&number.to_ne_bytes());
@@ -35,11 +34,11 @@ pub fn isolate() -> Result<bool, Error> {
     Netlink::route()?.command(RTM_NEWLINK, &request).map(|()| true)
 }
 
-/// The device that internet sockets of this process are bound to from their creation, if there is one: `ip vrf exec` has a program
-/// of the kernel do that at the cgroup of the process. The kernel is asked with a new socket.
+/// The device that new IP sockets of this process are bound to from their creation, if any: `ip vrf
+/// exec` does that with a BPF program on the process's cgroup. Determined with a new socket.
 ///
 /// # Errors
-/// Those of socket(2) and getsockopt(2).
+/// Errors from socket(2) and getsockopt(2).
 pub fn device_of_new_sockets() -> io::Result<Option<String>> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     Ok(identity::ip_options(socket.as_fd())?.interface)
@@ -52,7 +51,7 @@ mod tests {
 
     use super::*;
 
-    /// In a thread of its own: what is moved stays moved.
+    /// On a separate thread, because the move is permanent.
     #[test]
     fn in_a_network_of_its_own_loopback_works_and_nothing_else_is_met() {
         let done = thread::spawn(|| {

@@ -1,5 +1,6 @@
-//! A thread with a descriptor table of its own, in which any number is free to be used: epoll(7) knows a registration by the
-//! file and by the number that it had, so who changes another process's must have the file under that number.
+//! Runs code on a thread with its own descriptor table, in which any number is free to use.
+//! epoll(7) identifies a registration by the file and its descriptor number at that time, so
+//! changing a registration of another process needs the file under that number.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::thread;
@@ -18,11 +19,11 @@ pub(crate) struct Own {
     above: RawFd,
 }
 
-/// Works in such a thread, and waits for its end. Numbers below `above` are free there; what is worked with is lifted
-/// ([`Own::lift`]). The caller's descriptors are not touched.
+/// Runs `work` on such a thread, and waits for its end. Numbers below `above` are free there;
+/// descriptors in use are moved above it ([`Own::lift`]). The caller's descriptors are not touched.
 ///
 /// # Errors
-/// [`Error::Call`]: what `work` gives, and those of close_range(2) or unshare(2).
+/// [`Error::Call`]: errors from `work`, and from close_range(2) or unshare(2).
 pub(crate) fn own<T: Send>(
     above: RawFd,
     work: impl FnOnce(&Own) -> Result<T, Error> + Send,
@@ -43,13 +44,13 @@ pub(crate) fn own<T: Send>(
 }
 
 impl Own {
-    /// The same file, with a number that is not free to be used.
+    /// Duplicates the descriptor to a number at or above `above`.
     pub(crate) fn lift(&self, fd: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
         fcntl_dupfd_cloexec(fd, self.above)
             .map_err(|error| Error::call("fcntl(F_DUPFD_CLOEXEC)", error))
     }
 
-    /// Deletes the registration (`file`, `number`); false if there is none.
+    /// Deletes the registration (`file`, `number`); false if it does not exist.
     pub(crate) fn delete(
         &self,
         epoll: &OwnedFd,
@@ -63,7 +64,8 @@ impl Own {
         }
     }
 
-    /// Registers `file` as another was; one that is registered so already stays as it is.
+    /// Registers `file` with the number, events and data of `like`; an existing registration stays
+    /// as it is.
     pub(crate) fn add(
         &self,
         epoll: &OwnedFd,
@@ -82,17 +84,19 @@ impl Own {
         if number >= self.above {
             return Err(Error::call("dup2", Errno::EBADF));
         }
-        // SAFETY: this thread has a descriptor table of its own, in which all that is used stands above this
-        // number: the descriptor that is replaced here, in this table alone, has no user.
+        // SAFETY: this thread has a descriptor table of its own, in which all descriptors in use
+        // are above this number: the descriptor that is replaced here, in this table alone, has no
+        // user.
         unsafe { nix::unistd::dup2_raw(file.as_fd(), number) }
             .map_err(|error| Error::call("dup2", error))
     }
 }
 
-/// Gives this thread a descriptor table of its own, with what is open now.
+/// Gives this thread a descriptor table of its own, with the descriptors open now.
 ///
-/// By close_range(2) of nothing with CLOSE_RANGE_UNSHARE (Linux 5.9), which containers may call: the
-/// default seccomp profile of Docker and of containerd refuses unshare(2), whatever is to be unshared.
+/// Uses close_range(2) on a range without descriptors, with CLOSE_RANGE_UNSHARE (Linux 5.9), which
+/// containers may call: the default seccomp profile of Docker and of containerd refuses unshare(2)
+/// altogether.
 fn unshare_table() -> Result<(), Error> {
     let none = libc::c_uint::MAX;
     // SAFETY: no descriptor has this number, so none is closed; the call takes no pointer.

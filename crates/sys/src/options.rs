@@ -1,10 +1,10 @@
-//! Which options of a shared socket another holder has changed.
+//! Detects socket options that another holder has changed.
 //!
-//! Options belong to the socket, not to a descriptor: what one process sets holds
-//! for all that share it, and for every connection accepted from then on. haproxy,
-//! for one, sets several at each start from its own bind line. So the options
-//! here are those whose value in a socket that [`crate::listen`] has made is known:
-//! they do not follow a sysctl, and any other value was set by another holder.
+//! Options belong to the socket, not to a descriptor: a change by one process applies to all that
+//! share the socket, and to every connection accepted later. haproxy, for example, sets several at
+//! each start from its own bind line. The options here are those with a known value in a socket
+//! made by [`crate::listen`]: they do not follow a sysctl, and any other value was set by another
+//! holder.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::{mem, ptr};
@@ -14,14 +14,14 @@ use bindonce_core::listener::Listener;
 use nix::libc::{self, c_int, c_void, socklen_t};
 use rustix::fs::{OFlags, fcntl_getfl};
 
-/// An option that has another value than the socket was made with.
+/// An option whose value is not the one that the socket was created with.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Change {
-    /// Its name, as in the manual pages.
+    /// The name of the option, as in the manual pages.
     pub option: &'static str,
-    /// The value that the socket was made with.
+    /// The value that the socket was created with.
     pub was: i64,
-    /// The value that it has.
+    /// The current value.
     pub now: i64,
 }
 
@@ -36,7 +36,7 @@ const fn known(name: &'static str, level: c_int, option: c_int, was: i64) -> Kno
     Known { name, level, option, was }
 }
 
-/// Those of every socket; 0 in a new one (socket(7)).
+/// Options of every socket, with their value in a new one (socket(7)).
 const ALL: [Known; 5] = [
     known("SO_KEEPALIVE", libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0),
     known("SO_PRIORITY", libc::SOL_SOCKET, libc::SO_PRIORITY, 0),
@@ -45,24 +45,25 @@ const ALL: [Known; 5] = [
     known("SO_RCVLOWAT", libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1),
 ];
 
-/// That of a socket for QUIC.
+/// The option of a socket for QUIC.
 const QUIC: [Known; 1] = [known("SO_REUSEADDR", libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)];
 
-/// Those of TCP, as tcp_init_sock in the kernel leaves them (tcp(7)).
+/// Options of TCP, as tcp_init_sock in the kernel leaves them (tcp(7)).
 const TCP: [Known; 7] = [
     known("SO_REUSEADDR", libc::SOL_SOCKET, libc::SO_REUSEADDR, 1),
-    // TCP_MSS_DEFAULT of the kernel's tcp.h: none was asked for.
+    // TCP_MSS_DEFAULT of the kernel's tcp.h: no MSS was requested.
     known("TCP_MAXSEG", libc::IPPROTO_TCP, libc::TCP_MAXSEG, 536),
     known("TCP_NODELAY", libc::IPPROTO_TCP, libc::TCP_NODELAY, 0),
     known("TCP_SAVE_SYN", libc::IPPROTO_TCP, libc::TCP_SAVE_SYN, 0),
     known("TCP_USER_TIMEOUT", libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 0),
     known("TCP_DEFER_ACCEPT", libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0),
     known("TCP_FASTOPEN", libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 0),
-    // Not TCP_QUICKACK: each start of haproxy clears it, and it belongs to a connection anyway.
+    // Not TCP_QUICKACK: haproxy clears it at each start, and it is a property of a connection
+    // anyway.
 ];
 
-/// What of the socket of `listener` is not as it was made, in a fixed order. About
-/// fifteen short system calls.
+/// The options of the socket of `listener` that differ from their initial value, in a fixed order.
+/// About fifteen short system calls.
 pub fn changed(socket: BorrowedFd<'_>, listener: &Listener) -> Vec<Change> {
     let address = &listener.address;
     let of_kind: &[Known] = match address {
@@ -88,21 +89,22 @@ pub fn changed(socket: BorrowedFd<'_>, listener: &Listener) -> Vec<Change> {
         blocking.ok().map(|blocking| i64::from(!blocking)),
     );
     if !address.listens() {
-        // A connected socket receives from its peer alone.
+        // A connected UDP socket receives only from its peer.
         let connected = rustix::net::getpeername(socket).is_ok_and(|peer| peer.is_some());
         note("connect", 0, Some(i64::from(connected)));
     }
     found
 }
 
-/// Whether nobody else can bind `address` beside this socket: SO_REUSEPORT is off, and of UDP SO_REUSEADDR too.
+/// Whether no other socket can bind `address` beside this one: SO_REUSEPORT is off, and for UDP
+/// SO_REUSEADDR too.
 pub fn is_exclusive(socket: BorrowedFd<'_>, address: &Address) -> bool {
     let is_off = |option| number(socket, libc::SOL_SOCKET, option).unwrap_or(0) == 0;
     is_off(libc::SO_REUSEPORT) && (address.listens() || is_off(libc::SO_REUSEADDR))
 }
 
-/// The cookie of the network namespace that a socket belongs to (SO_NETNS_COOKIE), never used twice;
-/// None before Linux 5.14.
+/// The cookie of a socket's network namespace (SO_NETNS_COOKIE), which is never reused; None before
+/// Linux 5.14.
 pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> Option<u64> {
     let mut value = 0_u64;
     let room = size_of_val(&value);
@@ -111,62 +113,63 @@ pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> Option<u64> {
     (length == room).then_some(value)
 }
 
-/// For how long the kernel keeps a connection that has sent nothing away from the accept queue; 0 if it
-/// does not (TCP_DEFER_ACCEPT, tcp(7)).
+/// How long, in seconds, the kernel keeps a connection that has sent nothing out of the accept
+/// queue; 0 if it does not (TCP_DEFER_ACCEPT, tcp(7)).
 pub(crate) fn defer_accept(socket: BorrowedFd<'_>) -> c_int {
     number(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT).unwrap_or(0)
 }
 
-/// Sets it.
+/// Sets TCP_DEFER_ACCEPT.
 pub(crate) fn set_defer_accept(socket: BorrowedFd<'_>, seconds: c_int) {
-    // Only a socket that is not TCP refuses, and then there is nothing to set.
+    // Only a socket that is not TCP refuses the option, and then there is nothing to set.
     set(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, seconds);
 }
 
-/// An option whose value is an int.
+/// The value of an option that is an int.
 pub(crate) fn number(socket: BorrowedFd<'_>, level: c_int, option: c_int) -> Option<c_int> {
     let mut value: c_int = 0;
     let length = get(socket, level, option, (&raw mut value).cast(), size_of::<c_int>())?;
     (length == size_of::<c_int>()).then_some(value)
 }
 
-/// Sets such an option. False if the kernel refuses it.
+/// Sets an option that is an int. False if the kernel refuses.
 pub(crate) fn set(socket: BorrowedFd<'_>, level: c_int, option: c_int, value: c_int) -> bool {
     set_bytes(socket, level, option, &value.to_ne_bytes())
 }
 
-/// As many bytes of an option's value as the kernel gives; none has more than this in a socket that only listens.
+/// The bytes of an option's value, 32 at most: no option of a socket that only listens has more.
 pub(crate) fn bytes(socket: BorrowedFd<'_>, level: c_int, option: c_int) -> Option<Vec<u8>> {
     let mut value = [0_u8; 32];
     let length = get(socket, level, option, value.as_mut_ptr().cast(), value.len())?;
     value.get(..length).map(<[u8]>::to_vec)
 }
 
-/// Sets an option to such bytes. False if the kernel refuses it.
+/// Sets an option to these bytes. False if the kernel refuses.
 pub(crate) fn set_bytes(socket: BorrowedFd<'_>, level: c_int, option: c_int, value: &[u8]) -> bool {
     let Ok(length) = socklen_t::try_from(value.len()) else { return false };
-    // SAFETY: the kernel reads `length` bytes at `value`, which has as many and lives until the call returns.
+    // SAFETY: the kernel reads `length` bytes at `value`, which has that many and lives until the
+    // call returns.
     let done = unsafe {
         libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), length)
     };
     done == 0
 }
 
-/// The seconds of SO_LINGER, -1 if it is off.
+/// The seconds of SO_LINGER; -1 if it is off.
 fn linger(socket: BorrowedFd<'_>) -> Option<i64> {
     let mut value = libc::linger { l_onoff: 0, l_linger: 0 };
     get(socket, libc::SOL_SOCKET, libc::SO_LINGER, (&raw mut value).cast(), size_of_val(&value))?;
     Some(if value.l_onoff == 0 { -1 } else { i64::from(value.l_linger) })
 }
 
-/// How many instructions the classic packet filter of the socket has; a filter can
-/// make it deaf. With no room for them, the kernel just counts (sk_get_filter).
+/// Number of instructions in the classic packet filter of the socket; a filter can make the socket
+/// deaf. Given no room for them, the kernel only returns the count (sk_get_filter).
 fn filter(socket: BorrowedFd<'_>) -> Option<i64> {
     let length = get(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, ptr::null_mut(), 0)?;
     i64::try_from(length).ok()
 }
 
-/// getsockopt(2); gives the length that the kernel says.
+/// getsockopt(2); returns the length that the kernel reports.
 fn get(
     socket: BorrowedFd<'_>,
     level: c_int,

@@ -1,9 +1,10 @@
-//! The way to a directory, walked by descriptors.
+//! Walks to a directory by descriptors.
 //!
-//! Each component is opened from the one before it, and a symbolic link is read by the descriptor of the link. So what was looked
-//! at is what is used: a directory that is exchanged meanwhile leads nowhere else. The caller decides at each
-//! step whether to go on: [`crate::trusted`] asks whether others could replace what lies there, `listen` whether the path of a
-//! socket can be led elsewhere.
+//! Each component is opened from the one before it, and a symbolic link is read through the link's
+//! own descriptor. So the checked object is the one that is used: exchanging a directory meanwhile
+//! leads nowhere else. The caller decides at each step whether to continue: [`crate::trusted`]
+//! checks whether others could replace files there, [`crate::directory`] whether the path of a file
+//! can be redirected.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -21,15 +22,15 @@ const LINKS: usize = 40;
 
 const ENTRY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// A directory, or a symbolic link that leads to it.
+/// A step of the walk: a directory, or a symbolic link that leads to it.
 pub(crate) struct Step<'a> {
-    /// The directory that the entry is in. The root is in itself.
+    /// The directory that contains the entry. The root contains itself.
     pub(crate) directory: &'a Stat,
     /// The directory or the link.
     pub(crate) entry: &'a Stat,
-    /// Where the entry is, with every link before it followed.
+    /// The path of the entry, with every link before it resolved.
     pub(crate) path: &'a Path,
-    /// The directory was missing, and was made.
+    /// Whether the directory was missing and was created.
     pub(crate) created: bool,
 }
 
@@ -38,8 +39,9 @@ impl Step<'_> {
         FileType::from_raw_mode(self.entry.st_mode) == FileType::Symlink
     }
 
-    /// Whether nobody but root and this user can put another file in the entry's place: only the owner of a directory and
-    /// those who may write in it can, and where the sticky bit is set only the owner of the entry (unlink(2)).
+    /// Whether nobody but root and this user can put another file in the entry's place. Only the
+    /// owner of a directory and users who may write in it can; with the sticky bit set only the
+    /// owner of the entry can (unlink(2)).
     pub(crate) fn keeps(&self, uid: u32) -> bool {
         is_of(self.directory, uid)
             && (!others_write(self.directory)
@@ -47,13 +49,13 @@ impl Step<'_> {
     }
 }
 
-/// Whether it belongs to root or to this user.
+/// Whether the object belongs to root or to this user.
 pub(crate) fn is_of(stat: &Stat, uid: u32) -> bool {
     stat.st_uid == 0 || stat.st_uid == uid
 }
 
-/// Whether others than its owner may write in a directory. The group root has no members but root; an access list shows in the
-/// group's bits (acl(5)).
+/// Whether users other than its owner may write in a directory. The group root is taken to have no
+/// members but root; an access list shows in the group's bits (acl(5)).
 pub(crate) fn others_write(stat: &Stat) -> bool {
     stat.st_mode & 0o002 != 0 || (stat.st_mode & 0o020 != 0 && stat.st_gid != 0)
 }
@@ -62,10 +64,11 @@ pub(crate) fn is_sticky(stat: &Stat) -> bool {
     stat.st_mode & 0o1000 != 0
 }
 
-/// Opens the directory at `path` and asks `step` about everything on the way to it, from the root on; `Break` ends the walk.
+/// Opens the directory at `path`, and calls `step` for everything on the way to it, from the root
+/// on; `Break` ends the walk.
 ///
 /// # Errors
-/// Those of the system calls: all of it must be there. ELOOP for too many links.
+/// Errors from the system calls: every component must exist. ELOOP for too many links.
 pub(crate) fn walk<B>(
     path: &Path,
     step: impl FnMut(&Step<'_>) -> ControlFlow<B>,
@@ -73,8 +76,8 @@ pub(crate) fn walk<B>(
     walk_or_make(path, None, step)
 }
 
-/// As [`walk`], and makes the directories that are missing, with this mode whatever the umask is. A directory is made only
-/// in one that `step` has been asked about, and `step` is asked about it in turn.
+/// As [`walk`], but creates missing directories with this mode, whatever the umask is. A directory
+/// is created only in one that `step` has approved, and `step` is called for it in turn.
 pub(crate) fn walk_or_make<B>(
     path: &Path,
     missing: Option<Mode>,
@@ -90,7 +93,7 @@ pub(crate) fn walk_or_make<B>(
     }
     let mut links = 0;
     while let Some(name) = rest.pop_front() {
-        // With O_DIRECTORY first: an automount point is mounted then.
+        // With O_DIRECTORY first: that mounts an automount point.
         let opened = openat(&fd, &name, ENTRY | OFlags::DIRECTORY, Mode::empty());
         let (opened, created) = match (opened, missing) {
             (Err(rustix::io::Errno::NOENT), Some(mode)) => match make(&fd, &name, mode) {
@@ -138,7 +141,7 @@ pub(crate) fn walk_or_make<B>(
     Ok(ControlFlow::Continue(fd))
 }
 
-/// Makes a directory in one that is open; false if it exists already.
+/// Creates a directory in an open one; false if it exists already.
 fn make(parent: &OwnedFd, name: &OsStr, mode: Mode) -> rustix::io::Result<(OwnedFd, bool)> {
     let made = match mkdirat(parent, name, mode) {
         Err(rustix::io::Errno::EXIST) => false,
@@ -146,7 +149,8 @@ fn make(parent: &OwnedFd, name: &OsStr, mode: Mode) -> rustix::io::Result<(Owned
     };
     let directory = openat(parent, name, ENTRY | OFlags::DIRECTORY, Mode::empty())?;
     let own = |stat: Stat| stat.st_uid == geteuid().as_raw();
-    // The umask may have taken bits away. What is another user's was put in its place.
+    // The umask may have cleared bits. A directory of another user was put in place of the created
+    // one.
     let made = made && own(fstat(&directory)?);
     if made {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

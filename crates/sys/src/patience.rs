@@ -1,20 +1,20 @@
-//! Waiting with a limit that counts only the time in which this process could run. While it is stopped (SIGSTOP, a frozen
-//! container, a machine that sleeps) its threads do nothing either, and what others have answered meanwhile is not read: the first look
-//! after it must not be the one that finds the time over.
+//! A time limit that counts only the time in which this process can run. While the process is
+//! stopped (SIGSTOP, a frozen container, a machine that sleeps) its threads do nothing, and answers
+//! stay unread: the first check afterwards must not find the time over.
 
 use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::error::Elapsed;
 
-/// A limit is counted in so many parts, of which one is lost to each stop.
+/// A limit is counted in this many parts; each stop costs at most one of them.
 const PARTS: u32 = 10;
-/// No part is longer.
+/// The longest part.
 const LONGEST: Duration = Duration::from_secs(1);
-/// Nor shorter.
+/// The shortest part.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// As [`tokio::time::timeout`], for a limit on the time in which this process runs.
+/// As [`tokio::time::timeout`], but the limit applies to the time in which this process runs.
 ///
 /// # Errors
 /// If the work is not done in that time.
@@ -47,7 +47,7 @@ mod tests {
         assert!(begun.elapsed() >= limit);
         assert_eq!(timeout(limit, async { 7 }).await.expect("done"), 7);
         assert!(timeout(Duration::ZERO, std::future::pending::<()>()).await.is_err());
-        // Time passes in which nothing is looked at, as while it is stopped.
+        // Time passes without a check, as while the process is stopped.
         let limit = Duration::from_secs(2);
         let work = async {
             for _ in 0..10 {

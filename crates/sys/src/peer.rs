@@ -1,8 +1,8 @@
-//! Who is at the other end of a UNIX socket.
+//! Identifies the process at the other end of a UNIX socket.
 //!
-//! All of it is what the kernel bound to the connection when it was made (unix(7): SO_PEERCRED,
-//! SO_PEERGROUPS). It does not change when the process that connected changes its user,
-//! passes the connection on, or ends and its process id is used again.
+//! The kernel bound these credentials to the connection when it was made (unix(7): SO_PEERCRED,
+//! SO_PEERGROUPS). They do not change when the connecting process changes its user, passes the
+//! connection on, or ends and its process id is reused.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -15,23 +15,23 @@ use nix::sys::socket::{getsockopt, sockopt};
 /// Most processes have fewer supplementary groups.
 const GROUPS: usize = 64;
 
-/// The peer as the kernel saw it when it connected.
+/// The peer's credentials when it connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
-    /// Its process id, in our pid namespace; 0 if it has none there.
+    /// Process id in our pid namespace; 0 if the peer has none there.
     pub pid: i32,
-    /// Its effective user id; [`Peer::UNKNOWN`] if it has none in our user namespace.
+    /// Effective user id; [`Peer::UNKNOWN`] if it has no id in our user namespace.
     pub uid: u32,
-    /// Its effective group id, likewise.
+    /// Effective group id, likewise.
     pub gid: u32,
-    /// Its supplementary groups; without those that have no id in our user namespace.
+    /// Supplementary groups, without those that have no id in our user namespace.
     pub groups: Vec<u32>,
 }
 
-/// The credentials of the process that connected (or made the socket pair).
+/// The credentials of the process that connected (or created the socket pair).
 ///
 /// # Errors
-/// Those of getsockopt(2), for something that is not a connected UNIX socket.
+/// Errors from getsockopt(2), for anything that is not a connected UNIX socket.
 pub fn credentials(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
     let peer = getsockopt(&socket, sockopt::PeerCredentials)?;
     let Overflow { uid, gid } = overflow();
@@ -54,8 +54,8 @@ fn groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     loop {
         let size = size_of_val(groups.as_slice());
         let mut length = libc::socklen_t::try_from(size).unwrap_or(libc::socklen_t::MAX);
-        // SAFETY: the kernel writes at most `length` bytes into the vector, and into `length`
-        // how many there are.
+        // SAFETY: the kernel writes at most `length` bytes into the vector, and the number of bytes
+        // into `length`.
         let done = unsafe {
             libc::getsockopt(
                 socket.as_raw_fd(),
@@ -79,8 +79,8 @@ fn groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     }
 }
 
-/// What the kernel calls users and groups that have no id in our user namespace, where there are
-/// such (user_namespaces(7)).
+/// The ids that the kernel shows for users and groups without an id in our user namespace; None if
+/// every one has an id (user_namespaces(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Overflow {
     uid: Option<u32>,
@@ -103,7 +103,8 @@ fn overflow() -> Overflow {
     })
 }
 
-/// Whether a map has every id there is: then the overflow id is one user's, else it may be anybody's.
+/// Whether a map covers every id. Then the overflow id belongs to one user; otherwise it may stand
+/// for any user.
 fn is_whole(map: &str) -> bool {
     let words: Vec<&str> = map.split_ascii_whitespace().collect();
     words == ["0", "0", "4294967295"]
@@ -128,11 +129,11 @@ mod tests {
         if !nix::unistd::geteuid().is_root() {
             return;
         }
-        // More than fit at first; and what the process has later is not the peer's. Only of
-        // this thread: the wrapper of the library would change all of the process.
+        // More groups than fit at first. Groups that the process gets later must not appear. Only
+        // this thread is changed: the library's wrapper would change the whole process.
         let many: Vec<u32> = (1000..1200).collect();
         let set = |groups: &[u32]| {
-            // SAFETY: the kernel reads so many groups.
+            // SAFETY: the kernel reads that many groups.
             let done = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
             assert_eq!(done, 0, "{}", io::Error::last_os_error());
         };

@@ -1,9 +1,9 @@
-//! Giving up root irrevocably, except for the capabilities that listeners need.
+//! Gives up root irrevocably, except for the capabilities that listeners need.
 //!
-//! After [`drop_to`] the process is another user with a few capabilities, which it cannot
-//! grow again: the bounding set holds no others, and no_new_privs keeps set-user-ID
-//! programs from giving more. They are ambient, so that an upgrade in place (an exec of the
-//! next version) has the same and no more.
+//! After [`drop_to`] the process is another user with a few capabilities, and cannot gain more: the
+//! bounding set holds no others, and no_new_privs keeps set-user-ID programs from granting any. The
+//! capabilities are ambient, so that an upgrade in place (an exec of the next version) has the same
+//! and no more.
 
 use std::ffi::CString;
 use std::fmt;
@@ -29,18 +29,19 @@ pub enum Capability {
     NetBindService,
     /// `interface=` (before Linux 5.7) and `transparent`.
     NetRaw,
-    /// Changing the network; nothing here needs it, but `transparent` accepts it too.
+    /// Changing the network; nothing here needs it, but the kernel accepts it for `transparent`
+    /// too.
     NetAdmin,
     /// `user=` and `group=` of a UNIX path.
     Chown,
-    /// Taking descriptors back from processes of other users (pidfd_getfd(2)), and telling
-    /// who holds a socket.
+    /// Taking descriptors back from processes of other users (pidfd_getfd(2)), and finding the
+    /// holders of a socket.
     SysPtrace,
     /// `netns=`.
     SysAdmin,
 }
 
-/// Each with its name in a configuration and its bit.
+/// Each capability with its name in a configuration and its bit.
 const ALL: [(Capability, &str, CapabilitySet); 6] = [
     (Capability::NetBindService, "net_bind_service", CapabilitySet::NET_BIND_SERVICE),
     (Capability::NetRaw, "net_raw", CapabilitySet::NET_RAW),
@@ -50,7 +51,7 @@ const ALL: [(Capability, &str, CapabilitySet); 6] = [
     (Capability::SysAdmin, "sys_admin", CapabilitySet::SYS_ADMIN),
 ];
 
-/// A word that names no capability of [`Capability`].
+/// A word that names no [`Capability`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not a capability that bindonce can keep: net_bind_service, net_raw, net_admin, chown, \
@@ -76,8 +77,8 @@ impl fmt::Display for Capability {
     }
 }
 
-/// The capabilities that these listeners need. A low port may be asked for at any time, so
-/// the first is there unless this system lets everybody bind every port.
+/// The capabilities that these listeners need. A low port may be requested at any time, so the
+/// first one is included unless this system lets every process bind every port.
 pub fn needed<'a>(listeners: impl IntoIterator<Item = &'a Listener>) -> Vec<Capability> {
     let mut needed = Vec::new();
     if limits::unprivileged_ports() > 1 {
@@ -98,19 +99,19 @@ pub fn needed<'a>(listeners: impl IntoIterator<Item = &'a Listener>) -> Vec<Capa
     needed
 }
 
-/// Somebody to become.
+/// The user to become.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
     /// User id.
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-    /// The name that the other groups are looked up by; none for a number without a name.
+    /// The name for looking up supplementary groups; None for a number without a name.
     name: Option<CString>,
 }
 
 impl Account {
-    /// The account of a user, by name or number; its group is `group`, else the user's own.
+    /// The account of a user, by name or number; its group is `group`, or else the user's own.
     ///
     /// # Errors
     /// [`Error::UnknownAccount`]; a number without an account needs a group.
@@ -140,11 +141,11 @@ impl Account {
     }
 }
 
-/// Becomes `account` with those capabilities of `keep` that this process has, and no others,
-/// irrevocably. Call it while the process has one thread: capabilities belong to threads.
+/// Becomes `account`, irrevocably, with those capabilities of `keep` that this process has, and no
+/// others. Call it while the process has one thread: capabilities belong to threads.
 ///
 /// # Errors
-/// `EPERM` without the right to do so. Part of it may have happened: end the process then.
+/// `EPERM` without the right to do so. Part of it may have happened: the process must end then.
 pub fn drop_to(account: &Account, keep: &[Capability]) -> Result<(), Error> {
     let nix = |operation| move |errno: Errno| Error::call(operation, errno);
     let call = |operation| move |errno: rustix::io::Errno| Error::call(operation, errno);
@@ -154,7 +155,8 @@ pub fn drop_to(account: &Account, keep: &[Capability]) -> Result<(), Error> {
     let kept: Vec<CapabilitySet> = kept.collect();
     let set: CapabilitySet = kept.iter().copied().collect();
 
-    // While CAP_SETPCAP is there. The kernel refuses the first number that it does not know.
+    // Done while CAP_SETPCAP is available. The kernel refuses the first number that it does not
+    // know.
     for number in 0..64 {
         let bit = CapabilitySet::from_bits_retain(1 << number);
         match capability_is_in_bounding_set(bit) {

@@ -1,4 +1,5 @@
-//! A connection that puts one entry into an accept queue and is gone, or a datagram into the receive queue of a socket for QUIC.
+//! Puts one entry into an accept queue with a short-lived connection, or one datagram into the
+//! receive queue of a QUIC socket.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
@@ -13,35 +14,35 @@ use crate::error::Error;
 use crate::listen::named;
 use crate::{diag, options};
 
-/// A packet that QUIC drops without an answer: its version is one of those that nobody has, and it is too short for an
-/// answer that names others (RFC 9000, sections 6 and 14.1).
+/// A packet that QUIC drops without an answer: its version is one that no implementation has, and
+/// it is too short for a version negotiation (RFC 9000, sections 6 and 14.1).
 const NOTHING_FOR_QUIC: [u8; 7] = [0xc0, 0x0a, 0x1a, 0x2a, 0x3a, 0, 0];
 /// The kernel may deliver a datagram after sendto(2) has returned.
 const DELIVERY: Duration = Duration::from_millis(1);
 
 /// A connection to a listener on this host, which is reset when this is dropped. The entry stays in
-/// the accept queue until a process accepts it, which finds a connection that has already
+/// the accept queue until a process accepts it; that process gets a connection that has already
 /// ended (tcp(7), unix(7)).
 #[derive(Debug)]
 pub struct Probe {
     socket: Socket,
     complete: bool,
-    /// When a datagram was sent.
+    /// When the datagram was sent.
     sent: Option<Instant>,
 }
 
 impl Probe {
-    /// Connects to the listener behind `listener`, a descriptor of it, at `to`.
+    /// Connects to `to`, the address of `listener`, a descriptor of the listener.
     ///
-    /// On loopback the handshake is complete when connect(2) returns, so nothing is waited for. A
-    /// listener with TCP_DEFER_ACCEPT lets no connection into its queue that has sent nothing: the
-    /// option is lifted for the time of this call. (A byte would do too, and a process that accepts the
-    /// probe would read it and perhaps pass it on.)
+    /// On loopback the handshake is complete when connect(2) returns, so this does not wait. A
+    /// listener with TCP_DEFER_ACCEPT keeps a connection that has sent nothing out of its queue, so
+    /// the option is cleared for the time of this call. (Sending a byte would work too, but the
+    /// process that accepts the probe would read it and perhaps pass it on.)
     ///
     /// # Errors
-    /// `EADDRNOTAVAIL` if the address is not of this host, so that a connection would go to another
-    /// one; else those of socket(2) and connect(2). An address of `udp@` is `Unsupported`: a program might take the
-    /// datagram for one of a client's.
+    /// `EADDRNOTAVAIL` if the address does not belong to this host, so that a connection would go
+    /// to another host; otherwise errors from socket(2) and connect(2). `Unsupported` for an
+    /// address of `udp@`: a program might take the datagram for a client's.
     pub fn begin(to: &Address, listener: BorrowedFd<'_>) -> io::Result<Self> {
         let address = match to {
             Address::Tcp(address) | Address::Quic(address) if !is_local(*address) => {
@@ -57,7 +58,7 @@ impl Probe {
         socket.set_nonblocking(true)?;
         let is_tcp = matches!(to, Address::Tcp(_));
         if is_tcp {
-            // Closing sends a reset: nothing is left behind in TIME_WAIT.
+            // Closing sends a reset: nothing is left in TIME_WAIT.
             socket.set_linger(Some(Duration::ZERO))?;
         }
         let _lifted = is_tcp.then(|| Deferred::lift(listener));
@@ -77,8 +78,9 @@ impl Probe {
         Ok(Self { socket, complete: false, sent: Some(Instant::now()) })
     }
 
-    /// Whether the connection is made: then it is in the queue, or was. On a busy machine the kernel
-    /// may need a moment; where a firewall drops it, this stays false. A datagram has such a moment in any case.
+    /// Whether the connection is established and so is, or was, in the queue. On a busy machine the
+    /// kernel may need a moment; if a firewall drops the connection, this stays false. A datagram
+    /// always gets such a moment.
     pub fn is_complete(&mut self) -> bool {
         if let Some(sent) = self.sent {
             return sent.elapsed() >= DELIVERY;
@@ -88,14 +90,14 @@ impl Probe {
     }
 }
 
-/// TCP_DEFER_ACCEPT of a listener, put back when this is dropped.
+/// TCP_DEFER_ACCEPT of a listener, restored on drop.
 struct Deferred<'a> {
     listener: BorrowedFd<'a>,
     seconds: i32,
 }
 
 impl<'a> Deferred<'a> {
-    /// None if the listener defers nothing.
+    /// None if the listener does not have the option.
     fn lift(listener: BorrowedFd<'a>) -> Option<Self> {
         let seconds = options::defer_accept(listener);
         (seconds > 0).then(|| {
@@ -107,14 +109,15 @@ impl<'a> Deferred<'a> {
 
 impl Drop for Deferred<'_> {
     fn drop(&mut self) {
-        // The kernel keeps a number of retransmissions and gives seconds: what it gave means the same.
+        // The kernel stores a number of retransmissions and reports seconds: setting the reported
+        // value restores the same number.
         options::set_defer_accept(self.listener, self.seconds);
     }
 }
 
-/// Whether a connection to `to` comes to the listener with this inode, and not to another one that the
-/// kernel prefers: a more specific address beside a wildcard, one of the same address, another
-/// file at the path. For an address without such a choice this is true.
+/// Whether a connection to `to` reaches the listener with this inode, and not another one that the
+/// kernel prefers: a more specific address beside a wildcard, another listener with the same
+/// address, another file at the path. Always true for kinds of addresses without such a choice.
 ///
 /// # Errors
 /// As [`diag::listening`].
@@ -133,7 +136,7 @@ pub fn comes_to(to: &Address, inode: u64) -> Result<bool, Error> {
     }
 }
 
-/// Whether the kernel might give a connection to `to` to the listener `other` rather than to `ours`.
+/// Whether the kernel might give a connection to `to` to `other` rather than to `ours`.
 fn preferred(to: SocketAddr, other: &diag::Socket, ours: &diag::Socket) -> bool {
     let (Some(theirs), Some(own)) = (other.address.ip(), ours.address.ip()) else {
         return false;
@@ -145,14 +148,14 @@ fn preferred(to: SocketAddr, other: &diag::Socket, ours: &diag::Socket) -> bool 
     if exact(theirs) {
         return true;
     }
-    // Another wildcard: IPv4 knows both families and prefers its own.
+    // Another wildcard: IPv4 traffic matches both families and prefers its own.
     let same_family = theirs.is_ipv4() == to.is_ipv4();
     let takes = theirs.ip().is_unspecified() && (same_family || to.is_ipv4());
     let worse = exact(own) || (own.is_ipv4() == to.is_ipv4() && !same_family);
     takes && (!worse || other.interface.is_some())
 }
 
-/// Whether an address is of this host: the kernel sends from it to itself.
+/// Whether an address belongs to this host: the kernel uses it as the source address for itself.
 fn is_local(address: SocketAddr) -> bool {
     if address.ip().is_loopback() {
         return true;
@@ -161,7 +164,7 @@ fn is_local(address: SocketAddr) -> bool {
         SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    // Connecting a datagram socket only looks up the route: nothing is sent.
+    // connect(2) of a datagram socket only looks up the route: nothing is sent.
     let source = UdpSocket::bind(from).and_then(|socket| {
         socket.connect(address)?;
         socket.local_addr()
@@ -169,7 +172,7 @@ fn is_local(address: SocketAddr) -> bool {
     source.is_ok_and(|source| source.ip() == address.ip())
 }
 
-/// The IPv6 addresses of this network, from /proc/net/if_inet6; none where there is no IPv6.
+/// The IPv6 addresses of this network namespace, from /proc/net/if_inet6; empty without IPv6.
 pub fn local_ipv6() -> Vec<SocketAddrV6> {
     let text = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
     let address = |line: &str| {
@@ -211,7 +214,7 @@ mod tests {
     #[test]
     fn the_addresses_of_this_network_are_found() {
         let found = local_ipv6();
-        // Where there is no IPv6 there is none.
+        // Without IPv6 the list must be empty.
         let there = std::net::TcpListener::bind("[::1]:0").is_ok();
         assert_eq!(found.iter().any(|at| at.ip().is_loopback()), there, "{found:?}");
     }

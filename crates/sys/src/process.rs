@@ -1,4 +1,4 @@
-//! Processes, named so that a reused pid cannot be mistaken for the old one.
+//! Processes, identified so that a reused pid cannot be mistaken for the old process.
 
 use std::fmt;
 use std::fs;
@@ -15,78 +15,78 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 use rustix::time::{ClockId, clock_gettime};
 
-/// When the process started, in clock ticks since boot (field 22 of
-/// /proc/PID/stat, proc_pid_stat(5)). Together with the pid it names one process
-/// for as long as the system runs. None if there is no such process.
+/// When the process started, in clock ticks since boot (field 22 of /proc/PID/stat,
+/// proc_pid_stat(5)). Together with the pid this identifies one process for as long as the system
+/// runs. None if the process does not exist.
 pub fn start_time(pid: i32) -> Option<u64> {
     Stat::of(pid).map(|stat| stat.start_time)
 }
 
-/// The process that started it, or has adopted it since. None if there is no such process.
+/// The parent of a process, which started or adopted it. None if the process does not exist.
 pub fn parent(pid: i32) -> Option<i32> {
     Stat::of(pid).map(|stat| stat.parent)
 }
 
-/// The umask of this process. None where /proc does not tell.
+/// The umask of this process. None if /proc does not report it.
 pub fn umask() -> Option<u32> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
     u32::from_str_radix(umask.trim(), 8).ok()
 }
 
-/// Whether it is stopped, by a signal or by a tracer.
+/// Whether the process is stopped, by a signal or by a tracer.
 pub fn is_stopped(pid: i32) -> bool {
     Stat::of(pid).is_some_and(|stat| stat.is_stopped())
 }
 
-/// What /proc/PID/stat tells of a process (proc_pid_stat(5)).
+/// Fields of /proc/PID/stat (proc_pid_stat(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stat {
-    /// Its pid.
+    /// The process id.
     pub pid: i32,
-    /// Its short name, as the process chose it.
+    /// The short name, as the process chose it.
     pub name: String,
-    /// Its state as in ps(1): `R`, `S`, `T` (stopped), `Z` ...
+    /// The state as in ps(1): `R`, `S`, `T` (stopped), `Z` ...
     pub state: char,
-    /// Its parent.
+    /// The pid of the parent.
     pub parent: i32,
-    /// Its process group.
+    /// The process group.
     pub group: i32,
-    /// Its session.
+    /// The session.
     pub session: i32,
     /// PF_* of the kernel's sched.h.
     flags: u64,
-    /// Processor time that it has used.
+    /// Processor time used.
     pub processor: Duration,
-    /// How many threads it has.
+    /// Number of threads.
     pub threads: u64,
-    /// When it started, in clock ticks since boot.
+    /// When the process started, in clock ticks since boot.
     pub start_time: u64,
 }
 
 impl Stat {
-    /// None if there is no such process.
+    /// None if the process does not exist.
     pub fn of(pid: i32) -> Option<Self> {
         Self::open(pid, &format!("/proc/{pid}/stat"))
     }
 
-    /// The same of one thread of a process.
+    /// The same for one thread of a process.
     pub(crate) fn of_thread(pid: i32, tid: i32) -> Option<Self> {
         Self::open(tid, &format!("/proc/{pid}/task/{tid}/stat"))
     }
 
     fn open(pid: i32, path: &str) -> Option<Self> {
-        // One read gives all of it: the kernel writes one short line.
+        // A single read suffices: the kernel writes one short line.
         let mut line = [0; 2048];
         let length = fs::File::open(path).and_then(|mut file| file.read(&mut line)).ok()?;
-        // The name in it may be anything, also no UTF-8.
+        // The name in it may be anything, even invalid UTF-8.
         Self::read(pid, &String::from_utf8_lossy(line.get(..length)?))
     }
 
-    /// Reads such a line of /proc. None if it is none.
+    /// Parses a line of /proc/PID/stat. None if the line is not valid.
     pub fn read(pid: i32, text: &str) -> Option<Self> {
-        // The second field is the name in parentheses, and the name may hold
-        // anything, also spaces and parentheses: what follows begins after the last one.
+        // The second field is the name in parentheses. The name may contain anything, including
+        // spaces and parentheses: the other fields begin after the last parenthesis.
         let (head, rest) = text.rsplit_once(')')?;
         let (_, name) = head.split_once('(')?;
         // The third field of the manual page is the first here.
@@ -107,45 +107,46 @@ impl Stat {
         })
     }
 
-    /// Whether it has ended and only waits to be reaped.
+    /// Whether the process has ended and only waits to be reaped.
     pub fn has_ended(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')
     }
 
-    /// Whether it is stopped, by a signal or by a tracer.
+    /// Whether the process is stopped, by a signal or by a tracer.
     pub fn is_stopped(&self) -> bool {
         matches!(self.state, 'T' | 't')
     }
 
-    /// Whether it is a thread of the kernel (PF_KTHREAD): in a container pid 2 is anybody.
+    /// Whether it is a kernel thread (PF_KTHREAD). In a container pid 2 may be any process.
     pub fn is_of_the_kernel(&self) -> bool {
         self.flags & 0x0020_0000 != 0
     }
 
-    /// When it started, counted from the start of the system.
+    /// When the process started, as the time since boot.
     pub fn started(&self) -> Duration {
         ticks(self.start_time)
     }
 }
 
-/// A number of clock ticks as a time.
+/// Converts clock ticks to a time.
 fn ticks(count: u64) -> Duration {
     let hertz = rustix::param::clock_ticks_per_second().max(1);
     Duration::from_millis(count.saturating_mul(1000) / hertz)
 }
 
-/// How often the first thread of a process has slept so far, if it sleeps in futex(2) now: it waits for a lock, or for another thread to
-/// end. Two equal answers are one sleep. None too where the kernel does not let us see it.
+/// How often the first thread of a process has slept so far, if it sleeps in futex(2) now: it waits
+/// for a lock, or for another thread to end. Two equal answers mean the same sleep. None if the
+/// thread does not sleep in futex(2), or the kernel does not let us see it.
 pub fn sleeps_for_a_thread(pid: i32) -> Option<u64> {
     let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/task/{pid}/{name}")).ok();
-    // The name after this has changed between versions of the kernel.
+    // The rest of this function name differs between kernel versions.
     read("wchan").filter(|name| name.starts_with("futex"))?;
     let status = read("status")?;
     let mut lines = status.lines();
     lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()
 }
 
-/// When the system started, from /proc/stat; none where it does not tell.
+/// When the system booted, from /proc/stat; None if the file does not say.
 pub fn boot_time() -> Option<Timestamp> {
     let text = fs::read_to_string("/proc/stat").ok()?;
     let seconds: u64 =
@@ -153,14 +154,14 @@ pub fn boot_time() -> Option<Timestamp> {
     Some(Timestamp(seconds.saturating_mul(1000)))
 }
 
-/// The entries of a directory of /proc that are numbers; none if it cannot be read.
+/// The entries of a /proc directory whose names are numbers; None if it cannot be read.
 pub fn numbered(directory: &Path) -> Option<Vec<i32>> {
     let entries = fs::read_dir(directory).ok()?;
     Some(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
-/// A thread of each descriptor table that a process has beside the main thread's (unshare(2) with CLONE_FILES,
-/// as thread groups of haproxy 3.5 have them).
+/// One thread for each descriptor table of a process besides the main thread's (unshare(2) with
+/// CLONE_FILES, as thread groups of haproxy 3.5 do).
 pub fn threads_with_own_descriptors(pid: i32) -> Vec<i32> {
     let mut apart = vec![pid];
     for tid in numbered(Path::new(&format!("/proc/{pid}/task"))).unwrap_or_default() {
@@ -171,8 +172,8 @@ pub fn threads_with_own_descriptors(pid: i32) -> Vec<i32> {
     apart.split_off(1)
 }
 
-/// Whether two threads of a process use one descriptor table (kcmp(2)). Where the kernel does not say, as in many
-/// containers, whether they have the same open.
+/// Whether two threads of a process share a descriptor table (kcmp(2)). If the kernel does not say,
+/// as in many containers: whether both have the same descriptors open.
 pub(crate) fn share_descriptors(pid: i32, one: i32, other: i32) -> bool {
     const KCMP_FILES: libc::c_long = 2;
     if one == other {
@@ -195,21 +196,21 @@ pub(crate) fn share_descriptors(pid: i32, one: i32, other: i32) -> bool {
     open(one) == open(other)
 }
 
-/// Of so many descriptors is compared what they are, where that tells whether two tables are one.
+/// How many descriptors to compare by their link when kcmp(2) is not available.
 const COMPARED: usize = 256;
 
-/// A process and all that descend from it now, as a master has workers, the first one in front
-/// (proc_pid_task(5)). One whose parent has ended is not among them.
+/// A process and all its current descendants, such as a master's workers, with the process itself
+/// first (proc_pid_task(5)). A descendant whose parent has ended is not found.
 pub fn family(pid: i32) -> Vec<i32> {
     let mut found = vec![pid];
     let mut next = 0;
     while let Some(&parent) = found.get(next) {
         next += 1;
-        // Each thread has the children that it made.
+        // Each thread has its own list of children.
         for thread in fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten() {
             let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
             let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
-            // A pid that is used again while this runs must not make it run in circles.
+            // A pid that is reused during this walk must not cause an endless loop.
             let new: Vec<i32> = children.filter(|child| !found.contains(child)).collect();
             found.extend(new);
         }
@@ -217,22 +218,22 @@ pub fn family(pid: i32) -> Vec<i32> {
     found
 }
 
-/// Sends a signal to every process of a group, for a program that was started as the leader of one
-/// ([`crate::spawn`]).
+/// Sends a signal to every process of a group whose leader was started by [`crate::spawn`].
 ///
 /// # Errors
-/// Those of kill(2); `ESRCH` if no process of the group is left.
+/// Errors from kill(2); `ESRCH` if no process of the group is left.
 pub fn signal_group(leader: i32, signal: Signal) -> io::Result<()> {
     Ok(nix::sys::signal::killpg(nix::unistd::Pid::from_raw(leader), signal)?)
 }
 
-/// How long ago the process started, to a hundredth of a second; None if there is no such process.
+/// How long ago the process started, to a hundredth of a second; None if the process does not
+/// exist.
 pub fn age(pid: i32) -> Option<Duration> {
     let started = Stat::of(pid)?.started();
     Some(since_zero(ClockId::Boottime).saturating_sub(started))
 }
 
-/// The CPU time of this process, all its threads together.
+/// The CPU time of this process, summed over all threads.
 pub fn own_cpu_time() -> Duration {
     since_zero(ClockId::ProcessCPUTime)
 }
@@ -243,50 +244,50 @@ fn since_zero(clock: ClockId) -> Duration {
     Duration::new(u64::try_from(now.tv_sec).unwrap_or_default(), nanos)
 }
 
-/// Whether a process has CAP_NET_BIND_SERVICE (CapEff of /proc/PID/status, bit 10 of capabilities(7)). None if there is no such
-/// process.
+/// Whether a process has CAP_NET_BIND_SERVICE (CapEff of /proc/PID/status, bit 10 of
+/// capabilities(7)). None if the process does not exist.
 pub fn binds_any_port(pid: i32) -> Option<bool> {
     status_binds_any_port(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
 }
 
-/// The same of what /proc/PID/status says.
+/// The same, from the text of /proc/PID/status.
 pub(crate) fn status_binds_any_port(status: &str) -> Option<bool> {
     let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     Some(u64::from_str_radix(bits.trim(), 16).ok()? & 1 << 10 != 0)
 }
 
-/// The flags of an open descriptor (proc_pid_fdinfo(5)), of a process or thread by its directory of /proc. None if there is
-/// no such descriptor.
+/// The flags of an open descriptor (proc_pid_fdinfo(5)). `process` is the /proc directory of a
+/// process or thread. None if the descriptor does not exist.
 pub(crate) fn open_flags(process: &Path, fd: i32) -> Option<i32> {
     let info = fs::read_to_string(process.join(format!("fdinfo/{fd}"))).ok()?;
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
     i32::from_str_radix(flags.trim(), 8).ok()
 }
 
-/// Resident memory in bytes (/proc/PID/statm). None if there is no such process.
+/// Resident memory in bytes (/proc/PID/statm). None if the process does not exist.
 pub fn memory(pid: i32) -> Option<u64> {
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
 }
 
-/// The short name of a program, as `ps -o comm` shows it (proc_pid_comm(5)), fit to be shown: a
-/// process chooses it. None if there is no such process.
+/// The short name of a program, as `ps -o comm` shows it (proc_pid_comm(5)), made printable, since
+/// a process chooses its name. None if the process does not exist.
 pub fn name(pid: i32) -> Option<String> {
     let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
     let comm = String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned();
     Some(printable(&comm).into_owned())
 }
 
-/// The command line fit to be shown: on one line, whatever the process has put there. Empty for a
-/// zombie, a kernel thread, and where there is no such process.
+/// The command line on one line, made printable, whatever the process wrote there. Empty for a
+/// zombie, a kernel thread, and a process that does not exist.
 pub fn shown(pid: i32) -> String {
     let words = command(pid).unwrap_or_default();
     printable(&words.join(" ")).into_owned()
 }
 
-/// The command line, an element for each argument, as it is; [`shown`] is for people. Empty for a zombie or a
-/// kernel thread. None if there is no such process.
+/// The raw command line, one element per argument; [`shown`] is for people. Empty for a zombie or a
+/// kernel thread. None if the process does not exist.
 pub fn command(pid: i32) -> Option<Vec<String>> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let line = line.strip_suffix(b"\0").unwrap_or(&line);
@@ -300,8 +301,8 @@ pub fn command(pid: i32) -> Option<Vec<String>> {
     )
 }
 
-/// A process, held by a descriptor (pidfd_open(2)): it keeps naming this
-/// process when its pid is used again, and becomes readable when it ends.
+/// A process, held by a descriptor (pidfd_open(2)): the descriptor keeps naming this process when
+/// its pid is reused, and becomes readable when the process ends.
 #[derive(Debug)]
 pub struct Pidfd {
     fd: OwnedFd,
@@ -309,18 +310,18 @@ pub struct Pidfd {
 }
 
 impl Pidfd {
-    /// Opens the process that has this pid now. For a child that is not reaped
-    /// yet it is the child without a doubt.
+    /// Opens the process that has this pid now. For a child that is not reaped yet this is
+    /// certainly the child.
     ///
     /// # Errors
-    /// Those of pidfd_open(2); `ESRCH` if there is no such process.
+    /// Errors from pidfd_open(2); `ESRCH` if the process does not exist.
     pub fn open(pid: i32) -> io::Result<Self> {
         let raw = Pid::from_raw(pid).ok_or(nix::errno::Errno::ESRCH)?;
         let fd = rustix::process::pidfd_open(raw, PidfdFlags::NONBLOCK)?;
         Ok(Self { fd, pid })
     }
 
-    /// The pid it was opened with.
+    /// The pid that was passed to [`Pidfd::open`].
     pub fn pid(&self) -> i32 {
         self.pid
     }
@@ -328,14 +329,14 @@ impl Pidfd {
     /// Sends a signal.
     ///
     /// # Errors
-    /// Those of pidfd_send_signal(2); `ESRCH` once the process has ended.
+    /// Errors from pidfd_send_signal(2); `ESRCH` once the process has ended.
     pub fn send(&self, signal: Signal) -> io::Result<()> {
         let signal = rustix::process::Signal::from_named_raw(signal as i32)
             .ok_or(nix::errno::Errno::EINVAL)?;
         Ok(rustix::process::pidfd_send_signal(&self.fd, signal)?)
     }
 
-    /// Whether it has ended, also where only its parent may reap it.
+    /// Whether the process has ended, even if only its parent may reap it.
     pub fn has_ended(&self) -> bool {
         let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
         matches!(poll(&mut polled, Some(&Timespec::default())), Ok(1..))
@@ -344,7 +345,7 @@ impl Pidfd {
     /// Reaps the process if it is our child and has ended; None if it still runs.
     ///
     /// # Errors
-    /// Those of waitid(2); `ECHILD` if it is not our child or is reaped already.
+    /// Errors from waitid(2); `ECHILD` if it is not our child or is reaped already.
     pub fn try_wait(&self) -> io::Result<Option<Exit>> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         match rustix::process::waitid(WaitId::PidFd(self.fd.as_fd()), options) {
@@ -358,29 +359,29 @@ impl Pidfd {
         }
     }
 
-    /// Kills the process, if it still runs, and reaps it. It is a child of ours; waiting for the end
-    /// of a process that was killed takes no longer than a moment.
+    /// Kills the process, if it still runs, and reaps it. It must be our child. The end of a killed
+    /// process takes only a moment.
     pub fn kill_and_reap(&self) {
-        // It can only have ended by itself.
+        // A failure means that the process has ended by itself.
         let _ = self.send(Signal::SIGKILL);
         let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
         let second = Timespec { tv_sec: 1, tv_nsec: 0 };
-        // What was reaped already, or hangs in the kernel, is not waited for.
+        // A process that was reaped already, or hangs in the kernel, is not waited for.
         let _ = poll(&mut polled, Some(&second));
         let _ = self.try_wait();
     }
 
-    /// A thread, for its own descriptor table (PIDFD_THREAD).
+    /// Opens a thread, for its own descriptor table (PIDFD_THREAD).
     ///
     /// # Errors
-    /// `EINVAL` before Linux 6.9; `ESRCH` if there is no such thread.
+    /// `EINVAL` before Linux 6.9; `ESRCH` if the thread does not exist.
     pub fn of_thread(tid: i32) -> io::Result<Self> {
         let flag = rustix::process::PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
         let thread = rustix::process::Pid::from_raw(tid).ok_or(rustix::io::Errno::SRCH)?;
         Ok(Self { fd: rustix::process::pidfd_open(thread, flag)?, pid: tid })
     }
 
-    /// A descriptor of that process, duplicated into ours (pidfd_getfd(2)).
+    /// Duplicates a descriptor of that process into ours (pidfd_getfd(2)).
     ///
     /// # Errors
     /// `EPERM` without the right to trace the process; `EBADF` if it has no such descriptor.
@@ -447,7 +448,7 @@ mod tests {
     fn children_of_children_and_of_other_threads_are_family() {
         use std::io::{BufRead as _, BufReader};
         use std::process::{Command, Stdio};
-        // The thread ends with the child, not before it: else another one would have it.
+        // The thread must not end before the child: another thread would get the child.
         std::thread::spawn(|| {
             let mut child = Command::new("sh")
                 .args(["-c", "sh -c 'echo $$; read end; exit 0'; exit 0"])

@@ -1,8 +1,8 @@
 //! The small process between a supervisor and its program: the other side of [`crate::spawn`].
 //!
-//! It has one thread and runs for about a millisecond: it takes its descriptors from standard
-//! input, gives its signals their defaults, lets itself be held if it shall ([`crate::hold`]),
-//! and becomes the program.
+//! The shim has one thread and runs for about a millisecond: it takes its descriptors from standard
+//! input, resets its signals, sets up a hold if the order asks for one ([`crate::hold`]), and
+//! becomes the program.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -29,14 +29,15 @@ pub(crate) const UNLINKS: &str = "unlinks";
 /// The word for [`Intercepted::binds`].
 pub(crate) const BINDS: &str = "binds";
 
-/// Whether a supervisor is asked about bind(2) and listen(2) of a program.
+/// Whether a supervisor answers bind(2) and listen(2) of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
-    /// It is not.
+    /// Never.
     Not,
-    /// Where the kernel lets it; a shim that cannot have that says so, and starts the program.
+    /// If the kernel allows it; otherwise the shim reports that it does not, and starts the
+    /// program.
     IfPossible,
-    /// A shim that cannot have that says so, and fails.
+    /// Always; if that is not possible, the shim reports it and fails.
     Always,
 }
 
@@ -51,22 +52,23 @@ impl Asked {
     }
 }
 
-/// Which calls of a program wait until the process that starts it has answered them.
+/// The calls of a program that wait for an answer from the process that started it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Intercepted {
-    /// Hold it when it sends SIGUSR1 to this pid, the supervisor's own; see [`crate::hold`] for what
-    /// that means for the program.
+    /// Hold the program when it sends SIGUSR1 to this pid, the supervisor's own; see
+    /// [`crate::hold`] for the consequences for the program.
     pub hold: Option<i32>,
-    /// Ask this process about its bind(2) (`crate::intercept`), where the kernel lets us.
+    /// Ask this process about the program's bind(2) (`crate::intercept`), if the kernel allows it.
     pub binds: bool,
-    /// Whether this process is asked about its bind(2) and listen(2) (`crate::intercept`), instead of holding it.
+    /// Whether to ask this process about the program's bind(2) and listen(2) (`crate::intercept`);
+    /// this replaces the hold.
     pub intercept: Asked,
-    /// And about its unlink(2).
+    /// With `intercept`: ask about the program's unlink(2) too.
     pub unlinks: bool,
 }
 
 impl Intercepted {
-    /// None of them.
+    /// No calls.
     pub(crate) const NONE: Self =
         Self { hold: None, binds: false, intercept: Asked::Not, unlinks: false };
 
@@ -87,23 +89,23 @@ impl Intercepted {
     }
 }
 
-/// What a shim shall do.
+/// The order for a shim.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Order {
-    /// How many descriptors come over standard input.
+    /// Number of descriptors that come over standard input.
     count: usize,
-    /// What the supervisor answers.
+    /// The calls that the supervisor answers.
     calls: Intercepted,
-    /// It is started as a service is ([`crate::spawn::Launch::service`]).
+    /// Whether to start the program as a service ([`crate::spawn::Launch::service`]).
     service: bool,
     program: OsString,
     args: Vec<OsString>,
 }
 
 impl Order {
-    /// Reads the words after [`crate::spawn::SUBCOMMAND`]:
-    /// `COUNT [PID] [binds | (intercept | intercept-if-possible) [unlinks]] [service] -- PROGRAM [ARG]...`.
-    /// None if they are not what [`crate::spawn::Launch::start`] says.
+    /// Parses the words after [`crate::spawn::SUBCOMMAND`]: `COUNT [PID] [binds | (intercept |
+    /// intercept-if-possible) [unlinks]] [service] -- PROGRAM [ARG]...`. None if they are not in
+    /// the form that [`crate::spawn::Launch::start`] writes.
     pub fn parse(mut words: impl Iterator<Item = OsString>) -> Option<Self> {
         let count = words.next()?.to_str()?.parse().ok()?;
         let mut next = words.next()?;
@@ -136,8 +138,8 @@ impl Order {
         Some(Self { count, calls, service, program, args })
     }
 
-    /// Becomes the program. Returns only if that failed, with what to say on standard
-    /// error before exiting with 127. The process must have a single thread.
+    /// Becomes the program. Returns only on failure, with the error to print on standard error
+    /// before exiting with 127. The process must have a single thread.
     pub fn carry_out(self) -> Error {
         let (names, fds) = match self.prepare() {
             Ok(received) => received,
@@ -150,12 +152,13 @@ impl Order {
             command.env(name, number.to_string());
         }
         if self.service {
-            // Only here the pid is known.
+            // The pid is known only here.
             if std::env::var_os("LISTEN_FDS").is_some() {
                 inherit::meant(&mut command);
             }
-            // SAFETY: it is called in this process, which has a single thread, right before exec,
-            // and only calls sigaction(2). Before, the standard library sets the default.
+            // SAFETY: the closure runs in this process, which has a single thread, right before
+            // exec, and only calls sigaction(2). Before it the standard library resets SIGPIPE to
+            // its default.
             unsafe { command.pre_exec(|| signals::ignore(signals::Signal::SIGPIPE)) };
         }
         inherit::exec(fds, inherit::FIRST, &mut command)
@@ -171,9 +174,10 @@ impl Order {
         if self.calls.hold.is_some() || self.calls.binds {
             let (readiness, binds) = (self.calls.hold, self.calls.binds);
             let watched = Watched { readiness, binds, listens: false, unlinks: false };
-            // Where the kernel refuses the supervisor finds that nothing came, and has another way.
+            // If the kernel refuses, the supervisor sees that no descriptor came, and has another
+            // way.
             if let Ok(listener) = filter::install(watched, no_new_privs()) {
-                // It may be gone; then nobody answers, and nothing is held.
+                // The supervisor may be gone; then nobody answers, and nothing is held.
                 let _ = send_back(&listener);
             }
         }
@@ -195,7 +199,7 @@ impl Order {
         }
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| Error::call("open /dev/null", error))?;
-        // With it goes our end of the socket: the supervisor sees that nothing more comes.
+        // This closes our end of the socket: the supervisor sees that nothing more comes.
         nix::unistd::dup2_stdin(&null).map_err(|error| Error::call("dup2", error))?;
         Ok(received)
     }
@@ -209,7 +213,7 @@ fn send_back(listener: &OwnedFd) -> Result<(), Error> {
     sent.map(drop).map_err(|error| Error::call("sendmsg to the supervisor", error))
 }
 
-/// Whether executing the program gives it rights that this process does not have.
+/// Whether executing the program grants rights that this process does not have.
 fn gains_privileges(program: &OsStr) -> bool {
     const SETUID_OR_SETGID: u32 = 0o6000;
     executable::find(program).is_ok_and(|path| {
@@ -235,7 +239,7 @@ fn receive(count: usize) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
         };
         for byte in buffer.get(..received).unwrap_or_default() {
             match byte {
-                // Beyond the names, a NUL is only what descriptors rode on.
+                // After the names, a NUL only carries descriptors.
                 0 if names.len() < count => {
                     names.push(OsString::from_vec(std::mem::take(&mut name)));
                 }

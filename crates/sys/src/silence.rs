@@ -1,9 +1,9 @@
-//! TCP connections of another process on which nothing comes and nothing goes: how long that has been so, and their end as if the
-//! client had ended them.
+//! Finds idle TCP connections of another process, and ends them as if the client had ended them.
 //!
-//! The process reads the end of its input (shutdown(2) with SHUT_RD, on a copy of its descriptor) and closes the connection itself, as it
-//! does for a client that has no more to ask: with what its protocol wants said, and what has arrived before is read before. No request that was
-//! read is lost. One that arrives later meets a closed connection, as with any server that ends an idle connection.
+//! The process reads the end of its input (shutdown(2) with SHUT_RD, on a copy of its descriptor)
+//! and closes the connection itself, as for a client that has no more requests: it still says what
+//! its protocol requires, and reads what arrived before. No request that was read is lost. A later
+//! request meets a closed connection, as with any server that ends an idle connection.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -15,8 +15,8 @@ use rustix::net::{AddressFamily, Shutdown, SocketType, shutdown, sockopt};
 use crate::holders::Holder;
 use crate::queue;
 
-/// Those among the sockets of a process that are TCP connections without a byte on their way, on which nothing was received or
-/// sent for this long. What the process has closed meanwhile is not among them.
+/// The TCP connections among a process's sockets that have no data in flight, and on which nothing
+/// was received or sent for this long. Sockets that the process has closed meanwhile are left out.
 ///
 /// # Errors
 /// `EPERM` without the right to trace the process.
@@ -28,20 +28,22 @@ pub fn find(sockets: &[Holder], silence: Duration) -> io::Result<Vec<Holder>> {
     Ok(found)
 }
 
-/// Ends the input of a connection, if the process still has it under that number and it is still silent; whether that is so.
+/// Ends the input of a connection, if the process still has it under that number and it is still
+/// silent; returns whether it did.
 ///
 /// # Errors
-/// Those of [`find`].
+/// Errors from [`find`].
 pub fn end_input(holder: &Holder, silence: Duration) -> io::Result<bool> {
-    // One that the client has reset meanwhile has ended too.
+    // The client may have reset the connection meanwhile: it has ended too.
     Ok(take(holder, silence)?.is_some_and(|socket| shutdown(&socket, Shutdown::Read).is_ok()))
 }
 
-/// A copy of the descriptor, if the connection is silent. It must go at once: what the process closes meanwhile stays in its
-/// epoll sets for as long as there is a copy (see [`crate::ghosts`]).
+/// A copy of the descriptor, if the connection is silent. Drop it at once: if the process closes
+/// the connection meanwhile, it stays in the process's epoll sets for as long as a copy exists (see
+/// [`crate::ghosts`]).
 fn take(holder: &Holder, silence: Duration) -> io::Result<Option<OwnedFd>> {
     match holder.take() {
-        // Of what is no TCP connection there is no answer.
+        // For a socket that is not a TCP connection the answer is no.
         Ok(socket) => Ok(is_silent(socket.as_fd(), silence).unwrap_or(false).then_some(socket)),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
         Err(_) => Ok(None),
@@ -49,7 +51,7 @@ fn take(holder: &Holder, silence: Duration) -> io::Result<Option<OwnedFd>> {
 }
 
 fn is_silent(socket: BorrowedFd<'_>, silence: Duration) -> io::Result<bool> {
-    /// tcp_info's state of a connection that both sides have open (`TCP_ESTABLISHED`).
+    /// The state of an established connection in tcp_info (`TCP_ESTABLISHED`).
     const ESTABLISHED: u8 = 1;
     let family = sockopt::socket_domain(socket)?;
     let is_tcp = matches!(family, AddressFamily::INET | AddressFamily::INET6)
@@ -57,10 +59,11 @@ fn is_silent(socket: BorrowedFd<'_>, silence: Duration) -> io::Result<bool> {
     if !is_tcp || rustix::io::ioctl_fionread(socket)? > 0 {
         return Ok(false);
     }
-    // The head of struct tcp_info: eight bytes, of which the first is the state, then 32-bit counters.
+    // The head of struct tcp_info: eight bytes, of which the first is the state, then 32-bit
+    // counters.
     let info: [u32; 14] = queue::words(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
     let [states, .., unacked, _sacked, _lost, _retrans, _fackets, sent, _ack_sent, received] = info;
-    // In milliseconds. One on which nothing was sent yet says a large number.
+    // In milliseconds; a large number if nothing was sent yet.
     let quiet = Duration::from_millis(sent.min(received).into());
     Ok(states.to_ne_bytes()[0] == ESTABLISHED && unacked == 0 && quiet >= silence)
 }
@@ -94,7 +97,7 @@ mod tests {
         assert!(find(&ours, hour).expect("looked at").is_empty());
         let found = find(&ours, Duration::ZERO).expect("looked at");
         assert_eq!(found.iter().map(|held| held.fd).collect::<Vec<_>>(), [numbers[0]]);
-        // What came before is read before the end.
+        // Data that came before is read before the end.
         assert!(!end_input(&found[0], hour).expect("not silent for so long"));
         let another = Holder { inode: ours[1].inode, ..found[0] };
         assert!(!end_input(&another, Duration::ZERO).expect("the number is another socket's"));

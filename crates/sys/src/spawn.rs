@@ -1,18 +1,19 @@
-//! Starts a program with descriptors under fixed numbers, without running any
-//! code between fork and exec.
+//! Starts a program with descriptors under fixed numbers, without running any code between fork and
+//! exec.
 //!
-//! A supervisor has threads and blocked signals, and between fork and exec almost
-//! nothing is safe to do. So it starts its own binary again, as the *shim*
-//! (`bindonce __shim COUNT [PID] [binds | intercept [unlinks]] [service] -- PROGRAM [ARG]...`), and sends the descriptors over a
-//! socket that is the shim's standard input. The shim is a fresh process with one
-//! thread: it receives, resets its signals, puts the descriptors in place, and
-//! becomes the program. The pid is the same from the first moment to the last.
+//! A supervisor has threads and blocked signals, and between fork and exec almost nothing is safe
+//! to do. So it starts its own binary again, as the *shim* (`bindonce __shim COUNT [PID] [binds |
+//! (intercept | intercept-if-possible) [unlinks]] [service] -- PROGRAM [ARG]...`), and sends the
+//! descriptors over a socket that is the shim's standard input. The shim is a fresh process with
+//! one thread: it receives the descriptors, resets its signals, puts the descriptors in place, and
+//! becomes the program. The pid never changes.
 //!
-//! On the socket: the name of each descriptor's variable, each ended by a NUL;
-//! with it up to 253 descriptors; the rest of them 253 at a time, each time on
-//! one more NUL. COUNT tells the shim when it has everything. With a PID or `binds` it sends
-//! one descriptor back, on one NUL, if it can: the one that holds the program at its readiness signal ([`crate::hold`]), and by
-//! which its bind(2) is answered. With `intercept` it sends the one by which its bind(2) and listen(2) are answered, or fails.
+//! On the socket: the name of each descriptor's variable, each ended by a NUL, together with up to
+//! 253 descriptors; then the remaining descriptors, 253 at a time, each batch with one more NUL.
+//! COUNT tells the shim when it has everything. With a PID or `binds` the shim sends one descriptor
+//! back with one NUL, if it can: the descriptor holds the program at its readiness signal
+//! ([`crate::hold`]), and serves to answer its bind(2). With `intercept` the shim sends back the
+//! descriptor for answering bind(2) and listen(2), or fails.
 
 use std::ffi::OsString;
 use std::io;
@@ -33,14 +34,15 @@ use crate::shim::Intercepted;
 use crate::tether::Tether;
 use crate::{shim, worker};
 
-/// The hidden subcommand that [`Launch::start`] calls, and that must carry out the
-/// [`crate::shim::Order`] in the words after it.
+/// The hidden subcommand that [`Launch::start`] calls. It must carry out the [`crate::shim::Order`]
+/// in the words after it.
 pub const SUBCOMMAND: &str = "__shim";
 
-/// How long the shim may take to read its descriptors; it needs about a millisecond.
+/// How long the shim may take to receive its descriptors; it needs about a millisecond.
 const HANDOVER: Duration = Duration::from_secs(10);
 
-/// An empty socket takes a message of so many bytes whole, however small its buffer is (socket(7), SO_SNDBUF).
+/// An empty socket takes a message of this many bytes whole, however small its buffer is
+/// (socket(7), SO_SNDBUF).
 const SMALL: usize = 2048;
 
 /// A program to start.
@@ -50,41 +52,45 @@ pub struct Launch {
     pub program: OsString,
     /// Its arguments, without the program itself.
     pub args: Vec<OsString>,
-    /// Variables that are added to this process's environment.
+    /// Variables added to this process's environment.
     pub env: Vec<(OsString, OsString)>,
     /// Variables of this process's environment that the program must not inherit.
     pub env_remove: Vec<OsString>,
-    /// Where it starts; None is the directory of this process.
+    /// The working directory; None is the directory of this process.
     pub cwd: Option<PathBuf>,
-    /// Descriptors, from 3 up in this order, each with the variable that says its number; no
-    /// variable is set where that is empty. The caller can share them without making copies.
+    /// Descriptors, numbered from 3 in this order, each with the variable that tells the program
+    /// its number; an empty name sets no variable. The caller can share descriptors without copying
+    /// them.
     pub descriptors: Vec<(String, Arc<OwnedFd>)>,
-    /// Which of its calls this process is asked about.
+    /// The calls that wait for an answer of this process.
     pub calls: Intercepted,
-    /// It is killed when this process ends, however that comes about, with what it has started and left in its
-    /// process group.
+    /// Kill the program when this process ends, for whatever reason, and with it everything that it
+    /// has started and left in its process group.
     pub tied: bool,
-    /// Start it as a service manager does (systemd.exec(5)): as the leader of a session of its own, with
-    /// SIGPIPE ignored, since the reader of its standard error may end first; and with
-    /// LISTEN_PID and LISTEN_PIDFDID set to its own, if LISTEN_FDS is among the variables (sd_listen_fds(3)).
+    /// Start it as a service manager does (systemd.exec(5)): as the leader of a session of its own,
+    /// with SIGPIPE ignored, since the reader of its standard error may end first; and with
+    /// LISTEN_PID and LISTEN_PIDFDID set to its own, if LISTEN_FDS is among the variables
+    /// (sd_listen_fds(3)).
     pub service: bool,
     /// Its standard output.
     pub stdout: Stdio,
-    /// Its standard error. A shim that fails says why here, in one line.
+    /// Its standard error. A shim that fails reports why here, in one line.
     pub stderr: Stdio,
 }
 
-/// A program that was started. It is a child of this process, and stays a
-/// zombie until [`Pidfd::try_wait`] has told how it ended.
+/// A started program. It is a child of this process, and stays a zombie until [`Pidfd::try_wait`]
+/// has returned its exit status.
 #[derive(Debug)]
 pub struct Started {
     /// Its process id.
     pub pid: i32,
-    /// The process itself; readable when it has ended.
+    /// The process itself; readable once it has ended.
     pub pidfd: Pidfd,
-    /// If [`Launch::calls`] names any, our end of the socket to the shim, for [`receive_hold`].
+    /// Our end of the socket to the shim, for [`receive_hold`]; None if [`Launch::calls`] names no
+    /// call.
     pub shim: Option<OwnedFd>,
-    /// If [`Launch::tied`] was set, what ends it with this process. To be released when its group has ended.
+    /// The tether that kills the program with this process, if [`Launch::tied`] was set. Release it
+    /// when the process group has ended.
     pub tether: Option<Tether>,
     /// The reading end of its standard output, if `stdout` was [`Stdio::piped`].
     pub stdout: Option<OwnedFd>,
@@ -93,7 +99,7 @@ pub struct Started {
 }
 
 impl Launch {
-    /// A program without arguments and descriptors; output goes where ours goes.
+    /// A program without arguments and descriptors; its output goes where ours goes.
     pub fn new(program: impl Into<OsString>) -> Self {
         Self {
             program: program.into(),
@@ -110,25 +116,26 @@ impl Launch {
         }
     }
 
-    /// Starts it in a process group (or session) of its own, so that a Ctrl-C at the
-    /// terminal reaches the supervisor alone; with /dev/null as standard input, and
-    /// with no signal blocked or ignored. Our copies of the descriptors are closed.
+    /// Starts the program in a process group (or session) of its own, so that a Ctrl-C at the
+    /// terminal reaches the supervisor alone; with /dev/null as standard input, and with no signal
+    /// blocked or ignored. Our copies of the descriptors are closed.
     ///
-    /// A program that cannot be executed is no error here: the shim says so on
-    /// standard error and exits with 127.
+    /// A program that cannot be executed is not an error here: the shim reports it on standard
+    /// error and exits with 127.
     ///
     /// # Errors
-    /// [`Error::Call`] if no process could be made, or it did not take its
-    /// descriptors within ten seconds. No process is left then.
+    /// [`Error::Call`] if no process could be created, or if it did not take its descriptors within
+    /// ten seconds. No process is left then.
     pub fn start(self) -> Result<Started, Error> {
         self.begin()?.give()?.started()
     }
 
-    /// The same on threads beside the caller's, for one that must not wait: the binary may be slow to be
-    /// executed, and the shim to read. Tells the pid before the shim gets what it waits for: should we end
-    /// before `tell` returns, the shim ends too and never becomes the program.
+    /// As [`start`](Self::start), on other threads, for a caller that must not block: executing the
+    /// binary may be slow, and so may the shim. Calls `tell` with the pid before the shim gets its
+    /// descriptors: if this process ends before `tell` returns, the shim ends too and never becomes
+    /// the program.
     ///
-    /// A caller that stops waiting leaves no process.
+    /// If the caller stops waiting, no process is left.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -177,7 +184,8 @@ impl Launch {
         if let (Some(tied), Some(child)) = (&mut tied, &child.0) {
             tied.tie(child.id()).map_err(tether)?;
         }
-        // With the command goes our copy of the shim's end: only then does its death show.
+        // Dropping the command closes our copy of the shim's end: only then can we see the shim's
+        // death.
         Ok(Begun {
             child,
             tether: tied,
@@ -202,16 +210,16 @@ impl Begun {
         self.child.0.as_ref().map_or(0, Child::id).cast_signed()
     }
 
-    /// Whether what it waits for is one message, which a socket that is empty takes at once.
+    /// Whether the descriptors fit into one message, which an empty socket takes at once.
     fn is_small(&self) -> bool {
         let names = self.descriptors.iter().map(|(name, _)| name.len() + 1);
         self.descriptors.len() <= bindonce_fd::MAX_FDS && names.sum::<usize>() <= SMALL
     }
 
-    /// Gives it what it waits for.
+    /// Sends the descriptors to the shim.
     fn give(self) -> Result<Self, Error> {
         match hand_over(&self.ours, &self.descriptors) {
-            // A shim that is gone has said why, and its exit code tells the rest.
+            // A shim that is gone has reported why, and its exit code tells the rest.
             Ok(()) | Err(Error::Call { errno: Errno::EPIPE | Errno::ECONNRESET, .. }) => Ok(self),
             Err(error) => Err(error),
         }
@@ -232,15 +240,15 @@ impl Begun {
     }
 }
 
-/// A child that is ended unless it is taken.
+/// A child that is killed on drop, unless it is taken.
 struct Unfinished(Option<Child>);
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
         let Some(mut child) = self.0.take() else { return };
-        // It can only be gone already, and then there is nothing left to do.
+        // A failure means that the child is gone already.
         let _ = child.kill();
-        // One that is stalled in exec ends when that does.
+        // A child stalled in exec ends when the exec returns.
         if matches!(child.try_wait(), Ok(None)) {
             let _ = worker::start("reap", move || drop(child.wait()));
         }
@@ -256,9 +264,10 @@ fn late(error: io::Error) -> Error {
     }
 }
 
-/// What holds a program that was started with [`Intercepted::hold`], or asks about one with [`Intercepted::binds`] or
-/// [`Intercepted::intercept`]: the descriptor for [`crate::intercept::Intercept::new`]. None if the kernel, or the filter of a container, did not let the
-/// shim have one. It waits for no longer than the shim lives, a few milliseconds.
+/// The descriptor for [`crate::intercept::Intercept::new`], of a program that was started with
+/// [`Intercepted::hold`], [`Intercepted::binds`] or [`Intercepted::intercept`]. None if the kernel,
+/// or the filter of a container, did not let the shim have it. Waits no longer than the shim lives,
+/// a few milliseconds.
 pub async fn receive_hold(shim: OwnedFd) -> Option<OwnedFd> {
     let watch = crate::watch::Watch::new(&shim).ok()?;
     let mut fds = Vec::new();
@@ -285,7 +294,7 @@ fn hand_over(socket: &UnixStream, descriptors: &[(String, Arc<OwnedFd>)]) -> Res
         while sent < text.len() {
             sent += send_some(socket, text.get(sent..).unwrap_or_default(), &[], deadline)?;
         }
-        // What the next batch rides on.
+        // The byte that carries the next batch.
         text = vec![0];
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! Runs a program for its answer: what it printed, and how it ended. It has a deadline, and so has
-//! what it starts: all of it is in a process group of its own, which is killed when the time is up.
+//! Runs a program for its answer: its output, and how it ended. The deadline covers everything that
+//! the program starts: all of it is in one process group, which is killed when the time is up.
 
 use std::io::{self, Read as _};
 use std::os::fd::AsFd;
@@ -13,10 +13,10 @@ use nix::unistd::Pid;
 use crate::process::{self, Pidfd};
 use crate::signals::{self, Signal};
 
-/// How much of an answer is kept; the rest is read and forgotten.
+/// Most bytes of an answer that are kept; the rest is read and discarded.
 const LONGEST: usize = 1 << 20;
 
-/// What a program answered.
+/// The answer of a program.
 #[derive(Debug)]
 pub struct Answer {
     /// How it ended.
@@ -28,7 +28,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Why it failed, for a person, and never empty: what it said on standard error, or how it ended.
+    /// The reason of a failure for the user, never empty: the text on standard error, or how the
+    /// program ended.
     pub fn complaint(&self) -> String {
         let output = String::from_utf8_lossy(&self.stderr).trim().to_owned();
         if !output.is_empty() {
@@ -45,21 +46,21 @@ impl Answer {
     }
 }
 
-/// The user to run a program as that another user has named.
+/// The user under which to run a program that another user has named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct User {
     /// User id.
     pub uid: u32,
-    /// Group id; supplementary groups it has none.
+    /// Group id; the program gets no supplementary groups.
     pub gid: u32,
 }
 
 impl User {
-    /// Who has started a process: its real user and group (proc_pid_status(5)), whatever rights the
-    /// program has gained since.
+    /// The user who started a process: its real user and group (proc_pid_status(5)), whatever
+    /// rights the program has gained since.
     ///
     /// # Errors
-    /// If there is no such process.
+    /// If the process does not exist.
     pub fn of(pid: i32) -> io::Result<Self> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let real = |name: &str| {
@@ -72,14 +73,15 @@ impl User {
         }
     }
 
-    /// Whether this process is run by the same user.
+    /// Whether this process runs as that user.
     pub fn is_ours(self) -> bool {
         self.uid == nix::unistd::getuid().as_raw() && self.uid == nix::unistd::geteuid().as_raw()
     }
 }
 
-/// As [`answer`], with a file as its standard input, and as another user where one is given: in a session of its own, so
-/// that it cannot reach our terminal. Our own user changes nothing.
+/// As [`answer`], with a file as standard input. If another user is given, the program runs as that
+/// user, in a session of its own, so that it cannot reach our terminal; our own user changes
+/// nothing.
 ///
 /// # Errors
 /// As [`answer`]; `EPERM` if this process may not become that user.
@@ -100,17 +102,17 @@ pub fn answer_on(
     run(command, input.into(), within)
 }
 
-/// Runs `command` to its end, which must come `within` that time: with /dev/null as standard input and
-/// every signal as at the start of a program. It ends with the thread that called this.
+/// Runs `command` to its end, which must come within the time `within`. Its standard input is
+/// /dev/null, and its signals are reset. The program is killed if the calling thread ends.
 ///
 /// # Errors
-/// Why it could not be started; [`io::ErrorKind::TimedOut`] if it was killed.
+/// Why the program could not be started; [`io::ErrorKind::TimedOut`] if it was killed.
 pub fn answer(mut command: Command, within: Duration) -> io::Result<Answer> {
     command.process_group(0);
     run(command, Stdio::null(), within)
 }
 
-/// Runs what is to lead a process group of its own.
+/// Runs a command as the leader of a process group of its own.
 fn run(mut command: Command, input: Stdio, within: Duration) -> io::Result<Answer> {
     let until = Instant::now() + within;
     let (out_reader, out_writer) = io::pipe()?;
@@ -123,12 +125,12 @@ fn run(mut command: Command, input: Stdio, within: Duration) -> io::Result<Answe
         command.pre_exec(move || {
             signals::reset()?;
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-            // It may have ended before it could be bound to.
+            // The parent may have ended before the death signal was set.
             if Pid::parent() == parent { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
         })
     };
     let mut child = Running(command.spawn()?);
-    // With it go our copies of the writing ends: only then does their end show.
+    // This closes our copies of the writing ends: only then can we see the end of the output.
     drop(command);
     let ended = Pidfd::open(child.0.id().cast_signed())?;
     let late = || {
@@ -140,10 +142,11 @@ fn run(mut command: Command, input: Stdio, within: Duration) -> io::Result<Answe
     };
     let (mut stdout, mut stderr) = (Some(out_reader), Some(error_reader));
     let (mut out, mut errors) = (Vec::new(), Vec::new());
-    // What it has started may hold its output open for longer than it lives, and is no part of it.
+    // Processes that the program started may keep its output open after its end; they are not
+    // waited for.
     let mut over = false;
     while !over {
-        // One that is closed is never ready before the end.
+        // A closed pipe is replaced by the pidfd, which is not ready before the end.
         let fds = [
             ended.as_fd(),
             stdout.as_ref().map_or(ended.as_fd(), AsFd::as_fd),
@@ -167,7 +170,7 @@ fn run(mut command: Command, input: Stdio, within: Duration) -> io::Result<Answe
             }
         }
     }
-    // What it said last is in the pipes.
+    // The last output is still in the pipes.
     for (pipe, text) in [(&mut stdout, &mut out), (&mut stderr, &mut errors)] {
         while let Some(reader) = &pipe {
             let mut fd = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
@@ -179,7 +182,7 @@ fn run(mut command: Command, input: Stdio, within: Duration) -> io::Result<Answe
     Ok(Answer { status: child.0.wait()?, stdout: out, stderr: errors })
 }
 
-/// Reads what is there into `text`, as far as that has room.
+/// Reads available output into `text`, as far as there is room.
 fn take(pipe: &mut Option<io::PipeReader>, text: &mut Vec<u8>) -> io::Result<usize> {
     let mut buffer = [0; 4096];
     let Some(reader) = pipe else { return Ok(0) };
@@ -189,12 +192,12 @@ fn take(pipe: &mut Option<io::PipeReader>, text: &mut Vec<u8>) -> io::Result<usi
     Ok(read)
 }
 
-/// A program that is ended with all that it has started, however this is left.
+/// A program that is killed on drop, with everything that it started.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Gone already, but for what it may have left behind.
+        // The program is gone already, but may have left others behind.
         let _ = process::signal_group(self.0.id().cast_signed(), Signal::SIGKILL);
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -230,7 +233,7 @@ mod tests {
     fn one_that_does_not_end_is_killed_with_all_that_it_has_started() {
         let (reader, writer) = io::pipe().expect("a pipe");
         let mut command = shell("sleep 1000 & exec sleep 1000");
-        // Both have it until they end.
+        // Both processes have the writing end until they end.
         let theirs = writer.try_clone().expect("a copy");
         // SAFETY: it only calls dup(2) between fork and exec.
         unsafe {

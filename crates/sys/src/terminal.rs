@@ -1,26 +1,27 @@
-//! What a terminal is like, and taking it over character by character.
+//! The size of a terminal, and its raw mode.
 
 use std::io;
 use std::os::fd::AsFd;
 
 use rustix::termios::{self, Action, OptionalActions, QueueSelector, Termios};
 
-/// Its width and height in characters (ioctl_tty(2), TIOCGWINSZ); none for anything that is no
-/// terminal, or that does not know.
+/// Width and height of a terminal in characters (ioctl_tty(2), TIOCGWINSZ); None if it is not a
+/// terminal, or does not know its size.
 pub fn size(terminal: impl AsFd) -> Option<(u16, u16)> {
     let size = termios::tcgetwinsize(terminal).ok()?;
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
-/// How a terminal was set, to be set so again.
+/// The modes of a terminal, for [`restore`].
 #[derive(Debug, Clone)]
 pub struct Modes(Termios);
 
-/// Has every key come at once and as it is, also those that would be signals, and nothing echoed
-/// or changed on the way out (termios(3), cfmakeraw). Gives how it was before, for [`restore`].
+/// Delivers every key at once and unchanged, including those that would be signals, and neither
+/// echoes input nor changes output (termios(3), cfmakeraw). Returns the previous modes for
+/// [`restore`].
 ///
 /// # Errors
-/// Those of tcgetattr(3) and tcsetattr(3): `ENOTTY` for what is no terminal, `EIO` for one that
+/// Errors from tcgetattr(3) and tcsetattr(3): `ENOTTY` if it is not a terminal, `EIO` for one that
 /// is gone.
 pub fn raw(terminal: impl AsFd) -> io::Result<Modes> {
     let before = termios::tcgetattr(&terminal)?;
@@ -30,8 +31,8 @@ pub fn raw(terminal: impl AsFd) -> io::Result<Modes> {
     Ok(Modes(before))
 }
 
-/// Sets a terminal as it was. Keys that nobody has read are thrown away: they were meant for the
-/// program that ends, not for the shell. Does not wait for output that nobody reads.
+/// Restores the modes of a terminal. Discards unread keys: they were meant for the program that
+/// ends, not for the shell. Does not wait for unread output.
 ///
 /// # Errors
 /// As [`raw`].
@@ -40,11 +41,11 @@ pub fn restore(terminal: impl AsFd, modes: &Modes) -> io::Result<()> {
     Ok(termios::tcsetattr(&terminal, OptionalActions::Now, &modes.0)?)
 }
 
-/// Throws away what was written and nobody has read, and lets go on what was held up by Ctrl-S: so
-/// a write(2) that waits for a window that hangs returns.
+/// Discards unread output, and resumes output stopped by Ctrl-S: a write(2) that waits for a
+/// hanging window returns.
 ///
 /// # Errors
-/// Those of tcflow(3) and tcflush(3), as [`raw`].
+/// Errors from tcflow(3) and tcflush(3), as [`raw`].
 pub fn discard_output(terminal: impl AsFd) -> io::Result<()> {
     termios::tcflow(&terminal, Action::OOn)?;
     Ok(termios::tcflush(&terminal, QueueSelector::OFlush)?)

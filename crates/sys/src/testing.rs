@@ -1,4 +1,4 @@
-//! What several tests need.
+//! Helpers for several tests.
 
 #[path = "../../../tests/harness/skip.rs"]
 mod skip;
@@ -11,7 +11,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 pub(crate) use skip::skip;
 
-/// Runs `work` while another thread exchanges two files all the time.
+/// Runs `work` while another thread constantly exchanges two files.
 pub(crate) fn while_exchanged(one: &Path, other: &Path, work: impl FnOnce()) {
     struct Done<'a>(&'a AtomicBool);
     impl Drop for Done<'_> {
@@ -31,7 +31,7 @@ pub(crate) fn while_exchanged(one: &Path, other: &Path, work: impl FnOnce()) {
     });
 }
 
-/// A directory that goes away with the value.
+/// A directory that is removed with the value.
 pub(crate) struct Directory(PathBuf);
 
 impl Directory {
@@ -48,7 +48,7 @@ impl Directory {
         &self.0
     }
 
-    /// The names of what is in it.
+    /// The names of the entries.
     pub(crate) fn entries(&self) -> Vec<String> {
         let names = fs::read_dir(&self.0).expect("directory").flatten();
         names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()

@@ -1,5 +1,6 @@
-//! A process group that does not outlive this process, however that ends: a process beside both kills the group then.
-//! (A death signal, PR_SET_PDEATHSIG(2const), reaches a child, and not what the child has started.)
+//! Ties a process group to the life of this process: a helper process kills the group when this
+//! process ends, for whatever reason. (A death signal, PR_SET_PDEATHSIG(2const), reaches a child,
+//! but not the processes that the child has started.)
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -11,11 +12,11 @@ use crate::signals::Signal;
 /// The hidden subcommand that must call [`run`].
 pub const SUBCOMMAND: &str = "__tether";
 
-/// Kills a process group when this process ends, or when it is dropped.
+/// Kills a process group when this process ends, or when the value is dropped.
 #[derive(Debug)]
 pub struct Tether {
     child: Child,
-    /// Its other end sees the end of this process.
+    /// The helper sees the end of this process at the other end of the pipe.
     pipe: ChildStdin,
 }
 
@@ -29,27 +30,27 @@ impl Tether {
         Ok(Self { child, pipe })
     }
 
-    /// Says which group. A pipe that is empty takes it at once.
+    /// Tells the helper which group. An empty pipe takes the message at once.
     pub(crate) fn tie(&mut self, leader: u32) -> io::Result<()> {
         self.pipe.write_all(leader.to_string().as_bytes())
     }
 
-    /// The group has ended: nothing is killed any more.
+    /// Call it when the group has ended: the helper kills nothing any more.
     pub fn release(mut self) {
-        // Before the pipe is closed. It can only be gone already.
+        // Before the pipe is closed. A failure means that the helper is gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Waits beside the group until the other process has ended, and then kills the group.
+/// The helper: waits until the other process has ended, then kills the group.
 pub fn run() {
     let mut text = String::new();
     let read = io::stdin().read_to_string(&mut text);
     if let (Ok(_), Ok(leader)) = (read, text.parse::<i32>())
         && leader > 1
     {
-        // The group has ended by itself, or does now.
+        // A failure means that the group has ended by itself.
         let _ = process::signal_group(leader, Signal::SIGKILL);
     }
 }

@@ -1,10 +1,10 @@
-//! The tree of a program: the process that was started, and all that have come from it.
+//! The process tree of a program: the process that was started, and everything that it started.
 //!
-//! A process belongs to it if it descends from the first one, or is of the process group or the
-//! session that the first one leads ([`crate::spawn`] makes it a leader): so a worker whose
-//! parent has died is found too. One that has left group and session *and* lost its parent is
-//! not. Every call reads /proc once from end to end; a process is signalled only
-//! if it is still the one that was found.
+//! A process belongs to the tree if it descends from the first process, or is in the process group
+//! or session that the first process leads ([`crate::spawn`] makes it a leader). So a worker whose
+//! parent has died is found too. A process that has left group and session *and* lost its parent is
+//! not found. Each look for the members reads /proc from end to end. A process is signalled only if
+//! it is still the one that was found.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,23 +14,24 @@ use nix::sys::signal::Signal;
 
 use crate::process::{Pidfd, Stat, numbered};
 
-/// How often a tree that is killed is looked through for processes that were made meanwhile.
+/// How many passes [`kill`] makes at most, to find processes created meanwhile.
 const PASSES: usize = 16;
 
-/// A process that descends from the first one by more steps counts as none of the tree.
+/// A process that descends from the first one by more steps does not count as part of the tree.
 const ANCESTORS: usize = 256;
 
-/// The pids of the processes of this tree that live, the first one in front.
+/// The pids of the live processes of this tree, the leader first.
 pub fn members(leader: i32) -> Vec<i32> {
     find(leader).iter().map(|stat| stat.pid).collect()
 }
 
-/// The processor time that the processes of this tree that live have used.
+/// The processor time used by the live processes of this tree.
 pub fn processor(leader: i32) -> Duration {
     find(leader).iter().map(|stat| stat.processor).sum()
 }
 
-/// Whether a process belongs to this tree: it or one that it descends from does. Reads these alone, and not all of /proc.
+/// Whether a process belongs to this tree, itself or through an ancestor. Reads only the process
+/// and its ancestors, not all of /proc.
 pub fn has(leader: i32, pid: i32) -> bool {
     descends(leader, pid, Stat::of)
 }
@@ -47,22 +48,23 @@ fn descends(leader: i32, pid: i32, stat: impl Fn(i32) -> Option<Stat>) -> bool {
     false
 }
 
-/// Sends a signal to every process of the tree that lives; gives how many got it.
+/// Sends a signal to every live process of the tree; returns how many received it.
 pub fn signal(leader: i32, signal: Signal) -> usize {
     find(leader).iter().filter(|member| send(member, signal)).count()
 }
 
-/// The same, to all but the first process.
+/// The same, to all processes but the leader.
 pub fn signal_others(leader: i32, signal: Signal) {
     find(leader).iter().filter(|member| member.pid != leader).for_each(|member| {
         send(member, signal);
     });
 }
 
-/// Kills the tree, also processes that are made while this is done. Gives how many processes were killed.
+/// Kills the tree, including processes created meanwhile. Returns how many processes were killed.
 pub fn kill(leader: i32) -> usize {
     let mut done = BTreeSet::new();
-    // fork(2) fails in a process that has SIGKILL: the tree is complete when a look finds nothing new.
+    // fork(2) fails in a process that has SIGKILL: the tree is complete when a pass finds nothing
+    // new.
     for _ in 0..PASSES {
         let found = find(leader);
         let new: Vec<_> =
@@ -77,27 +79,27 @@ pub fn kill(leader: i32) -> usize {
     done.len()
 }
 
-/// Stops (SIGSTOP) a tree, also processes that are made while this is done.
+/// Stops (SIGSTOP) a tree, including processes created meanwhile.
 ///
-/// SIGSTOP takes effect when its process is next scheduled. Until then the process can complete a fork(2)
-/// that has begun, and the child does not have the signal. So the tree has stopped when each of its
-/// processes has, and a look after that finds no other.
+/// SIGSTOP takes effect when its process is next scheduled. Until then the process can complete a
+/// fork(2) that has begun, and the child does not have the signal. So the tree has stopped once
+/// every known process has stopped and another pass finds no new one.
 #[derive(Debug)]
 pub struct Stopping {
     leader: i32,
-    /// The pid and the start time of each process that has the signal.
+    /// The pid and the start time of each process that got the signal.
     sent: Vec<(i32, u64)>,
     complete: bool,
 }
 
 impl Stopping {
-    /// Of the tree that this process leads. Nothing is sent yet.
+    /// For the tree that this process leads. Sends nothing yet.
     pub fn of(leader: i32) -> Self {
         Self { leader, sent: Vec::new(), complete: false }
     }
 
-    /// Sends SIGSTOP to each process that does not have it; true once the whole tree has stopped. Call it
-    /// again until then. It does not wait.
+    /// Sends SIGSTOP to each process that has not got it yet; true once the whole tree has stopped.
+    /// Call it again until then. Does not wait.
     pub fn step(&mut self) -> bool {
         if self.complete || self.sent.iter().any(runs) {
             return self.complete;
@@ -113,7 +115,8 @@ impl Stopping {
     }
 }
 
-/// Whether a thread of a process, if it is still the one that was found, has not stopped.
+/// Whether a process still has a running thread; false if it is no longer the process that was
+/// found.
 fn runs((pid, start_time): &(i32, u64)) -> bool {
     let stands = |stat: Stat| stat.is_stopped() || stat.has_ended();
     let Some(stat) = Stat::of(*pid).filter(|stat| stat.start_time == *start_time) else {
@@ -126,10 +129,10 @@ fn runs((pid, start_time): &(i32, u64)) -> bool {
     threads.into_iter().filter_map(|tid| Stat::of_thread(*pid, tid)).any(|stat| !stands(stat))
 }
 
-/// Kills what is left of a tree whose first process has ended, and was not reaped yet or was
-/// started at `start_time`: gives how many processes that were.
+/// Kills the rest of a tree whose leader has ended. The leader is not reaped yet, or was started at
+/// `start_time`. Returns how many processes were killed.
 pub fn kill_orphans(leader: i32, start_time: u64) -> usize {
-    // Somebody else may have the pid by now, and lead a group of this number.
+    // Another process may have the pid by now, and lead a group with this number.
     match Stat::of(leader) {
         Some(stat) if stat.start_time != start_time => 0,
         _ => kill(leader),
@@ -137,10 +140,11 @@ pub fn kill_orphans(leader: i32, start_time: u64) -> usize {
 }
 
 fn send(member: &Stat, signal: Signal) -> bool {
-    // The descriptor is opened first: what it names cannot change under the comparison.
+    // The descriptor is opened first: the process that it names cannot change during the
+    // comparison.
     let Ok(pidfd) = Pidfd::open(member.pid) else { return false };
     let same = Stat::of(member.pid).is_some_and(|now| now.start_time == member.start_time);
-    // It can only have ended meanwhile.
+    // A failure means that the process has ended meanwhile.
     same && pidfd.send(signal).is_ok()
 }
 
@@ -149,18 +153,18 @@ fn find(leader: i32) -> Vec<Stat> {
     of(leader, &pids.filter_map(Stat::of).collect::<Vec<_>>())
 }
 
-/// Whether a process is the leader, or of its group or session.
+/// Whether a process is the leader, or in the leader's group or session.
 fn is_first(leader: i32, stat: &Stat) -> bool {
     stat.pid == leader || stat.group == leader || stat.session == leader
 }
 
-/// The tree among these processes.
+/// The members of the tree among these processes.
 fn of(leader: i32, all: &[Stat]) -> Vec<Stat> {
     let mut members: Vec<Stat> = Vec::new();
     let mut pids = BTreeSet::from([leader]);
     loop {
         let belongs = |stat: &&Stat| is_first(leader, stat) || pids.contains(&stat.parent);
-        // One that has ended has no children any more, nor descriptors.
+        // A process that has ended has no children or descriptors any more.
         let new: Vec<Stat> = all
             .iter()
             .filter(|stat| !stat.has_ended() && !members.contains(stat))
@@ -194,13 +198,13 @@ mod tests {
             stat(50, 1, 50, 50),
             stat(100, 50, 100, 50),
             stat(101, 100, 100, 50),
-            // Its own group, then its own session, deeper down.
+            // In a group of its own, then in a session of its own, further down.
             stat(102, 101, 102, 50),
             stat(103, 102, 103, 103),
-            // Its parent has died: the group tells.
+            // Its parent has died: the group identifies it.
             stat(104, 1, 100, 50),
             stat(105, 104, 105, 105),
-            // The supervisor's other child, and a stranger.
+            // Another child of the supervisor, and an unrelated process.
             stat(200, 50, 200, 50),
             stat(201, 1, 201, 201),
         ];

@@ -1,9 +1,9 @@
-//! Whether anybody else could replace what lies in a directory.
+//! Checks whether other users could replace the files in a directory.
 //!
-//! A process with rights must not keep what it executes, obeys or overwrites where another user can
-//! swap a directory or plant a symbolic link. A directory is trusted if it and everything on the way to it
-//! belongs to root or to one user, and nobody else may write there. Once that is so nobody but
-//! these two can make it different, so the path can be used as it is from then on.
+//! A privileged process must not keep files that it executes, obeys or overwrites where another
+//! user can swap a directory or plant a symbolic link. A directory is trusted if it and everything
+//! on the way to it belongs to root or to one user, and nobody else may write there. From then on
+//! only these two can change that, so the path can be used as it is.
 
 use std::fmt;
 use std::io;
@@ -20,11 +20,11 @@ use crate::path_walk::{Step, is_of, is_sticky, others_write, walk, walk_or_make}
 pub struct Untrusted {
     /// The directory or the symbolic link.
     pub path: PathBuf,
-    /// Who owns it.
+    /// The user id of its owner.
     pub owner: u32,
     /// Its permissions.
     pub mode: u32,
-    /// The owner is the reason, not who may write.
+    /// Whether the owner is the reason, rather than the permissions.
     pub foreign: bool,
 }
 
@@ -40,12 +40,12 @@ impl fmt::Display for Untrusted {
 
 impl std::error::Error for Untrusted {}
 
-/// Checks a directory and everything on the way to it, for the user `uid`. Symbolic links of
-/// root or of that user are followed, and checked likewise. A directory with the sticky bit may be writable for
-/// all: nobody removes or renames there what is another user's.
+/// Checks a directory and everything on the way to it, for the user `uid`. Symbolic links of root
+/// or of that user are followed, and checked likewise. A directory with the sticky bit may be
+/// writable for all: there nobody can remove or rename files of another user.
 ///
 /// # Errors
-/// Those of the system calls: the directory must be there.
+/// Errors from the system calls: the directory must exist.
 pub fn directory(path: &Path, uid: u32) -> io::Result<Result<(), Untrusted>> {
     Ok(match walk(path, |step| check(step, uid))? {
         ControlFlow::Break(untrusted) => Err(untrusted),
@@ -53,32 +53,33 @@ pub fn directory(path: &Path, uid: u32) -> io::Result<Result<(), Untrusted>> {
     })
 }
 
-/// A directory that is open, and what was found on the way to it.
+/// An open directory, and the findings on the way to it.
 #[derive(Debug)]
 pub struct Made {
     directory: OwnedFd,
-    /// It was not there.
+    /// Whether the directory was missing and was created.
     pub created: bool,
     /// The first component of the path that another user controls.
     pub untrusted: Option<Untrusted>,
 }
 
 impl Made {
-    /// Gives it to a user and a group: by its descriptor, whatever is at its path by now.
+    /// Gives the directory to a user and a group, by its descriptor, whatever is at its path by
+    /// now.
     ///
     /// # Errors
-    /// Those of fchownat(2).
+    /// Errors from fchownat(2).
     pub fn give(&self, uid: u32, gid: u32) -> io::Result<()> {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         Ok(chownat(&self.directory, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?)
     }
 }
 
-/// Opens a directory, and makes it and those on the way to it where they are missing, with this mode. With `strict`
-/// nothing is made in a directory that is not trusted, and the answer is why.
+/// Opens a directory. It and its parents are created with this mode if missing. With `strict`
+/// nothing is created in a directory that is not trusted; the reason is returned instead.
 ///
 /// # Errors
-/// Those of the system calls.
+/// Errors from the system calls.
 pub fn make(path: &Path, uid: u32, mode: u32, strict: bool) -> io::Result<Result<Made, Untrusted>> {
     let (mut first, mut there) = (None, true);
     let walked = walk_or_make(path, Some(Mode::from_raw_mode(mode)), |step| {
@@ -100,7 +101,8 @@ pub fn make(path: &Path, uid: u32, mode: u32, strict: bool) -> io::Result<Result
 
 fn check(step: &Step<'_>, uid: u32) -> ControlFlow<Untrusted> {
     let foreign = !is_of(step.entry, uid);
-    // Everybody may write "to" a link, which means nothing: who may replace it is the directory's matter.
+    // Everybody may write "to" a link, which means nothing: the permissions of its directory decide
+    // who may replace it.
     let open = !step.is_link() && others_write(step.entry) && !is_sticky(step.entry);
     if !foreign && !open {
         return ControlFlow::Continue(());
@@ -134,7 +136,7 @@ mod tests {
         mode(&outer, 0o755);
         let check = |path: &Path| directory(path, uid).expect("it is there");
         assert_eq!(check(&inner), Ok(()));
-        // For another user than its owner it is not.
+        // For a user other than its owner it is not trusted.
         if uid != 0 {
             assert!(directory(&inner, uid + 1).expect("it is there").is_err());
         }
@@ -166,7 +168,7 @@ mod tests {
         assert!(made.created && made.untrusted.is_none());
         assert_eq!(bits(&outer.join("by/link")) & 0o7777, 0o775);
         let again = make(&link, uid, 0o700, true).expect("it is there");
-        // A group that others may be in can write there by now.
+        // Other users may be in the directory's group, which can write there by now.
         assert_eq!(again.map(|made| made.created).ok(), (uid == 0).then_some(false));
         assert_eq!(bits(&outer.join("by/link")) & 0o7777, 0o775, "what is there stays as it is");
         mode(&outer, 0o777);
@@ -177,7 +179,7 @@ mod tests {
         let made = made.expect("whatever others can do");
         assert!(made.created && made.untrusted.is_some_and(|first| first.path == outer));
         if uid == 0 {
-            // Another user's link to a place where only root may make anything.
+            // Another user's link to a place where only root may create anything.
             let theirs = scene.path().join("theirs");
             symlink(scene.path().join("victim/new"), &theirs).expect("symlink");
             std::os::unix::fs::lchown(&theirs, Some(65_533), None).expect("lchown");
@@ -205,7 +207,7 @@ mod tests {
         let untrusted = directory(&theirs, uid).expect("it is there").expect_err("theirs");
         assert!(untrusted.to_string().ends_with("belongs to user 65533"), "{untrusted}");
         assert_eq!(directory(&theirs, 65_533).expect("it is there"), Ok(()));
-        // A link that they may point elsewhere at any time.
+        // A link that its owner may redirect at any time.
         symlink("/", &link).expect("symlink");
         std::os::unix::fs::lchown(&link, Some(65_533), None).expect("lchown");
         assert!(directory(&link, uid).expect("it is there").is_err());

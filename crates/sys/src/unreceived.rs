@@ -1,7 +1,7 @@
-//! What was sent on a UNIX connection and is not received yet.
+//! Detects data sent on a UNIX connection and not yet received.
 //!
-//! Descriptors on their way count against the user who has sent them until they are received, or the receiver closes its
-//! end: also when the sender has long closed its own (unix(7), ETOOMANYREFS).
+//! Descriptors in transit count against the user who sent them until they are received, or the
+//! receiver closes its end: even if the sender has long closed its own (unix(7), ETOOMANYREFS).
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -10,18 +10,19 @@ use rustix::event::epoll;
 
 use crate::queue;
 
-/// Less than any message counts for. The kernel wakes those that wait before it has taken off all of the last message.
+/// Less than any message counts. The kernel wakes waiters before it has subtracted all of the last
+/// message.
 const ANY_MESSAGE: u64 = 256;
 
-/// So many are told of at once.
+/// How many connections one call reports at most.
 const AT_ONCE: usize = 64;
 
-/// Whether the peer has received all that was sent, or has closed its end.
+/// Whether the peer has received everything, or has closed its end.
 pub fn is_none(connection: BorrowedFd<'_>) -> bool {
     queue::unread(connection).is_ok_and(|bytes| bytes < ANY_MESSAGE)
 }
 
-/// Connections the peers of which are waited for.
+/// Connections whose peers have data to receive.
 #[derive(Debug)]
 pub struct Watched {
     epoll: std::os::fd::OwnedFd,
@@ -29,22 +30,24 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// None yet. Call it within a tokio runtime.
+    /// Watches nothing yet. Call it within a tokio runtime.
     ///
     /// # Errors
-    /// Those of epoll_create1(2) and epoll_ctl(2).
+    /// Errors from epoll_create1(2) and epoll_ctl(2).
     pub fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let ready = crate::watch::Watch::new(&epoll)?;
         Ok(Self { epoll, ready })
     }
 
-    /// Waits for this one too, which is told by `number`. Look at it again after this.
+    /// Watches this connection too, and reports it as `number`. Check it with [`is_none`] after
+    /// this call.
     ///
     /// # Errors
-    /// Those of epoll_ctl(2).
+    /// Errors from epoll_ctl(2).
     pub fn add(&self, connection: BorrowedFd<'_>, number: u64) -> io::Result<()> {
-        // The peer makes room whenever it receives. Told once each time, however much lies there still.
+        // The peer frees buffer space whenever it receives. Edge-triggered: reported once each
+        // time, however much data is left.
         let events = epoll::EventFlags::OUT | epoll::EventFlags::ET;
         match epoll::add(&self.epoll, connection, epoll::EventData::new_u64(number), events) {
             Err(rustix::io::Errno::EXIST) => Ok(()),
@@ -52,16 +55,16 @@ impl Watched {
         }
     }
 
-    /// Waits for this one no more.
+    /// Stops watching this connection.
     pub fn remove(&self, connection: BorrowedFd<'_>) {
-        // It was not waited for.
+        // A failure means that the connection was not watched.
         let _ = epoll::delete(&self.epoll, connection);
     }
 
-    /// Waits until peers of some have received something; gives their numbers.
+    /// Waits until peers have received something; returns the numbers of their connections.
     ///
     /// # Errors
-    /// Those of epoll_wait(2).
+    /// Errors from epoll_wait(2).
     pub async fn next(&self) -> io::Result<Vec<u64>> {
         loop {
             let mut events = Vec::with_capacity(AT_ONCE);
@@ -93,7 +96,7 @@ mod tests {
         other.read_exact(&mut [0]).expect("read");
         assert!(is_none(one.as_fd()));
         one.write_all(b"x").expect("written");
-        // Also where this end takes nothing more.
+        // Even if this end accepts nothing more.
         one.shutdown(std::net::Shutdown::Both).expect("ended");
         assert!(!is_none(one.as_fd()));
         drop(other);
@@ -108,7 +111,7 @@ mod tests {
         one.shutdown(std::net::Shutdown::Both).expect("ended");
         watched.add(one.as_fd(), 7).expect("added");
         watched.add(one.as_fd(), 7).expect("it is there");
-        // As it is at first.
+        // A new connection is reported at once.
         assert_eq!(watched.next().await.expect("told"), [7]);
         assert!(!is_none(one.as_fd()));
         let reader = std::thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! Waiting for a descriptor, and for short exact times, in tokio.
+//! Waits for a descriptor, and for short exact times, in tokio.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,8 +11,8 @@ use rustix::time::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Tells when a descriptor becomes readable. It has a copy of its own, so the
-/// descriptor may be used and closed elsewhere.
+/// Reports when a descriptor becomes readable. It has a duplicate of its own, so the descriptor may
+/// be used and closed elsewhere.
 #[derive(Debug)]
 pub struct Watch(AsyncFd<OwnedFd>);
 
@@ -20,7 +20,7 @@ impl Watch {
     /// Watches what `fd` refers to. Call it within a tokio runtime.
     ///
     /// # Errors
-    /// Those of fcntl(2) F_DUPFD_CLOEXEC and epoll_ctl(2).
+    /// Errors from fcntl(2) F_DUPFD_CLOEXEC and epoll_ctl(2).
     pub fn new(fd: &impl AsFd) -> io::Result<Self> {
         let copy = fd.as_fd().try_clone_to_owned()?;
         // SAFETY: `register_with_interest` wants `as_raw_fd` to name one descriptor that stays open
@@ -30,8 +30,8 @@ impl Watch {
         Ok(Self(watch.map_err(|error| error.into_parts().1)?))
     }
 
-    /// Waits until it has become readable since the last time that this was
-    /// asked. Read until nothing is left before asking again.
+    /// Waits until the descriptor has become readable since the previous call. Read until nothing
+    /// is left before the next call.
     ///
     /// # Errors
     /// Only if the runtime is being shut down.
@@ -41,8 +41,8 @@ impl Watch {
     }
 }
 
-/// A clock that ticks at a short, exact interval (timerfd_create(2)). tokio's own
-/// timers are rounded to whole milliseconds, upwards, which doubles an interval of one.
+/// A timer with a short, exact interval (timerfd_create(2)). tokio's own timers are rounded up to
+/// whole milliseconds, which doubles an interval of one.
 #[derive(Debug)]
 pub struct Ticks {
     timer: OwnedFd,
@@ -51,10 +51,10 @@ pub struct Ticks {
 }
 
 impl Ticks {
-    /// Ticks now and then every `interval`.
+    /// Ticks at once, and then at every `interval`.
     ///
     /// # Errors
-    /// Those of timerfd_create(2), timerfd_settime(2) and [`Watch::new`].
+    /// Errors from timerfd_create(2), timerfd_settime(2) and [`Watch::new`].
     pub fn every(interval: Duration) -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
@@ -65,10 +65,10 @@ impl Ticks {
         Ok(ticks)
     }
 
-    /// Has the next tick `delay` from now, and the others every interval behind it.
+    /// Schedules the next tick `delay` from now, and further ticks at every interval after it.
     ///
     /// # Errors
-    /// Those of timerfd_settime(2).
+    /// Errors from timerfd_settime(2).
     pub fn next_in(&mut self, delay: Duration) -> io::Result<()> {
         // Zero would stop the timer.
         let it_value = timespec(delay.max(Duration::from_nanos(1)))?;
@@ -77,10 +77,10 @@ impl Ticks {
         Ok(())
     }
 
-    /// Waits for the next tick. Ticks that were missed are one.
+    /// Waits for the next tick. Missed ticks count as one.
     ///
     /// # Errors
-    /// Those of read(2) on the timer, which are none in practice.
+    /// Errors from read(2) on the timer; none occur in practice.
     pub async fn tick(&mut self) -> io::Result<()> {
         loop {
             self.watch.readable().await?;

@@ -1,5 +1,5 @@
-//! Threads beside the one that decides, for what may wait: each has every signal blocked, so that
-//! signals reach only the descriptor that they are read from ([`crate::signals`]).
+//! Threads for work that may block, beside the one that decides. They block every signal, so that
+//! signals reach only the descriptor that [`crate::signals`] reads.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,14 +11,14 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 /// Starts a thread with every signal blocked.
 ///
 /// # Errors
-/// Those of pthread_create(3).
+/// Errors from pthread_create(3).
 pub fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    // Boxed: what starts a thread is built once, and not for each kind of work.
+    // Boxed: the code that starts a thread is compiled once, not for each kind of work.
     start_boxed(name, Box::new(work))
 }
 
 fn start_boxed(name: &str, work: Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>> {
-    // A thread inherits the mask of the one that starts it.
+    // A thread inherits the signal mask of the thread that starts it.
     let mut before = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
     let started = Builder::new().name(name.to_owned()).spawn(work);
@@ -26,18 +26,18 @@ fn start_boxed(name: &str, work: Box<dyn FnOnce() + Send>) -> io::Result<JoinHan
     started
 }
 
-/// How many threads may be at work for [`within`] at the same time. Those that are stalled stay.
+/// Maximum number of threads at work for [`within`] at the same time, including stalled ones.
 const THREADS: usize = 64;
 
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
 
-/// Does something that may stall (a file system that does not answer, a name server) on a thread
-/// of its own, and waits for its result. What is not done in time is abandoned: the thread stays
-/// until the system call returns, and nobody waits for it, the end of the process included.
+/// Runs work that may stall (a file system that does not answer, a name server) on a thread of its
+/// own, and waits for the result. Work that is late is abandoned: the thread stays until the system
+/// call returns, and nothing waits for it, not even the end of the process.
 ///
 /// # Errors
-/// [`io::ErrorKind::TimedOut`] if it was abandoned; with the text that too many are stalled, if 64
-/// are at work; those of pthread_create(3).
+/// [`io::ErrorKind::TimedOut`] if the work was abandoned; an error with the text that earlier reads
+/// are stalled, if 64 threads are at work; errors from pthread_create(3).
 pub async fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,

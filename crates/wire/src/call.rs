@@ -1,4 +1,4 @@
-//! One call of a broker's method: the method and its parameters, read from a request.
+//! One call of a broker's method: method and parameters, read from a request.
 
 use crate::elements::Elements;
 use crate::error::RpcError;
@@ -16,17 +16,17 @@ pub const METHODS: [&str; 9] =
 pub enum Call {
     /// Bind or find listeners, and hand out their descriptors.
     Bind(Vec<Bind>),
-    /// Say which generation of which service this connection is.
+    /// Declare which generation of which service this connection is.
     Join(Joining),
     /// Close listeners, given by name or address.
     Release(Vec<String>),
-    /// Tell every listener.
+    /// List every listener.
     List,
-    /// Tell everything about the broker.
+    /// Report everything about the broker.
     Status,
-    /// Tell what happened last, and perhaps what happens from now on.
+    /// Report the latest events, and perhaps future ones as they happen.
     Events(Events),
-    /// Tell that the broker is there.
+    /// Confirm that the broker is there.
     Ping,
     /// Take listeners that the caller holds; their descriptors come with the request.
     Store(Vec<Give>),
@@ -43,16 +43,17 @@ impl Call {
     }
 }
 
-/// A call that is being read, of many elements some at a time: then no step takes long, whatever a client has sent.
+/// A call that is being read. Many elements are read some at a time, so that no step takes long,
+/// whatever a client has sent.
 #[derive(Debug)]
 pub struct Decoding<'a> {
-    /// Those that are not read yet, of a method that takes many.
+    /// The elements not read yet, of a method that takes many.
     elements: Option<Elements<'a>>,
     call: Call,
 }
 
 impl<'a> Decoding<'a> {
-    /// Reads the method, and the parameters of one that takes none or one element.
+    /// Reads the method, and its parameters if it takes none or one element.
     pub fn new(request: &'a Request<'a>) -> Result<Self, RpcError> {
         let (call, many) = match request.method.as_str() {
             "bind" => (Call::Bind(Vec::new()), true),
@@ -70,7 +71,8 @@ impl<'a> Decoding<'a> {
         Ok(Self { elements, call })
     }
 
-    /// Reads so many elements at most, and no more than are parsed at once. True if there are more.
+    /// Reads up to `most` elements, and no more text than is parsed at once. True if there are
+    /// more.
     pub fn read(&mut self, most: usize) -> Result<bool, RpcError> {
         let Self { elements: Some(elements), call } = self else { return Ok(false) };
         let enough = elements.left().saturating_sub(AT_ONCE);
@@ -91,7 +93,8 @@ impl<'a> Decoding<'a> {
         Ok(!elements.is_empty())
     }
 
-    /// Takes what was read of a `bind` so far; nothing of another method. Read, an element takes far more memory than its text.
+    /// Takes the elements read so far from a `bind`; none from another method. An element takes far
+    /// more memory than its text.
     pub fn take_bind(&mut self) -> Vec<Bind> {
         match &mut self.call {
             Call::Bind(elements) => std::mem::take(elements),
@@ -99,7 +102,7 @@ impl<'a> Decoding<'a> {
         }
     }
 
-    /// The same of a `release`.
+    /// The same for a `release`.
     pub fn take_release(&mut self) -> Vec<String> {
         match &mut self.call {
             Call::Release(elements) => std::mem::take(elements),
@@ -107,13 +110,13 @@ impl<'a> Decoding<'a> {
         }
     }
 
-    /// How many elements are read.
+    /// How many elements have been read.
     #[must_use]
     pub fn count(&self) -> usize {
         self.elements.as_ref().map_or(0, Elements::read)
     }
 
-    /// The call, once nothing more of it is to be read.
+    /// The call, once all of it is read.
     #[must_use]
     pub fn finish(self) -> Call {
         self.call

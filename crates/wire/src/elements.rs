@@ -1,5 +1,5 @@
-//! The elements of a request's `params`, parsed one by one: a request may have many thousands, and none of them is
-//! looked at before it is its turn.
+//! The elements of a request's `params`, parsed one by one: a request may have many thousands, and
+//! each is parsed only when its turn comes.
 
 use std::str::Utf8Error;
 
@@ -9,20 +9,21 @@ use crate::error::RpcError;
 use crate::framing::AT_ONCE;
 use crate::message::Request;
 
-/// The elements that are not read yet.
+/// The elements not read yet.
 #[derive(Debug)]
 pub(crate) struct Elements<'a> {
     request: &'a Request<'a>,
-    /// From the next element on, or from the end of the array.
+    /// The text from the next element on, or from the end of the array.
     rest: &'a [u8],
-    /// As much of that as is known to be UTF-8: asked for each string by itself, it takes a fifth of the time.
+    /// The part of `rest` known to be UTF-8. A check for each string alone takes a fifth of the
+    /// time.
     text: &'a str,
-    /// How many are read.
+    /// How many elements have been read.
     read: usize,
 }
 
 impl<'a> Elements<'a> {
-    /// Those of an array that has at least one.
+    /// The elements of an array with at least one.
     pub(crate) fn of(request: &'a Request<'a>) -> Result<Self, RpcError> {
         let Some(inside) = without_space(request.params_text()).strip_prefix(b"[") else {
             return Err(request.invalid("expected an array as `params`".to_owned()));
@@ -34,22 +35,21 @@ impl<'a> Elements<'a> {
         Ok(Self { request, rest, text: "", read: 0 })
     }
 
-    /// Whether all are read.
+    /// Whether all elements have been read.
     pub(crate) fn is_empty(&self) -> bool {
         self.rest == b"]"
     }
 
-    /// How many are read.
     pub(crate) fn read(&self) -> usize {
         self.read
     }
 
-    /// How many bytes are not read yet.
+    /// How many bytes have not been read yet.
     pub(crate) fn left(&self) -> usize {
         self.rest.len()
     }
 
-    /// Reads the next one, with what separates it from the one behind it. An error says which one it is.
+    /// Reads the next element and the separator after it. An error names the element.
     pub(crate) fn next<T: Deserialize<'a>>(&mut self) -> Result<T, RpcError> {
         let whole = self.rest.len();
         let (value, length) = self.value()?;
@@ -70,12 +70,13 @@ impl<'a> Elements<'a> {
         Ok(value)
     }
 
-    /// The value of the next one, and how many bytes it takes.
+    /// The value of the next element, and its length in bytes.
     fn value<T: Deserialize<'a>>(&mut self) -> Result<(T, usize), RpcError> {
         if let Some(found) = first(self.text) {
             return Ok(found);
         }
-        // No longer one is parsed: all are objects or strings, which have no other end before it.
+        // Longer elements are refused. A cut one cannot pass for a shorter one: all are objects or
+        // strings, which have no earlier end.
         let at_once = &self.rest[..self.rest.len().min(AT_ONCE)];
         let whole = std::str::from_utf8(at_once);
         let cut = |error: Utf8Error| std::str::from_utf8(&at_once[..error.valid_up_to()]);
@@ -101,7 +102,7 @@ impl<'a> Elements<'a> {
         self.request.invalid(message)
     }
 
-    /// Reads the only one.
+    /// Reads the only element.
     pub(crate) fn only<T: Deserialize<'a>>(mut self) -> Result<T, RpcError> {
         let one = self.next()?;
         if self.is_empty() {
@@ -112,14 +113,14 @@ impl<'a> Elements<'a> {
     }
 }
 
-/// The value that a text begins with, and how many bytes it takes.
+/// The value at the beginning of a text, and its length in bytes.
 fn first<'a, T: Deserialize<'a>>(text: &'a str) -> Option<(T, usize)> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter();
     let value = values.next()?.ok()?;
     Some((value, values.byte_offset()))
 }
 
-/// The text without the white space at its beginning, as far as that is looked at at once.
+/// The text without leading white space, as far as one step looks.
 fn without_space(text: &[u8]) -> &[u8] {
     let is_space = |byte: &&u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
     &text[text.iter().take(AT_ONCE).take_while(is_space).count()..]

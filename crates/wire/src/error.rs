@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// The code of an error. The numbers are part of the protocol and never change
-/// their meaning; a client treats one that it does not know as [`ErrorCode::INTERNAL`].
+/// The code of an error. The numbers are part of the protocol and never change their meaning; a
+/// client treats an unknown one as [`ErrorCode::INTERNAL`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ErrorCode(pub i64);
@@ -14,7 +14,7 @@ pub struct ErrorCode(pub i64);
 impl ErrorCode {
     /// The bytes are not JSON.
     pub const PARSE: Self = Self(-32700);
-    /// JSON, but not a request; also a batch, which is not offered.
+    /// JSON, but not a request. Also a batch, which is not supported.
     pub const INVALID_REQUEST: Self = Self(-32600);
     /// No such method.
     pub const METHOD_NOT_FOUND: Self = Self(-32601);
@@ -26,7 +26,7 @@ impl ErrorCode {
     pub const TOO_LARGE: Self = Self(-32001);
     /// The caller may not do this.
     pub const DENIED: Self = Self(-32002);
-    /// The address or the name is held with other options.
+    /// The address or name is held with other options.
     pub const CONFLICT: Self = Self(-32003);
     /// The address overlaps one that is held.
     pub const OVERLAP: Self = Self(-32004);
@@ -34,15 +34,15 @@ impl ErrorCode {
     pub const BIND_FAILED: Self = Self(-32005);
     /// No such listener.
     pub const NOT_FOUND: Self = Self(-32006);
-    /// Somebody still uses it.
+    /// Another connection still uses the listener.
     pub const IN_USE: Self = Self(-32007);
     /// A limit is reached, for example RLIMIT_NOFILE; the message names it.
     pub const LIMIT: Self = Self(-32008);
-    /// The request was begun and not finished in time.
+    /// The rest of the request did not arrive in time.
     pub const TIMED_OUT: Self = Self(-32009);
-    /// A supervisor: the reload failed; what served before serves on.
+    /// From a supervisor: the reload failed; the previous generation still serves.
     pub const RELOAD_FAILED: Self = Self(-32010);
-    /// A supervisor: the new generation serves, but a process that is no generation of the
+    /// From a supervisor: the new generation serves, but a process that is no generation of the
     /// service accepts too.
     pub const NOT_ALONE: Self = Self(-32011);
     /// The binary was not replaced; nothing has changed.
@@ -50,7 +50,7 @@ impl ErrorCode {
 }
 
 impl ErrorCode {
-    /// What it says in one word, for metrics.
+    /// The code as one word, for metrics.
     pub fn word(self) -> &'static str {
         match self {
             Self::PARSE | Self::INVALID_REQUEST | Self::METHOD_NOT_FOUND | Self::INVALID_PARAMS => {
@@ -84,11 +84,11 @@ impl fmt::Display for ErrorCode {
 #[error("{message}")]
 #[non_exhaustive]
 pub struct RpcError {
-    /// What kind of error it is.
+    /// The kind of error.
     pub code: ErrorCode,
-    /// What happened and to what, as one sentence for a person.
+    /// What happened, and to what, as one sentence for a person.
     pub message: String,
-    /// More for programs, and `hint`, which says to a person what to do next.
+    /// Details for programs, and `hint`, which tells a person what to do next.
     #[serde(
         default,
         skip_serializing_if = "Map::is_empty",
@@ -103,7 +103,7 @@ impl RpcError {
         Self { code, message: message.into(), data: Map::new() }
     }
 
-    /// Says what to do next.
+    /// Adds a hint: what to do next.
     #[must_use]
     pub fn with_hint(self, hint: impl Into<String>) -> Self {
         self.with("hint", hint.into())
@@ -116,18 +116,18 @@ impl RpcError {
         self
     }
 
-    /// What to do next, where the server knows.
+    /// The hint, if the server knows what to do next.
     pub fn hint(&self) -> Option<&str> {
         self.data.get("hint").and_then(Value::as_str)
     }
 
-    /// The system's error number, where there was one.
+    /// The system's error number, if there is one.
     pub fn errno(&self) -> Option<i32> {
         self.data.get("errno").and_then(Value::as_i64).and_then(|errno| errno.try_into().ok())
     }
 }
 
-/// Other servers may put anything into `data`; only an object means something here.
+/// Other servers may put anything into `data`; only an object has a meaning here.
 fn object_or_nothing<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Map<String, Value>, D::Error> {

@@ -1,5 +1,5 @@
-//! One thing that happened, as it stands in a reply, in a notification, and in the file in
-//! which events are kept: a JSON object on a line of its own.
+//! An event in a reply, in a notification, and in the file that keeps events: a JSON object on a
+//! line of its own.
 
 use std::borrow::Cow;
 
@@ -11,34 +11,34 @@ use crate::line::notification;
 /// The method of the notification that carries an event to a follower.
 pub const NOTIFICATION: &str = "event";
 
-/// One thing that happened.
+/// An event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Event {
-    /// Grows with each event of a broker or a supervisor, also across its restarts.
+    /// Grows with each event of a broker or a supervisor, even across its restarts.
     #[serde(default)]
     pub id: u64,
-    /// When, RFC 3339.
+    /// The time, RFC 3339.
     #[serde(serialize_with = "to_text", deserialize_with = "from_text")]
     pub time: Timestamp,
-    /// What, in one word that keeps its meaning, such as `listener-bound` (docs/operations.md
-    /// lists them; more may come).
+    /// What happened, in one word that keeps its meaning, such as `listener-bound`
+    /// (docs/operations.md lists them; more may come).
     pub kind: Cow<'static, str>,
-    /// The service that it is about.
+    /// The service concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<Box<str>>,
-    /// The generation that it is about.
+    /// The generation concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
-    /// The process that it is about.
+    /// The process concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<i32>,
-    /// What and why, as one line for a person.
+    /// What happened and why, as one line for a person.
     pub text: Box<str>,
 }
 
 impl Event {
-    /// What happened, when, and in which words; its subject is not yet named.
+    /// An event without service, generation and process.
     pub fn new(
         id: u64,
         time: Timestamp,

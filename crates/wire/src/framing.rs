@@ -1,18 +1,21 @@
-//! Cuts a stream of bytes into requests, however the bytes were split or merged on their way.
+//! Cuts a stream of bytes into requests, however the bytes were split or merged in transit.
 //!
-//! A top-level JSON object or array delimits itself: no newline is needed, and white space between two of
-//! them means nothing. Brackets and strings are counted as the bytes come, each byte once; whether what
-//! they enclose is JSON is for [`Request::decode`](crate::message::Request::decode) to say, of each request by itself.
+//! A top-level JSON object or array delimits itself: no newline is needed, and white space between
+//! two of them has no meaning. Brackets and strings are counted as the bytes arrive, each byte
+//! once. Whether the text between them is JSON is for
+//! [`Request::decode`](crate::message::Request::decode) to decide, for each request alone.
 //!
-//! Where it cannot be known any more where a request begins or ends, one [`Frame::Malformed`] comes, and nothing
-//! after it: the connection must end. That is so after bytes between two requests that begin none, a
-//! bracket that closes one of another kind, a line end inside a string, and more than [`MAX_DEPTH`] levels.
+//! When the end or the beginning of a request cannot be determined, one [`Frame::Malformed`] comes,
+//! and nothing after it: the connection must end. The causes are bytes between two requests that
+//! begin none, a bracket that closes one of another kind, a line end inside a string, and more than
+//! [`MAX_DEPTH`] levels.
 //!
-//! A request longer than the cap gives one [`Frame::TooLarge`] when it passes the cap; the rest of it is
-//! counted and thrown away, and the next request is seen. At most the cap is ever held.
+//! A request longer than the cap gives one [`Frame::TooLarge`] when it passes the cap. The rest of
+//! it is counted and discarded, and the next request is read. At most the cap is held in memory.
 //!
-//! A long request is never parsed in one step, which would take a millisecond for each mebibyte: the reader notes where its
-//! longest value in brackets stands, and that is left for when its elements are read ([`Text`]).
+//! A long request is never parsed in one step, which would take a millisecond per mebibyte. The
+//! reader notes the place of its longest value in brackets, and the elements of that are parsed
+//! later ([`Text`]).
 
 use std::mem;
 use std::ops::{Deref, Range};
@@ -21,19 +24,20 @@ use memchr::memchr3;
 
 use crate::error::{ErrorCode, RpcError};
 
-/// How deeply objects and arrays may nest. The open brackets are the bits of one `u64`; no request of this
-/// protocol needs more than four.
+/// How deeply objects and arrays may nest. The open brackets are the bits of one `u64`, and no
+/// request of this protocol needs more than four.
 pub const MAX_DEPTH: u32 = 64;
 
-/// So many bytes of JSON are parsed at once: what is longer is parsed in parts, or refused.
+/// How many bytes of JSON are parsed in one step. Longer text is parsed in parts, or refused.
 pub(crate) const AT_ONCE: usize = 16 * 1024;
 
-/// The text of a request: one object or array whose brackets are balanced, without white space around it.
+/// The text of a request: one object or array with balanced brackets, without white space around
+/// it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Text {
     bytes: Vec<u8>,
-    /// Where the longest of the values in brackets stands that its members have, if that is so long that it is not
-    /// parsed at once; empty if none is.
+    /// The place of the longest value in brackets among the members, if it is too long to parse in
+    /// one step; empty if there is none.
     pub(crate) large: Range<usize>,
 }
 
@@ -45,7 +49,7 @@ impl Deref for Text {
     }
 }
 
-/// A text that is there as a whole.
+/// A text that is already complete.
 impl<T: Into<Vec<u8>>> From<T> for Text {
     fn from(bytes: T) -> Self {
         let (bytes, mut nesting) = (bytes.into(), Nesting::default());
@@ -56,35 +60,36 @@ impl<T: Into<Vec<u8>>> From<T> for Text {
     }
 }
 
-/// What the stream contained.
+/// A part of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
     /// A request.
     Request(Text),
-    /// The stream cannot be cut any further: nothing more comes, and the connection must end.
+    /// The stream cannot be cut any further: nothing follows, and the connection must end.
     Malformed {
         /// What is wrong with the byte.
         reason: Reason,
-        /// The byte's place, counted from the first byte of the request, from 0.
+        /// The place of the byte in the request, from 0.
         at: u64,
     },
-    /// A request that is longer than the cap; it has been or will be skipped.
+    /// A request longer than the cap; it has been or will be skipped.
     TooLarge,
 }
 
 impl Frame {
-    /// How much memory it takes, about.
+    /// Approximate memory size, in bytes.
     pub fn memory(&self) -> usize {
         let text = if let Self::Request(text) = self { text.bytes.capacity() } else { 0 };
         text + size_of::<Self>() + 16
     }
 
-    /// Whether the connection must end when this has been answered.
+    /// Whether the connection must end once this has been answered.
     pub fn ends_connection(&self) -> bool {
         matches!(self, Self::Malformed { .. })
     }
 
-    /// The reply, without an id, to what is no request for a server that takes requests of `cap` bytes.
+    /// The error for a frame that is not a request, from a server that takes requests of `cap`
+    /// bytes.
     pub fn refusal(&self, cap: usize) -> RpcError {
         match self {
             Self::TooLarge => {
@@ -103,7 +108,7 @@ impl Frame {
     }
 }
 
-/// Why a byte cannot stand where it stands.
+/// Why a byte is not allowed where it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Reason {
@@ -113,7 +118,7 @@ pub enum Reason {
     /// A bracket closes one of another kind.
     #[error("this bracket does not close the one that is open")]
     WrongBracket,
-    /// A string continues in the next line: most likely the request was cut off.
+    /// A line end inside a string: most likely the request was cut off.
     #[error("a line end inside a string")]
     LineEndInString,
     /// More than [`MAX_DEPTH`] levels.
@@ -146,7 +151,7 @@ impl Scanner {
         Self { cap, state: State::Between, buffer: Vec::new() }
     }
 
-    /// The longest request that it takes, in bytes.
+    /// The longest request that it accepts, in bytes.
     pub fn cap(&self) -> usize {
         self.cap
     }
@@ -156,19 +161,19 @@ impl Scanner {
         *self = Self::new(self.cap);
     }
 
-    /// Whether a request has begun and is not complete. A server gives it a
-    /// deadline, so that a client that stops in the middle is told so.
+    /// Whether a request has begun and is not complete. A server sets a deadline for it, and tells
+    /// a client that stops in the middle.
     pub fn in_progress(&self) -> bool {
         matches!(self.state, State::Within(_))
     }
 
-    /// How many bytes of memory it keeps of what has been read.
+    /// How many bytes of memory the unfinished request takes.
     pub fn kept(&self) -> usize {
         self.buffer.capacity()
     }
 
-    /// The bytes of the request that has begun, for another reader to read again; empty
-    /// between requests. `None` in a request that is too large, and where the connection must end.
+    /// The bytes of the unfinished request, for another reader to read again; empty between
+    /// requests. `None` in a request that is too large, and when the connection must end.
     pub fn unread(&self) -> Option<&[u8]> {
         match &self.state {
             State::Between => Some(&[]),
@@ -177,9 +182,8 @@ impl Scanner {
         }
     }
 
-    /// Reads from the front of `input` up to the end of the next frame and takes
-    /// what was read off it. `None` means that all of `input` has been taken and
-    /// more must come.
+    /// Reads `input` up to the end of the next frame, and advances it past that. `None` means that
+    /// all of `input` was taken and more must come.
     pub fn next(&mut self, input: &mut &[u8]) -> Option<Frame> {
         loop {
             match &mut self.state {
@@ -199,7 +203,8 @@ impl Scanner {
                 State::Within(_) if input.is_empty() => return None,
                 State::Within(nesting) => {
                     let fitted = nesting.bytes <= self.cap;
-                    // Up to the byte that is too many, so that what comes of it depends on no split.
+                    // Up to the first byte over the cap, so the result does not depend on how the
+                    // stream is split.
                     let room = if fitted {
                         (self.cap - nesting.bytes).saturating_add(1)
                     } else {
@@ -241,10 +246,10 @@ impl Scanner {
     }
 }
 
-/// How deep in brackets and strings a request is.
+/// The position in the brackets and strings of a request.
 #[derive(Debug, Default)]
 struct Nesting {
-    /// One bit for each open bracket, the innermost lowest; 1 is an object.
+    /// One bit for each open bracket, the innermost in the lowest bit; 1 is an object.
     open: u64,
     depth: u32,
     in_string: bool,
@@ -252,20 +257,21 @@ struct Nesting {
     escaped: bool,
     /// Bytes of the request so far.
     bytes: usize,
-    /// Where the value in brackets began that a member has, or had last.
+    /// The beginning of the latest value in brackets that is a member.
     begun: usize,
-    /// [`Text::large`], of those that are complete.
+    /// [`Text::large`] of the values that are complete.
     large: Range<usize>,
 }
 
 impl Nesting {
-    /// Takes bytes until the outermost bracket closes, a byte offends or none is left. Says how many were
-    /// taken, and whether the request is complete, or why the byte after them cannot stand there.
+    /// Takes bytes until the outermost bracket closes, a byte is not allowed, or none is left.
+    /// Returns how many were taken, and whether the request is complete, or why the next byte is
+    /// not allowed.
     fn advance(&mut self, bytes: &[u8]) -> Result<(usize, bool), (usize, Reason)> {
         let mut at = 0;
         while let Some(byte) = bytes.get(at) {
             if self.in_string && mem::take(&mut self.escaped) {
-                // It stands for itself.
+                // The escaped byte has no meaning here.
             } else if self.in_string {
                 let Some(found) = memchr3(b'"', b'\\', b'\n', &bytes[at..]) else { break };
                 at += found;

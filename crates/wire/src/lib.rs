@@ -1,10 +1,11 @@
-//! The wire protocol of [bindonce](https://github.com/bindonce/bindonce), without a socket: which bytes make a message, and what
-//! a message means.
+//! The wire protocol of [bindonce](https://github.com/bindonce/bindonce), without a socket: which
+//! bytes make a message, and what a message means.
 //!
-//! bindonce is a broker for listening sockets on Linux: a client asks for an address over a UNIX socket, by JSON-RPC 2.0, and gets
-//! the descriptor of a socket that the broker has bound. **To be a client, take the crate
-//! [`bindonce`](https://docs.rs/bindonce)**, which does all of this. Take this one to write a client of another kind, a server,
-//! a proxy or a test of the protocol; docs/protocol.md describes the same for other languages.
+//! bindonce is a broker for listening sockets on Linux: a client asks for an address over a UNIX
+//! socket, by JSON-RPC 2.0, and gets the descriptor of a socket that the broker has bound. **To
+//! write a client, use the crate [`bindonce`](https://docs.rs/bindonce)**, which does all of this.
+//! Use this crate for a client of another kind, a server, a proxy or a test of the protocol.
+//! docs/protocol.md describes the protocol for other languages.
 //!
 //! | you want | look at |
 //! |---|---|
@@ -16,7 +17,7 @@
 //! | what a broker leaves to its successor | [`manifest`] |
 //!
 //! # Example
-//! A server's side of one request. Bytes come in as slices, in pieces of any size, and decisions go out as values:
+//! A server's side of one request. Bytes come in as slices of any size, decisions go out as values:
 //!
 //! ```
 //! use bindonce_wire::MAX_REQUEST;
@@ -58,6 +59,6 @@ pub mod result;
 
 pub use error::{ErrorCode, RpcError};
 
-/// The longest request, in bytes, that a server reads. A longer one is answered
-/// with [`ErrorCode::TOO_LARGE`].
+/// The longest request, in bytes, that a server reads. A longer one is answered with
+/// [`ErrorCode::TOO_LARGE`].
 pub const MAX_REQUEST: usize = 1 << 20;

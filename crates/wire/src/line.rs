@@ -1,4 +1,4 @@
-//! Messages as they are written: JSON on a line of its own.
+//! Writes messages: JSON on a line of its own.
 
 use serde::Serialize;
 

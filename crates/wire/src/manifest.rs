@@ -1,8 +1,8 @@
-//! What a broker writes down so that another, or the next version of itself,
-//! can go on: which sockets it holds, who is connected, what each socket is.
+//! The manifest: a broker's record of its sockets and connections, from which another broker or its
+//! own next version continues.
 //!
-//! One format serves the state file, the memory file of an upgrade in place and
-//! the one in systemd's descriptor store. It is text, a JSON object to a line:
+//! One format serves the state file, the memory file of an upgrade in place and the one in
+//! systemd's descriptor store. It is text, one JSON object per line:
 //!
 //! ```text
 //! {"bindonce":"manifest","version":1,"listeners":1,...}     the header
@@ -12,15 +12,14 @@
 //! {"closed":{"inode":4711,"cookie":17}}                     later, appended
 //! ```
 //!
-//! A snapshot is a header and records. More records may be appended: a later one
-//! about the same socket replaces the earlier one. A last line without its line end
-//! was cut off by a crash while it was being written, and counts as not written;
-//! any other fault makes the whole unreadable, and nothing of it is used.
+//! A snapshot is a header and records. More records may be appended: a later record about the same
+//! socket replaces the earlier one. A last line without its line end was cut off by a crash and
+//! counts as not written. Any other fault makes the whole manifest unreadable, and none of it is
+//! used.
 //!
-//! Versions: a reader takes its own, the one before and the one after. So a version
-//! may only add members and kinds of records that can be left out, and may stop
-//! writing only what the version before it could already do without. What a reader
-//! does not know it ignores.
+//! Versions: a reader accepts its own version, the one before and the one after. So a version may
+//! only add members and kinds of records that can be left out, and may stop writing only those that
+//! the version before could already do without. A reader ignores unknown members and records.
 
 mod connections;
 
@@ -36,7 +35,7 @@ use crate::omitted::is_default;
 
 pub use connections::{ConnectionEntry, ConnectionLabel};
 
-/// The version that this library writes.
+/// The version of the format that this library writes.
 pub const VERSION: u32 = 1;
 
 /// The word that the header begins with.
@@ -46,13 +45,13 @@ const KIND: &str = "manifest";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unreadable {
-    /// The first line is missing or is no header.
+    /// The first line is missing or not a header.
     #[error("the manifest does not begin with a header: {reason}")]
     Header {
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// It was written by a version that is too old or too new.
+    /// The version of the format is too old or too new.
     #[error(
         "the manifest has version {found}, written by bindonce {written_by}; this is for versions \
          {} to {}", VERSION.saturating_sub(1).max(1), VERSION + 1
@@ -60,23 +59,23 @@ pub enum Unreadable {
     Version {
         /// Its version.
         found: u32,
-        /// Who wrote it.
+        /// The version of the program that wrote it.
         written_by: String,
     },
     /// A line is not a record.
     #[error("line {line} of the manifest is damaged: {reason}")]
     Record {
-        /// Which, counted from 1.
+        /// The number of the line, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// It ends before the records that its header announces.
+    /// It ends before all records that its header announces.
     #[error("the manifest announces {expected} listeners and has {found}")]
     Incomplete {
         /// How many listeners the header announces.
         expected: usize,
-        /// How many records there are.
+        /// How many listener records there are.
         found: usize,
     },
 }
@@ -90,25 +89,26 @@ pub struct Header {
     /// The broker that wrote it.
     #[serde(flatten)]
     pub broker: Broker,
-    /// The broker has ended in order, and what follows was used by others then.
+    /// Whether the broker ended in order. Then the following listeners were in use by other
+    /// processes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ended: bool,
-    /// Numbers of descriptors that are no listener's, by their use (`control`, `lock`).
+    /// Descriptors of other uses than listeners, by their use (`control`, `lock`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub descriptors: BTreeMap<String, i32>,
-    /// The file that leads to the control socket.
+    /// The file of the control socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<File>,
-    /// The name under which it lies in the service manager's descriptor store, where it does.
+    /// Its name in the service manager's descriptor store, if it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
-    /// No generation of a service without a record gets a number up to this one.
+    /// Services without a record get no generation number up to this one.
     #[serde(default, skip_serializing_if = "is_default")]
     pub floor: u64,
-    /// Files of UNIX paths that were made for claims which end with this image: the next one removes them.
+    /// Files of UNIX paths made for claims that end with this image: the next image removes them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unfinished: Vec<(String, File)>,
-    /// How many listeners follow at least.
+    /// How many listener records follow at least.
     #[serde(default)]
     listeners: usize,
 }
@@ -121,20 +121,20 @@ pub struct Broker {
     pub written_by: String,
     /// When the broker started, in milliseconds since the Unix epoch.
     pub since: u64,
-    /// The boot that inodes and cookies belong to (/proc/sys/kernel/random/boot_id).
+    /// The boot that the inodes and cookies belong to (/proc/sys/kernel/random/boot_id).
     #[serde(skip_serializing_if = "String::is_empty")]
     pub boot: String,
-    /// The process, by its pid and the time at which it started (proc_pid_stat(5)).
+    /// The process, by its pid and its start time (proc_pid_stat(5)).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<(u32, u64)>,
     /// How often the broker has been upgraded in place since it started.
     pub upgrades: u64,
 }
 
-/// A listener that is held.
+/// A held listener.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// As it was asked for: `web=0.0.0.0:80,backlog=4096`.
+    /// The listener as asked for: `web=0.0.0.0:80,backlog=4096`.
     pub listen: String,
     /// The address that the socket has.
     pub bound: String,
@@ -143,10 +143,10 @@ pub struct Entry {
     /// SO_COOKIE of the socket; 0 if unknown.
     #[serde(default)]
     pub cookie: u64,
-    /// The backlog that it was given, 0 for a datagram socket.
+    /// The backlog it was given; 0 for a datagram socket.
     #[serde(default)]
     pub backlog: u32,
-    /// Whether nobody else can bind the address beside it.
+    /// Whether no other process can bind the address beside it.
     #[serde(default)]
     pub exclusive: bool,
     /// When it was created, in milliseconds since the Unix epoch.
@@ -155,7 +155,7 @@ pub struct Entry {
     /// Whether it is closed with its last lease.
     #[serde(default)]
     pub tentative: bool,
-    /// The user whose claim created it; none for one of the configuration, or if that is unknown.
+    /// The user whose claim created it; none for a listener of the configuration, or if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<u32>,
     /// The file of a UNIX path.
@@ -166,7 +166,7 @@ pub struct Entry {
     pub descriptor: Option<i32>,
 }
 
-/// A file of the file system, by its identity.
+/// A file, by its identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct File {
     /// Its device.
@@ -176,18 +176,18 @@ pub struct File {
 }
 
 impl Entry {
-    /// What was asked for, read.
+    /// The listener as asked for, parsed.
     ///
     /// # Errors
-    /// It is not a listener that this version knows.
+    /// The text is not a listener that this version knows.
     pub fn listener(&self) -> Result<Listener, Invalid> {
         self.listen.parse()
     }
 
-    /// The socket's address, read.
+    /// The address of the socket, parsed.
     ///
     /// # Errors
-    /// It is not an address that this version knows.
+    /// The text is not an address that this version knows.
     pub fn bound(&self) -> Result<Address, Invalid> {
         self.bound.parse()
     }
@@ -201,7 +201,7 @@ struct Socket {
     cookie: u64,
 }
 
-/// One line behind the header.
+/// A line after the header.
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Line<'a> {
@@ -211,7 +211,8 @@ enum Line<'a> {
     Service(&'a Record),
 }
 
-/// One line behind the header as it is read: one member is there, or none that this version knows.
+/// A line after the header as it is read: it has one of these members, or none that this version
+/// knows.
 #[derive(Deserialize)]
 struct Read {
     listener: Option<Entry>,
@@ -220,12 +221,12 @@ struct Read {
     service: Option<Record>,
 }
 
-/// What a broker has written down.
+/// The contents of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
-    /// About the broker.
+    /// The header.
     pub header: Header,
-    /// The listeners that are held, in the order in which they were written first.
+    /// The held listeners, in the order in which they were first written.
     pub listeners: Vec<Entry>,
     /// The clients that are connected.
     pub connections: Vec<ConnectionEntry>,
@@ -234,7 +235,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// An empty one, by this version of the program that has version `written_by`.
+    /// An empty manifest, written by version `written_by` of the program.
     pub fn new(written_by: &str) -> Self {
         let header = Header {
             bindonce: KIND.to_owned(),
@@ -256,7 +257,7 @@ impl Manifest {
         self.encode_with(&Records::default(), &[])
     }
 
-    /// The snapshot as text, with records that are written already, and those of what has changed since they were.
+    /// The snapshot as text, with already written records, and those of changes since then.
     pub fn encode_with(&self, records: &Records, since: &[u8]) -> Vec<u8> {
         let listeners = self.listeners.len() + records.listeners;
         let mut text = Vec::with_capacity(1024 + records.text.len() + since.len());
@@ -275,12 +276,12 @@ impl Manifest {
         text
     }
 
-    /// Reads a snapshot and what was appended to it.
+    /// Reads a snapshot and the records appended to it.
     ///
     /// # Errors
-    /// When nothing of it can be trusted, as the module says.
+    /// None of it can be trusted, as the module says.
     pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
-        // What follows the last line end was not written as a whole.
+        // The text after the last line end was not written completely.
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let mut lines = bytes[..whole].split_inclusive(|byte| *byte == b'\n');
         let header = header(lines.next().unwrap_or_default())?;
@@ -318,7 +319,7 @@ impl Manifest {
     }
 }
 
-/// Records of listeners for a snapshot that is made in many steps.
+/// Listener records for a snapshot that is made in many steps.
 #[derive(Debug, Default)]
 pub struct Records {
     text: Vec<u8>,
@@ -326,14 +327,14 @@ pub struct Records {
 }
 
 impl Records {
-    /// Adds one.
+    /// Adds a record.
     pub fn push(&mut self, entry: &Entry) {
         opened(&mut self.text, entry);
         self.listeners += 1;
     }
 }
 
-/// Appends the record that a listener is held, or is now as `entry` says.
+/// Appends the record that a listener is held, or has changed to `entry`.
 pub fn opened(text: &mut Vec<u8>, entry: &Entry) {
     line(text, &Line::Listener(entry));
 }
@@ -349,7 +350,7 @@ pub fn closed(text: &mut Vec<u8>, inode: u64, cookie: u64) {
 }
 
 fn header(text: &[u8]) -> Result<Header, Unreadable> {
-    // The version first: the rest of the header may be another version's.
+    // The version first: the rest of the header may have another version's format.
     #[derive(Deserialize)]
     struct Version {
         bindonce: String,
@@ -370,7 +371,7 @@ fn header(text: &[u8]) -> Result<Header, Unreadable> {
     serde_json::from_slice(text).map_err(failed)
 }
 
-/// One object and a line end. JSON text has no line end inside.
+/// Appends one object and a line end. JSON text contains no line end.
 fn line(text: &mut Vec<u8>, value: &impl Serialize) {
     let begin = text.len();
     match serde_json::to_writer(&mut *text, value) {

@@ -1,9 +1,8 @@
-//! The envelope: JSON-RPC 2.0 requests and replies, and the notifications of a broker.
+//! The envelope: JSON-RPC 2.0 requests and replies, and a broker's notifications.
 //!
-//! Reading is strict where a mistake would otherwise pass unnoticed (a key that
-//! nobody knows, a key twice), and lenient where existing clients are: `jsonrpc` may be
-//! missing, and a request without `id` gets its reply, with `id` null, because the
-//! client of multibinder sends none.
+//! Reading is strict where a mistake would otherwise pass unnoticed (an unknown key, a key twice),
+//! and lenient where existing clients are: `jsonrpc` may be missing, and a request without `id`
+//! gets a reply with `id` null, because the client of multibinder sends none.
 
 use std::borrow::Cow;
 
@@ -19,11 +18,11 @@ use crate::line::{line, notification};
 use crate::params;
 use crate::result::Bound;
 
-/// What ties a reply to its request.
+/// The id that ties a reply to its request.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 #[serde(untagged)]
 pub enum Id {
-    /// None was given, or it could not be read.
+    /// No id, or one that could not be read.
     #[default]
     Null,
     /// A number.
@@ -49,21 +48,21 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
-/// A request whose parameters have not been looked at yet. Long ones need not even be JSON: their elements are parsed
-/// when they are read.
+/// A request whose parameters are not read yet. Long parameters may not even be JSON: each element
+/// is parsed when it is read.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
-    /// Goes back with the reply.
+    /// Returned with the reply.
     pub id: Id,
-    /// What to do.
+    /// The method.
     pub method: String,
-    /// An empty array if there are none.
+    /// The text of the parameters; an empty array if there are none.
     params: &'a [u8],
-    /// All of it, to say where in it a mistake is.
+    /// The whole request, to report the place of a mistake.
     frame: &'a [u8],
 }
 
-/// All of a request but what is between the brackets of a long value.
+/// A request without the text between the brackets of a long value.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Envelope<'a> {
@@ -76,17 +75,17 @@ struct Envelope<'a> {
     params: Option<&'a RawValue>,
 }
 
-/// A request that cannot be answered with a result, and the reply that it gets.
+/// A request that is refused, and its reply.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rejected {
     /// The request's id, as far as it could be read.
     pub id: Id,
-    /// Why.
+    /// The reason.
     pub error: RpcError,
 }
 
 impl<'a> Request<'a> {
-    /// Reads one frame as the [`Scanner`](crate::framing::Scanner) gives it. Takes no longer for a long one.
+    /// Reads one frame of a [`Scanner`](crate::framing::Scanner). A long one takes no more time.
     pub fn decode(frame: &'a Text) -> Result<Self, Rejected> {
         let large = &frame.large;
         if frame.first() == Some(&b'[') {
@@ -94,7 +93,8 @@ impl<'a> Request<'a> {
                 .with_hint("send each request as an object of its own");
             return Err(Rejected { id: Id::Null, error });
         }
-        // Only `params` may be a value in brackets: any other member that is one is refused, whatever is in it.
+        // Only `params` may be a value in brackets: any other such member is refused, whatever it
+        // contains.
         let inside = if large.is_empty() { 0..0 } else { large.start + 1..large.end - 1 };
         let (before, behind) = (&frame[..inside.start], &frame[inside.end..]);
         if before.len() + behind.len() > 2 * AT_ONCE {
@@ -110,7 +110,8 @@ impl<'a> Request<'a> {
             [before, behind].concat().into()
         };
         let place = |at: usize| if at < before.len() { at } else { at + inside.len() };
-        // A member is refused where it stands: only a second look tells whether all of it is JSON.
+        // serde refuses a member where it stands: only a second pass shows whether all of it is
+        // JSON.
         let at_all = |error| serde_json::from_slice::<IgnoredAny>(&text).err().unwrap_or(error);
         let Envelope { jsonrpc, id, method, params } = match from_bytes(&text).map_err(at_all) {
             Ok(envelope) => envelope,
@@ -140,14 +141,14 @@ impl<'a> Request<'a> {
         Ok(Self { id, method, params, frame })
     }
 
-    /// How many bytes it has.
+    /// The length in bytes.
     #[must_use]
     #[allow(clippy::len_without_is_empty)] // None is empty.
     pub fn len(&self) -> usize {
         self.frame.len()
     }
 
-    /// Reads the parameters as the method takes them, one that takes few.
+    /// Reads the parameters of a method that takes few.
     pub fn params<T: Deserialize<'a>>(&self) -> Result<T, RpcError> {
         if self.params.len() > AT_ONCE {
             return Err(self.invalid(format!("`params` is longer than {AT_ONCE} bytes")));
@@ -155,7 +156,7 @@ impl<'a> Request<'a> {
         serde_json::from_slice(self.params).map_err(|error| self.unread("", self.params, &error))
     }
 
-    /// The answer to a part of the request that cannot be read, with what it is.
+    /// The error for an unreadable part of the request, with `what` it is.
     pub(crate) fn unread(&self, what: &str, part: &[u8], error: &serde_json::Error) -> RpcError {
         if error.is_data() {
             return self.invalid(format!("{what}{}", without_place(error)));
@@ -163,14 +164,14 @@ impl<'a> Request<'a> {
         self.not_json(&part[place_of(part, error).min(part.len())..], &without_place(error))
     }
 
-    /// The answer to what is no JSON from `rest` on, a part of the request.
+    /// The error for a request that is not JSON from `rest` on.
     pub(crate) fn not_json(&self, rest: &[u8], reason: &str) -> RpcError {
         not_json(rest.as_ptr().addr() - self.frame.as_ptr().addr(), reason)
     }
 
-    /// For a method that takes no parameters: none, `null`, `[]` or `{}`.
+    /// Checks the parameters of a method that takes none: absent, `null`, `[]` or `{}`.
     pub fn no_params(&self) -> Result<(), RpcError> {
-        // What is longer is not nothing, and need not be read for that.
+        // Longer parameters are not empty: no need to read them.
         if self.params.len() < 1024 {
             match self.params::<Value>()? {
                 Value::Null => return Ok(()),
@@ -189,7 +190,7 @@ impl<'a> Request<'a> {
         self.params
     }
 
-    /// The answer to parameters that the method does not take.
+    /// The error for parameters that the method does not take.
     pub(crate) fn invalid(&self, message: String) -> RpcError {
         let hint = params::example(&self.method).map_or_else(
             || "docs/protocol-requests.md says what each method takes".to_owned(),
@@ -198,7 +199,7 @@ impl<'a> Request<'a> {
         RpcError::new(ErrorCode::INVALID_PARAMS, message).with_hint(hint)
     }
 
-    /// The answer to a method that the server does not have.
+    /// The error for a method that the server does not have.
     pub fn method_not_found(&self, offered: &[&str]) -> RpcError {
         let message = format!("there is no method {:?}", shown(&self.method));
         RpcError::new(ErrorCode::METHOD_NOT_FOUND, message)
@@ -206,29 +207,29 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Reads a value. Whether it is UTF-8 is asked once, and not again for each string in it.
+/// Reads a value. UTF-8 is checked once, and not again for each string in it.
 fn from_bytes<'a, T: Deserialize<'a>>(text: &'a [u8]) -> serde_json::Result<T> {
     match std::str::from_utf8(text) {
         Ok(text) => serde_json::from_str(text),
-        // Says where it is not.
+        // Its error says where the text is not UTF-8.
         Err(_) => serde_json::from_slice(text),
     }
 }
 
-/// Where in a text the mistake is, in bytes.
+/// The place of a mistake in a text, in bytes.
 fn place_of(text: &[u8], error: &serde_json::Error) -> usize {
     let lines = text.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
     (lines.map(<[u8]>::len).sum::<usize>() + error.column()).saturating_sub(1)
 }
 
-/// Says where the mistake is, in bytes from the beginning of the request.
+/// The error for text that is not JSON, with the place in bytes from the beginning of the request.
 fn not_json(at: usize, reason: &str) -> RpcError {
     RpcError::new(ErrorCode::PARSE, format!("not JSON at byte {at}: {reason}")).with_hint(
         "a request is one JSON object, and its numbers fit a double; docs/protocol.md has examples",
     )
 }
 
-/// The id of something that is no good request otherwise.
+/// The id of a request that is otherwise invalid.
 fn id_of(frame: &[u8]) -> Id {
     #[derive(Deserialize)]
     struct OnlyId {
@@ -238,20 +239,19 @@ fn id_of(frame: &[u8]) -> Id {
     serde_json::from_slice::<OnlyId>(frame).map(|only| only.id).unwrap_or_default()
 }
 
-/// serde_json's message without its line and column, which mean nothing in a
-/// request of one line.
+/// serde_json's message without line and column, which mean nothing in a request of one line.
 fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
     let text = text.strip_suffix(&place).unwrap_or(&text);
-    // It quotes what the client has sent, and ends with what was expected.
+    // The message quotes the client's text, and ends with what was expected.
     match text.char_indices().rev().nth(REST) {
         Some((rest, _)) if text.len() > 2 * REST => format!("{}{}", shown(text), &text[rest..]),
         _ => text.to_owned(),
     }
 }
 
-/// So many characters at the end of a message of serde_json's say what was expected.
+/// How many characters at the end of serde_json's message say what was expected.
 const REST: usize = 200;
 
 /// A request as a client sends it, ending in a line end.
@@ -281,8 +281,8 @@ pub fn encode_result<T: Serialize + ?Sized>(id: &Id, result: &T) -> serde_json::
     line(&Envelope { jsonrpc: "2.0", id, result })
 }
 
-/// The reply to `bind` (a [`BindResult`](crate::result::BindResult)), written listener by listener: of
-/// many some at a time, and each where it stays.
+/// The reply to `bind` (a [`BindResult`](crate::result::BindResult)), written listener by listener:
+/// a long one in several steps, without moving what is already written.
 #[derive(Debug)]
 pub struct BindReply {
     text: Vec<u8>,
@@ -290,7 +290,7 @@ pub struct BindReply {
 }
 
 impl BindReply {
-    /// One without listeners, with room for so many.
+    /// A reply without listeners, with room for `count`.
     pub fn new(id: &Id, count: usize) -> serde_json::Result<Self> {
         let mut text = Vec::with_capacity(64 + count * 128);
         text.extend_from_slice(br#"{"jsonrpc":"2.0","id":"#);
@@ -317,7 +317,7 @@ impl BindReply {
         }
     }
 
-    /// All of it, ending in a line end.
+    /// The whole reply, ending in a line end.
     pub fn finish(mut self) -> Vec<u8> {
         self.text.extend_from_slice(b"]}}\n");
         self.text
@@ -332,42 +332,42 @@ pub fn encode_error(id: &Id, error: &RpcError) -> Vec<u8> {
         id: &'a Id,
         error: &'a RpcError,
     }
-    // Nothing in it can fail to be written; should that change, the peer still
-    // hears that something went wrong.
+    // Serialization cannot fail here; if that changes, the peer still learns that something went
+    // wrong.
     line(&Envelope { jsonrpc: "2.0", id, error }).unwrap_or_else(|_| {
         let text = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"internal"}}"#;
         format!("{text}\n").into_bytes()
     })
 }
 
-/// A notification of a broker, to a connection that has joined with `handover`.
+/// A broker's notification to a connection that has joined with `handover`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notification {
     /// The generation serves from now on: it may accept.
     Serve(Turn),
-    /// The generation must stop accepting, and say so.
+    /// The generation must stop accepting, and report it.
     Retire(Turn),
-    /// The generation need not retire after all: the newer one has gone before it was let in.
+    /// The generation need not retire after all: the newer one went before it was let in.
     Stay(Turn),
-    /// One that this version does not know, and ignores.
+    /// A notification that this version does not know, and ignores.
     Unknown,
 }
 
-/// Which generation is meant.
+/// The generation that a notification is for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Turn {
     /// The name of the service.
     pub service: String,
-    /// The generation that is told.
+    /// The number of the generation.
     pub generation: u64,
-    /// With `retire`: the newer one that is ready.
+    /// With `retire`: the newer generation that is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub successor: Option<u64>,
 }
 
 impl Notification {
-    /// As a broker sends it, ending in a line end.
+    /// The notification as a broker sends it, ending in a line end.
     pub fn encode(&self) -> Vec<u8> {
         let (method, turn) = match self {
             Self::Serve(turn) => ("serve", turn),
@@ -375,12 +375,11 @@ impl Notification {
             Self::Stay(turn) => ("stay", turn),
             Self::Unknown => return Vec::new(),
         };
-        // Nothing in it can fail to be written.
+        // Serialization cannot fail here.
         notification(method, turn).unwrap_or_default()
     }
 
-    /// Reads one line, if it is a notification: it has a method and no id. None if it is a
-    /// reply.
+    /// Reads one line. None if it is a reply: a notification has a method.
     pub fn decode(line: &[u8]) -> serde_json::Result<Option<Self>> {
         #[derive(Deserialize)]
         struct Envelope<'a> {
@@ -404,19 +403,18 @@ impl Notification {
     }
 }
 
-/// A reply as a client reads it. Members that it does not know are ignored.
+/// A reply as a client reads it. Unknown members are ignored.
 #[derive(Debug, Clone)]
 pub struct Reply<T> {
     /// The id of the request that it answers.
     pub id: Id,
-    /// What came of it.
+    /// The result, or the error.
     pub outcome: Result<T, RpcError>,
 }
 
 impl<T: DeserializeOwned> Reply<T> {
-    /// Reads one line, whose result is as the method gives it (a
-    /// [`RawValue`] in a box for any). An error that is present and not null
-    /// counts, whatever else there is.
+    /// Reads one line, with the result type of the method (a boxed [`RawValue`] for any). An error
+    /// that is present and not null counts, whatever else there is.
     pub fn decode(line: &[u8]) -> serde_json::Result<Self> {
         #[derive(Deserialize)]
         #[serde(bound = "T: DeserializeOwned")]
@@ -428,7 +426,7 @@ impl<T: DeserializeOwned> Reply<T> {
             #[serde(default)]
             error: Option<RpcError>,
         }
-        // Looked at once as a whole, and not again in each of thousands of strings.
+        // Check UTF-8 once for the whole line, and not again in each of thousands of strings.
         let line = std::str::from_utf8(line).map_err(serde::de::Error::custom)?;
         let Envelope { id, result, error } = serde_json::from_str(line)?;
         let outcome = match (error, result) {

@@ -1,6 +1,6 @@
-//! Members of a message that are left out.
+//! Members that are left out of a message.
 
-/// Whether a value is what its absence means, so that it is not written.
+/// Whether a value equals its default, and so is not written.
 pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

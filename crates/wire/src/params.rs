@@ -1,5 +1,5 @@
-//! What the methods take. A key that is not known, a key twice or a number out
-//! of range is an error that names it and the element it stands in.
+//! Parameters of the methods. An unknown key, a repeated key or a number out of range is an error
+//! that names it and its element.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::error::{ErrorCode, RpcError};
 use crate::omitted::is_default;
 
-/// Parameters that a method takes, for hints.
+/// Example parameters of a method, for hints.
 pub(crate) fn example(method: &str) -> Option<&'static str> {
     Some(match method {
         "bind" => r#"[{"address":"0.0.0.0","port":80}] or [{"listen":"web=0.0.0.0:80"}]"#,
@@ -31,18 +31,18 @@ pub(crate) fn example(method: &str) -> Option<&'static str> {
 pub struct Bind {
     /// What to bind.
     pub target: Target,
-    /// A listener that this element creates is closed again when its last lease
-    /// ends, unless something has confirmed it by then.
+    /// A listener that this element creates is closed with its last lease, unless it is confirmed
+    /// before.
     pub tentative: bool,
-    /// Options that were said and differ from those of the held listener are changed in place
-    /// where the kernel allows it, instead of being a conflict.
+    /// Options that differ from those of the held listener are changed in place where the kernel
+    /// allows it, instead of being a conflict.
     pub change: bool,
 }
 
 /// The three ways to say what to bind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// multibinder's way: a TCP address. The port may be written as a number or as text.
+    /// multibinder's form: a TCP address. The port may be a number or text.
     Tcp {
         /// An IP address or a host name.
         address: String,
@@ -51,12 +51,12 @@ pub enum Target {
         /// Length of the accept queue.
         backlog: Option<u32>,
     },
-    /// The one syntax, `[NAME=]ADDR[,OPT]...`, or a bare name that is held already.
+    /// bindonce's own form: `[NAME=]ADDR[,OPT]...`, or the bare name of a held listener.
     Listen {
         /// The text.
         listen: String,
     },
-    /// A listener that is held already.
+    /// A held listener.
     Name {
         /// Its name.
         name: String,
@@ -64,12 +64,12 @@ pub enum Target {
 }
 
 impl Bind {
-    /// A claim in the one syntax, `[NAME=]ADDR[,OPT]...`.
+    /// A claim in bindonce's own form, `[NAME=]ADDR[,OPT]...`.
     pub fn listen(text: impl Into<String>) -> Self {
         Self { target: Target::Listen { listen: text.into() }, tentative: false, change: false }
     }
 
-    /// A claim of what is held under a name.
+    /// A claim of the held listener with this name.
     pub fn name(name: impl Into<String>) -> Self {
         Self { target: Target::Name { name: name.into() }, tentative: false, change: false }
     }
@@ -135,8 +135,8 @@ impl<'de> Deserialize<'de> for Bind {
     }
 }
 
-/// A port as a number, or as its digits in a string, which the name resolution
-/// behind multibinder's server takes as well.
+/// A port as a number, or as digits in a string: the name resolution behind multibinder's server
+/// accepts both.
 struct Port(u16);
 
 impl<'de> Deserialize<'de> for Port {
@@ -167,14 +167,14 @@ impl<'de> Deserialize<'de> for Port {
     }
 }
 
-/// One element of `store`'s parameters: what the descriptor in the same place is.
+/// One element of `store`'s parameters: the listener that the descriptor at the same place is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Give {
-    /// As it was claimed: `[NAME=]ADDR[,OPT]...`.
+    /// The listener as claimed: `[NAME=]ADDR[,OPT]...`.
     pub listen: String,
-    /// One that no broker has held before goes again with its last lease unless it is claimed for good: a start that
-    /// fails leaves nothing.
+    /// A listener that no broker has held before is closed with its last lease, unless it is
+    /// claimed for good: a failed start leaves nothing behind.
     #[serde(default, skip_serializing_if = "is_default")]
     pub tentative: bool,
 }
@@ -183,38 +183,38 @@ pub struct Give {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Events {
-    /// The id of the last event that the caller knows; 0 if it knows none.
+    /// The last event id that the caller knows; 0 if it knows none.
     #[serde(default)]
     pub since: u64,
-    /// Whether each further event is told as it happens, for as long as the connection is open.
+    /// Whether to send each further event as it happens, for as long as the connection is open.
     #[serde(default)]
     pub follow: bool,
 }
 
-/// The parameter of `join`, of a client that numbers and orders its generations itself.
+/// The parameter of `join` for a client that numbers and orders its generations itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Join {
     /// The name of the service.
     pub service: Name,
-    /// Which start of the service it is.
+    /// The number of the generation.
     pub generation: u64,
     /// Its process; the caller's own if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// Where it is in its life.
+    /// Its state.
     pub state: State,
 }
 
 impl Join {
-    /// A generation, with its process if that is not the caller's own.
+    /// A generation, with its process unless that is the caller's own.
     pub fn new(service: Name, generation: u64, pid: Option<u32>, state: State) -> Self {
         Self { service, generation, pid, state }
     }
 }
 
-/// Only the broker can give a number, and only where it keeps the order.
+/// Requires a number, unless the broker keeps the order and gives one.
 pub(crate) fn checked(joining: Joining) -> Result<Joining, RpcError> {
     if joining.generation.is_some() || joining.ordered {
         return Ok(joining);

@@ -1,6 +1,6 @@
-//! What the methods give. A reader ignores members that it does not know, so
-//! that a newer broker can say more; what the client library hands on to programs can grow
-//! for the same reason, and is made by `new`.
+//! Results of the methods. A reader ignores unknown members, so that a newer broker can add some.
+//! For the same reason, types that the client library hands to programs can grow, and are made by
+//! `new`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -9,31 +9,30 @@ use crate::event::Event;
 use crate::omitted::is_default;
 use crate::params::State;
 
-/// The result of `bind`: one entry for each descriptor, in the order in which
-/// the descriptors come.
+/// The result of `bind`: one entry for each descriptor, in the order of the descriptors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindResult {
     /// The listeners.
     pub listeners: Vec<Bound>,
 }
 
-/// One listener as handed out.
+/// A listener as handed out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bound {
-    /// Its name; of one that was never named, its address.
+    /// Its name; its address if it was never named.
     pub name: String,
-    /// The address as asked for, in its one way of writing.
+    /// The address as asked for, in canonical form.
     pub address: String,
-    /// The address that the socket has: another port than `address` if that says 0.
+    /// The address that the socket has; its port differs from `address` if that says 0.
     pub bound: String,
     /// Whether this request created it.
     pub created: bool,
-    /// The inode number of the socket, the same in every process that has it.
+    /// The inode number of the socket, which is the same in every process.
     pub inode: u64,
 }
 
 impl Bound {
-    /// Its JSON text, as it stands in a reply.
+    /// Its JSON text, as in a reply.
     pub fn encode(&self) -> serde_json::Result<Vec<u8>> {
         serde_json::to_vec(self)
     }
@@ -47,8 +46,8 @@ pub struct JoinResult {
     /// With `handover`: the number of the generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
-    /// With `handover`: where it is in its life. `starting` where it wished to serve means that
-    /// it has to wait, `draining` that a newer one has taken its place.
+    /// With `handover`: its state. `starting` in reply to `serving` means that it has to wait,
+    /// `draining` that a newer one has taken its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
 }
@@ -71,7 +70,7 @@ pub struct PingResult {
 }
 
 impl PingResult {
-    /// What a server of this version gives.
+    /// The result of a server of this version.
     pub fn new(version: impl Into<String>) -> Self {
         Self { pong: true, version: version.into() }
     }
@@ -81,35 +80,34 @@ impl PingResult {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct EventsResult {
-    /// What happened after `since`, oldest first, as far as it is remembered.
+    /// The remembered events after `since`, oldest first.
     pub events: Vec<Event>,
-    /// The newest id that was given so far.
+    /// The newest id given so far.
     pub last: u64,
     /// Whether each further event follows as a line of its own.
     pub following: bool,
 }
 
 impl EventsResult {
-    /// What happened, the newest id, and whether what happens from now on follows.
+    /// The events, the newest id, and whether further events follow.
     pub fn new(events: Vec<Event>, last: u64, following: bool) -> Self {
         Self { events, last, following }
     }
 }
 
-/// The result of `store`: one entry for each listener, in the order of the request, as `bind`
-/// gives them.
+/// The result of `store`: one entry for each listener, in the order of the request, as in `bind`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreResult {
-    /// The listeners, which the caller has a lease on from now on.
+    /// The listeners. The caller has a lease on each from now on.
     pub listeners: Vec<Bound>,
 }
 
-/// The result of `upgrade`, given by the new image.
+/// The result of `upgrade`, sent by the new image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpgradeResult {
     /// Always true.
     pub upgraded: bool,
-    /// The broker's process, which is the same as before.
+    /// The broker's process, the same as before.
     pub pid: u32,
     /// The version of the new image.
     pub version: String,
@@ -121,25 +119,26 @@ pub struct UpgradeResult {
 pub struct ListResult {
     /// Every listener, sorted by name.
     pub listeners: Vec<ListenerInfo>,
-    /// What the broker cannot do, for those who may list every listener.
+    /// Problems of the broker, for callers who may list every listener.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
 }
 
 impl ListResult {
-    /// Of listeners that are sorted by name.
+    /// A result from listeners sorted by name.
     pub fn new(listeners: Vec<ListenerInfo>) -> Self {
         Self { listeners, problems: Vec::new() }
     }
 }
 
-/// Something that the broker should do and cannot, for as long as that is so.
+/// Something that the broker should do and cannot, reported for as long as that lasts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Problem {
-    /// `listener-not-bound`, `listener-not-recovered`, `listener-unreachable`, `listener-hidden` or `state-not-written`; there may be more.
+    /// `listener-not-bound`, `listener-not-recovered`, `listener-unreachable`, `listener-hidden` or
+    /// `state-not-written`; there may be more.
     pub kind: String,
-    /// What it is about: the listener as the configuration has it, or a path.
+    /// The subject: the listener as the configuration has it, or a path.
     pub subject: String,
     /// What happened.
     pub message: String,
@@ -149,7 +148,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Of this kind, about this, with what happened and what to do about it.
+    /// A problem: its kind, its subject, what happened and what to do about it.
     pub fn new(
         kind: impl Into<String>,
         subject: impl Into<String>,
@@ -160,50 +159,51 @@ impl Problem {
     }
 }
 
-// It has as many fields as its JSON object has members: serde reads flattened parts through a buffer, which thousands of
-// listeners would pay for.
-/// One listener as `list` and `status` tell it.
+// One field for each member of the JSON object: serde reads flattened parts through a buffer, which
+// would cost thousands of listeners too much.
+/// A listener as `list` and `status` show it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ListenerInfo {
-    /// Its name; of one that was never named, its address.
+    /// Its name; its address if it was never named.
     pub name: String,
     /// The address as asked for.
     pub address: String,
     /// The address that the socket has.
     pub bound: String,
-    /// The options as said when it was first asked for.
+    /// The options as first asked for.
     #[serde(default)]
     pub options: Map<String, Value>,
-    /// The most connections that its accept queue takes; none for a datagram socket.
+    /// The capacity of its accept queue, in connections; none for a datagram socket.
     #[serde(default)]
     pub backlog: Option<u32>,
-    /// Connections that wait in its accept queue now; none where the kernel does not say.
+    /// Connections waiting in its accept queue now; none if the kernel does not tell.
     #[serde(default)]
     pub queue: Option<u32>,
-    /// Of a datagram socket, such as one for QUIC: bytes that wait in its receive buffer, with what the kernel needs besides.
+    /// For a datagram socket, such as one for QUIC: bytes waiting in its receive buffer, including
+    /// the kernel's overhead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receive_queue: Option<u32>,
-    /// The size of that buffer in bytes.
+    /// The size of that receive buffer, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receive_buffer: Option<u32>,
-    /// Datagrams that the kernel has dropped for want of room in it.
+    /// Datagrams that the kernel has dropped because the buffer was full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drops: Option<u32>,
     /// Whether the socket is in the LISTEN state (for a datagram socket: bound).
     pub listening: bool,
     /// The inode number of the socket.
     pub inode: u64,
-    /// The kernel's cookie of the socket (SO_COOKIE), never used twice; 0 if unknown.
+    /// The kernel's cookie of the socket (SO_COOKIE), never reused; 0 if unknown.
     #[serde(default)]
     pub cookie: u64,
-    /// Whether nobody else can bind the address beside it (no SO_REUSEPORT).
+    /// Whether no other process can bind the address beside it (no SO_REUSEPORT).
     #[serde(default = "yes")]
     pub exclusive: bool,
-    /// How often it had left the LISTEN state and was made to listen again.
+    /// How often it left the LISTEN state and was made to listen again.
     #[serde(default, skip_serializing_if = "is_default")]
     pub repaired: u64,
-    /// Socket options that another holder has changed.
+    /// Socket options that another holder of the socket has changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changed: Vec<ChangedOption>,
     /// When it was created, RFC 3339.
@@ -211,13 +211,13 @@ pub struct ListenerInfo {
     /// Whether it is closed when its last lease ends.
     #[serde(default)]
     pub tentative: bool,
-    /// The open connections that have it.
+    /// The open connections that have a lease on it.
     #[serde(default)]
     pub holders: Vec<HolderInfo>,
 }
 
 impl ListenerInfo {
-    /// A listener that listens, of which nothing else is known yet.
+    /// A listener in the LISTEN state, with nothing else known yet.
     pub fn new(name: String, address: String, bound: String, inode: u64, since: String) -> Self {
         Self {
             name,
@@ -242,40 +242,40 @@ impl ListenerInfo {
     }
 }
 
-/// A socket option that is not as the broker made the socket.
+/// A socket option that has changed since the broker opened the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ChangedOption {
     /// Its name in the manual pages, such as `TCP_DEFER_ACCEPT`.
     pub option: String,
-    /// The value at first; -1 is off for SO_LINGER.
+    /// The original value; -1 is off for SO_LINGER.
     pub was: i64,
     /// The value now.
     pub now: i64,
 }
 
 impl ChangedOption {
-    /// An option, its value at first, and its value now.
+    /// An option, its original value, and its current value.
     pub fn new(option: impl Into<String>, was: i64, now: i64) -> Self {
         Self { option: option.into(), was, now }
     }
 }
 
-/// A connection that has a listener.
+/// A connection that has a lease on a listener.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct HolderInfo {
-    /// The service that it said it is.
+    /// The service that it has joined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// The generation that it said it is.
+    /// The generation that it has joined as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
-    /// The process: as joined, else the one that connected.
+    /// The process that it named when it joined, else the one that connected.
     pub pid: u32,
     /// The user of the process that connected.
     pub uid: u32,
-    /// The state that it said it is in.
+    /// The state that it declared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
     /// When it first claimed the listener, RFC 3339.
@@ -283,7 +283,7 @@ pub struct HolderInfo {
 }
 
 impl HolderInfo {
-    /// A connection that has not joined, of this process and user.
+    /// A connection of this process and user that has not joined.
     pub fn new(pid: u32, uid: u32, since: String) -> Self {
         Self { service: None, generation: None, pid, uid, state: None, since }
     }
@@ -295,17 +295,17 @@ impl HolderInfo {
 pub struct StatusResult {
     /// The broker itself.
     pub broker: BrokerInfo,
-    /// Every listener, as `list` tells them.
+    /// Every listener, as in `list`.
     pub listeners: Vec<ListenerInfo>,
-    /// Every service that has joined and is still connected, sorted by name.
+    /// Every service with a connected generation, sorted by name.
     pub services: Vec<ServiceInfo>,
-    /// What the broker cannot do, for those who may list every listener.
+    /// Problems of the broker, for callers who may list every listener.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
 }
 
 impl StatusResult {
-    /// Of listeners and services that are sorted by name.
+    /// A result from listeners and services sorted by name.
     pub fn new(
         broker: BrokerInfo,
         listeners: Vec<ListenerInfo>,
@@ -315,7 +315,7 @@ impl StatusResult {
     }
 }
 
-/// The broker as `status` tells it.
+/// The broker as `status` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct BrokerInfo {
@@ -325,7 +325,7 @@ pub struct BrokerInfo {
     pub version: String,
     /// When it started, RFC 3339.
     pub since: String,
-    /// How often it has been upgraded in place since then.
+    /// How often it was upgraded in place since then.
     #[serde(default)]
     pub upgrades: u64,
     /// The path of its control socket.
@@ -339,7 +339,7 @@ pub struct BrokerInfo {
 }
 
 impl BrokerInfo {
-    /// A broker that holds nothing, has no client, and was not upgraded yet.
+    /// A broker without listeners, clients or upgrades yet.
     pub fn new(pid: u32, version: impl Into<String>, since: String, socket: String) -> Self {
         let version = version.into();
         let (upgrades, listeners, connections, descriptor_limit) = (0, 0, 0, 0);
@@ -347,7 +347,7 @@ impl BrokerInfo {
     }
 }
 
-/// A service as `status` tells it.
+/// A service as `status` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ServiceInfo {
@@ -364,7 +364,7 @@ impl ServiceInfo {
     }
 }
 
-/// A generation as `status` tells it.
+/// A generation as `status` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct GenerationInfo {
@@ -372,7 +372,7 @@ pub struct GenerationInfo {
     pub generation: u64,
     /// Its process.
     pub pid: u32,
-    /// Where it is in its life.
+    /// Its state.
     pub state: State,
     /// Since when it is in that state, RFC 3339.
     pub since: String,

@@ -1,5 +1,5 @@
-//! docs/protocol*.md say what the code does: its examples are read by the code,
-//! and the client that it quotes is the one that the tests run.
+//! docs/protocol*.md match the code: the code reads the examples, and the quoted client is the
+//! tested one.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(&path).expect("a file of this repository")
 }
 
-/// The pages of the protocol, one behind the other.
+/// The concatenated pages of the protocol.
 fn pages() -> String {
     ["protocol", "protocol-requests", "protocol-generations"]
         .map(|name| read(&format!("docs/{name}.md")))
@@ -42,7 +42,7 @@ fn exchanges(page: &str) -> Vec<(String, String)> {
     exchanges
 }
 
-/// Reads a result and writes it again: the page shows every member, and no other.
+/// Reads a result and writes it again: the page must show every member, and no other.
 fn rewritten<T: DeserializeOwned + Serialize>(raw: &RawValue) -> Value {
     let result: T = serde_json::from_str(raw.get()).expect("a result of this method");
     serde_json::to_value(result).expect("JSON")

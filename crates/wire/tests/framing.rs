@@ -1,5 +1,5 @@
-//! The reader against valid, broken and hostile streams. Each property is
-//! stated in the module documentation of `framing` or in docs/protocol.md.
+//! The reader against valid, broken and hostile streams. Each property is stated in the module
+//! documentation of `framing` or in docs/protocol.md.
 
 use bindonce_wire::framing::{Frame, MAX_DEPTH, Reason, Scanner};
 use bindonce_wire::message::Request;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 const CAP: usize = 4096;
 
-/// Reads a stream that comes in pieces of the given sizes, over and over.
+/// Reads a stream that arrives in pieces of the given sizes, repeatedly.
 fn scan(stream: &[u8], cap: usize, pieces: &[usize]) -> Vec<Frame> {
     let mut scanner = Scanner::new(cap);
     let mut frames = Vec::new();
@@ -67,7 +67,7 @@ fn top_level() -> impl Strategy<Value = String> {
         .prop_map(|(value, pretty)| if pretty { format!("{value:#}") } else { value.to_string() })
 }
 
-/// What is not JSON, and whose brackets and strings are balanced all the same.
+/// Texts that are not JSON although their brackets and strings are balanced.
 const BALANCED: [&str; 12] = [
     r#"{"a":tru}"#,
     r#"{"a":}"#,
@@ -83,12 +83,12 @@ const BALANCED: [&str; 12] = [
     "{\n  \"a\": oops,\n  \"b\": [\n    1\n  ]\n}",
 ];
 
-/// Objects and arrays as deep as that.
+/// Objects and arrays nested to this depth.
 fn nested(depth: usize) -> String {
     format!("{{\"a\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1))
 }
 
-/// Whether serde_json parses the bytes as an object or array, within the depth that is allowed here.
+/// Whether serde_json parses the bytes as an object or array, within the allowed depth.
 fn serde_accepts(bytes: &[u8]) -> bool {
     fn depth(value: &Value) -> usize {
         match value {
@@ -112,7 +112,7 @@ fn scanner_accepts(bytes: &[u8]) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// However a stream of valid values is split or merged, the same frames come out.
+    /// A stream of valid values gives the same frames, however it is split or merged.
     #[test]
     fn splitting_and_merging_change_nothing(
         texts in prop::collection::vec((top_level(), "[ \t\r\n]{0,3}"), 0..5),
@@ -126,8 +126,8 @@ proptest! {
         prop_assert_eq!(&scan(stream.as_bytes(), cap, &pieces), &expected);
     }
 
-    /// The same holds for bytes of any kind, with a cap so small that it matters. After a
-    /// malformed one nothing comes.
+    /// The same holds for arbitrary bytes, with a cap small enough to matter. Nothing follows a
+    /// malformed frame.
     #[test]
     fn any_bytes_give_the_same_frames_however_split(
         stream in prop::collection::vec(
@@ -147,7 +147,7 @@ proptest! {
         prop_assert!(lost.is_none_or(|lost| lost + 1 == expected.len()));
     }
 
-    /// What serde_json takes as one value, the reader takes as one request.
+    /// A text that serde_json reads as one value is one request for the reader.
     #[test]
     fn no_request_is_cut_where_serde_json_would_go_on(
         text in top_level(),
@@ -169,7 +169,7 @@ proptest! {
         );
     }
 
-    /// What is balanced and no JSON costs one error, and its neighbours are seen, also on its line.
+    /// A balanced text that is not JSON costs one error; its neighbours are read, even on its line.
     #[test]
     fn what_is_no_json_costs_its_neighbours_nothing(
         texts in prop::collection::vec(prop_oneof![

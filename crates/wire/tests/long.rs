@@ -1,5 +1,5 @@
-//! Long requests are parsed in parts: otherwise one of a mebibyte would keep all other clients of a server waiting for a
-//! millisecond, and one that is no JSON for three.
+//! Long requests are parsed in parts: otherwise one of a mebibyte would keep all other clients of a
+//! server waiting for a millisecond, and one that is not JSON for three.
 
 use bindonce_wire::MAX_REQUEST;
 use bindonce_wire::call::{Call, Decoding};
@@ -14,7 +14,7 @@ fn elements() -> String {
     vec![ELEMENT; COUNT].join(", ")
 }
 
-/// A text as it comes in: in pieces.
+/// A text that arrives in pieces.
 fn framed(text: &str) -> Text {
     let mut scanner = Scanner::new(MAX_REQUEST);
     let mut frames = text.as_bytes().chunks(1000).filter_map(|mut piece| scanner.next(&mut piece));
@@ -22,7 +22,7 @@ fn framed(text: &str) -> Text {
     frame
 }
 
-/// Reads a request as a server does; gives how many elements each step read.
+/// Reads a request as a server does; returns how many elements each step read.
 fn read(text: &str) -> Result<Vec<usize>, RpcError> {
     let frame = framed(text);
     let request = Request::decode(&frame).map_err(|rejected| rejected.error)?;
@@ -49,11 +49,11 @@ fn no_step_parses_more_than_some_kibibytes() {
     assert_eq!((&request.id, request.method.as_str()), (&Id::from(7), "bind"));
     let Ok(Call::Bind(binds)) = Call::decode(&request) else { unreachable!("another call") };
     assert_eq!(binds.len(), COUNT);
-    // A text that is there as a whole is the same.
+    // A text that is already complete gives the same frame.
     assert_eq!(Text::from(text), frame);
 }
 
-/// The first step sees all members but `params`, and each element is looked at when it is its turn.
+/// The first step reads all members but `params`; each element is read when its turn comes.
 #[test]
 fn what_is_no_json_behind_many_elements_is_told_when_it_is_its_turn() {
     for (behind, reason) in [
@@ -85,7 +85,7 @@ fn what_is_no_json_behind_many_elements_is_told_when_it_is_its_turn() {
         let told: usize = told.and_then(|place| place.parse().ok()).expect("a place");
         assert!(told.abs_diff(at) <= 1, "{behind}: {at} {error}");
     }
-    // Bytes that are no text are none in an element either.
+    // Bytes that are not text are refused in an element too.
     let mut text =
         format!(r#"{{"method":"bind","params":[{},{{"listen":"?"}}]}}"#, elements()).into_bytes();
     let at = text.iter().position(|byte| *byte == b'?').expect("a mark");
@@ -95,7 +95,7 @@ fn what_is_no_json_behind_many_elements_is_told_when_it_is_its_turn() {
     assert_eq!(Call::decode(&request).expect_err("no text").code, ErrorCode::PARSE);
 }
 
-/// A character of several bytes may stand where one part of the text ends.
+/// A character of several bytes may be at the end of a part of the text.
 #[test]
 fn a_part_of_the_text_ends_within_no_character() {
     for shift in 0..4 {

@@ -1,5 +1,5 @@
-//! The manifest: what is written is read again, by this version and by its
-//! neighbours; what a crash cut off is not half read.
+//! The manifest: this version and its neighbours read what is written, and a record cut off by a
+//! crash is not half read.
 
 #![allow(missing_docs)]
 
@@ -93,7 +93,7 @@ prop_compose! {
     }
 }
 
-/// As a version writes it that has more to say: members and records unknown here.
+/// The text of a version with more to say: members and records unknown here.
 fn as_the_next_version(text: &str) -> String {
     let mut next = String::new();
     for line in text.lines() {

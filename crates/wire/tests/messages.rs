@@ -1,5 +1,5 @@
-//! Requests, replies and parameters: what is taken, what is refused, and that
-//! the refusal names the culprit.
+//! Requests, replies and parameters: which are accepted, which are refused, and that the refusal
+//! names the mistake.
 
 use bindonce_wire::call::{Call, Decoding};
 use bindonce_wire::error::{ErrorCode, RpcError};
@@ -242,7 +242,7 @@ fn what_a_client_sends_is_what_a_server_reads() {
     assert!(error.message.contains("`generation`") && error.hint().is_some(), "{error:?}");
 }
 
-/// The broker does so, and has other clients served in between.
+/// The broker reads calls this way, and serves other clients in between.
 #[test]
 fn a_call_is_read_some_elements_at_a_time() {
     let element = |number: u32| format!(" {{\"listen\" : \"127.0.0.1:{number}\"}}\t\r\n ");
@@ -262,7 +262,7 @@ fn a_call_is_read_some_elements_at_a_time() {
         }
         assert_eq!((turns, decoding.finish()), (10_usize.div_ceil(at_once), whole.clone()));
     }
-    // What comes behind a mistake is not read, and what comes behind the only element is none of it.
+    // Elements after a mistake are not read, and an element after the only one is an error.
     let bad = r#"{"method":"release","params":["a",5,{}]}"#;
     let error = call(bad).expect_err("a number");
     assert!(error.message.starts_with("params[1]: invalid type: integer `5`"), "{error:?}");
@@ -334,7 +334,7 @@ fn a_client_reads_errors_of_other_servers() {
 }
 
 proptest! {
-    /// Nothing that a peer can send makes the reader panic.
+    /// No input from a peer makes the reader panic.
     #[test]
     fn decoding_never_panics(text in "\\PC{0,64}", bytes in prop::collection::vec(any::<u8>(), 0..64)) {
         for input in [text.as_bytes(), &bytes] {
@@ -347,7 +347,7 @@ proptest! {
         let _ = call(&members);
     }
 
-    /// Ports read as numbers and as digits, and nothing else does.
+    /// Numbers and digits are accepted as ports, and nothing else.
     #[test]
     fn ports_are_checked(number in any::<i64>(), text in "[0-9+ -]{0,6}") {
         let bind = |port: String| call(&format!(r#"{{"method":"bind","params":[{{"address":"a","port":{port}}}]}}"#));

@@ -1,6 +1,6 @@
-//! Whether a caller may do what it asks, by the rules as they are now.
+//! Whether a caller may do what it asks, under the current rules.
 //!
-//! A decision reads memory only, so it comes before any work that costs more.
+//! A decision only reads memory, so it comes before any work that costs more.
 
 use std::rc::Rc;
 
@@ -20,12 +20,12 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    /// Root and this user may do everything, everybody else nothing.
+    /// Root and this user may do everything, other users nothing.
     pub(crate) fn owner_only(owner: u32, reporter: Rc<Reporter>) -> Self {
         Self { policy: Policy::owner_only(owner), reporter }
     }
 
-    /// Takes rules, from the next request on.
+    /// Replaces the rules, from the next request on.
     pub(crate) fn set_rules(&mut self, rules: Vec<Rule>) {
         self.policy = self.policy.clone().with_rules(rules);
     }
@@ -50,7 +50,7 @@ impl Access {
         self.judge(caller, Verb::Admin, None) == Verdict::Allow
     }
 
-    /// Whether the caller may do this, to these listeners where some are meant.
+    /// Whether the caller may do this, to these listeners if a subject is given.
     pub(crate) fn allow(
         &self,
         caller: &Caller,
@@ -61,13 +61,14 @@ impl Access {
         verdict.into_result().map_err(|denial| self.denied(caller, &denial))
     }
 
-    /// Whether the caller may do this to every listener, whichever there may be.
+    /// Whether the caller may do this to every possible listener.
     pub(crate) fn allow_all(&self, caller: &Caller, verb: Verb) -> Result<(), RpcError> {
         let verdict = self.policy.judge_all(caller.peer, &caller.groups, verb);
         verdict.into_result().map_err(|denial| self.denied(caller, &denial))
     }
 
-    /// Whether the caller may claim these listeners; if so, whether only as far as they are held, which the right to use gives.
+    /// Whether the caller may claim these listeners. Returns true if only while they are held,
+    /// which is what the right to use gives.
     pub(crate) fn may_claim(
         &self,
         caller: &Caller,
@@ -86,7 +87,7 @@ impl Access {
         self.policy.may_name(caller.peer, &caller.groups, name)
     }
 
-    /// Whether it may; if not, the denial is told.
+    /// Checks that the caller may give a listener this name, and reports a denial.
     pub(crate) fn allow_name(&self, caller: &Caller, name: &Name) -> Result<(), RpcError> {
         if self.may_name(caller, name) {
             return Ok(());
@@ -94,7 +95,7 @@ impl Access {
         Err(self.unnamed(caller, "names", &format!("name a listener {name}"), name))
     }
 
-    /// Whether the caller may join a service: one that a rule names. An administrator may join every one.
+    /// Whether the caller may join a service: a rule must name it. An administrator may join any.
     pub(crate) fn allow_service(&self, caller: &Caller, service: &Name) -> Result<(), RpcError> {
         if self.policy.may_join(caller.peer, &caller.groups, service) || self.is_admin(caller) {
             return Ok(());
@@ -130,7 +131,7 @@ impl Access {
         self.judge(caller, Verb::List, Some(&spec)) == Verdict::Allow
     }
 
-    /// Whether the caller may see every listener, whichever there may be.
+    /// Whether the caller may see every possible listener.
     pub(crate) fn may_see_all(&self, caller: &Caller) -> bool {
         let verdict = self.policy.judge_all(caller.peer, &caller.groups, Verb::List);
         verdict == Verdict::Allow
@@ -155,7 +156,7 @@ impl Access {
     }
 }
 
-/// A denial, as its caller gets it.
+/// A denial as sent to the caller.
 fn error(denial: &Denial) -> RpcError {
     let mut error = RpcError::new(ErrorCode::DENIED, denial.to_string());
     if let Some(spec) = &denial.subject {

@@ -31,24 +31,24 @@ use super::Limits;
 use super::settings::{RawLimits, RawRule, WrittenRule};
 use crate::error::Error;
 
-/// How long a file that is being written is waited for.
+/// How long to wait for a file that is still being written.
 const WRITTEN: Duration = Duration::from_secs(2);
 
-/// What a configuration file says. Nothing of it has been looked up on this system.
+/// The contents of a configuration file. Nothing has been looked up on this system yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct File {
-    /// What to bind at the start.
+    /// Listeners to bind at the start.
     pub listen: Vec<Wanted>,
-    /// Whom to become once the socket's directory is there, by name or number.
+    /// User to become once the socket's directory exists, by name or number.
     pub user: Option<String>,
-    /// The group to take instead of the user's own; only with a user.
+    /// Group to use instead of the user's own; only with a user.
     pub group: Option<String>,
-    /// What to keep beside what the listeners above need; only with a user.
+    /// Capabilities to keep besides those that the listeners above need; only with a user.
     pub capabilities: Vec<Capability>,
-    /// Who may do what; none means root and the broker's own user everything.
+    /// Access rules. Without any, root and the broker's own user may do everything.
     pub rules: Vec<WrittenRule>,
-    /// How much of everything.
+    /// Limits on what clients may use.
     pub limits: Limits,
 }
 
@@ -86,8 +86,8 @@ impl File {
     /// Reads the file at `path`.
     ///
     /// # Errors
-    /// [`Error::File`] if it cannot be read, [`Error::Configuration`] with the path if it says
-    /// something that cannot be.
+    /// [`Error::File`] if it cannot be read, [`Error::Configuration`] with the path if its contents
+    /// are invalid.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let doing = "read the configuration";
         let failed = |source| Error::File { doing, path: path.to_owned(), source };
@@ -206,7 +206,8 @@ mod tests {
         assert!(error.contains("nobody-at-all"), "{error}");
     }
 
-    /// docs/configuration.md, which is also bindonce.toml(5): its examples are good, and no key is missing.
+    /// docs/configuration.md is also bindonce.toml(5): its examples must parse, and it must name
+    /// every key.
     #[test]
     fn the_documentation_knows_every_key() {
         let page = include_str!("../../../../docs/configuration.md");

@@ -1,4 +1,4 @@
-//! How one broker is set up.
+//! The configuration of one broker.
 
 mod file;
 mod settings;
@@ -18,8 +18,7 @@ use crate::upgrade::Inherited;
 pub use file::File;
 pub use settings::WrittenRule;
 
-/// Orders to a running broker from outside, for example by a signal. The owner of the
-/// broker keeps a copy.
+/// Orders to a running broker from outside, such as by a signal. The broker's owner keeps a clone.
 #[derive(Debug, Clone, Default)]
 pub struct Orders {
     pub(crate) upgrade: Arc<Notify>,
@@ -27,30 +26,29 @@ pub struct Orders {
 }
 
 impl Orders {
-    /// Become the binary that is installed now.
+    /// Orders the broker to become the binary that is installed now.
     pub fn upgrade(&self) {
         self.upgrade.notify_one();
     }
 
-    /// Read the rules and limits of the configuration file again.
+    /// Orders the broker to reread the rules and limits of the configuration file.
     pub fn reread(&self) {
         self.reread.notify_one();
     }
 }
 
-/// How much of everything a broker lets its clients have. The system's own limits
-/// (RLIMIT_NOFILE) hold beside these.
+/// Limits on what a broker lets its clients have. System limits (RLIMIT_NOFILE) apply too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// What clients cost before they have anything.
+    /// Limits on what clients cost before they have any listener.
     pub clients: rpc::Limits,
-    /// Listeners that are held.
+    /// Listeners held in total.
     pub listeners: usize,
-    /// Listeners that claims of one user have created.
+    /// Listeners that the claims of one user have created.
     pub listeners_per_user: usize,
-    /// Leases that the connections of one user have together; root and the broker's user may have more.
+    /// Leases of all connections of one user together. Root and the broker's user may have more.
     pub leases_per_user: usize,
-    /// How long a generation that was told to retire has to report that it has stopped accepting.
+    /// How long a generation that was told to retire has to report that it stopped accepting.
     pub retire_time: Duration,
 }
 
@@ -67,7 +65,7 @@ impl Default for Limits {
                 request_time: Duration::from_secs(30),
                 idle_time: Duration::from_secs(600),
                 descriptors_in_flight: 4096,
-                // Not to be configured: the kernel's limit decides (`Broker::configure`).
+                // Not configurable: the kernel's limit decides (`Broker::configure`).
                 descriptors_unreceived: 0,
             },
             listeners: 200_000,
@@ -78,26 +76,26 @@ impl Default for Limits {
     }
 }
 
-/// How one broker is set up. Everything is known before anything is bound.
+/// The configuration of one broker. Everything is known before anything is bound.
 #[derive(Debug)]
 pub struct Config {
     /// Path of the control socket.
     pub socket: PathBuf,
-    /// What to bind at the start, before anybody can connect; all or nothing.
+    /// Listeners to bind at the start, before any client can connect; all or nothing.
     pub listen: Vec<Wanted>,
-    /// Where metrics are exported too, beside the UNIX socket that always is.
+    /// Listener that exports metrics as well, besides the UNIX socket that always does.
     pub metrics: Option<Listener>,
-    /// Whether that listener serves the status page to everybody who reaches it; else only to this host.
+    /// Whether that listener serves the status page to everyone who reaches it, not just this host.
     pub status_page: bool,
-    /// The configuration file, to be read again when that is ordered.
+    /// The configuration file, reread when ordered.
     pub file: Option<PathBuf>,
-    /// Who may do what; without any, root and the broker's own user everything.
+    /// Access rules. Without any, root and the broker's own user may do everything.
     pub rules: Vec<Rule>,
-    /// How much of everything.
+    /// Limits on what clients may use.
     pub limits: Limits,
-    /// Orders that it takes while it runs.
+    /// Orders that the broker takes while it runs.
     pub orders: Orders,
-    /// What an earlier image of this process has left ([`inherited`](crate::inherited)).
+    /// State left by an earlier image of this process ([`inherited`](crate::inherited)).
     pub inherited: Option<Inherited>,
 }
 

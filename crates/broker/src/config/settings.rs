@@ -1,4 +1,4 @@
-//! The rules and the limits of a configuration, as they are written in TOML.
+//! The rules and the limits of a configuration, as written in TOML.
 
 use bindonce_core::duration;
 use bindonce_core::policy::{InvalidNames, InvalidPattern, Names, Peer, Rule, UnknownVerb, Who};
@@ -7,10 +7,10 @@ use serde::Deserialize;
 
 use super::Limits;
 
-/// A user has half, and a request of the greatest length must fit, with room to grow.
+/// Least `buffered_bytes`: one user gets half, and the longest request must fit, with room to grow.
 const LEAST_BUFFERED: usize = 4 * bindonce_wire::MAX_REQUEST;
 
-/// A rule as it stands in the file: its user and group have not been looked up yet.
+/// A rule as written in the file: its user and group have not been looked up yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrittenRule {
     user: Option<String>,
@@ -129,7 +129,7 @@ impl RawRule {
 impl RawLimits {
     pub(crate) fn read(self) -> Result<Limits, String> {
         let (given, mut limits) = (self, Limits::default());
-        // What is given has the same name in the file and among the limits.
+        // A limit has the same name in the file and in `Limits`.
         macro_rules! set {
             ($limits:expr, $name:ident, $read:expr) => {
                 if let Some(given) = given.$name {

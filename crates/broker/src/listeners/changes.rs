@@ -1,5 +1,5 @@
-//! Options that a client has set on a shared socket. They hold for all that share it, so they are reported. They are
-//! not undone: a generation sets them on purpose.
+//! Options that a client has set on a shared socket. They hold for all who share it, so they are
+//! reported. They are not undone, because a generation sets them on purpose.
 
 use std::os::fd::AsFd as _;
 
@@ -16,8 +16,7 @@ use super::socket::Socket;
 pub(crate) fn changes(held: &Held<Socket>) -> Vec<Change> {
     let fd = held.opened.handle.fd.as_fd();
     let mut changes = options::changed(fd, &held.listener);
-    // listen(2) sets the backlog for all. In another network namespace the kernel's own limit may
-    // be another.
+    // listen(2) sets the backlog for all. Another network namespace may have another kernel limit.
     if matches!(held.listener.address, Address::Tcp(_))
         && held.listener.options.netns.is_none()
         && let Ok(queue) = queue::accept_queue(fd)
@@ -29,8 +28,7 @@ pub(crate) fn changes(held: &Held<Socket>) -> Vec<Change> {
     changes
 }
 
-/// Reports the options that have changed since the last report; `who` is the
-/// generation that just began to serve.
+/// Reports options changed since the last report. `who` is the generation that begins to serve.
 pub(crate) fn notice(reporter: &Reporter, held: &Held<Socket>, who: &str) {
     let changes = changes(held);
     let mut noticed = held.opened.handle.watch.noticed.borrow_mut();

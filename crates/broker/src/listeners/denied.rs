@@ -8,16 +8,16 @@ use bindonce_core::registry::Refusal;
 use bindonce_daemon::Happening;
 use bindonce_wire::RpcError;
 
-/// Why a claim got nothing.
 #[derive(Debug)]
 pub(crate) enum Denied {
-    /// The client has no right to a listener that was made while it waited. The denial is recorded already.
+    /// The client has no right to a listener that was created while it waited. The denial is
+    /// already recorded.
     NotAllowed(RpcError),
-    /// The registry refused it.
+    /// The registry refused the claim.
     Refused(Refusal),
-    /// A socket could not be opened; this listener's.
+    /// The socket of this listener could not be opened.
     NotOpened(Arc<Listener>, bindonce_sys::Error),
-    /// A socket could not be changed; this listener's. All are as they were.
+    /// The socket of this listener could not be changed. All sockets are as they were.
     NotChanged(Arc<Listener>, bindonce_sys::Error),
     /// There would be more listeners than the configuration allows.
     TooMany {
@@ -26,13 +26,13 @@ pub(crate) enum Denied {
         /// Its value.
         most: usize,
     },
-    /// It was abandoned, without a reason.
+    /// The claim was abandoned without a reason.
     Abandoned,
     /// The sockets would not fit under RLIMIT_NOFILE.
     Limit {
-        /// How many were to be opened.
+        /// Sockets to be opened.
         need: usize,
-        /// How many descriptors are open.
+        /// Descriptors that are open.
         open: u64,
         /// The limit.
         limit: u64,
@@ -40,7 +40,7 @@ pub(crate) enum Denied {
 }
 
 impl Denied {
-    /// The event that records it.
+    /// The event that records the denial.
     pub(super) fn happening(&self) -> Happening {
         let (kind, text) = match self {
             Self::NotAllowed(denial) => (Kind::ClaimRefused, denial.to_string()),

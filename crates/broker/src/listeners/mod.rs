@@ -1,8 +1,8 @@
-//! The listeners that one broker holds: what is bound, under which name, who uses it, and the sockets.
+//! The listeners that one broker holds: sockets, addresses, names, and who uses each.
 //!
-//! [`bindonce_core::registry`] decides; this performs the decision, records the outcome
-//! ([`Ledger`]) and reports it. Nothing here yields to another task; a claim of many listeners is made in
-//! many steps ([`crate::claims`]).
+//! [`bindonce_core::registry`] decides; this module performs the decision, records the outcome
+//! ([`Ledger`]) and reports it. Nothing here yields to another task; a claim of many listeners
+//! takes many steps ([`crate::claims`]).
 
 pub(crate) mod changes;
 mod denied;
@@ -43,8 +43,8 @@ pub(crate) use names::TakenName;
 pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, may_be_unreachable, unlink};
 pub(crate) use socket::{Held, Owned, Socket, Unfinished, show};
 
-/// Descriptors kept free for connections and for probing UNIX paths when a
-/// claim is measured against the limit.
+/// Descriptors kept free for connections and for probing UNIX paths, when a claim is checked
+/// against the limit.
 const SPARE: u64 = 32;
 
 /// The listeners of one broker.
@@ -54,7 +54,7 @@ pub(crate) struct Listeners {
     pub(crate) guard: Rc<Guard>,
     pub(crate) limits: Limits,
     pub(crate) counts: Counts,
-    /// What is being opened.
+    /// UNIX files of sockets that are being opened.
     pub(crate) unfinished: Rc<Unfinished>,
     pub(crate) waiting: Waiting,
     /// Claims that are granted or given up in many steps.
@@ -65,18 +65,18 @@ pub(crate) struct Listeners {
     somaxconn: u32,
     /// New listeners that are not watched yet.
     unsettled: Vec<ListenerId>,
-    /// It was told what `transparent` is without a right.
+    /// Whether it was logged what a `transparent` listener lacks without a capability.
     free_told: Cell<bool>,
 }
 
-/// How far a claim is that is granted or given up in many steps.
+/// Progress of a claim that is granted or given up in many steps.
 #[derive(Debug, Default)]
 struct Stepping {
-    /// So many are granted.
+    /// Listeners granted so far.
     count: usize,
-    /// Their records, to be written at once: after a crash all of a claim is there, or nothing.
+    /// Their records, written in one go: after a crash all of a claim is there, or nothing.
     records: Vec<u8>,
-    /// These are closed again, and will be reported at once.
+    /// Listeners closed again, to be reported together.
     closed: Vec<Closed>,
 }
 
@@ -84,13 +84,13 @@ struct Stepping {
 #[derive(Debug)]
 pub(crate) struct Limits {
     pub(crate) all: usize,
-    /// That claims of one user have created.
+    /// Listeners that claims of one user have created.
     pub(crate) per_user: usize,
-    /// Leases of one user, unless that is root or the broker's.
+    /// Leases of one user, except root and the broker's user.
     pub(crate) leases: usize,
     /// The soft limit on descriptors.
     pub(crate) descriptors: u64,
-    /// Descriptors that are open beside listeners and connections.
+    /// Open descriptors other than listeners and connections.
     pub(crate) other_descriptors: u64,
 }
 
@@ -103,7 +103,6 @@ pub(crate) struct Counts {
 }
 
 impl Listeners {
-    /// None yet.
     pub(crate) fn new(
         guard: Rc<Guard>,
         ledger: Rc<Ledger>,
@@ -127,15 +126,15 @@ impl Listeners {
         }
     }
 
-    /// Enters a connection.
+    /// Registers a connection.
     pub(crate) fn connect(&mut self, id: ConnectionId, peer: Peer) {
         let actions = self.registry.on(now(), Event::Connected(id, peer));
         self.perform(actions);
     }
 
-    /// Ends some leases of a connection that has ended. True if it has more.
+    /// Ends some leases of an ended connection. Returns true if it has more.
     pub(crate) fn end_leases(&mut self, id: ConnectionId) -> bool {
-        // What was being opened for it has been closed.
+        // Sockets being opened for it have been closed.
         let mut actions = self.registry.on(now(), Event::OpenFailed(id, Vec::new()));
         actions.extend(self.registry.on(now(), Event::Gone(id)));
         let more = actions.iter().any(|action| matches!(action, Action::Leaving(_)));
@@ -145,10 +144,11 @@ impl Listeners {
         more
     }
 
-    /// What a connection has that ends with it, by inode, and the generation that it has joined as and that has not served.
+    /// The tentative listeners that end with a connection, by inode, and the generation that it
+    /// joined as, if that has not served.
     pub(crate) fn unconfirmed(&self, id: ConnectionId) -> Option<(Label, Vec<u64>)> {
         let (peer, label) = self.registry.caller(id)?;
-        // Of a client that is its own generation nothing is left that its end does not end.
+        // A client that is its own generation leaves nothing behind.
         let label =
             label.filter(|label| label.state == State::Starting && label.pid != peer.pid)?;
         let tentative = self.registry.leased(id).filter(|held| held.tentative);
@@ -156,7 +156,8 @@ impl Listeners {
         (!inodes.is_empty()).then(|| (label.clone(), inodes))
     }
 
-    /// The generation of a connection that ends lives on: these stay, for this broker and the next.
+    /// The generation of an ending connection lives on: keeps these listeners, for this broker and
+    /// the next.
     pub(crate) fn outlived(&mut self, id: ConnectionId, inodes: &HashSet<u64>) {
         let actions = self.registry.on(now(), Event::Outlived(id));
         self.perform(actions);
@@ -164,7 +165,8 @@ impl Listeners {
         self.ledger.record(leased.filter(|held| inodes.contains(&held.opened.inode)));
     }
 
-    /// That generation is gone: closes some of what nobody else has claimed. True if there is more.
+    /// That generation is gone: closes some of the listeners that nobody else has claimed. Returns
+    /// true if there are more.
     pub(crate) fn ended(&mut self, id: ConnectionId) -> bool {
         let actions = self.registry.on(now(), Event::Ended(id));
         let more = actions.iter().any(|action| matches!(action, Action::Closing(_)));
@@ -172,24 +174,24 @@ impl Listeners {
         more
     }
 
-    /// A connection has joined as a generation.
+    /// Registers the generation that a connection has joined as.
     pub(crate) fn join(&mut self, id: ConnectionId, label: Label) {
         let actions = self.registry.on(now(), Event::Join(id, label));
         self.perform(actions);
     }
 
-    /// These connections were made to an earlier image of this process.
+    /// Restores connections that were made to an earlier image of this process.
     pub(crate) fn resume(&mut self, links: Vec<SavedConnection>) {
         let actions = self.registry.on(now(), Event::Resume(links));
         self.perform(actions);
     }
 
-    /// The generation of a connection is ready to serve: clients find what it has.
+    /// Shows the hidden listeners of a generation that is ready to serve, for clients to find.
     pub(crate) fn show_hidden(&self, id: ConnectionId) {
         self.registry.leased(id).filter(|held| held.opened.handle.hidden.get()).for_each(show);
     }
 
-    /// The generation of a connection begins to serve: its listeners are confirmed.
+    /// Records that the generation of a connection serves, which confirms its listeners.
     pub(crate) fn serves(&self, id: ConnectionId, who: &str) {
         for held in self.registry.leased(id) {
             changes::notice(&self.reporter, held, who);
@@ -197,8 +199,9 @@ impl Listeners {
         }
     }
 
-    /// Enters listeners that are held already. `stored`: they came from the service manager's store, where
-    /// they still are. They count as those of the user that created them, or of `giver` where that is not recorded.
+    /// Registers listeners that exist already. `stored`: they came from the service manager's
+    /// store, where they still are. They count for the user that created them, or for `giver` where
+    /// that is not recorded.
     pub(crate) fn adopt(&mut self, found: Vec<Found>, stored: bool, giver: Option<u32>) {
         let count = found.len();
         let mut adoptions = Vec::with_capacity(count);
@@ -224,13 +227,13 @@ impl Listeners {
         }
     }
 
-    /// Writes down listeners that have just been adopted, by inode.
+    /// Records listeners that have just been adopted, by inode.
     pub(crate) fn record(&self, inodes: &HashSet<u64>) {
         let held = self.registry.iter().map(|(_, held)| held);
         self.ledger.record(held.filter(|held| inodes.contains(&held.opened.inode)));
     }
 
-    /// A socket as the registry has it; the kernel is not told to watch it yet.
+    /// A socket as the registry holds it. The kernel does not watch it yet.
     pub(crate) fn opened(&self, listener: &Listener, socket: listen::Opened) -> Opened<Socket> {
         let backlog = match listener.options.backlog {
             _ if !listener.address.listens() => 0,
@@ -244,7 +247,7 @@ impl Listeners {
         socket::opened(socket, self.guard.watch(), backlog)
     }
 
-    /// Says, once, that what is `transparent` has not all of it.
+    /// Logs, once, that a `transparent` listener has only part of what the option gives.
     fn tell_if_free(&self, listener: &Listener, socket: BorrowedFd<'_>) {
         let has_all = listen::is_transparent(socket, &listener.address).unwrap_or(true);
         if !has_all && !self.free_told.replace(true) {
@@ -262,12 +265,12 @@ impl Listeners {
         ids.filter_map(|id| Some(Rc::clone(&self.registry.held(id)?.opened.handle.fd))).collect()
     }
 
-    /// Whether `need` more listeners of a user are within all limits.
+    /// Whether `need` more listeners of a user fit within all limits.
     pub(crate) fn room(&self, uid: u32, need: usize) -> Result<(), Denied> {
         self.room_beside(uid, need, self.registry.planned())
     }
 
-    /// As [`Self::room`], with `planned` listeners that are being opened for others.
+    /// As [`Self::room`], with `planned` listeners being opened for others.
     fn room_beside(&self, uid: u32, need: usize, planned: usize) -> Result<(), Denied> {
         let owned = self.owners.count(uid);
         let held = self.registry.len() + planned;
@@ -287,7 +290,7 @@ impl Listeners {
         Ok(())
     }
 
-    /// Whether the leases that a connection asks for are within its user's limit.
+    /// Whether `more` leases for a connection fit within its user's limit.
     pub(crate) fn room_for_leases(&self, id: ConnectionId, more: usize) -> Result<(), Denied> {
         let uid = self.registry.caller(id).map_or(0, |(peer, _)| peer.uid);
         if self.reporter.is_owner(uid) {
@@ -300,7 +303,7 @@ impl Listeners {
         Err(Denied::TooMany { limit: "leases_per_user", most })
     }
 
-    /// Counts listeners that are planned for a connection as its user's, within all limits.
+    /// Counts listeners planned for a connection as its user's, within all limits.
     pub(crate) fn reserve(&self, id: ConnectionId, count: usize) -> Result<Vec<Owned>, Denied> {
         let uid = self.registry.caller(id).map_or(0, |(peer, _)| peer.uid);
         let others = self.registry.planned().saturating_sub(count);
@@ -309,7 +312,7 @@ impl Listeners {
     }
 }
 
-/// That no client reaches a held listener any more, as a problem.
+/// The problem that no client reaches a held listener any more.
 pub(crate) fn unreachable(held: &Held) -> Option<Problem> {
     let why = astray(held)?;
     let label = held.listener.label();
@@ -318,7 +321,8 @@ pub(crate) fn unreachable(held: &Held) -> Option<Problem> {
     Some(Problem::new("listener-unreachable", label, message, Some(hint.to_owned())))
 }
 
-/// That clients do not find a held listener, as a problem. One of a generation that starts is meant to be hidden.
+/// The problem that a held listener is hidden from clients. A listener of a starting generation is
+/// meant to be hidden.
 pub(crate) fn hidden(held: &Held) -> Option<Problem> {
     let fd = held.opened.handle.fd.as_fd();
     let is_tcp = matches!(held.listener.address, Address::Tcp(_));

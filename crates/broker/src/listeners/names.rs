@@ -1,4 +1,4 @@
-//! Names that root or the broker's user takes back from listeners of others.
+//! Names that root or the broker's user takes back from listeners of other users.
 
 use bindonce_core::event::Kind;
 use bindonce_core::listener::Listener;
@@ -19,8 +19,8 @@ pub(crate) struct TakenName {
 }
 
 impl Listeners {
-    /// Takes a name from another user's listener for a claim of root's or the broker's user. A name that
-    /// one of those two gave, or an earlier broker, stays.
+    /// Takes a name from another user's listener, for a claim by root or the broker's user. A name
+    /// that one of those two gave, or an earlier broker, stays.
     pub(crate) fn take_back(&mut self, wanted: &Listener) -> Option<TakenName> {
         let name = wanted.name.as_ref()?;
         let (listener, held) = self.registry.with_name(name)?;
@@ -33,7 +33,7 @@ impl Listeners {
         Some(TakenName { name: name.clone(), listener, uid })
     }
 
-    /// Gives a name back whose claim was refused.
+    /// Gives back a name whose claim was refused.
     pub(crate) fn give_back(&mut self, TakenName { name, listener, .. }: TakenName) {
         self.rename(listener, Event::Rename(listener, name));
     }
@@ -46,7 +46,7 @@ impl Listeners {
         }
     }
 
-    /// Reports a name that was taken for a claim that is granted.
+    /// Reports a name that was taken for a granted claim.
     pub(crate) fn tell_taken(&self, TakenName { name, listener, uid }: &TakenName) {
         let Some(held) = self.registry.held(*listener) else { return };
         let address = held.listener.address.to_string();

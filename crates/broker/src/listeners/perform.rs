@@ -1,5 +1,5 @@
-//! Performs what the registry decides: changes, replaces and closes sockets, records the outcome and
-//! reports it.
+//! Performs what the registry decides: changes, replaces and closes sockets, records the outcome
+//! and reports it.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
@@ -19,36 +19,36 @@ use super::denied::Denied;
 use super::socket::{Closed, Held, Socket};
 use super::{Listeners, astray};
 
-/// More listeners than this that are opened or closed at once get one line in the log.
+/// More listeners than this, opened or closed at once, share one line in the log.
 pub(crate) const LOGGED_ONE_BY_ONE: usize = 16;
 
-/// New listeners that the kernel is told to watch in one turn: about a microsecond each.
+/// New listeners that the kernel is told to watch in one turn, at about a microsecond each.
 const WATCHED_AT_ONCE: usize = 256;
 
 /// The next step of a claim.
 pub(crate) enum Next {
-    /// These are to be opened.
+    /// Open these.
     Open(Vec<Arc<Listener>>, Vec<Overlap>),
-    /// These are to be changed.
+    /// Change these.
     Change(Vec<Change>),
-    /// It takes another step, after others have had their turn.
+    /// Take another step, after other tasks have had their turn.
     More,
-    /// It waits for another claim that is about the same.
+    /// Wait for another claim about the same listeners.
     Wait,
     Granted(Vec<Lease>),
-    /// Without a reason if opening or changing gave it already.
+    /// Has no reason if opening or changing gave it already.
     Denied(Option<Denied>),
 }
 
 impl Listeners {
-    /// Takes one step of a connection's claim, which comes to so many leases more at most; gives the next one.
+    /// Takes one step of a connection's claim for at most `most` more leases. Returns the next one.
     pub(crate) fn claim(&mut self, id: ConnectionId, event: Event<Socket>, most: usize) -> Next {
         let room = match &event {
             Event::Claim(..) | Event::Retry(_) => self.room_for_leases(id, most),
             _ => Ok(()),
         };
         if let Err(denied) = room {
-            // It waits no more.
+            // The claim no longer waits.
             let actions = self.registry.on(now(), Event::OpenFailed(id, Vec::new()));
             self.perform(actions);
             return Next::Denied(Some(denied));
@@ -82,7 +82,7 @@ impl Listeners {
         next
     }
 
-    /// Some of a claim are granted: their records are made, and written with those of the others.
+    /// Part of a claim is granted: its records are made now and written with those of the rest.
     fn grants(&mut self, id: ConnectionId, leases: &[Lease]) {
         let changed = leases.iter().filter(|lease| lease.changed);
         let held = changed.filter_map(|lease| self.registry.held(lease.listener));
@@ -110,8 +110,8 @@ impl Listeners {
         denied
     }
 
-    /// Begins to watch some of the new listeners; true if there are more. The kernel reports one that has left LISTEN
-    /// before as soon as it is watched.
+    /// Begins to watch some of the new listeners. Returns true if there are more. The kernel
+    /// reports a listener that left LISTEN earlier as soon as it is watched.
     pub(crate) fn watch_new(&mut self) -> bool {
         let some = self.unsettled.len().min(WATCHED_AT_ONCE);
         for id in self.unsettled.drain(..some) {
@@ -132,8 +132,8 @@ impl Listeners {
             .generation(label.map(|label| label.generation))
     }
 
-    /// Binds anew those of some wanted listeners that no client reaches: `most`, from this one on. Processes that have the old
-    /// sockets drain with them.
+    /// Rebinds those of `most` wanted listeners, from index `from` on, that no client reaches.
+    /// Processes that have the old sockets drain with them.
     pub(crate) fn rebind_unreachable(
         &mut self,
         want: &Want,
@@ -164,7 +164,7 @@ impl Listeners {
                 self.reporter.record(Happening::new(Kind::ListenerBound, text));
                 Ok(())
             }
-            // haproxy alone does without it, and serves the rest.
+            // haproxy alone does without such a listener, and serves the rest.
             Err(error) if error.errno() == Some(Errno::ENODEV as i32) => {
                 tracing::error!(
                     listener = listener.label(), why, %error,
@@ -176,8 +176,8 @@ impl Listeners {
         }
     }
 
-    /// Reports the listeners that a claim has created: each of a few, or the count and the names
-    /// of the first and the last.
+    /// Reports the listeners that a claim created: each of a few, or the count, first and last
+    /// name.
     fn log_opened(&self, id: ConnectionId, leases: &[Lease]) {
         let created: Vec<&Lease> = leases.iter().filter(|lease| lease.created).collect();
         let (Some(first), Some(last)) = (created.first(), created.last()) else { return };
@@ -218,7 +218,7 @@ impl Listeners {
         }
     }
 
-    /// Changes sockets in place, all or none; gives the backlog of each.
+    /// Changes sockets in place, all or none. Returns the backlog of each.
     pub(crate) fn change(&self, changes: &[Change]) -> Result<Vec<u32>, Denied> {
         let mut done = Vec::with_capacity(changes.len());
         let mut backlogs = Vec::with_capacity(changes.len());
@@ -258,7 +258,7 @@ impl Listeners {
         Ok(backlogs)
     }
 
-    /// Opens a socket for a listener that was held before, beside what it overlaps.
+    /// Opens a socket for a listener that was held before, beside the listeners that it overlaps.
     pub(crate) fn open_again(
         &self,
         listener: &Listener,
@@ -271,8 +271,8 @@ impl Listeners {
         listen::open_beside(listener, &fds, false)
     }
 
-    /// Opens a listener anew, because its socket is beyond repair. Gives the inode
-    /// of the new one; None if there is no such listener.
+    /// Opens a new socket for a listener whose socket is beyond repair. Returns the inode of the
+    /// new one; None if there is no such listener.
     pub(crate) fn replace(&mut self, id: ListenerId) -> Result<Option<u64>, bindonce_sys::Error> {
         let Some(held) = self.registry.held(id) else { return Ok(None) };
         let listener = held.listener.clone();
@@ -287,7 +287,7 @@ impl Listeners {
         Ok(Some(inode))
     }
 
-    /// Closes some of these; gives their names, and those that are to be closed in later turns.
+    /// Closes some of these. Returns their names, and those left for later turns.
     pub(crate) fn release(
         &mut self,
         id: ConnectionId,
@@ -312,14 +312,14 @@ impl Listeners {
         self.tell_closed(Closing::Released, uid, names);
     }
 
-    /// Closes the sockets of every `Close`, and wakes the claims that have waited; other
-    /// actions have been dealt with.
+    /// Closes the sockets of every `Close`, and wakes the claims that may be retried. Other actions
+    /// have been handled.
     pub(crate) fn perform(&mut self, actions: Vec<Action<Socket>>) {
         let closed = self.close(actions);
         self.tell_all_closed(&closed);
     }
 
-    /// Reports listeners that were closed, those for one reason together.
+    /// Reports closed listeners, grouped by reason.
     fn tell_all_closed(&self, closed: &[Closed]) {
         for group in closed.chunk_by(|one, other| one.0 == other.0) {
             let names: Vec<_> = group.iter().map(|(_, listener, _)| listener.label()).collect();
@@ -338,7 +338,7 @@ impl Listeners {
                     let last = closing::shared(socket.fd.as_fd(), &listener.address);
                     let uid = socket.owned.as_ref().map_or(0, |owned| owned.uid);
                     closed.push((why, listener, uid));
-                    // The close of the last descriptor may wait, so ours is not the last.
+                    // Closing the last descriptor may block, so ours is not the last.
                     drop(socket);
                     drop(last);
                 }
@@ -354,8 +354,7 @@ impl Listeners {
         closed
     }
 
-    /// Reports listeners that were closed for one reason: each of a few, or the count and the names of the first and
-    /// the last.
+    /// Reports listeners closed for one reason: each of a few, or the count, first and last name.
     fn tell_closed(&self, why: Closing, uid: u32, names: &[String]) {
         let ([first, .., last], true) = (names, names.len() > LOGGED_ONE_BY_ONE) else {
             return names.iter().for_each(|name| self.closed(why, name, uid));
@@ -399,7 +398,7 @@ pub(crate) fn unlink(path: Option<&UnixPath>) {
     }
 }
 
-/// Whether a listener that is wanted could be one that no client reaches.
+/// Whether a wanted listener could be one that no client reaches.
 pub(crate) fn may_be_unreachable(want: &Want) -> bool {
     match &want.wanted {
         Wanted::Named(_) => true,

@@ -20,26 +20,26 @@ use crate::persistence::{Mark, Recorded};
 /// A listener that is held.
 pub(crate) type Held = registry::Held<Socket>;
 
-/// Why a listener was closed, which, and whose it was.
+/// The reason, the closed listener, and its user.
 pub(super) type Closed = (Closing, Arc<Listener>, u32);
 
-/// A listener's socket. A reply that is on its way shares it.
+/// A listener's socket. A reply on its way shares it.
 #[derive(Debug)]
 pub(crate) struct Socket {
     pub(crate) fd: Rc<OwnedFd>,
     pub(crate) watch: Watch,
-    /// Whose claim created it, for as long as it is held.
+    /// The user whose claim created it, counted for as long as it is held.
     pub(crate) owned: Option<Owned>,
-    /// Its record.
+    /// What was last recorded about it.
     mark: RefCell<Option<Mark>>,
-    /// Its text in a reply that did not create it, and the edition that the text is of.
+    /// Cached text for replies that did not create the listener, and the edition of that text.
     pub(crate) told: RefCell<Option<(u32, Box<[u8]>)>>,
     pub(crate) path: Option<UnixPath>,
-    /// It was hidden when it was opened or taken over, and nobody has asked for it since.
+    /// Whether it was hidden when it was opened or taken over, and has not been shown since.
     pub(crate) hidden: Cell<bool>,
 }
 
-/// Has clients find a listener that is hidden, by a claim or by a handover whose supervisor has died.
+/// Makes a hidden listener reachable again. A claim hid it, or a handover whose supervisor died.
 pub(crate) fn show(held: &Held) {
     let Held { opened, listener, .. } = held;
     if !matches!(listener.address, Address::Tcp(_)) {
@@ -53,7 +53,7 @@ pub(crate) fn show(held: &Held) {
     }
 }
 
-/// How many listeners claims of each user have created.
+/// Number of listeners that claims of each user have created.
 #[derive(Debug, Default)]
 pub(crate) struct Owners(Rc<RefCell<HashMap<u32, usize>>>);
 
@@ -62,14 +62,14 @@ impl Owners {
         self.0.borrow().get(&uid).copied().unwrap_or(0)
     }
 
-    /// One more listener in a user's count.
+    /// Adds one listener to a user's count.
     pub(super) fn one_more(&self, uid: u32) -> Owned {
         *self.0.borrow_mut().entry(uid).or_default() += 1;
         Owned { uid, counts: Rc::clone(&self.0) }
     }
 }
 
-/// One listener of a user's count, until this is dropped.
+/// One listener in a user's count, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Owned {
     pub(crate) uid: u32,
@@ -88,8 +88,8 @@ impl Drop for Owned {
     }
 }
 
-/// The files of UNIX sockets that are being opened for claims. An upgrade in place that does not wait for such a claim ends
-/// it, and the next image removes them.
+/// Files of UNIX sockets that are being opened for claims. An upgrade in place that does not wait
+/// for such a claim ends it, and the next image removes the files.
 #[derive(Debug, Default)]
 pub(crate) struct Unfinished(RefCell<BTreeMap<PathBuf, UnixPath>>);
 
@@ -106,7 +106,7 @@ impl Unfinished {
         }
     }
 
-    /// All of them, to be written down.
+    /// All files, as written for the next image.
     pub(crate) fn written(&self) -> Vec<(String, manifest::File)> {
         let written = |(path, file): (&PathBuf, &UnixPath)| {
             let file = manifest::File { dev: file.dev, ino: file.ino };
@@ -116,7 +116,7 @@ impl Unfinished {
     }
 }
 
-/// A socket that was just opened, as the registry has it.
+/// A newly opened socket as the registry holds it.
 pub(super) fn opened(socket: listen::Opened, watch: Watch, backlog: u32) -> Opened<Socket> {
     Opened {
         exclusive: socket.bound.is_exclusive(),
@@ -138,7 +138,7 @@ pub(super) fn opened(socket: listen::Opened, watch: Watch, backlog: u32) -> Open
 
 impl Recorded for Held {
     fn edition(&self) -> u32 {
-        // The registry's own, which this trait is named after.
+        // The registry's own method, after which this one is named.
         registry::Held::edition(self)
     }
 

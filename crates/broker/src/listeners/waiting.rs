@@ -1,4 +1,4 @@
-//! Claims that wait for another, which is about the same listeners.
+//! Claims that wait for another claim about the same listeners.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bindonce_core::registry::ConnectionId;
 use tokio::sync::Notify;
 
-/// Which of them may be tried again.
+/// The waiting claims that may be retried.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     decided: BTreeSet<ConnectionId>,
@@ -14,24 +14,24 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// Rung when one is decided.
+    /// Notified when a claim may be retried.
     pub(crate) fn bell(&self) -> Rc<Notify> {
         Rc::clone(&self.rung)
     }
 
-    /// What a connection's claim waits for is decided.
+    /// Notes that the claim of a connection may be retried: the one it waits for is decided.
     pub(super) fn decide(&mut self, id: ConnectionId) {
         self.decided.insert(id);
     }
 
-    /// Tells them all, if some are decided.
+    /// Wakes all waiting claims, if some may be retried.
     pub(super) fn ring(&self) {
         if !self.decided.is_empty() {
             self.rung.notify_waiters();
         }
     }
 
-    /// Whether it is decided, and no longer waited for.
+    /// Whether the claim of a connection may be retried. Clears the note.
     pub(crate) fn take(&mut self, id: ConnectionId) -> bool {
         self.decided.remove(&id)
     }

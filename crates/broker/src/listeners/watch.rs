@@ -1,5 +1,5 @@
-//! The watch on a listener: whether the kernel reports when it leaves the LISTEN state, and how often it was made
-//! to listen again. The repairs are made in [`crate::guard`].
+//! The watch on a listener: whether the kernel reports when it leaves the LISTEN state, and how
+//! often it was made to listen again. [`crate::guard`] makes the repairs.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,22 +12,21 @@ use bindonce_sys::guard;
 use bindonce_sys::options::Change;
 use tokio::sync::Notify;
 
-/// What watches all listeners of one broker.
+/// Watches all listeners of one broker.
 #[derive(Debug)]
 pub(crate) struct Guard {
     pub(crate) kernel: guard::Guard,
-    /// Listeners that do not listen and could not be repaired so far.
+    /// Listeners that do not listen and could not be repaired yet.
     pub(crate) broken: RefCell<BTreeSet<ListenerId>>,
     /// Listeners that were made to listen again, and how often, since the last report.
     pub(crate) unreported: RefCell<BTreeMap<ListenerId, u64>>,
-    /// Rung when there is something to report.
+    /// Notified when there is something to report.
     pub(crate) repaired: Notify,
-    /// Rung when a reply has left more than one turn's work.
+    /// Notified when a reply has left more than one turn's work.
     pub(crate) unsettled: Notify,
 }
 
 impl Guard {
-    /// One that watches nothing yet.
     pub(crate) fn new() -> std::io::Result<Rc<Self>> {
         Ok(Rc::new(Self {
             kernel: guard::Guard::new()?,
@@ -38,7 +37,7 @@ impl Guard {
         }))
     }
 
-    /// For a listener that is not watched yet.
+    /// The watch for a listener that is not watched yet.
     pub(crate) fn watch(self: &Rc<Self>) -> Watch {
         Watch {
             guard: Rc::clone(self),
@@ -53,7 +52,7 @@ impl Guard {
 #[derive(Debug)]
 pub(crate) struct Watch {
     guard: Rc<Guard>,
-    /// Which listener it is, and its socket, from when the kernel watches it.
+    /// The listener and its socket, once the kernel watches it.
     watched: OnceCell<(ListenerId, Rc<OwnedFd>)>,
     /// How often it was made to listen again.
     repaired: Cell<u64>,
@@ -62,15 +61,14 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Begins to watch the listener, until this is dropped. The kernel reports what has happened
-    /// before, too.
+    /// Begins to watch the listener, until this is dropped. The kernel reports earlier events too.
     pub(crate) fn begin(&self, id: ListenerId, fd: &Rc<OwnedFd>, address: &Address) {
         if !address.listens() || self.watched.get().is_some() {
             return;
         }
         match self.guard.kernel.add(fd.as_fd(), id.number()) {
             Ok(()) => {
-                // It was empty a moment ago.
+                // Cannot fail: it was empty a moment ago.
                 let _ = self.watched.set((id, Rc::clone(fd)));
             }
             Err(error) => {
@@ -89,7 +87,8 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         if let Some((id, fd)) = self.watched.get() {
-            // Other processes still have the socket, so closing it would not end the registration.
+            // Other processes still have the socket, so closing our descriptor would not end the
+            // registration.
             let _ = self.guard.kernel.remove(fd.as_fd());
             self.guard.broken.borrow_mut().remove(id);
         }
@@ -97,7 +96,7 @@ impl Drop for Watch {
 }
 
 impl Watch {
-    /// The listener was made to listen again.
+    /// Counts a repair of the listener.
     pub(crate) fn count(&self, id: ListenerId) {
         self.repaired.set(self.repaired.get() + 1);
         *self.guard.unreported.borrow_mut().entry(id).or_default() += 1;

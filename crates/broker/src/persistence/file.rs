@@ -1,16 +1,16 @@
-//! The state file beside the control socket: which listeners are held, for the broker that
-//! follows one that was killed, or that ended while others used its listeners.
+//! The state file beside the control socket: which listeners are held. It is for the broker that
+//! follows one that was killed, or one that ended while others used its listeners.
 //!
-//! Without a service manager that keeps descriptors, this file is how the next broker knows
-//! what to ask back, from whom and under which names. It is replaced as a whole (written
-//! beside it and renamed: mode 0600) at the start and when too much of it is outdated;
-//! in between records are appended, those of one claim in one write, and a reply that hands
-//! out a new listener comes after its record. Nothing is synced: records must outlive this process, which the
-//! kernel's cache does; after a crash of the system there is no socket to ask back, and
-//! the next broker sees by the boot that the file is about nothing.
+//! Without a service manager that keeps descriptors, this file tells the next broker what to ask
+//! back, from whom, and under which names. It is replaced as a whole (written beside it and
+//! renamed, mode 0600) at the start and when too much of it is outdated. In between, records are
+//! appended, those of one claim in one write, and a reply that hands out a new listener comes after
+//! its record. Nothing is synced. The records must outlive this process, and in the kernel's cache
+//! they do. After a system crash there is no socket to ask back, and the next broker sees from the
+//! boot that the file is stale.
 //!
-//! A file that cannot be written (a full disk) is written anew as a whole, with the next change and
-//! again and again until it can be; meanwhile `status`, `list`, `doctor` and the metrics say so.
+//! If the file cannot be written (a full disk), it is rewritten as a whole with the next change,
+//! and retried until it succeeds. Meanwhile `status`, `list`, `doctor` and the metrics say so.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -27,11 +27,11 @@ use bindonce_wire::result::Problem;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-/// When to try again to write a file that could not be written, from the first time on, and at most.
+/// Delay before a failed write is retried: the first one, and the longest one.
 const AGAIN: Duration = Duration::from_secs(1);
 const AT_MOST: Duration = Duration::from_secs(30);
 
-/// Between two attempts that changes bring about: at least this, and this many times what one took.
+/// Pause between attempts triggered by changes: at least this, and this many times the last one.
 const BETWEEN: Duration = Duration::from_millis(50);
 const TIMES: u32 = 10;
 
@@ -40,22 +40,22 @@ const TIMES: u32 = 10;
 pub(crate) struct StateFile {
     path: PathBuf,
     inner: RefCell<Inner>,
-    /// Rung when it could not be written.
+    /// Notified when the file could not be written.
     failing: Notify,
 }
 
 #[derive(Debug)]
 struct Inner {
-    /// None until it has been written, and after it could not be.
+    /// None until the first write, and after a failed one.
     file: Option<File>,
-    /// Why it is not written, and when that was tried last.
+    /// The last failure, until the file is written again.
     failed: Option<Failed>,
 }
 
 #[derive(Debug)]
 struct Failed {
     error: String,
-    /// When a change may try again.
+    /// When a change may retry.
     ready: Instant,
 }
 
@@ -64,20 +64,21 @@ fn path(socket: &Path) -> PathBuf {
     state::with_suffix(socket, ".state")
 }
 
-/// What the previous broker has left in the state file.
+/// State that the previous broker left in the state file.
 #[derive(Debug, Default)]
 pub(crate) struct Left {
     /// Listeners that a process may still hold.
     pub(crate) listeners: Vec<Entry>,
-    /// It ended in order: a listener that no process holds any more need not be recovered.
+    /// Whether the broker ended in order. If so, a listener that no process holds any more need not
+    /// be recovered.
     pub(crate) in_order: bool,
-    /// The services whose order it kept.
+    /// Services whose order the broker kept.
     pub(crate) services: Vec<Record>,
-    /// The number that those which it had forgotten did not go beyond.
+    /// Services that the broker had forgotten have no generation number above this.
     pub(crate) floor: u64,
 }
 
-/// What a broker has left written that did not end in order, or had something to leave.
+/// Reads the state of a broker that did not end in order, or that had something to leave.
 pub(crate) fn left(socket: &Path) -> Left {
     let path = path(socket);
     let manifest = match state::read(&path, state::LARGEST) {
@@ -107,15 +108,14 @@ pub(crate) fn left(socket: &Path) -> Left {
 }
 
 impl StateFile {
-    /// The state file of the broker on this control socket, not written yet.
+    /// The state file of the broker on this control socket, not yet written.
     pub(crate) fn new(socket: &Path) -> Rc<Self> {
         let inner = Inner { file: None, failed: None };
         let failing = Notify::new();
         Rc::new(Self { path: path(socket), inner: RefCell::new(inner), failing })
     }
 
-    /// Replaces the file. Nothing waits for the disk: after a crash of the system the file is about
-    /// nothing, see above.
+    /// Replaces the file. Does not wait for the disk: after a system crash it is stale, see above.
     pub(super) fn rewrite(&self, text: &[u8]) {
         let begun = Instant::now();
         let written = state::replace(&self.path, text);
@@ -136,7 +136,7 @@ impl StateFile {
         if inner.failed.is_none() {
             tracing::error!(
                 path = %self.path.display(), %error, hint = HINT,
-                "cannot write the state file: after a crash listeners are not asked back"
+                "cannot write the state file: after a crash listeners cannot be recovered"
             );
         }
         let ready = Instant::now() + BETWEEN.max(took * TIMES);
@@ -144,7 +144,7 @@ impl StateFile {
         self.failing.notify_one();
     }
 
-    /// The problem that keeps it from being written, if there is one.
+    /// The problem that keeps the file from being written, if there is one.
     pub(super) fn problem(&self) -> Option<Problem> {
         let inner = self.inner.borrow();
         let error = &inner.failed.as_ref()?.error;
@@ -155,18 +155,18 @@ impl StateFile {
         Some(Problem::new("state-not-written", path, message, Some(HINT.to_owned())))
     }
 
-    /// Adds records.
+    /// Appends records.
     pub(super) fn append(&self, text: &[u8]) {
         let mut inner = self.inner.borrow_mut();
         if let Some(file) = &mut inner.file
             && let Err(error) = file.write_all(text)
         {
-            // Half a record may be in it: it must be written anew before anything follows.
+            // The file may end with half a record: rewrite it before anything follows.
             self.failed(&mut inner, &error, Duration::ZERO);
         }
     }
 
-    /// Where it could not be written: whether a change may try that again now.
+    /// If the last write failed: whether a change may retry now.
     pub(super) fn may_try_again(&self) -> Option<bool> {
         let inner = self.inner.borrow();
         inner.failed.as_ref().map(|failed| Instant::now() >= failed.ready)
@@ -179,7 +179,7 @@ impl StateFile {
         }
     }
 
-    /// Waits until it could not be written, then says when to try again, as long as it is not.
+    /// Waits until a write fails, then calls `rewrite` at growing intervals until one succeeds.
     pub(crate) async fn retry(&self, mut rewrite: impl FnMut()) {
         self.failing.notified().await;
         let mut pause = AGAIN;

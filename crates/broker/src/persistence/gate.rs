@@ -4,12 +4,12 @@ use std::cell::Cell;
 
 use tokio::sync::Notify;
 
-/// Opens when the broker holds all that it can have back.
+/// Opens when the broker has recovered all that it can.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
     shut: Cell<bool>,
     opened: Notify,
-    /// Rung when a client has donated a listener.
+    /// Notified when a client has donated a listener.
     pub(crate) donated: Notify,
 }
 
@@ -27,7 +27,7 @@ impl Gate {
         self.opened.notify_waiters();
     }
 
-    /// Waits until it is open.
+    /// Waits until the gate is open.
     pub(crate) async fn pass(&self) {
         while self.shut.get() {
             self.opened.notified().await;

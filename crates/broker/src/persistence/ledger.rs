@@ -1,11 +1,11 @@
-//! The records for the next broker: one of each listener, in the [state
-//! file](super::file) or beside the [service manager's store](super::store).
+//! The records for the next broker: one for each listener, in the [state file](super::file) or
+//! beside the [service manager's store](super::store).
 //!
-//! A listener is recorded when it is opened and again when something of it has changed; its [`Mark`] tells
-//! what was written last, and asks for the record of its end when it is dropped.
+//! A listener is recorded when it is opened, and again when it changes. Its [`Mark`] remembers what
+//! was written last; dropping the mark asks for the record of the listener's end.
 //!
-//! When too many records are outdated, all is written anew: a snapshot is made in many steps, what changes meanwhile is
-//! noted behind it, and the whole takes the place of the records.
+//! When too many records are outdated, all are rewritten: a snapshot is made in many steps, changes
+//! made meanwhile are added behind it, and the whole replaces the records.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -20,23 +20,23 @@ use bindonce_wire::result::Problem;
 use super::file::StateFile;
 use super::store::Store;
 
-/// So many outdated records are carried along before all is written anew.
+/// Outdated records tolerated, beyond one for each listener, before all are rewritten.
 const OUTDATED: usize = 1024;
 
-/// A listener that can be written down.
+/// A listener that can be recorded.
 pub(crate) trait Recorded {
-    /// Another number whenever its record would be another.
+    /// A number that differs whenever the record would differ.
     fn edition(&self) -> u32;
     fn fd(&self) -> &Rc<OwnedFd>;
-    /// Where its mark is kept.
+    /// Where the listener's mark is kept.
     fn mark(&self) -> &RefCell<Option<Mark>>;
     fn inode(&self) -> u64;
     fn cookie(&self) -> u64;
-    /// What the record says.
+    /// The contents of the record.
     fn entry(&self) -> Entry;
 }
 
-/// Where it is written.
+/// Where records are written.
 #[derive(Debug, Default)]
 enum Place {
     #[default]
@@ -45,13 +45,13 @@ enum Place {
     Store(Rc<Store>),
 }
 
-/// Records that will take the place of all others.
+/// Records that will replace all others.
 #[derive(Debug, Default)]
 struct Renewal {
     listeners: Records,
-    /// The last of these.
+    /// The last listener in these records.
     last: Option<ListenerId>,
-    /// What was written since it was begun.
+    /// What was written since the renewal began.
     since: Vec<u8>,
 }
 
@@ -59,27 +59,27 @@ struct Renewal {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     place: RefCell<Place>,
-    /// Records that later ones have replaced.
+    /// Number of records that later ones have replaced.
     outdated: Cell<usize>,
-    /// The inodes and cookies of listeners that were closed, whose records are written with the next.
+    /// Inodes and cookies of closed listeners, whose end is written with the next records.
     closed: RefCell<Vec<(u64, u64)>>,
     renewal: RefCell<Option<Renewal>>,
-    /// The broker ends or becomes another image: the records stay.
+    /// Whether the broker ends or becomes another image, so that the records stay.
     ending: Cell<bool>,
 }
 
 impl Ledger {
-    /// From now on it is kept in the service manager's store.
+    /// Keeps the records in the service manager's store from now on.
     pub(crate) fn keep_in_store(&self, store: Rc<Store>) {
         *self.place.borrow_mut() = Place::Store(store);
     }
 
-    /// From now on it is kept in the state file.
+    /// Keeps the records in the state file from now on.
     pub(crate) fn keep_in_file(&self, file: Rc<StateFile>) {
         *self.place.borrow_mut() = Place::File(file);
     }
 
-    /// The service manager's store, if it is kept there.
+    /// The service manager's store, if the records are kept there.
     pub(crate) fn store(&self) -> Option<Rc<Store>> {
         match &*self.place.borrow() {
             Place::Store(store) => Some(Rc::clone(store)),
@@ -87,7 +87,7 @@ impl Ledger {
         }
     }
 
-    /// The state file, if it is kept there.
+    /// The state file, if the records are kept there.
     pub(crate) fn file(&self) -> Option<Rc<StateFile>> {
         match &*self.place.borrow() {
             Place::File(file) => Some(Rc::clone(file)),
@@ -95,7 +95,7 @@ impl Ledger {
         }
     }
 
-    /// Notes that listeners are held, or that something of them is new, in one write.
+    /// Records that listeners are held, or that they have changed, in one write.
     pub(crate) fn record<'a, R: Recorded + 'a>(
         self: &Rc<Self>,
         listeners: impl IntoIterator<Item = &'a R>,
@@ -105,7 +105,8 @@ impl Ledger {
         self.append(text);
     }
 
-    /// Adds the records of these that are new to what will be [appended](Self::append).
+    /// Adds the records of new or changed listeners to the text that will be
+    /// [appended](Self::append).
     pub(crate) fn add_records<'a, R: Recorded + 'a>(
         self: &Rc<Self>,
         text: &mut Vec<u8>,
@@ -121,8 +122,8 @@ impl Ledger {
         }
     }
 
-    /// Brings a listener's mark up to date, and the listener into the store. False if nothing of it is
-    /// new.
+    /// Updates a listener's mark, and puts a new listener into the store. Returns false if nothing
+    /// has changed.
     fn note<R: Recorded>(self: &Rc<Self>, listener: &R) -> bool {
         let edition = listener.edition();
         match &mut *listener.mark().borrow_mut() {
@@ -141,7 +142,7 @@ impl Ledger {
         true
     }
 
-    /// Notes that these came from the store, where they still are.
+    /// Marks listeners that came from the store, where they still are.
     pub(crate) fn has<'a, R: Recorded + 'a>(
         self: &Rc<Self>,
         listeners: impl IntoIterator<Item = &'a R>,
@@ -156,7 +157,7 @@ impl Ledger {
         Mark { ledger: Rc::clone(self), inode, cookie, edition }
     }
 
-    /// Notes how far a service is.
+    /// Records the progress of a service.
     pub(crate) fn record_service(&self, service: &Record) {
         let mut text = Vec::new();
         manifest::service(&mut text, service);
@@ -164,7 +165,7 @@ impl Ledger {
         self.append(text);
     }
 
-    /// Writes records, behind those of what was closed before.
+    /// Writes records, behind those of listeners closed before.
     pub(crate) fn append(&self, text: Vec<u8>) {
         self.end_closed();
         if let Some(renewal) = &mut *self.renewal.borrow_mut() {
@@ -173,7 +174,7 @@ impl Ledger {
         self.write(text);
     }
 
-    /// Writes that listeners were closed, those of one turn at once.
+    /// Records the end of closed listeners, those of one turn in one write.
     pub(crate) fn end_closed(&self) {
         let closed = self.closed.take();
         if closed.is_empty() {
@@ -202,7 +203,7 @@ impl Ledger {
         self.outdated.set(self.outdated.get().saturating_add(count));
     }
 
-    /// Whether all should be written anew, or is being written anew, where so many listeners are held.
+    /// Whether all records should be or are being rewritten, with this many listeners held.
     pub(crate) fn is_outdated(&self, listeners: usize) -> bool {
         let outdated = || self.outdated.get() > listeners + OUTDATED;
         match &*self.place.borrow() {
@@ -214,14 +215,14 @@ impl Ledger {
         }
     }
 
-    /// Begins to write all anew.
+    /// Begins to rewrite all records.
     pub(crate) fn begin(&self) {
         self.end_closed();
         self.outdated.set(0);
         *self.renewal.borrow_mut() = Some(Renewal::default());
     }
 
-    /// The last listener that is written anew; begins with it if that is needed.
+    /// The last listener rewritten so far. Begins a rewrite if none is in progress.
     pub(crate) fn renewed(&self) -> Option<ListenerId> {
         let begun = self.renewal.borrow().as_ref().map(|renewal| renewal.last);
         begun.unwrap_or_else(|| {
@@ -230,9 +231,9 @@ impl Ledger {
         })
     }
 
-    /// Writes the next listeners anew.
+    /// Rewrites the records of the next listeners.
     pub(crate) fn renew<R: Recorded>(self: &Rc<Self>, listeners: &[(ListenerId, &R)]) {
-        // In the records until then, too.
+        // Until the new records replace them, the old records must have these too.
         let mut text = Vec::new();
         self.add_records(&mut text, listeners.iter().map(|(_, listener)| *listener));
         self.write(text);
@@ -242,7 +243,7 @@ impl Ledger {
         }
     }
 
-    /// All listeners are written anew: with the rest of the manifest they take the place of the records.
+    /// Replaces the records, once all listeners are rewritten, adding the rest of the manifest.
     pub(crate) fn replace(&self, mut manifest: Manifest) {
         self.end_closed();
         let Renewal { listeners, since, .. } = self.renewal.take().unwrap_or_default();
@@ -257,12 +258,12 @@ impl Ledger {
         }
     }
 
-    /// Whether the service manager has all that is for it.
+    /// Whether the service manager has everything that was queued for it.
     pub(crate) fn is_settled(&self) -> bool {
         self.store().is_none_or(|store| store.is_settled())
     }
 
-    /// Waits until the service manager has all that was for it when this was asked.
+    /// Waits until the service manager has everything queued for it at the time of the call.
     pub(crate) async fn settled(&self) {
         let store = self.store();
         if let Some(store) = store {
@@ -270,13 +271,13 @@ impl Ledger {
         }
     }
 
-    /// The records stay as they are from now on.
+    /// Leaves the records as they are from now on.
     pub(crate) fn end(&self) {
         self.end_closed();
         self.ending.set(true);
     }
 
-    /// The problem that keeps it from being written, if there is one.
+    /// The problem that keeps the records from being written, if there is one.
     pub(crate) fn problem(&self) -> Option<Problem> {
         self.file()?.problem()
     }
@@ -291,7 +292,8 @@ impl Ledger {
     }
 }
 
-/// What was written last of a listener, until this is dropped. [`Ledger::end_closed`] must follow that.
+/// What was written last about a listener. Dropping it notes the listener as closed;
+/// [`Ledger::end_closed`] must follow.
 #[derive(Debug)]
 pub(crate) struct Mark {
     ledger: Rc<Ledger>,

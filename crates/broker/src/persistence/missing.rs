@@ -5,11 +5,12 @@ use std::collections::HashSet;
 use bindonce_core::listener::Key;
 use bindonce_wire::manifest::Entry;
 
-/// What has not been recovered. It stays written down.
+/// Listeners not yet recovered. Their records stay.
 #[derive(Debug, Default)]
 pub(crate) struct Missing {
     pub(crate) entries: Vec<Entry>,
-    /// The previous broker ended in order: a listener that no process holds any more is not missing.
+    /// Whether the previous broker ended in order. If so, a listener that no process holds any more
+    /// is not missing.
     pub(crate) left_in_order: bool,
 }
 
@@ -22,18 +23,18 @@ impl Missing {
         self.entries.len()
     }
 
-    /// Copies of those that are to be held again and match. A tentative one ends with the broker that had it.
+    /// Copies of matching entries to hold again. A tentative listener ends with its broker.
     pub(crate) fn wanted(&self, matches: impl Fn(&Entry) -> bool) -> Vec<Entry> {
         let wanted = self.entries.iter().filter(|entry| !entry.tentative && matches(entry));
         wanted.cloned().collect()
     }
 
-    /// These are held again, by inode.
+    /// Removes listeners that are held again, by inode.
     pub(crate) fn recovered(&mut self, inodes: &HashSet<u64>) {
         self.entries.retain(|entry| !inodes.contains(&entry.inode));
     }
 
-    /// These have been bound anew by a claim.
+    /// Removes listeners that a claim has bound again.
     pub(crate) fn bound(&mut self, keys: &HashSet<Key>) {
         self.entries.retain(|entry| entry.listener().is_ok_and(|it| !keys.contains(&it.key())));
     }

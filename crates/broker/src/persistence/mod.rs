@@ -1,6 +1,6 @@
-//! What outlives this process, so that the next broker serves the same sockets: the [`Ledger`] records what is
-//! held, and what the previous broker has left and is not yet recovered is
-//! [`Missing`]. Until it is known what comes back, claims wait at the [`Gate`].
+//! State that outlives this process, so that the next broker serves the same sockets. The
+//! [`Ledger`] records what is held. [`Missing`] is what the previous broker left and this one has
+//! not recovered yet. Claims wait at the [`Gate`] until it is known which listeners come back.
 
 pub(crate) mod file;
 mod gate;
@@ -15,13 +15,13 @@ pub(crate) use missing::Missing;
 
 use std::rc::Rc;
 
-/// What one broker has written down, and what it has not recovered yet.
+/// What one broker has recorded, and what it has not recovered yet.
 #[derive(Debug, Default)]
 pub(crate) struct Persistence {
     /// The record of what is held, for the next broker.
     pub(crate) ledger: Rc<Ledger>,
     /// Listeners of the previous broker that are not yet recovered.
     pub(crate) missing: Missing,
-    /// Shut until it is known what of it comes back.
+    /// Shut until it is known which missing listeners come back.
     pub(crate) gate: Rc<Gate>,
 }

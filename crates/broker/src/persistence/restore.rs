@@ -1,10 +1,9 @@
-//! What the service manager kept of an earlier broker, and what of it is true.
+//! Restores what the service manager kept of an earlier broker, as far as the kernel confirms it.
 //!
-//! A descriptor counts as the listener that the manifest calls it only if the kernel says
-//! the same of it: inode, cookie, address, options, and for a UNIX path the file.
-//! A socket that no client was told of is closed. If the manifest itself cannot be read, the sockets
-//! are kept as what they are, without names: an address that is bound is never given up
-//! because a note about it is lost.
+//! A descriptor counts as the listener that the manifest names only if the kernel agrees: inode,
+//! cookie, address, options, and the file for a UNIX path. A socket that no client was told of is
+//! closed. If the manifest itself cannot be read, the sockets are kept as they are, without names:
+//! a bound address is never given up because a note about it is lost.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,10 +22,10 @@ use bindonce_wire::manifest::{self, Entry, Manifest, Unreadable};
 
 use super::store::{self, CONTROL};
 
-/// The longest manifest that is read: that of 150,000 listeners is a fifth of it.
+/// Longest manifest that is read; one of 150,000 listeners takes a fifth of this.
 const MAX_MANIFEST: u64 = 256 << 20;
 
-/// A listener that is held already.
+/// A listener whose socket exists already.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) listener: Listener,
@@ -34,28 +33,28 @@ pub(crate) struct Found {
     pub(crate) exclusive: bool,
     pub(crate) since: Timestamp,
     pub(crate) tentative: bool,
-    /// The user whose claim created it, if that is written.
+    /// The user whose claim created it, if recorded.
     pub(crate) owner: Option<u32>,
 }
 
-/// What came of the descriptors that the service manager passed.
+/// The descriptors that the service manager passed, sorted.
 #[derive(Debug, Default)]
 pub(crate) struct Sorted {
     /// Listeners that are as they were.
     pub(crate) listeners: Vec<Found>,
-    /// Listeners of the manifest of which there is no socket (any more).
+    /// Listeners of the manifest whose socket is missing.
     pub(crate) missing: Vec<Listener>,
     /// The control socket, if a client that connects to its path reaches it.
     pub(crate) control: Option<OwnedFd>,
     /// Services whose order the previous broker kept.
     pub(crate) services: Vec<Record>,
-    /// The number that those which it had forgotten did not go beyond.
+    /// Services that the broker had forgotten have no generation number above this.
     pub(crate) floor: u64,
-    /// Names in the store of what is not used.
+    /// Store names of descriptors that are not used.
     pub(crate) stale: Vec<String>,
 }
 
-/// Sorts out what was passed.
+/// Sorts the descriptors that were passed.
 pub(crate) fn restore(passed: Vec<(String, OwnedFd)>, socket: &Path) -> Sorted {
     let mut sorted = Sorted::default();
     let mut controls = Vec::new();
@@ -71,7 +70,7 @@ pub(crate) fn restore(passed: Vec<(String, OwnedFd)>, socket: &Path) -> Sorted {
             sockets.push((name, fd));
         }
     }
-    // The newest that is whole; it was whole before the one before it was taken out.
+    // The newest whole manifest. It was whole before the older one was removed.
     let mut failure = None;
     let manifest = manifests.into_values().rev().find_map(|manifest| match manifest {
         Ok(manifest) => Some(manifest),
@@ -125,8 +124,8 @@ pub(crate) fn restore(passed: Vec<(String, OwnedFd)>, socket: &Path) -> Sorted {
     sorted
 }
 
-/// Whether `path` leads to this socket: it was bound there itself (by bindonce.socket), or the
-/// file is the one that the manifest calls the control socket's.
+/// Whether `path` leads to this socket: the socket was bound there itself (by bindonce.socket), or
+/// the file is the one that the manifest records for the control socket.
 fn leads_to(path: &Path, file: Option<manifest::File>, socket: &OwnedFd) -> bool {
     let Some(path) = path.to_str() else { return false };
     let Some(found) = identity::file(path) else { return false };
@@ -153,7 +152,7 @@ fn parse(entry: &Entry) -> Option<Listener> {
     parsed.ok()
 }
 
-/// A socket of which the manifest tells, if it is that one.
+/// A socket that the manifest describes, if it is the same socket.
 pub(crate) fn as_written(entry: &Entry, identity: &Identity, fd: OwnedFd) -> Result<Found, String> {
     let listener = entry.listener().map_err(|error| error.to_string())?;
     let bound = entry.bound().map_err(|error| error.to_string())?;
@@ -173,7 +172,7 @@ pub(crate) fn as_written(entry: &Entry, identity: &Identity, fd: OwnedFd) -> Res
     Ok(Found { listener, socket, exclusive, since, tentative: entry.tentative, owner: entry.owner })
 }
 
-/// The file of a UNIX path: without it nobody can connect to the socket.
+/// The file of a UNIX path, without which no client can connect to the socket.
 fn same_file(entry: &Entry, path: &str) -> Result<UnixPath, String> {
     let file = identity::file(path).ok_or_else(|| format!("{path} is gone"))?;
     match entry.file {
@@ -182,7 +181,7 @@ fn same_file(entry: &Entry, path: &str) -> Result<UnixPath, String> {
     }
 }
 
-/// A socket of which nothing is written.
+/// A socket without a record.
 fn as_it_is(identity: &Identity, fd: OwnedFd) -> Found {
     let listener = identity.listener();
     let (exclusive, bound) = (identity.exclusive, identity.bound.clone());

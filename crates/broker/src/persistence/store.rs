@@ -1,15 +1,15 @@
 //! The service manager's descriptor store, in which every listener outlives this process.
 //!
-//! Under systemd (FileDescriptorStoreMax=) each listener lies in the store from the
-//! moment it is opened until it is closed, under an opaque name, beside a memory file
-//! with the manifest that says what each is. After a crash or a restart the next broker
-//! finds them all among the descriptors that it is passed.
+//! Under systemd (FileDescriptorStoreMax=) each listener is in the store from the moment it is
+//! opened until it is closed, under an opaque name, beside a memory file with the manifest that
+//! describes each. After a crash or a restart the next broker finds them among the descriptors
+//! passed to it.
 //!
-//! The manifest decides: a descriptor goes into the store before its record is written,
-//! and is taken out after the record of its end, so that a kill between the two leaves
-//! at worst a descriptor that no client was told of, which is closed. A reply that hands out
-//! a new listener waits for both ([`Store::settled`]). Nothing here waits for the manager
-//! otherwise: what it cannot take yet stands in a queue.
+//! The manifest decides. A descriptor goes into the store before its record is written, and is
+//! removed after the record of its end. So a kill between the two leaves at worst a descriptor that
+//! no client was told of, and the next broker closes it. A reply that hands out a new listener
+//! waits for both ([`Store::settled`]). Nothing else here waits for the manager: what it cannot
+//! take yet is queued.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -27,25 +27,25 @@ use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::sync::{Notify, watch};
 
-/// What the control socket is called: by bindonce.socket, and in the store.
+/// Name of the control socket, in bindonce.socket and in the store.
 pub(super) const CONTROL: &str = "control";
 
-/// How long a reply waits for the manager to take what it must keep. Past it the
-/// listener is handed out, and kept as soon as the manager reads again.
+/// How long a reply waits for the manager to take what it must keep. After that the listener is
+/// handed out, and stored as soon as the manager reads again.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What goes to the store, in order.
+/// Steps for the store, in order.
 #[derive(Debug)]
 enum Step {
     /// A listener, by its inode.
     Keep(u64, Rc<OwnedFd>),
     /// Another descriptor, under a name of its own.
     KeepAs(&'static str, Rc<OwnedFd>),
-    /// Whatever has this name is taken out.
+    /// Removes whatever has this name.
     Forget(String),
     /// Records for the manifest.
     Write(Vec<u8>),
-    /// A new manifest takes the place of the old one.
+    /// Replaces the old manifest with a new one.
     Swap { file: File, length: u64, name: String },
 }
 
@@ -55,25 +55,25 @@ struct Inner {
     /// The manifest in use: its file, how much of it is written, and its name.
     manifest: Option<(File, u64, String)>,
     queue: VecDeque<Step>,
-    /// The manifest lacks something: it must be written anew.
+    /// Whether the manifest lacks something and must be rewritten.
     damaged: bool,
     pushed: u64,
     done: u64,
 }
 
-/// The way to the descriptor store.
+/// The connection to the descriptor store.
 #[derive(Debug)]
 pub(crate) struct Store {
     inner: RefCell<Inner>,
-    /// Rung when something waits that the manager could not take at once.
+    /// Notified when a step waits because the manager could not take it at once.
     waiting: Notify,
-    /// How many steps have been done.
+    /// Number of steps done.
     done: watch::Sender<u64>,
 }
 
 impl Store {
-    /// To the manager that started this process; None without one. `previous` is the
-    /// name of the manifest that is in use already, after an upgrade in place.
+    /// Connects to the manager that started this process; None without one. `previous` is the name
+    /// of the manifest already in use, after an upgrade in place.
     pub(crate) fn new(previous: Option<String>) -> io::Result<Option<Rc<Self>>> {
         let Some(notifier) = Notifier::from_env()? else { return Ok(None) };
         let manifest = match previous {
@@ -105,7 +105,7 @@ impl Store {
         self.inner.borrow().manifest.as_ref().map(|(_, _, name)| name.clone())
     }
 
-    /// Writes the manifest anew: after a start, and when too much of it is outdated.
+    /// Rewrites the manifest: after a start, and when too much of it is outdated.
     pub(super) fn rewrite(&self, name: String, text: &[u8]) {
         let file = memory::file("bindonce-manifest").and_then(|file| {
             file.write_all_at(text, 0)?;
@@ -122,15 +122,15 @@ impl Store {
         }
     }
 
-    /// Puts the control socket into the store, so that clients that connect while the
-    /// broker is being restarted wait and are not refused.
+    /// Puts the control socket into the store, so that clients that connect while the broker
+    /// restarts wait and are not refused.
     pub(crate) fn keep_control(&self, listener: &UnixListener) -> io::Result<()> {
         let copy = Rc::new(listener.as_fd().try_clone_to_owned()?);
         self.push([Step::Forget(CONTROL.to_owned()), Step::KeepAs(CONTROL, copy)]);
         Ok(())
     }
 
-    /// Takes out what has this name.
+    /// Removes what has this name.
     pub(crate) fn forget(&self, name: String) {
         self.push([Step::Forget(name)]);
     }
@@ -145,12 +145,12 @@ impl Store {
         self.push([Step::Write(text)]);
     }
 
-    /// Takes a listener out; the record of its end is written.
+    /// Removes a listener whose end has been recorded.
     pub(super) fn drop_listener(&self, inode: u64) {
         self.push([Step::Forget(name(inode))]);
     }
 
-    /// Whether the manifest lacks something and must be written anew.
+    /// Whether the manifest lacks something and must be rewritten.
     pub(super) fn is_damaged(&self) -> bool {
         self.inner.borrow().damaged
     }
@@ -165,7 +165,7 @@ impl Store {
         self.done.send_replace(inner.done);
     }
 
-    /// As [`Store::settled`], while nobody runs it yet.
+    /// As [`Store::settled`], while no task runs [`Store::run`] yet.
     pub(crate) async fn settle(&self) {
         tokio::select! {
             () = self.settled() => {}
@@ -173,12 +173,12 @@ impl Store {
         }
     }
 
-    /// Whether the manager has all that was for it.
+    /// Whether the manager has everything that was queued for it.
     pub(super) fn is_settled(&self) -> bool {
         self.inner.borrow().queue.is_empty()
     }
 
-    /// Waits until the manager has all that was for it when this was asked.
+    /// Waits until the manager has everything queued for it at the time of the call.
     pub(crate) async fn settled(&self) {
         let target = self.inner.borrow().pushed;
         let mut done = self.done.subscribe();
@@ -191,7 +191,7 @@ impl Store {
         }
     }
 
-    /// Sends what waits as the manager reads; for as long as the broker runs.
+    /// Sends queued steps whenever the manager reads, for as long as the broker runs.
     pub(super) async fn run(&self) -> io::Result<()> {
         let copy = self.inner.borrow().notifier.as_fd().try_clone_to_owned()?;
         let socket = UnixDatagram::from_std(copy.into())?;
@@ -209,7 +209,7 @@ impl Store {
 }
 
 impl Inner {
-    /// Does what can be done now. `WouldBlock` if something has to wait.
+    /// Performs queued steps. Returns `WouldBlock` if one has to wait.
     fn flush(&mut self) -> io::Result<()> {
         while let Some(step) = self.queue.pop_front() {
             match self.perform(&step) {
@@ -220,7 +220,7 @@ impl Inner {
                 Err(error) => {
                     tracing::warn!(%error, ?step, "the descriptor store does not take this");
                     if matches!(step, Step::Write(_)) {
-                        // The manifest lacks it: it is written anew with the next change.
+                        // The manifest lacks these records: it is rewritten with the next change.
                         self.damaged = true;
                     }
                 }
@@ -257,8 +257,8 @@ impl Inner {
     }
 }
 
-/// A listener's name in the store: its inode to the base of 36. Short, because all
-/// names come back in one variable, which may have 128 KiB (execve(2), MAX_ARG_STRLEN).
+/// A listener's name in the store: its inode in base 36. Names are short because all of them come
+/// back in one variable, which may have 128 KiB (execve(2), MAX_ARG_STRLEN).
 pub(super) fn name(inode: u64) -> String {
     let mut digits = Vec::new();
     let mut rest = inode;

@@ -1,4 +1,4 @@
-//! `bind`: hands out listeners, which are opened where nobody has them yet.
+//! `bind`: hands out listeners, and opens those that nobody has yet.
 
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -25,11 +25,12 @@ use crate::claims;
 use crate::large::Turn;
 use crate::listeners::{self, TakenName};
 
-/// So many listeners of a reply are written in one turn: about a microsecond each.
+/// Listeners of a reply that are written in one turn, at about a microsecond each.
 const ANSWERED_AT_ONCE: usize = 256;
 
-/// Hands out listeners, all or none, with their descriptors. Nothing if the claim is a large one, whose turn has yet to come:
-/// many requests may wait for theirs, and nothing that is made of them is kept until then.
+/// Hands out listeners, all or none, with their descriptors. Returns None for a large claim whose
+/// turn has not come: many requests may wait for theirs, and nothing built from them is kept until
+/// then.
 pub(super) async fn bind(
     broker: &RefCell<Broker>,
     caller: &Caller,
@@ -48,8 +49,8 @@ pub(super) async fn bind(
     claim(broker, caller, request, wants).await.map(Some)
 }
 
-/// What is asked for, which the caller may have as things are. Some elements are read in a
-/// turn, and none is kept once it is understood.
+/// Reads the wanted listeners, and checks that the caller may have them as things are. Reads some
+/// elements per turn, and keeps none once it is understood.
 async fn read(
     broker: &RefCell<Broker>,
     caller: &Caller,
@@ -95,7 +96,7 @@ async fn read(
     }
 }
 
-/// Claims what is allowed, and answers with it.
+/// Claims the allowed listeners and builds the reply.
 async fn claim(
     broker: &RefCell<Broker>,
     caller: &Caller,
@@ -112,7 +113,7 @@ async fn claim(
         }
         Err(failure) => {
             taken.into_iter().for_each(|name| broker.borrow_mut().listeners.give_back(name));
-            // Others run while it is asked who is in the way.
+            // Other tasks run during the inquiry.
             claims::settle(broker).await;
             let inquiry = Rc::clone(&broker.borrow().inquiry);
             return Err(answer::claim_failed(&inquiry, failure).await);
@@ -136,7 +137,8 @@ async fn claim(
         for lease in some {
             let Some(held) = registry.held(lease.listener) else { continue };
             let fd = &held.opened.handle.fd;
-            // A handover whose supervisor has died may have left it so; or it is ready, and may not show it itself. One that drains does not
+            // A handover may have left the listener hidden: its supervisor died, or its generation
+            // is ready but may not show the listener itself. A generation that drains does not
             // accept from it.
             let asks = lease.first || held.opened.handle.hidden.get();
             if asks && !lease.created && !drains {
@@ -150,7 +152,8 @@ async fn claim(
     Ok(Reply { text: reply.finish(), descriptors })
 }
 
-/// Whether the caller may have these, and call them so. What has the name already keeps it.
+/// Whether the caller may have these listeners under these names. A listener that has the name
+/// already keeps it.
 fn allow(broker: &Broker, caller: &Caller, want: &Want) -> Result<(), RpcError> {
     let Broker { access, listeners, .. } = broker;
     let registry = &listeners.registry;
@@ -168,7 +171,7 @@ fn allow(broker: &Broker, caller: &Caller, want: &Want) -> Result<(), RpcError> 
     }
 }
 
-/// Root and the broker's user have every name back that they ask for.
+/// Root and the broker's user get back every name that they ask for.
 fn take_back_names(broker: &mut Broker, caller: &Caller, wants: &Wants) -> Vec<TakenName> {
     let mut taken = Vec::new();
     if !broker.access.owns_names(caller) {
@@ -184,7 +187,7 @@ fn take_back_names(broker: &mut Broker, caller: &Caller, wants: &Wants) -> Vec<T
     taken
 }
 
-/// Whether the caller may give a listener the name that it asks for.
+/// Whether the caller may give a listener the name in its request.
 pub(super) fn allow_name(
     broker: &Broker,
     caller: &Caller,
@@ -201,7 +204,7 @@ pub(super) fn allow_name(
     broker.access.allow_name(caller, name)
 }
 
-/// What an element of `bind` asks for.
+/// Parses an element of `bind`.
 fn wanted(broker: &RefCell<Broker>, target: Target, change: bool) -> Result<Wanted, RpcError> {
     match target {
         Target::Listen { listen } => listen.parse().map_err(|error| invalid(&error)),
@@ -214,7 +217,7 @@ fn wanted(broker: &RefCell<Broker>, target: Target, change: bool) -> Result<Want
             let options = Options { backlog, ..Options::default() };
             let listener = Listener::new(None, Address::Tcp(at), options);
             let mut listener = listener.map_err(|error| invalid(&error))?;
-            // Its clients always say one, and multibinder heeds it when it binds.
+            // multibinder's clients always give a backlog, and multibinder heeds it when it binds.
             if !change && broker.borrow().listeners.registry.by_key(&listener).is_some() {
                 listener.options.backlog = None;
             }
@@ -223,7 +226,7 @@ fn wanted(broker: &RefCell<Broker>, target: Target, change: bool) -> Result<Want
     }
 }
 
-/// The address that multibinder's client names. Names of hosts are not looked up: that takes as
+/// Parses the address that multibinder's client names. Host names are not looked up: that takes as
 /// long as a name server likes, and its answer would decide what is bound.
 fn ip(address: &str) -> Result<IpAddr, RpcError> {
     let bare = address.strip_prefix('[').and_then(|inside| inside.strip_suffix(']'));
@@ -259,7 +262,7 @@ mod tests {
     use crate::persistence::file::{self, StateFile};
     use crate::{generations, guard, parting};
 
-    /// A broker of root's.
+    /// A broker that runs as root.
     fn broker(rules: Vec<Rule>, limits: Limits) -> Broker {
         let guard = Guard::new().expect("a guard");
         let socket = "/nonexistent/bindonce.sock".into();
@@ -287,7 +290,8 @@ mod tests {
         Bind { target, tentative: false, change: false }
     }
 
-    /// More than are opened in one turn, of names that this process alone uses. The first has a name.
+    /// More listeners than are opened in one turn, with names that only this process uses. The
+    /// first has a name.
     fn hundred(scene: &str, first: &str) -> Vec<Bind> {
         many(100, scene, first)
     }
@@ -339,7 +343,7 @@ mod tests {
         let refused = claim(&other).await.expect_err("too many");
         assert!(refused.message.contains("`leases_per_user`"), "{}", refused.message);
         assert_eq!(refused.code, ErrorCode::LIMIT);
-        // What it has already counts once, and others have leases of their own.
+        // Existing leases count once, and other users have leases of their own.
         assert!(claim(&one).await.is_ok());
         assert!(claim(&root).await.is_ok());
         generations::disconnect(&mut broker.borrow_mut(), one.connection);
@@ -361,7 +365,7 @@ mod tests {
         );
         assert_eq!(bound.expect("bound").descriptors.len(), 100);
         assert_eq!(used.expect_err("denied").code, ErrorCode::DENIED);
-        // Nothing of it waits any more.
+        // Nothing of the claim waits any more.
         assert!(broker.borrow().listeners.registry.waiting(uses.connection).is_none());
         assert!(!broker.borrow().listeners.registry.is_used(uses.connection));
     }
@@ -391,7 +395,7 @@ mod tests {
         assert!(!broker.borrow_mut().settle(), "some are not watched");
     }
 
-    /// What changes meanwhile is in them, too.
+    /// Changes made meanwhile are in the records, too.
     #[tokio::test(flavor = "current_thread")]
     async fn records_are_written_anew_in_many_turns() {
         bindonce_sys::limits::raise_nofile().expect("descriptors");
@@ -415,7 +419,7 @@ mod tests {
         let mut held = written();
         assert_eq!(held.len(), 1024);
         broker.borrow().persistence.ledger.begin();
-        // The first of them is in what is written anew already.
+        // The first listener is already in the new records.
         assert!(broker.borrow_mut().settle());
         let text = r#"{"method":"release","params":["first"]}"#.into();
         let named = Request::decode(&text).expect("a request");
@@ -435,7 +439,7 @@ mod tests {
         std::fs::remove_dir_all(&directory).expect("removed");
     }
 
-    /// What a request is made into takes far more memory than its text.
+    /// A decoded request takes far more memory than its text.
     #[tokio::test(flavor = "current_thread")]
     async fn one_large_claim_of_a_user_is_answered_at_a_time() {
         let rules = vec![rule(7, Verb::Bind, &[], &[]), rule(8, Verb::Bind, &[], &[])];
@@ -470,7 +474,7 @@ mod tests {
         let count = 1024;
         let all = || many(count, "used", "");
         assert!(bind(&broker, &binds, &request, all()).await.is_ok());
-        // Some of it in each turn; and again, where what it has already has to be looked for.
+        // Some elements in each turn; and again, where existing leases have to be looked up.
         for _ in 0..2 {
             let mut used = Box::pin(bind(&broker, &uses, &request, all()));
             let mut context = Context::from_waker(Waker::noop());
@@ -480,7 +484,7 @@ mod tests {
             }
             assert!(turns > 2 * count / READ_AT_ONCE, "{turns} turns");
         }
-        // They end in turns as well.
+        // The leases end in turns as well.
         let mut ends = Box::pin(parting::disconnect_in_turns(&broker, uses.connection));
         let mut context = Context::from_waker(Waker::noop());
         assert!(ends.as_mut().poll(&mut context).is_pending());

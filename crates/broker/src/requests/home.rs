@@ -1,8 +1,9 @@
-//! The network namespace of a caller: what it claims by an address is bound there, as it would bind it itself.
+//! The network namespace of a caller: an address that it claims is bound there, as if the caller
+//! bound it.
 //!
-//! The kernel tells it of the socket on which the caller has connected, so no process is looked up, and nothing counts
-//! that the caller says. Who has connected from there may bind there; only root and the broker's user may name another
-//! namespace.
+//! The kernel reports the namespace of the socket on which the caller connected. So no process is
+//! looked up, and nothing that the caller says counts. A caller that connected from a namespace may
+//! bind there; only root and the broker's user may name another namespace.
 
 use std::cell::RefCell;
 use std::sync::LazyLock;
@@ -16,29 +17,29 @@ use bindonce_wire::{ErrorCode, RpcError};
 
 use crate::broker::Broker;
 
-/// How long the look for a name may take: it enters each namespace that has one.
+/// How long the search for a namespace's name may take: it enters each namespace that has a name.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// The namespace of the broker's own thread, which it never leaves; to ask takes a socket.
+/// The namespace of the broker's own thread, which never leaves it. Asking takes a socket.
 static OURS: LazyLock<Option<u64>> = LazyLock::new(identity::network);
 
-/// Where a caller is.
+/// The namespace of a caller.
 pub(super) struct Home {
-    /// The name of its namespace, where that is not the broker's own.
+    /// The name of the namespace, if it is not the broker's own.
     name: Option<Result<String, RpcError>>,
-    /// It may name another one.
+    /// Whether the caller may name another namespace.
     anywhere: bool,
 }
 
 impl Home {
-    /// Finds it.
+    /// Finds the namespace of a caller.
     pub(super) async fn of(broker: &RefCell<Broker>, caller: &Caller) -> Result<Self, RpcError> {
         let anywhere = broker.borrow().access.owns_names(caller);
         let (theirs, ours) = (caller.network, *OURS);
         let Some(cookie) = theirs.filter(|theirs| ours.is_some_and(|ours| ours != *theirs)) else {
             return Ok(Self { name: None, anywhere });
         };
-        // Before work that costs more.
+        // Checked before work that costs more.
         broker.borrow().access.known(caller)?;
         let found = worker::within(LOOK, move || listen::name_of_netns(cookie)).await;
         let name = match found {
@@ -52,7 +53,8 @@ impl Home {
         Ok(Self { name: Some(name), anywhere })
     }
 
-    /// Puts the caller's namespace into what it asks for. A path belongs to the file system, not to a network.
+    /// Puts the caller's namespace into a listener that it asks for. A path belongs to the file
+    /// system, not to a network.
     pub(super) fn place(&self, asked: &mut Listener) -> Result<(), RpcError> {
         if matches!(asked.address, Address::Unix(_)) {
             return Ok(());
@@ -115,7 +117,7 @@ mod tests {
             assert_eq!(placed(&home, "10.0.0.1:80,netns=blue"), in_blue);
             assert_eq!(placed(&home, "/run/a"), Ok("unix@/run/a".to_owned()));
         }
-        // Another one is for root and the broker's user.
+        // Only root and the broker's user may name another one.
         for home in [at(Some("red"), false), at(None, false)] {
             assert_eq!(placed(&home, "10.0.0.1:80,netns=blue"), Err(ErrorCode::DENIED));
         }

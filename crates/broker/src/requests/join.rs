@@ -11,7 +11,7 @@ use bindonce_wire::result::JoinResult;
 use crate::broker::Broker;
 use crate::generations;
 
-/// Enters a generation; its number is answered once it is written down.
+/// Registers a generation. Its number is returned once it is recorded.
 pub(super) async fn join(
     broker: &RefCell<Broker>,
     caller: &Caller,

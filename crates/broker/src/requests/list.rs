@@ -1,4 +1,4 @@
-//! `list` and `status`: the listeners, who uses them, and what the broker cannot do.
+//! `list` and `status`: the listeners, who uses them, and the broker's problems.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -28,10 +28,10 @@ use crate::listeners::Socket;
 use crate::listeners::changes::changes;
 use crate::problems;
 
-/// So many listeners are looked at in one turn: some 10 us each.
+/// Listeners examined in one turn, at about 10 us each.
 const IN_A_TURN: usize = 32;
 
-/// A `ListResult` whose listeners are written already.
+/// A `ListResult` whose listeners are encoded already.
 #[derive(Serialize)]
 struct Listed {
     listeners: Vec<Box<RawValue>>,
@@ -39,7 +39,7 @@ struct Listed {
     problems: Vec<Problem>,
 }
 
-/// A `StatusResult` whose listeners are written already.
+/// A `StatusResult` whose listeners are encoded already.
 #[derive(Serialize)]
 struct Status {
     broker: BrokerInfo,
@@ -63,7 +63,7 @@ pub(super) async fn list(
     encode(request, &Listed { listeners, problems: problems(broker, caller).await })
 }
 
-/// What the broker cannot do, for a caller who may see every listener.
+/// The broker's problems, for a caller who may see every listener.
 async fn problems(broker: &RefCell<Broker>, caller: &Caller) -> Vec<Problem> {
     let all = broker.borrow().access.may_see_all(caller);
     if all { problems::all(broker).await } else { Vec::new() }
@@ -84,7 +84,7 @@ async fn listeners(
     written.into_values().collect()
 }
 
-/// The first listeners, at most so many, sorted by name, and how many there are beyond them.
+/// The first listeners, at most `most`, sorted by name, and the number of listeners beyond them.
 pub(crate) async fn first(broker: &RefCell<Broker>, most: usize) -> (Vec<ListenerInfo>, usize) {
     let mut infos = Vec::new();
     each(broker, most, |_, _| true, |_, info| infos.push(info)).await;
@@ -93,8 +93,9 @@ pub(crate) async fn first(broker: &RefCell<Broker>, most: usize) -> (Vec<Listene
     (infos, beyond)
 }
 
-/// Tells of the first `most` listeners, of those that are `wanted`, each with its queue as the kernel has it now. Many in many turns, each
-/// as it is then.
+/// Calls `tell` for the `wanted` ones among the first `most` listeners, each with its queue as the
+/// kernel has it. Many listeners take many turns, and each is described as of its turn; the queues
+/// of all UNIX listeners come from one look.
 async fn each(
     broker: &RefCell<Broker>,
     mut most: usize,
@@ -149,7 +150,7 @@ pub(super) async fn status(
     encode(request, &Status { broker: info, listeners, services, problems })
 }
 
-/// Every service of which a generation is connected, sorted by name; a generation in a turn.
+/// Every service with a connected generation, sorted by name. Takes one turn per generation.
 pub(crate) async fn services(broker: &RefCell<Broker>) -> Vec<ServiceInfo> {
     let mut services: BTreeMap<Name, Vec<GenerationInfo>> = BTreeMap::new();
     let joined = broker.borrow().listeners.registry.joined();
@@ -209,8 +210,8 @@ fn info(view: &View<'_, Socket>, unix: Option<&HashMap<u64, u32>>) -> ListenerIn
     info
 }
 
-/// The queues of all UNIX listeners by inode, from one look at the kernel's
-/// books, which have no cheap call for a single one.
+/// The queues of all UNIX listeners by inode, from one read of the kernel's list, because there is
+/// no cheap call for a single one.
 fn unix_queues() -> HashMap<u64, u32> {
     let sockets = diag::unix().unwrap_or_default();
     sockets.into_iter().map(|socket| (socket.inode, socket.queue.len)).collect()
@@ -229,7 +230,7 @@ fn holder(holder: &Holder) -> HolderInfo {
     info
 }
 
-/// The options that were said, each under its own word.
+/// The options that were set, each under its own keyword.
 fn said(options: &Options) -> Map<String, Value> {
     let text = |value: &Option<String>| value.clone().map(Value::from);
     let flag = |said: bool| said.then_some(Value::Bool(true));

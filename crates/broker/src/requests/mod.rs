@@ -1,4 +1,4 @@
-//! Requests: each is decoded, has its rights checked and is performed, in a file for each method.
+//! Requests: each is decoded, its rights are checked, and it is performed. One file per method.
 
 mod bind;
 mod home;
@@ -26,8 +26,9 @@ use crate::broker::{Broker, VERSION};
 use crate::large::Turn;
 use crate::upgrade;
 
-/// From so many bytes on a request waits for its turn among the large ones of its user before its elements are read: read, it takes
-/// ten times as much. One of a caller that no rule knows is not read at all.
+/// A request of this many bytes waits for its turn among the large ones of its user before its
+/// elements are read, because once read it takes ten times as much memory. If no rule knows the
+/// caller, it is not read at all.
 const LARGE: usize = 16 * 1024;
 
 /// Answers one request, and counts it.
@@ -52,7 +53,8 @@ pub(crate) async fn answer(
     done
 }
 
-/// Answers it, unless it has to wait for its turn among the large ones: then it is to be performed again.
+/// Answers a request. Returns None if it must wait for its turn among the large ones, and then be
+/// performed again.
 async fn perform(
     broker: &RefCell<Broker>,
     link: &Rc<Link>,
@@ -61,7 +63,8 @@ async fn perform(
 ) -> Result<Option<Reply>, RpcError> {
     let caller = &link.caller;
     let decoding = begin(broker, caller, request, turn).await?;
-    // Most are in boxes: many connections may wait for an answer, and each would have room for the largest.
+    // Most calls are boxed: many connections may wait for an answer, and each would have room for
+    // the largest.
     if request.method == "bind" {
         recovered(broker).await;
         return bind::bind(broker, caller, request, decoding, turn).await;
@@ -100,7 +103,7 @@ async fn perform(
     text.map(|text| Some(Reply::from(text)))
 }
 
-/// Begins to read a request, a large one when its turn has come.
+/// Begins to read a request; a large one waits for its turn first.
 async fn begin<'a>(
     broker: &RefCell<Broker>,
     caller: &Caller,
@@ -126,7 +129,7 @@ async fn read(mut decoding: Decoding<'_>) -> Result<Call, RpcError> {
     Ok(decoding.finish())
 }
 
-/// Waits until the broker has recovered what it can of the one before.
+/// Waits until the broker has recovered what it can from its predecessor.
 async fn recovered(broker: &RefCell<Broker>) {
     let gate = Rc::clone(&broker.borrow().persistence.gate);
     gate.pass().await;
@@ -143,7 +146,7 @@ mod tests {
     use crate::config::Limits;
     use crate::listeners::watch::Guard;
 
-    /// A broker with a rule for user 7, a client of that user, and one of another.
+    /// A broker with a rule for user 7, a client of that user, and one of another user.
     fn broker() -> (RefCell<Broker>, [Caller; 2]) {
         let guard = Guard::new().expect("a guard");
         let socket = "/nonexistent/bindonce.sock".into();
@@ -161,8 +164,8 @@ mod tests {
         (RefCell::new(broker), callers)
     }
 
-    /// Otherwise a client could make all others wait for as long as a mebibyte takes to be read, and fill the memory with what
-    /// is made of it.
+    /// Otherwise one client could make all others wait while a mebibyte is read, and fill the
+    /// memory with the result.
     #[tokio::test(flavor = "current_thread")]
     async fn the_names_of_a_release_are_read_in_turns_and_not_kept() {
         let (broker, [known, _]) = broker();
@@ -196,7 +199,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn a_large_request_is_read_only_for_a_caller_with_rights() {
         let (broker, [known, unknown]) = broker();
-        // Not even that its element is of the wrong kind is seen.
+        // Without rights, not even an element of the wrong kind is noticed.
         let text = format!(r#"{{"method":"join","params":["{}"]}}"#, "x".repeat(LARGE)).into();
         let request = Request::decode(&text).expect("a request");
         let wrong = begin(&broker, &known, &request, &mut Turn::default()).await;
@@ -205,7 +208,7 @@ mod tests {
         assert_eq!(denied.expect_err("no right").code, ErrorCode::DENIED);
     }
 
-    /// What is read of them takes ten times as much memory.
+    /// Decoded elements take ten times as much memory.
     #[tokio::test(flavor = "current_thread")]
     async fn a_store_of_more_than_can_come_is_refused_where_that_is_known() {
         let elements = vec![r#"{"listen":"127.0.0.1:80"}"#; 10_000].join(",");

@@ -17,19 +17,19 @@ use crate::answer;
 use crate::broker::Broker;
 use crate::start;
 
-/// How long to wait for connections that have ended to give back what they had.
+/// How long to wait for ended connections to give back their leases.
 const LEAVING: Duration = Duration::from_secs(5);
 
-/// Closes all that a request names, or none.
+/// Closes every listener that a request names, or none.
 pub(super) async fn release(
     broker: &RefCell<Broker>,
     caller: &Caller,
     request: &Request<'_>,
 ) -> Result<Vec<String>, RpcError> {
     let mut decided = decide(broker, caller, request).await;
-    // A holder that has hung up may not have been heard yet: give every task
-    // whose connection has something to say a turn before refusing. One with many leases ends them
-    // in many turns.
+    // A holder that hung up may not have been heard yet. Before refusing, give every task whose
+    // connection has something to say a turn. A connection with many leases ends them in many
+    // turns.
     let until = Instant::now() + LEAVING;
     for _ in 0..2 {
         if !decided.as_ref().is_err_and(|error| error.code == ErrorCode::IN_USE) {
@@ -57,8 +57,8 @@ pub(super) async fn release(
     Ok(names)
 }
 
-/// Which listeners these are, all of them or none. Some elements are read in a turn, and none is kept: a request may name
-/// many more than are held.
+/// Finds the named listeners, all of them or none. Reads some elements per turn and keeps none: a
+/// request may name many more listeners than are held.
 async fn decide(
     broker: &RefCell<Broker>,
     caller: &Caller,
@@ -86,7 +86,7 @@ async fn decide(
     }
 }
 
-/// What these are, if the caller may release them.
+/// Parses the names, if the caller may release these listeners.
 fn allowed(broker: &Broker, caller: &Caller, names: &[String]) -> Result<Vec<Wanted>, RpcError> {
     let Broker { access, listeners, .. } = broker;
     let mut wanted = Vec::with_capacity(names.len());

@@ -1,11 +1,10 @@
 //! `store`: a client gives the broker sockets that it holds.
 //!
-//! Nothing is believed that the kernel does not confirm: each descriptor must be a
-//! bound socket on the address that it is said to be, listen, and belong to the network namespace
-//! that is said; rights and limits are those for what it is. One that the broker
-//! holds already is merely leased; one that is missing after a crash comes back under the
-//! name and with the options that were written down; any other is held from now on, unless
-//! its name or its address is taken.
+//! The broker believes only what the kernel confirms: each descriptor must be a bound socket on the
+//! stated address, listen, and belong to the stated network namespace. Rights and limits are those
+//! for what the socket really is. A socket that the broker holds already is merely leased. One that
+//! is missing after a crash comes back with its recorded name and options. Any other is held from
+//! now on, unless its name or its address is taken.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -39,7 +38,7 @@ use crate::persistence::restore::{Found, as_written};
 const HOW: &str =
     "send them with the first byte of the request, one for each listener, at most 253";
 
-/// More listeners than can come with a request.
+/// The error for more listeners than can come with a request.
 pub(super) fn too_many() -> RpcError {
     let message = format!("more than {MAX_FDS} listeners are said to come with one request");
     RpcError::new(ErrorCode::INVALID_PARAMS, message).with_hint(HOW)
@@ -51,7 +50,7 @@ pub(super) async fn store(
     link: &Rc<Link>,
     gives: Vec<Give>,
 ) -> Result<StoreResult, RpcError> {
-    // Whatever these are, the last descriptor of each is closed aside.
+    // Whatever these descriptors are, the last one of each is closed on another thread.
     let received = link.take_received();
     if received.len() != gives.len() {
         let message = format!(
@@ -75,7 +74,7 @@ pub(super) async fn store(
         sockets.push((asked, fd, give.tentative));
     }
     let sorted = sort(&broker.borrow(), sockets)?;
-    // What the sockets are decides, not what was said of them.
+    // What the sockets are decides, not what the caller said of them.
     for want in &sorted.wants {
         if let Wanted::Listen(spec) = &want.wanted {
             broker.borrow().access.allow(&link.caller, Verb::Store, Some(spec))?;
@@ -83,7 +82,7 @@ pub(super) async fn store(
     }
     for found in &sorted.found {
         let bound = &found.socket.bound;
-        // A rule for port 0 is one for the ports that the kernel chooses.
+        // A rule for port 0 covers the ports that the kernel chooses.
         if *bound != found.listener.address && !bound.port().is_some_and(is_chosen_port) {
             let listener = Listener { address: bound.clone(), ..found.listener.clone() };
             broker.borrow().access.allow(&link.caller, Verb::Store, Some(&listener.into()))?;
@@ -110,17 +109,17 @@ pub(super) async fn store(
     Ok(StoreResult { listeners: held.map(|held| answer::bound(held, false)).collect() })
 }
 
-/// What came, sorted.
+/// The received sockets, sorted.
 struct Sorted {
-    /// What the broker does not hold.
+    /// Sockets that the broker does not hold.
     found: Vec<Found>,
-    /// What the caller uses from now on.
+    /// Listeners that the caller uses from now on.
     wants: Vec<Want>,
     /// How many of `found` no broker has held before.
     new: usize,
 }
 
-/// Listeners that are new to the broker, and those that the caller uses from now on.
+/// Finds the sockets that are new to the broker, and all listeners that the caller now uses.
 fn sort(broker: &Broker, sockets: Vec<(Listener, OwnedFd, bool)>) -> Result<Sorted, RpcError> {
     let held: HashMap<u64, _> =
         broker.listeners.registry.iter().map(|(_, held)| (held.opened.inode, held)).collect();
@@ -188,7 +187,7 @@ fn sort(broker: &Broker, sockets: Vec<(Listener, OwnedFd, bool)>) -> Result<Sort
     Ok(Sorted { found, wants, new })
 }
 
-/// Whether all of these can be held beside what is held.
+/// Whether all of these can be held beside the listeners held now.
 fn check_free(broker: &Broker, found: &[Found]) -> Result<(), RpcError> {
     for new in found {
         if let Some(in_the_way) =
@@ -207,7 +206,7 @@ fn check_free(broker: &Broker, found: &[Found]) -> Result<(), RpcError> {
     Ok(())
 }
 
-/// Whether a socket belongs to the network namespace that the listener says.
+/// Whether a socket belongs to the network namespace that the listener names.
 fn network(asked: &Listener, socket: &Identity) -> Result<(), String> {
     let here = match &asked.options.netns {
         None => Ok(identity::network()),
@@ -216,7 +215,7 @@ fn network(asked: &Listener, socket: &Identity) -> Result<(), String> {
     let here = here.map_err(|error| error.to_string())?;
     let same = match (socket.network, here) {
         (Some(its), Some(here)) => its == here,
-        // A kernel that does not tell. Its books are those of one namespace.
+        // The kernel does not report the namespace, but its socket list covers only one.
         _ => {
             let listening = match &asked.options.netns {
                 None => diag::listening(),
@@ -231,7 +230,7 @@ fn network(asked: &Listener, socket: &Identity) -> Result<(), String> {
     if same { Ok(()) } else { Err("it belongs to another network namespace".to_owned()) }
 }
 
-/// A socket of which nothing is known but what the caller says and the kernel confirms.
+/// A socket known only by what the caller says and the kernel confirms.
 fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, String> {
     if !socket.listening {
         return Err("it does not listen".to_owned());
@@ -242,7 +241,7 @@ fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, St
         _ => socket.bound.clone(),
     };
     let path = match (&asked.address, &place) {
-        // It may have been bound under a temporary name, and renamed.
+        // The socket may have been bound under a temporary name, and renamed.
         (Address::Unix(path), Address::Unix(_)) => {
             let there = diag::unix_is_at(socket.inode, Path::new(path));
             match (there, identity::file(path)) {
@@ -251,7 +250,7 @@ fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, St
                 _ => return Err(format!("{path} is another socket's, or gone")),
             }
         }
-        // SO_REUSEADDR on a UDP socket says only what it may be for.
+        // SO_REUSEADDR on a UDP socket only suggests that it is for QUIC.
         (Address::Udp(_), Address::Quic(_)) if place.as_seen() == asked.address => None,
         _ if place != asked.address => return Err(format!("it is bound to {}", socket.bound)),
         _ => None,
@@ -290,7 +289,7 @@ mod tests {
     use crate::listeners::watch::Guard;
     use crate::persistence::Recorded as _;
 
-    /// What a broker that was killed has written of a socket tells what it is, not the client that gives it back.
+    /// The record of a killed broker decides what a socket is, not the client that gives it back.
     #[tokio::test(flavor = "current_thread")]
     async fn a_missing_socket_comes_back_as_what_was_written_and_nothing_else() {
         let broker = || {

@@ -1,4 +1,4 @@
-//! What an earlier image of this process has left to this one, read.
+//! Reads the state that an earlier image of this process left to this one.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
@@ -14,22 +14,22 @@ use tokio::net::UnixListener;
 use crate::control::Control;
 use crate::error::Error;
 
-/// The variable that tells the next image the number of the memory file.
+/// The variable that gives the next image the descriptor number of the memory file.
 pub(super) const VARIABLE: &str = "BINDONCE_UPGRADE_FD";
 
-/// What the memory file is called, so that nothing else is taken for it.
+/// Name of the memory file, so that no other file is taken for it.
 pub(super) const NAME: &str = "bindonce-upgrade";
 
-/// The longest state that is read.
+/// Longest state that is read, in bytes.
 const MAX_STATE: u64 = 256 << 20;
 
-/// What an earlier image of this process has left to this one.
+/// State that an earlier image of this process left to this one.
 #[derive(Debug)]
 pub struct Inherited {
     pub(super) manifest: Manifest,
 }
 
-/// What an earlier image of this process has left to this one, if there was one. Call it once.
+/// Takes the state that an earlier image of this process left, if there was one. Call it once.
 ///
 /// # Errors
 /// [`Error::State`] if it cannot be read.
@@ -38,7 +38,7 @@ pub fn inherited() -> Result<Option<Inherited>, Error> {
     else {
         return Ok(None);
     };
-    // The variable may come from another process, so what it names must be what it should be.
+    // The variable may come from another process, so check what the descriptor is.
     let link = std::fs::read_link(format!("/proc/self/fd/{number}")).unwrap_or_default();
     if !link.as_os_str().to_string_lossy().starts_with(&format!("/memfd:{NAME}")) {
         return Ok(None);
@@ -50,8 +50,8 @@ pub fn inherited() -> Result<Option<Inherited>, Error> {
     Ok((manifest.header.broker.process == Some(own)).then_some(Inherited { manifest }))
 }
 
-/// Reads a state that another image may leave to this one, to prove that it can. Gives what that
-/// one is answered, on standard output.
+/// Reads a state that another image may leave, to prove that this binary can. Returns the answer to
+/// that image, for standard output.
 ///
 /// # Errors
 /// [`Error::State`] with the reason.
@@ -74,7 +74,7 @@ fn read(file: &mut File) -> Result<(Manifest, Vec<u8>), Error> {
 }
 
 impl Inherited {
-    /// The lock and, in its place, the control socket.
+    /// Takes over the lock and the control socket.
     pub(crate) fn control(&self, socket: &Path) -> Result<(Control, UnixListener), Error> {
         let take = |name: &str| {
             let number = self.manifest.header.descriptors.get(name).copied().unwrap_or(-1);

@@ -1,14 +1,14 @@
 //! Becoming a newer binary in place: same pid, same sockets, same connections.
 //!
-//! The binary that is installed now is asked first, in a child, whether it reads what this
-//! one leaves to it: the manifest, and the configuration as the command line says. Then the
-//! broker waits for an instant at which no request is being answered, writes down all it knows, with
-//! the numbers of its descriptors, into a memory file, and executes the new binary. The
-//! control socket is never closed: who connects meanwhile waits in its queue. Whatever goes
-//! wrong before the exec leaves everything as it was, and the client that asked is told why.
+//! First the installed binary is asked, in a child, whether it reads what this one would leave to
+//! it: the manifest, and the configuration given on the command line. Then the broker waits for an
+//! instant at which no request is being answered, writes its whole state and the numbers of its
+//! descriptors into a memory file, and executes the new binary. The control socket is never closed:
+//! clients that connect meanwhile wait in its queue. A failure before the exec leaves everything as
+//! it was, and the client that asked gets the reason.
 //!
-//! A request that is being answered for too long (its client does not read) ends with its
-//! connection at the exec; so does one in the middle of a malformed request.
+//! A request that takes too long to answer (its client does not read) ends with its connection at
+//! the exec; so does a connection in the middle of a malformed request.
 
 mod inherited;
 pub(crate) mod requested;
@@ -46,18 +46,18 @@ pub(crate) use resume::remove;
 pub(crate) use resume::{Resumed, resume};
 use snapshot::snapshot;
 
-/// The hidden subcommand that proves that a binary can resume from a broker's state (on standard input)
-/// with the arguments that follow.
+/// The hidden subcommand by which a binary proves that it can resume from a broker's state (on
+/// standard input) with the arguments that follow.
 pub const CHECK: &str = "__check-broker";
 
 /// How long the new binary may take to prove itself.
 const PROOF: Duration = Duration::from_secs(10);
 
-/// How long requests that are being answered may take to be done. What takes longer ends with its connection.
+/// How long to wait for requests being answered. A slower one ends with its connection.
 const CALM: Duration = Duration::from_secs(6);
 
-/// A client asks for an upgrade. Comes back only if there was none: after one, the next image
-/// answers.
+/// Performs a client's request for an upgrade. Returns only on failure; after an upgrade the next
+/// image answers.
 pub(crate) async fn request(broker: &RefCell<Broker>, link: &Rc<Link>, id: &Id) -> RpcError {
     let upgrade = Rc::clone(&broker.borrow().upgrade);
     let (sender, failure) = oneshot::channel();
@@ -69,7 +69,7 @@ pub(crate) async fn request(broker: &RefCell<Broker>, link: &Rc<Link>, id: &Id) 
     reexec::failed(&reason)
 }
 
-/// Upgrades as often as it is asked for, by a client or by the caller's signal.
+/// Upgrades whenever a client or an order asks for it.
 pub(crate) async fn keep(
     broker: &Rc<RefCell<Broker>>,
     listener: &UnixListener,
@@ -87,13 +87,13 @@ pub(crate) async fn keep(
         tracing::error!("{text}");
         broker.borrow().reporter.record(Happening::new(Kind::UpgradeFailed, text));
         for caller in upgrade.callers.take() {
-            // Gone means that nobody wants to know.
+            // The client may have gone.
             let _ = caller.send(reason.clone());
         }
     }
 }
 
-/// Becomes the binary that is installed now. Comes back only if that fails, with the reason.
+/// Becomes the binary that is installed now. Returns only on failure, with the reason.
 async fn attempt(
     broker: &Rc<RefCell<Broker>>,
     listener: &UnixListener,
@@ -115,7 +115,7 @@ async fn attempt(
     let clients = Rc::clone(&broker.borrow().clients);
     let ledger = Rc::clone(&broker.borrow().persistence.ledger);
     let until = Instant::now() + CALM;
-    // The calm comes last: nothing runs between it and the exec that could begin an answer.
+    // The calm comes last: between it and the exec nothing runs that could begin an answer.
     loop {
         ledger.settled().await;
         clients.calm(until.saturating_duration_since(Instant::now())).await;
@@ -126,7 +126,7 @@ async fn attempt(
     become_binary(&broker.borrow(), &binary, listener, control)
 }
 
-/// From here to the exec nothing else runs, so the records stay true.
+/// Nothing else runs from here to the exec, so the records stay true.
 fn become_binary(
     broker: &Broker,
     binary: &Installed,
@@ -134,7 +134,7 @@ fn become_binary(
     control: &Control,
 ) -> String {
     let all = broker.clients.links();
-    // A follower's ends as well, and it connects again: nothing of it is lost.
+    // A follower's connection ends too, but the follower reconnects and loses nothing.
     let following = all.iter().filter(|link| link.is_following()).count();
     let dropped = all.len() - following;
     let links: Vec<(Rc<Link>, Vec<u8>)> =

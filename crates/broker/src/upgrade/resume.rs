@@ -1,4 +1,4 @@
-//! Going on where an earlier image of this process stopped: what it has left, taken over.
+//! Resumes where an earlier image of this process stopped, with the state that it left.
 
 use std::cell::RefCell;
 use std::io;
@@ -25,7 +25,7 @@ use crate::listeners::unlink;
 use crate::persistence::restore::{Found, as_written};
 use crate::persistence::store::Store;
 
-/// A resumed connection, and the reply to the upgrade that it has asked for.
+/// A resumed connection, and the reply to its request for the upgrade, if it made one.
 pub(crate) type Resumed = (Rc<Link>, Option<Reply>);
 
 /// Resumes with the listeners and the connections. The log names each that cannot be taken over;
@@ -42,7 +42,7 @@ pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Resu
     if let Some(store) = store {
         broker.persistence.ledger.keep_in_store(store);
     }
-    // They were open when the descriptors were counted.
+    // These were open when the other descriptors were counted.
     let taken = (listeners.len() + connections.len()) as u64;
     let limits = &mut broker.listeners.limits;
     limits.other_descriptors = limits.other_descriptors.saturating_sub(taken);
@@ -98,7 +98,7 @@ pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Resu
     Ok(resumed)
 }
 
-/// Removes the files of claims that ended with the image before.
+/// Removes the files of claims that ended with the previous image.
 pub(crate) fn remove(unfinished: Vec<(String, manifest::File)>) {
     for (path, manifest::File { dev, ino }) in unfinished {
         unlink(Some(&UnixPath { path: path.into(), dev, ino }));
@@ -108,7 +108,7 @@ pub(crate) fn remove(unfinished: Vec<(String, manifest::File)>) {
 fn link(written: &ConnectionEntry, broker: &mut Broker) -> io::Result<Rc<Link>> {
     let fd: OwnedFd = inherit::take(written.descriptor.unwrap_or(-1))?;
     let stream = UnixStream::from_std(fd.into())?;
-    // The kernel still has what is not recorded.
+    // The kernel still has what is not recorded, such as the groups.
     let groups = bindonce_sys::peer::credentials(stream.as_fd())?.groups.into();
     let network = identity::network_of(stream.as_fd());
     let caller = Caller { connection: written.id, peer: written.peer, groups, network };
@@ -129,7 +129,7 @@ fn place(written: &ConnectionEntry) -> Option<Place> {
     Some(Place { connection: written.id, uid: written.peer.uid, label, ordered: turn })
 }
 
-/// The reply to a request for the upgrade that has been done, by its id.
+/// The reply to the request for the upgrade that was done, by its id.
 fn answer(unanswered: &str) -> Option<Reply> {
     let id: Id = serde_json::from_str(unanswered).unwrap_or_default();
     let version = VERSION.to_owned();

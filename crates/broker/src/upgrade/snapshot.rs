@@ -1,4 +1,4 @@
-//! All that the next image must know, written down.
+//! Writes down everything that the next image must know.
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd as _;
@@ -14,7 +14,6 @@ use tokio::net::UnixListener;
 use crate::broker::Broker;
 use crate::control::Control;
 
-/// All that the next image must know.
 pub(super) fn snapshot(
     broker: &Broker,
     links: &[(Rc<Link>, Vec<u8>)],
@@ -43,7 +42,8 @@ pub(super) fn snapshot(
             Some(written(link, turn, open, unread))
         })
         .collect();
-    // They have nothing but what their peers have not received; the next image finds that they have ended.
+    // Lingering connections have nothing but what their peers have not received; the next image
+    // finds that they have ended.
     let lingering = links.iter().filter(|(link, _)| link.lingers());
     manifest.connections.extend(lingering.map(|(link, unread)| {
         let (id, peer) = (link.caller.connection, link.caller.peer);

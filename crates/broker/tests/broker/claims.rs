@@ -31,7 +31,7 @@ fn a_second_claim_receives_the_same_socket() {
     assert_eq!(first[0]["inode"], inode(&two[1]));
     assert_eq!(queue::accept_queue(two[0].as_fd()).expect("queue").limit, 9);
 
-    // It accepts, and a client that binds beside it fails.
+    // The listener accepts, and a client that binds beside it fails.
     let bound = first[0]["bound"].as_str().expect("bound").to_owned();
     let listener = TcpListener::from(one.into_iter().next().expect("one"));
     let mut client = TcpStream::connect(&bound).expect("connect");
@@ -47,7 +47,7 @@ fn a_second_claim_receives_the_same_socket() {
 fn what_a_client_used_that_has_just_ended_can_be_released() {
     let scene = Scene::new();
     let broker = scene.start(scene.config());
-    // So many that their leases end in several turns.
+    // Enough listeners that their leases end in several turns.
     let names: Vec<String> =
         (0..1000).map(|number| format!("abns@bindonce-{}-{number}", std::process::id())).collect();
     let asked: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -148,7 +148,7 @@ fn multibinders_request_gets_its_socket() {
     let scene = Scene::new();
     let broker = scene.start(scene.config());
     let mut client = broker.client();
-    // As its client sends it: no id, no line end.
+    // As multibinder's client sends it: no id, no line end.
     client
         .send(br#"{"jsonrpc":"2.0","method":"bind","params":[{"address":"localhost","port":0}]}"#);
     let reply = client.reply().expect("reply");
@@ -172,7 +172,7 @@ fn a_claim_is_all_or_nothing_and_names_who_is_in_the_way() {
     let path = scene.path("a.sock");
     let wanted =
         json!([{"listen": "127.0.0.1:0"}, {"listen": path}, {"listen": taken.to_string()}]);
-    // The holder is named when it was found in time: not always, on a busy machine.
+    // The error names the holder if it was found in time: not always, on a busy machine.
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let (code, message, data) = client.refused("bind", &wanted);
@@ -190,7 +190,8 @@ fn a_claim_is_all_or_nothing_and_names_who_is_in_the_way() {
     assert_descriptors(before);
 }
 
-/// The path leads to a socket that was bound under another name, in place of the broker's own, which had this one.
+/// The path leads to a socket bound under another name, which replaced the broker's own socket at
+/// this path.
 #[test]
 fn who_has_replaced_a_unix_path_is_named_and_not_who_had_it() {
     let scene = Scene::new();
@@ -245,7 +246,7 @@ fn errors_carry_their_codes_and_hints() {
         assert_eq!(code, expected, "{message}");
         assert!(code == -32602 || data["hint"].is_string(), "{message}");
     }
-    // In use by another connection.
+    // Another connection uses the listener.
     let mut other = broker.client();
     let label = json!([{"service": "edge", "generation": 7, "pid": 99, "state": "serving"}]);
     let _other = other.bind(&["web"]);

@@ -1,4 +1,4 @@
-//! How connections are served: what a peer sends at its own pace, leaves behind, or has no right to.
+//! How connections are served: slow peers, what peers leave behind, and peers without rights.
 
 use std::fs;
 use std::io::Write as _;
@@ -20,10 +20,10 @@ fn slow_peers_delay_nobody_and_are_cut_off() {
     let broker = scene.start(config);
     let before = broker.descriptors(0);
 
-    // One begins a request and does not finish it.
+    // One client begins a request and does not finish it.
     let mut unfinished = broker.client();
     unfinished.send(br#"{"method":"pi"#);
-    // One asks for much and reads nothing.
+    // Another asks for much and reads nothing.
     let mut deaf = broker.client();
     let many: Vec<String> = (0..200).map(|n| format!("n{n}=127.0.0.1:0")).collect();
     let many: Vec<Value> =
@@ -36,7 +36,7 @@ fn slow_peers_delay_nobody_and_are_cut_off() {
             break;
         }
     }
-    // Others are served before either is cut off.
+    // Other clients are served before either is cut off.
     for _ in 0..20 {
         assert_eq!(broker.client().call("ping", &json!([]))["result"]["pong"], true);
     }
@@ -48,7 +48,7 @@ fn slow_peers_delay_nobody_and_are_cut_off() {
     assert_eq!((&reply["error"]["code"], &reply["id"]), (&json!(-32009), &Value::Null));
     assert!(unfinished.reply().is_none(), "closed");
     drop(unfinished);
-    // The deaf one is cut off: its tentative listeners are closed again.
+    // The deaf client is cut off, and its tentative listeners are closed again.
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut watcher = broker.client();
     while watcher.call("list", &json!([]))["result"]["listeners"] != json!([]) {
@@ -110,14 +110,14 @@ fn nothing_leaks_over_many_connections() {
         match round % 5 {
             0 => drop(client.bind(&["web", "x=127.0.0.1:0"])),
             1 => drop(client.refused("bind", &json!([{"listen": "web"}, {"listen": "nobody"}]))),
-            // Leaves without reading its descriptors.
+            // Leaves without reading the descriptors.
             2 => client.send(br#"{"method":"bind","params":[{"listen":"web"}]}"#),
-            // Brings what nobody has asked for.
+            // Sends descriptors that no request asks for.
             3 => client.bring(b"{\"id\":1,\"method\":\"ping\"}{", 3),
             _ => client.send(b"{"),
         }
     }
-    // All of them have gone when nobody but the watcher uses either listener.
+    // All clients have gone once only the watcher uses either listener.
     let deadline = Instant::now() + Duration::from_secs(10);
     while watcher.call("release", &json!(["x"]))["result"].is_null() {
         assert!(Instant::now() < deadline, "still in use");
@@ -154,7 +154,7 @@ fn a_stranger_may_nothing() {
     let scene = Scene::new();
     let broker = scene.start(scene.config());
     let (_, _fds) = broker.client().bind(&["web=127.0.0.1:0"]);
-    // Let it past the mode of the files, to see what the broker itself says.
+    // Let the stranger past the file modes, to test what the broker itself answers.
     fs::set_permissions(&broker.socket, fs::Permissions::from_mode(0o666)).expect("chmod");
     fs::set_permissions(&scene.directory, fs::Permissions::from_mode(0o755)).expect("chmod");
     let copy = scene.path("stranger");

@@ -61,16 +61,17 @@ fn what_cannot_be_bound_at_the_start_leaves_nothing() {
         assert!(error.to_string().contains(&taken) && error.hint().is_some(), "{error}");
         assert!(!scene.path("a.sock").exists() && !scene.path("run/broker.sock").exists());
     };
-    // Once before anything is counted: a process opens some things at their first use, for good.
+    // Once before counting: a process opens some things for good at their first use.
     refused();
-    // A look for who has the address may take longer than anybody waits for it.
+    // The search for the address's holder may outlast the request that waits for it.
     wait_for_threads();
     let before = open_descriptors();
     refused();
     assert_descriptors(before);
 }
 
-/// What cannot be read is kept for a person to look at: the broker writes its own state in the place.
+/// A state file that cannot be read is kept for a person to examine. The broker writes its own in
+/// its place.
 #[test]
 fn a_state_file_that_cannot_be_read_is_moved_aside() {
     let scene = Scene::new();
@@ -79,7 +80,7 @@ fn a_state_file_that_cannot_be_read_is_moved_aside() {
     fs::create_dir_all(&directory).expect("directory");
     fs::write(directory.join("broker.sock.state"), "damaged").expect("write");
     let broker = scene.start(config);
-    // Clients can connect a moment before it has written its state; it answers after that.
+    // Clients can connect a moment before the broker has written its state; it answers after that.
     broker.client().call("ping", &json!([]));
     let names = fs::read_dir(&directory).expect("directory").flatten().map(|entry| entry.path());
     let aside: Vec<_> =

@@ -1,4 +1,4 @@
-//! A broker in a thread of the test, and a client that speaks bytes.
+//! A broker in a thread of the test, and a client that works on raw bytes.
 
 #![allow(missing_docs, dead_code)]
 
@@ -65,7 +65,7 @@ impl Drop for Scene {
     }
 }
 
-/// Runs a broker in this thread until it is told to stop.
+/// Runs a broker in this thread until `stopped` fires.
 pub(crate) fn run(config: Config, stopped: oneshot::Receiver<()>) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("runtime").block_on(bindonce_broker::run(config, async {
@@ -84,15 +84,15 @@ impl Broker {
         Client::connect(&self.socket)
     }
 
-    /// How many descriptors the process has open when the broker has seen all
-    /// clients end but this many.
+    /// Number of descriptors that the process has open, once the broker has seen all but `clients`
+    /// clients end.
     pub(crate) fn descriptors(&self, clients: usize) -> usize {
         let mut client = self.client();
         let deadline = Instant::now() + Duration::from_secs(10);
         while client.call("status", &json!([]))["result"]["broker"]["connections"] != clients + 1 {
             assert!(Instant::now() < deadline, "connections do not end");
         }
-        // Without both ends of this one.
+        // Both ends of this client's connection do not count.
         open_descriptors() - 2
     }
 
@@ -120,7 +120,7 @@ pub(crate) struct Client {
     scanner: Scanner,
     rest: Vec<u8>,
     pub(crate) descriptors: Vec<OwnedFd>,
-    /// How many messages carried descriptors.
+    /// Number of descriptors in each message that carried some.
     pub(crate) batches: Vec<usize>,
 }
 
@@ -141,7 +141,7 @@ impl Client {
         self.stream.write_all(bytes).expect("send");
     }
 
-    /// Sends bytes, and so many descriptors with the first one.
+    /// Sends bytes, with `count` descriptors on the first one.
     pub(crate) fn bring(&mut self, bytes: &[u8], count: usize) {
         let file = std::fs::File::open("/dev/null").expect("open");
         let sent = bindonce_fd::send(&self.stream, bytes, &vec![file.as_fd(); count]);
@@ -184,7 +184,7 @@ impl Client {
         self.reply().expect("a reply")
     }
 
-    /// Binds, and gives the entries of the reply and the descriptors.
+    /// Binds. Returns the entries of the reply and the descriptors.
     pub(crate) fn bind(&mut self, listen: &[&str]) -> (Vec<Value>, Vec<OwnedFd>) {
         let elements: Vec<Value> = listen.iter().map(|text| json!({"listen": text})).collect();
         let reply = self.call("bind", &Value::Array(elements));
@@ -207,7 +207,7 @@ pub(crate) fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").expect("/proc").count()
 }
 
-/// Waits until no thread of a broker's looks for anybody.
+/// Waits until no broker thread is looking for holders.
 pub(crate) fn wait_for_threads() {
     let looks = || {
         let tasks = fs::read_dir("/proc/self/task").expect("/proc").flatten();

@@ -1,5 +1,5 @@
-//! `bindonce adopt`: the broker takes over listening sockets of a program that runs, without a gap;
-//! and `bindonce adopt --retire`: that program is ended when something else serves on them.
+//! `bindonce adopt`: the broker takes over the listening sockets of a running program, without a
+//! gap. `bindonce adopt --retire` ends that program once something else serves on them.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -119,7 +119,7 @@ fn take(args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Gives them to the broker; gives their names.
+/// Gives the sockets to the broker, and returns their names.
 fn store(running: &Running, plan: &Plan, globals: &Globals) -> anyhow::Result<Vec<String>> {
     let gives: Vec<Give<'_>> = plan
         .taken
@@ -190,7 +190,7 @@ fn text(running: &Running, plan: &Plan, args: &Args, command: Option<&[OsString]
     text
 }
 
-/// What was not taken, a line each.
+/// What was not taken, one line each.
 fn left(running: &Running, plan: &Plan) -> String {
     let mut text = String::new();
     for (index, reason) in &plan.left {
@@ -230,7 +230,7 @@ fn json(running: &Running, plan: &Plan, args: &Args, held: &[String]) -> serde_j
     })
 }
 
-/// Ends a haproxy whose listeners something else serves.
+/// Ends a haproxy whose listeners another process serves.
 fn retire(pid: i32, args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let mut client = Client::connect(&globals.socket_path())?;
     let status = client.status()?;
@@ -246,7 +246,7 @@ fn retire(pid: i32, args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> 
             );
         }
     }
-    // What it listens on and the broker holds must be served by something else.
+    // The listeners of this process that the broker holds must be served by another process.
     let own = adopt::listening_of(&family)?;
     let inodes: HashSet<u64> = own.iter().map(|socket| socket.inode).collect();
     let addresses: HashSet<String> = own.iter().map(|socket| socket.address.to_string()).collect();
@@ -285,7 +285,7 @@ fn retire(pid: i32, args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> 
     Ok(if retired.others.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Whether a process outside the family that has joined as serving holds the listener.
+/// Whether a process outside the family holds the listener, and has joined as serving.
 fn is_served(listener: &ListenerInfo, family: &[i32]) -> bool {
     listener.holders.iter().any(|holder| {
         holder.state == Some(State::Serving)

@@ -1,4 +1,4 @@
-//! `bindonce bind`: have the broker bind addresses and keep them.
+//! `bindonce bind`: has the broker bind addresses and keep them.
 
 use std::fmt::Write as _;
 
@@ -32,7 +32,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Binds all of them or none, and prints each with the address it got.
+/// Binds all addresses or none, and prints each with the address that it got.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { listen, json } = args;
     let claims: Vec<Claim> = listen.iter().map(|spec| Claim::listen(spec.to_string())).collect();
@@ -54,7 +54,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     output::print(&text)
 }
 
-/// One listener, in the words of the wire.
+/// One listener, with the member names of the protocol.
 fn entry(lease: &Lease) -> serde_json::Value {
     serde_json::json!({
         "name": lease.name(),

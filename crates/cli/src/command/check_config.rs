@@ -26,7 +26,7 @@ pub(crate) struct Args {
     file: PathBuf,
 }
 
-/// Reads it, and tells what it would do.
+/// Reads the configuration, and prints what it would do.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let file = File::read(&args.file)?;
     let rules = file.rules().with_context(|| args.file.display().to_string())?;

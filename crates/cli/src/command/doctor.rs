@@ -36,10 +36,10 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// The exit code that says that something was found.
+/// The exit code if there are findings.
 const FOUND: u8 = 3;
 
-/// Looks, and prints what is wrong.
+/// Examines the host, and prints what is wrong.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { target, json: as_json } = args;
     let socket = globals.socket_path();

@@ -1,4 +1,4 @@
-//! `bindonce events`: the last things that happened, and what happens from now on.
+//! `bindonce events`: recent events, and new ones as they happen.
 
 use anyhow::bail;
 use bindonce::Event;
@@ -59,7 +59,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
         return Ok(());
     }
     match (recent.silent.into_iter().next(), name) {
-        // Half of it is better than nothing, and must not pass for the whole.
+        // A part is better than nothing, but must not pass for the whole.
         (Some((_, error)), _) => Err(error.into()),
         (None, Some(name)) if recent.events.is_empty() => bail!(
             "service \"{name}\" has no events; start it with `bindonce run --name {name}`, or see \
@@ -83,7 +83,7 @@ fn print(sourced: &SourcedEvent, json: bool) -> anyhow::Result<()> {
     output::print(&(text(sourced) + "\n"))
 }
 
-/// One event for people: when, who tells it, about whom, what, and why.
+/// One event for people: time, source, subject, pid, kind and text.
 pub(crate) fn text(sourced: &SourcedEvent) -> String {
     let Event { time, kind, service, generation, pid, text, .. } = &sourced.event;
     let about = match (service, generation) {

@@ -1,5 +1,5 @@
-//! `bindonce exec --listen NAME=ADDR... -- PROGRAM [ARG]...`: claims listeners and
-//! becomes a program that finds them as systemd would pass them (sd_listen_fds(3)).
+//! `bindonce exec --listen NAME=ADDR... -- PROGRAM [ARG]...`: claims listeners, and becomes a
+//! program that finds them as systemd would pass them (sd_listen_fds(3)).
 //!
 //! Nothing stays between: no runtime, no second process, the same pid.
 
@@ -13,7 +13,7 @@ use bindonce_core::listener::Wanted;
 use bindonce_sys::{executable, inherit, limits};
 use clap::error::ErrorKind;
 
-/// What a descriptor without a name is called in LISTEN_FDNAMES (sd_listen_fds_with_names(3)).
+/// The name of an unnamed descriptor in LISTEN_FDNAMES (sd_listen_fds_with_names(3)).
 const UNNAMED: &str = "unknown";
 
 const HELP: &str = "\
@@ -44,17 +44,17 @@ pub(crate) struct Args {
     command: Vec<OsString>,
 }
 
-/// Replaces this process by the program; returns only if that fails.
+/// Replaces this process by the program. Returns only on failure.
 ///
 /// # Errors
-/// A [`clap::Error`] for names that cannot be told apart (exit code 2); else what
-/// the broker or the system refused.
+/// A [`clap::Error`] for names that give the same variable (exit code 2); else the error of the
+/// broker or the system.
 pub(crate) fn run(args: Args, globals: &crate::globals::Globals) -> anyhow::Result<()> {
     let Args { listen, command } = args;
     let Some((program, arguments)) = command.split_first() else {
         bail!("there is no program to execute");
     };
-    // Before anything is bound for it.
+    // Checked before anything is bound for the program.
     executable::find(program)?;
     let names = names(&listen);
     let variables = variables(&names)?;
@@ -63,7 +63,7 @@ pub(crate) fn run(args: Args, globals: &crate::globals::Globals) -> anyhow::Resu
     let claims: Vec<Claim> =
         listen.iter().map(|wanted| Claim::listen(wanted.to_string())).collect();
     let path = globals.socket_path();
-    // Close-on-exec, as all that this process has open, but for what it claims.
+    // Close-on-exec, like everything that this process has open except the claimed listeners.
     let mut client = Client::connect(&path)?;
     let leases = client.claim(&claims)?;
     if leases.len() != names.len() {
@@ -77,7 +77,7 @@ pub(crate) fn run(args: Args, globals: &crate::globals::Globals) -> anyhow::Resu
         .zip(&leases)
         .map(|(name, lease)| match name {
             Some(name) => name.as_str(),
-            // It may have a name that we did not say.
+            // The listener may have a name that the caller did not give.
             None if lease.name().parse::<Name>().is_ok() => lease.name(),
             None => UNNAMED,
         })
@@ -90,8 +90,8 @@ pub(crate) fn run(args: Args, globals: &crate::globals::Globals) -> anyhow::Resu
     Err(inherit::exec(fds, inherit::FIRST, &mut command).into())
 }
 
-/// The name of each descriptor, as the caller gave it: the broker may know the
-/// listener by another, but these are what the program looks for.
+/// The name of each descriptor as the caller gave it. The broker may know the listener by another
+/// name, but the program looks for these.
 fn names(listen: &[Wanted]) -> Vec<Option<Name>> {
     let mut names = Vec::new();
     for wanted in listen {

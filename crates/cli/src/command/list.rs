@@ -1,4 +1,4 @@
-//! `bindonce list`: every listener the broker holds.
+//! `bindonce list`: every listener that the broker holds.
 
 use std::fmt::Write as _;
 
@@ -27,7 +27,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Prints what is held, as a table or as JSON.
+/// Prints the held listeners, as a table or as JSON.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { json } = args;
     let result = Client::connect(&globals.socket_path())?.list()?;
@@ -49,7 +49,7 @@ pub(crate) fn table(listeners: &[ListenerInfo]) -> String {
     columns(&rows)
 }
 
-/// What the broker cannot do, below a table.
+/// The broker's problems, for printing below a table.
 pub(crate) fn problems(problems: &[Problem]) -> String {
     let mut text = String::new();
     for problem in problems {
@@ -82,7 +82,7 @@ fn row(listener: &ListenerInfo) -> [String; 7] {
     ]
 }
 
-/// What waits, of what may wait: connections, or kibibytes of a receive buffer.
+/// How much waits, and how much may: connections, or kibibytes of a receive buffer.
 pub(crate) fn queue(listener: &ListenerInfo) -> Option<String> {
     let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
     match (listener.queue, listener.backlog) {
@@ -94,7 +94,7 @@ pub(crate) fn queue(listener: &ListenerInfo) -> Option<String> {
     }
 }
 
-/// What those who share a listener have done to it.
+/// What processes that share a listener have done to it.
 fn remarks(listener: &ListenerInfo) -> String {
     let mut remarks = String::new();
     // Writing to a String does not fail.
@@ -121,7 +121,7 @@ pub(super) fn option_words(listener: &ListenerInfo) -> impl Iterator<Item = Stri
     })
 }
 
-/// The first few of those who hold a listener.
+/// The first few holders of a listener.
 fn holders(holders: &[HolderInfo]) -> String {
     const SHOWN: usize = 3;
     if holders.is_empty() {
@@ -137,7 +137,7 @@ fn holders(holders: &[HolderInfo]) -> String {
 fn holder(holder: &HolderInfo) -> String {
     let mut text = match (&holder.service, holder.generation) {
         (Some(service), Some(generation)) => format!("{service}/{generation} pid {}", holder.pid),
-        // The kernel gives no number to a process of another pid namespace.
+        // The kernel reports no pid for a process of another pid namespace.
         _ if holder.pid == 0 => format!("a process of uid {} in another container", holder.uid),
         _ => format!("pid {}", holder.pid),
     };

@@ -3,7 +3,7 @@
 use bindonce_core::error::Invalid;
 use bindonce_core::listener::Listener;
 
-/// Reads it: a listener that takes connections.
+/// Parses a listener that takes connections.
 pub(crate) fn listener(text: &str) -> Result<Listener, String> {
     let listener: Listener = text.parse().map_err(|error: Invalid| error.to_string())?;
     if listener.address.listens() {

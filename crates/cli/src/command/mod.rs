@@ -54,7 +54,7 @@ pub(crate) enum Command {
     Services(services::Args),
 }
 
-/// Does it. The exit code of a command that has an outcome beside success and failure is its own.
+/// Runs the command. A command with outcomes besides success and failure has its own exit code.
 pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => return run::run(*args, globals),

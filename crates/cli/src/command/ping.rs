@@ -1,5 +1,5 @@
-//! `bindonce ping`: whether the broker or a supervisor answers. For health checks: one exchange, one
-//! line, one exit code.
+//! `bindonce ping`: whether the broker or a supervisor answers. For health checks: one exchange,
+//! one line, one exit code.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ pub(crate) struct Args {
     timeout: Duration,
 }
 
-/// Asks, and tells the answer.
+/// Asks, and prints the answer.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { name, serving, timeout } = args;
     let Some(name) = name else {

@@ -1,4 +1,4 @@
-//! `bindonce release`: have the broker close listeners.
+//! `bindonce release`: has the broker close listeners.
 
 use bindonce::Client;
 use bindonce_core::listener::Wanted;

@@ -1,4 +1,4 @@
-//! `bindonce reload`: a new generation on the files as they are now.
+//! `bindonce reload`: a new generation on the current files.
 
 use std::path::Path;
 use std::time::Duration;
@@ -75,7 +75,7 @@ impl Until {
     }
 }
 
-/// Asks the supervisor of the service, and tells what it answers.
+/// Asks the supervisor of the service, and prints its answer.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { name, timeout, allow_empty, wait, drain_idle, drain_timeout } = args;
     let drained = match wait {
@@ -102,7 +102,7 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Asks for a reload, which may take for `limit`, and tells which generation serves after it.
+/// Asks for a reload, which may take `limit`, and returns a text about its outcome.
 pub(crate) fn ask(socket: &Path, name: &Name, limit: Duration) -> anyhow::Result<String> {
     Ok(text(&call(socket, name, limit, &ReloadParams::default())?))
 }
@@ -132,7 +132,7 @@ fn not_drained(name: &Name, left: &[u64], limit: Option<Duration>) -> anyhow::Er
 
 fn failure(name: &Name, error: &bindonce::Error) -> anyhow::Error {
     if let Some(refusal) = error.refusal() {
-        // haproxy's own words come first, as they are.
+        // haproxy's own words come first, unchanged.
         let hint = refusal.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
         return anyhow!("reload of \"{name}\" failed: {}{hint}", refusal.message);
     }

@@ -1,5 +1,5 @@
-//! `bindonce render FILE...`: the copy of a configuration that haproxy is started
-//! on, or what becomes of each of its addresses.
+//! `bindonce render FILE...`: the copy of a configuration that haproxy is started on, or what
+//! happens to each of its addresses.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -65,7 +65,7 @@ pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<()> {
     let command = if args.command.iter().any(|word| word == "-f" || word == "--") {
         stand_in::command(args.command)?
     } else {
-        // Files alone, which may stand behind a -- too.
+        // Only files, which may also stand behind a `--`.
         stand_in::command(words(if args.files.is_empty() { args.command } else { args.files }))?
     };
     let listeners = super::run::named(args.listen)?;
@@ -82,7 +82,8 @@ pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads a configuration on a thread beside this one: what a file system or a name server does not answer is abandoned.
+/// Reads a configuration on another thread, which is abandoned if a file system or a name server
+/// does not answer.
 pub(super) fn read(
     command: &Command,
     listeners: Vec<Listener>,
@@ -92,7 +93,7 @@ pub(super) fn read(
     let (command, (send, done)) = (command.clone(), mpsc::channel());
     worker::start("configuration", move || {
         let supplied = Supplied { listeners: &listeners, keep: &[] };
-        // Nobody may be waiting any more.
+        // The caller may have stopped waiting.
         let _ = send.send(Rendering::of(&command, supplied, &world));
     })
     .context("cannot start a thread")?;

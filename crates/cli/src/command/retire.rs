@@ -1,4 +1,4 @@
-//! `bindonce retire`: ends a replaced generation now, with the connections that it has.
+//! `bindonce retire`: ends a replaced generation now, with its connections.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::supervisors::missing;
 use crate::globals::Globals;
 use crate::output::print;
 
-/// From SIGTERM to SIGKILL it is a second.
+/// Time limit for the answer. SIGKILL follows SIGTERM after a second.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const HELP: &str = "\
@@ -43,13 +43,13 @@ pub(crate) struct Args {
     generation: Option<u64>,
 }
 
-/// Asks the supervisor of the service, and tells what it answers.
+/// Asks the supervisor of the service, and prints its answer.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { name, generation } = args;
     print(&ask(&globals.socket_path(), &name, generation)?)
 }
 
-/// Has it ended, and says so.
+/// Has the supervisor end the generation, and returns what to print.
 pub(crate) fn ask(socket: &Path, name: &Name, generation: Option<u64>) -> anyhow::Result<String> {
     let mut client = Client::connect_within(&control_socket(socket, name), PATIENCE)
         .map_err(|error| missing(socket, name, error))?;

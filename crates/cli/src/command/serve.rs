@@ -63,7 +63,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     logging::start(globals.log_format, &globals.log_level);
     let inherited = bindonce_broker::inherited()?;
-    // An earlier image of this process has done so.
+    // An earlier image of this process has done this already.
     if args.new_session && inherited.is_none() {
         nix::unistd::setsid().context("cannot begin a session of our own")?;
     }
@@ -79,14 +79,14 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     config.status_page = args.status_page;
     config.inherited = inherited;
     let orders = config.orders.clone();
-    // An earlier image of this process has given its privileges up already.
+    // An earlier image of this process has given up its privileges already.
     if let Some(account) = account
         && config.inherited.is_none()
     {
         become_account(&account, &config, file.capabilities)?;
     }
 
-    // Before the runtime, so that every thread has them blocked.
+    // Before the runtime, so that these signals are blocked in every thread.
     let mut taken = signals::JOB_CONTROL.to_vec();
     taken.extend([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1]);
     let signals = SignalFd::new(&taken).context("cannot take over signals")?;
@@ -100,13 +100,13 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     })
 }
 
-/// Whom the configuration wants the broker to become.
+/// The account that the broker becomes, if the configuration names one.
 fn account(file: &File) -> anyhow::Result<Option<Account>> {
     let find = |user: &String| Account::find(user, file.group.as_deref());
     file.user.as_ref().map(find).transpose().context("in the configuration")
 }
 
-/// Gives up root, but for what the listeners need.
+/// Gives up root, except for what the listeners need.
 fn become_account(
     account: &Account,
     config: &Config,
@@ -137,7 +137,8 @@ fn become_account(
     Ok(())
 }
 
-/// Makes the directory of the control socket for the account, if it is missing. A directory that exists keeps its owner.
+/// Creates the directory of the control socket for the account, if it is missing. A directory that
+/// exists keeps its owner.
 fn give_directory(directory: &Path, account: &Account) -> io::Result<()> {
     let made = match fs::exists(directory) {
         Ok(true) => return Ok(()),
@@ -146,8 +147,8 @@ fn give_directory(directory: &Path, account: &Account) -> io::Result<()> {
     if made.created { made.give(account.uid, account.gid) } else { Ok(()) }
 }
 
-/// Proves that this binary can go on from what a running broker leaves to it (on standard
-/// input), with that one's command line and the configuration as it is now.
+/// Proves that this binary can resume from the state of a running broker (on standard input), with
+/// that broker's command line and the current configuration.
 pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.config {
         let file = File::read(path)?;
@@ -158,7 +159,7 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
     output::print(&bindonce_broker::check(&mut state)?)
 }
 
-/// Ready when a signal asks the broker to end.
+/// Completes when a signal asks the broker to end.
 async fn ended(signals: &SignalFd, signalled: &Watch, orders: &Orders) {
     let mut told = Flood::default();
     loop {

@@ -1,4 +1,4 @@
-//! `bindonce services`: the names of services, one a line, for the completions of shells.
+//! `bindonce services`: the names of services, one per line, for shell completions.
 
 use bindonce_supervisor as supervisor;
 
@@ -9,7 +9,7 @@ use crate::output;
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Args {}
 
-/// Prints them. Nobody is asked: a shell waits for it while somebody types.
+/// Prints the names. It asks no process, because a shell waits for it while the user types.
 pub(crate) fn run(_: Args, globals: &Globals) -> anyhow::Result<()> {
     let names = supervisor::services(&globals.socket_path());
     output::print(&names.iter().map(|name| format!("{name}\n")).collect::<String>())

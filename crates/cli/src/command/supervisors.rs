@@ -1,4 +1,4 @@
-//! The supervisors' half of `bindonce status`: asked at the control sockets beside the broker's.
+//! The supervisors' half of `bindonce status`, asked at the control sockets beside the broker's.
 
 use std::fmt::Write as _;
 use std::io;
@@ -20,7 +20,7 @@ use super::list;
 /// How long a supervisor may take to answer.
 pub(crate) const ANSWER: Duration = Duration::from_secs(3);
 
-/// What one supervisor tells, or why it tells nothing.
+/// What one supervisor reports, or why it reports nothing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Supervisor {
@@ -37,7 +37,7 @@ impl Supervisor {
     }
 }
 
-/// A supervisor that could not be asked. As JSON it has the members of [`Status`] that everybody reads.
+/// A supervisor that could not be asked. Its JSON has the members of [`Status`] that readers use.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Silent {
     pub(crate) service: String,
@@ -49,8 +49,8 @@ pub(crate) struct Silent {
     pub(crate) error: String,
 }
 
-/// Why the supervisor of a service cannot be asked, and which can. What could not be connected to is no broker, and
-/// the error must not say so.
+/// Explains why the supervisor of a service cannot be asked, and which ones can. The error must not
+/// say that a broker is missing: this socket is not a broker's.
 pub(crate) fn missing(socket: &Path, name: &Name, error: bindonce::Error) -> anyhow::Error {
     match &error {
         bindonce::Error::Connect { .. } if error.is_absence() => {
@@ -63,7 +63,7 @@ pub(crate) fn missing(socket: &Path, name: &Name, error: bindonce::Error) -> any
             } else {
                 format!("give --name one that has ({}), or ", running.join(", "))
             };
-            // The name that `run` takes by itself.
+            // The default name of `run`.
             let named = match name.as_str() {
                 "haproxy" => String::new(),
                 other => format!(" --name {other}"),
@@ -110,9 +110,9 @@ fn ask(service: String, control: &Path) -> Supervisor {
     })
 }
 
-/// What the generations of every service answer, for doctor.
+/// What the generations of every service report, for doctor.
 pub(crate) fn answers(socket: &Path) -> Vec<Answers> {
-    /// How long one supervisor may take, and all together: doctor waits for nobody.
+    /// Time limits for one supervisor and for all together: doctor does not wait for a slow one.
     const ONE: Duration = Duration::from_millis(100);
     const ALL: Duration = Duration::from_millis(150);
     let begun = Instant::now();
@@ -140,7 +140,7 @@ fn answered(status: &Status) -> Answered {
     Answered { lately: status.lately, pids, connections }
 }
 
-/// What they tell, for people.
+/// The supervisors' reports, for people.
 pub(crate) fn text(supervisors: &[Supervisor]) -> String {
     let mut text = String::new();
     for supervisor in supervisors {
@@ -196,7 +196,7 @@ pub(crate) fn text(supervisors: &[Supervisor]) -> String {
     text
 }
 
-/// The line about addresses that no intercepted call has bound.
+/// The line about addresses that were bound without an intercepted call.
 pub(crate) fn unseen(addresses: &[String]) -> String {
     let addresses = addresses.join(", ");
     format!(

@@ -35,7 +35,7 @@ pub(crate) struct Args {
     name: Option<Name>,
 }
 
-/// Asks for the upgrade, and makes sure of it.
+/// Asks for the upgrade, and verifies it.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     match args.name {
         Some(name) => supervisor(&name, globals),

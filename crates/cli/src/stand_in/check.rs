@@ -1,5 +1,5 @@
-//! `haproxy -c`: haproxy's own answer and exit code. What it accepts and bindonce refuses is said too, so that a check
-//! that succeeds is one after which a reload does.
+//! `haproxy -c`: gives haproxy's own answer and exit code. What haproxy accepts and bindonce
+//! refuses is reported too, so that a reload succeeds after a check that does.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, OwnedFd, RawFd};
@@ -26,7 +26,6 @@ fn is_check(word: &OsString) -> bool {
     word.as_bytes().starts_with(b"-c") && !word.as_bytes().starts_with(b"-cc")
 }
 
-/// Checks.
 pub(super) fn run(haproxy: &Path, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
     let others = arguments.iter().filter(|word| !is_check(word)).cloned();
     let words = std::iter::once(haproxy.into()).chain(others);
@@ -41,19 +40,19 @@ pub(super) fn run(haproxy: &Path, arguments: &[OsString]) -> anyhow::Result<Exit
     }
 }
 
-/// What haproxy itself says to these arguments.
+/// What haproxy itself answers to these arguments.
 pub(super) fn asked(haproxy: &Path, arguments: &[OsString]) -> std::io::Result<Answer> {
     real::answer(haproxy, std::iter::once("-c".into()).chain(arguments.iter().cloned()))
 }
 
-/// Says what it has said, and that nothing serves.
+/// Passes on the answer, and reports failure: nothing serves.
 pub(super) fn say(answer: &Answer) -> anyhow::Result<ExitCode> {
     output::print(&String::from_utf8_lossy(&answer.stdout))?;
     log::write(&answer.stderr);
     Ok(ExitCode::FAILURE)
 }
 
-/// What haproxy would inherit.
+/// The descriptors that haproxy would inherit.
 pub(super) fn inherited() -> anyhow::Result<Descriptors> {
     let copies = inherit::copies().context("cannot look at the inherited descriptors")?;
     let known = |(number, fd): (RawFd, OwnedFd)| (number, identity::listener(fd.as_fd()));

@@ -1,7 +1,9 @@
-//! `haproxy ARGS`, through a link of that name, and `bindonce haproxy ARGS`: this program stands in for haproxy. A caller that
-//! starts and signals haproxy sees no difference, except that a reload loses nothing (docs/stand-in.md).
+//! `haproxy ARGS`, through a link of that name, and `bindonce haproxy ARGS`: this program stands in
+//! for haproxy. A caller that starts and signals haproxy sees no difference, except that a reload
+//! loses nothing (docs/stand-in.md).
 //!
-//! A command that haproxy answers without serving goes to the real haproxy. A command that serves becomes `bindonce run` of it.
+//! A command that haproxy answers without serving goes to the real haproxy. A command that serves
+//! becomes a `bindonce run` of it.
 
 mod check;
 mod name;
@@ -21,20 +23,20 @@ use bindonce_sys::log;
 use crate::background;
 pub(crate) use real::{NAME, command};
 
-/// What becomes of a haproxy command line.
+/// The outcome of a haproxy command line.
 pub(crate) enum Outcome {
-    /// It is answered.
+    /// The command is answered, with this exit code.
     Done(ExitCode),
-    /// This process supervises, as `bindonce run` with these words does.
+    /// This process supervises, as `bindonce run` does with these words.
     Serve {
         words: Vec<OsString>,
-        /// What haproxy can be asked with why nothing serves; nothing where it has inherited listeners, which are
-        /// the supervisor's by then.
+        /// Arguments with which to ask haproxy why nothing serves. None if haproxy inherited
+        /// listeners, because the supervisor has them by then.
         arguments: Option<Vec<OsString>>,
     },
 }
 
-/// Does what haproxy would do with these words, its name first.
+/// Does what haproxy would do with these words. The first is its name.
 pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
     let real = real::find()?;
     match words.first_mut() {
@@ -48,7 +50,7 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
     let command = Command::parse(words.clone());
     let command = command.and_then(|mut command| real::settle(&mut command).map(|()| command));
     let Ok(command) = command else {
-        // It answers and exits, or says what is wrong, in its own words and with its own exit code.
+        // haproxy answers and exits, or reports the error in its words and with its exit code.
         return Err(real::become_it(&real, arguments));
     };
     let without;
@@ -89,7 +91,7 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
     serve(&real, &command.role, name.as_str(), arguments)
 }
 
-/// `-S` without a master: haproxy refuses it, which is the answer then, or (2.6) warns and serves none.
+/// `-S` without a master: haproxy refuses it, which is the answer, or (2.6) warns and serves none.
 fn no_master(real: &Path, arguments: &[OsString]) -> anyhow::Result<Option<ExitCode>> {
     let answer = check::asked(real, arguments).context("cannot ask haproxy about -S")?;
     if !answer.status.success() {
@@ -114,7 +116,7 @@ fn without_master_sockets(arguments: &[OsString]) -> Vec<OsString> {
     kept
 }
 
-/// Without a master haproxy ends where nobody is at the socket of `-x`.
+/// Without a master, haproxy ends if no process is at the socket of `-x`.
 fn can_transfer(path: &Path, command: &Command) -> anyhow::Result<()> {
     let is_master = || says("master-worker", command, |rendering| rendering.mode.is_master);
     if path == Path::new("/dev/null") || command.role.master.is_some() {
@@ -131,25 +133,26 @@ fn can_transfer(path: &Path, command: &Command) -> anyhow::Result<()> {
     }
 }
 
-/// What `bindonce run` is told for this command.
+/// The words of `bindonce run` for this command.
 fn serve(real: &Path, role: &Role, name: &str, arguments: &[OsString]) -> anyhow::Result<Outcome> {
     let level = if arguments.iter().any(|word| word.as_bytes().starts_with(b"-q")) {
         "off"
     } else if background::is_it() || role.replaces() {
-        // Why a start failed is said at its end, in haproxy's words.
+        // A failed start is explained at its end, in haproxy's words.
         "error,bindonce_supervisor::generations::steps=off,bindonce_supervisor::report=off"
     } else {
         "info"
     };
     let mut words: Vec<OsString> = Vec::new();
     words.extend(["bindonce", "run", "--kind", "haproxy", "--name", name].map(Into::into));
-    // As long as haproxy's own do: hard-stop-after and mworker-max-reloads are haproxy's to say.
+    // Drain as long as haproxy alone would: hard-stop-after and mworker-max-reloads are up to
+    // haproxy.
     words.extend(["--drain-timeout", "87600h", "--max-draining", "1000"].map(Into::into));
     words.extend(["--log-level", level].map(Into::into));
     words.push("--".into());
     words.push(real.into());
     words.extend(arguments.iter().cloned());
-    // ps(1) and killall(1) look for the name, which is that of the link or of the file.
+    // ps(1) and killall(1) look for this name, which is that of the link or of the file.
     if let Ok(name) = std::ffi::CString::new(NAME) {
         let _ = nix::sys::prctl::set_name(&name);
     }
@@ -157,7 +160,7 @@ fn serve(real: &Path, role: &Role, name: &str, arguments: &[OsString]) -> anyhow
     Ok(Outcome::Serve { words, arguments: (!inherits).then(|| arguments.to_vec()) })
 }
 
-/// Why nothing serves: in haproxy's words, where it refuses this command too.
+/// Reports why nothing serves, in haproxy's words if haproxy refuses this command too.
 pub(crate) fn refused(
     error: anyhow::Error,
     arguments: Option<&[OsString]>,
@@ -169,7 +172,7 @@ pub(crate) fn refused(
     }
 }
 
-/// Whether haproxy would go on in the background with this command.
+/// Whether haproxy would continue in the background with this command.
 fn goes_to_background(command: &Command) -> anyhow::Result<bool> {
     let role = &command.role;
     if role.daemon || role.foreground {
@@ -178,7 +181,7 @@ fn goes_to_background(command: &Command) -> anyhow::Result<bool> {
     says("daemon", command, |rendering| rendering.mode.is_daemon)
 }
 
-/// Whether a `global` section says this; read in full only where its text does not tell.
+/// Whether a `global` section sets this. Only if its text does not tell is all of it read.
 fn says(
     keyword: &str,
     command: &Command,
@@ -188,7 +191,7 @@ fn says(
     let stays = |file: &PathBuf| {
         std::fs::metadata(directory.join(file)).is_ok_and(|file| file.is_file() || file.is_dir())
     };
-    // What is wrong with it is said where it is started; and a pipe can be read there alone.
+    // The start reports errors in a file; and only the start can read a pipe.
     if !command.files.iter().all(stays) {
         return Ok(false);
     }

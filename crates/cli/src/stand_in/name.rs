@@ -1,4 +1,4 @@
-//! What a service is called that was given no name: after its pid file, else after its configuration.
+//! The name of a service that was given none: from its pid file, else from its configuration.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,12 @@ use bindonce_core::name::Name;
 use bindonce_haproxy::config::Command;
 use nix::unistd::AccessFlags;
 
-/// Where there is one haproxy of each name, so that the name alone is enough.
+/// Directories with one haproxy of each name, so that the name alone is enough.
 const WELL_KNOWN: [&str; 6] =
     ["/run", "/var/run", "/run/haproxy", "/etc", "/etc/haproxy", "/usr/local/etc/haproxy"];
 
-/// The name of the service that a command is: that of its pid file (`-p`) without the extension, else that of its first
-/// configuration file. Elsewhere than where packages put them the rest of the path makes the difference.
+/// The name of a command's service: that of its pid file (`-p`) without the extension, else that of
+/// its first configuration file. Outside the directories of packages, a hash of the path is added.
 pub(super) fn of(command: &Command) -> anyhow::Result<Name> {
     let here = std::env::current_dir().context("cannot tell the current directory")?;
     let here = command.directory.as_ref().map_or_else(|| here.clone(), |other| here.join(other));
@@ -42,13 +42,13 @@ fn after(paths: &[PathBuf]) -> String {
         return name;
     }
     let bytes = paths.iter().flat_map(|path| path.as_os_str().as_bytes().iter().chain([&0]));
-    // FNV-1a: it tells paths apart, and keeps no secret.
+    // FNV-1a: it distinguishes paths, and keeps no secret.
     let hash = bytes
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
     format!("{name}-{hash:08x}")
 }
 
-/// Whether haproxy could write its pid there, in haproxy's words if not.
+/// Fails, in haproxy's words, if haproxy could not write its pid there.
 pub(super) fn can_write(path: &Path) -> anyhow::Result<()> {
     if path.is_dir() {
         bail!("Cannot create pidfile {}: it is a directory", path.display());

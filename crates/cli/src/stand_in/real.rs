@@ -1,5 +1,5 @@
-//! The haproxy that this program stands in for: `$BINDONCE_HAPROXY`, else the first other `haproxy` in PATH or where
-//! packages put it. Never this program itself, which is one file under several names.
+//! The haproxy that this program stands in for: `$BINDONCE_HAPROXY`, else the first other `haproxy`
+//! in PATH or where packages put it. Never this program, which is one file under several names.
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt as _;
@@ -16,16 +16,16 @@ use bindonce_sys::subprocess::{self, Answer};
 /// The name under which this program stands in for haproxy, and the command that does the same.
 pub(crate) const NAME: &str = "haproxy";
 
-/// The variable that names it.
+/// The variable that names the real haproxy.
 const VARIABLE: &str = "BINDONCE_HAPROXY";
 
 /// Where packages put haproxy, in case PATH lacks it.
 const PLACES: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin"];
 
-/// How long it may take for an answer.
+/// How long haproxy may take to answer.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// Where it is.
+/// Finds the real haproxy.
 pub(super) fn find() -> anyhow::Result<PathBuf> {
     let ours = this()?;
     let is_ours = |path: &Path| file(path).is_ok_and(|file| file == ours);
@@ -46,14 +46,15 @@ pub(super) fn find() -> anyhow::Result<PathBuf> {
         })
 }
 
-/// The haproxy command of these words. A program in it that is bindonce by the name of haproxy is the haproxy that it stands in for;
-/// a plain `haproxy` that PATH lacks, as that of a user on Debian does, is where packages put it.
+/// Parses a haproxy command. If its program is bindonce under the name of haproxy, takes the real
+/// haproxy. If it is a plain `haproxy` that PATH lacks, as a user's PATH does on Debian, takes the
+/// one where packages put it.
 pub(crate) fn command(mut words: Vec<OsString>) -> anyhow::Result<config::Command> {
     if let Some(program) = words.first_mut() {
         match executable::find(program) {
             Ok(path) if file(&path).ok() == Some(this()?) => *program = find()?.into(),
             Err(_) if program == NAME => {
-                // Without one, its start says what to do.
+                // Without one, the start of the command says what to do.
                 if let Ok(path) = find() {
                     *program = path.into();
                 }
@@ -66,17 +67,17 @@ pub(crate) fn command(mut words: Vec<OsString>) -> anyhow::Result<config::Comman
     Ok(command)
 }
 
-/// Asks the program of a command what it makes of options whose meaning depends on the version.
+/// Asks the program of a command how it reads options whose meaning depends on the version.
 ///
 /// # Errors
-/// With these it would print something and exit.
+/// With these options the program would print something and exit.
 pub(super) fn settle(command: &mut config::Command) -> Result<(), config::Error> {
     if !command.is_unsettled() {
         return Ok(());
     }
-    // Where it cannot be asked, its start says why.
+    // If the program cannot be asked, its start says why.
     match answer(Path::new(&command.program), std::iter::once("-h".into())) {
-        // It goes to standard error.
+        // haproxy prints its usage on standard error.
         Ok(usage) => command.settle(&String::from_utf8_lossy(&usage.stderr)),
         Err(_) => Ok(()),
     }
@@ -90,15 +91,16 @@ fn file(path: &Path) -> std::io::Result<(u64, u64)> {
     std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// Executes it in place of this process, with these arguments. Returns only if that fails, and why.
+/// Executes haproxy in place of this process, with these arguments. Returns only on failure, with
+/// the reason.
 pub(super) fn become_it(real: &Path, arguments: &[OsString]) -> anyhow::Error {
     let mut command = Command::new(real);
-    // Should it be another copy of this program, that looks for no third one.
+    // If it is another copy of this program, the variable keeps it from looking for a third one.
     let error = command.arg0(NAME).args(arguments).env(VARIABLE, real).exec();
     executable::cannot_execute(real.as_os_str(), &error).into()
 }
 
-/// What it answers to these arguments.
+/// What haproxy answers to these arguments.
 pub(super) fn answer(
     real: &Path,
     arguments: impl Iterator<Item = OsString>,
@@ -108,7 +110,7 @@ pub(super) fn answer(
     subprocess::answer(command, ANSWER)
 }
 
-/// Runs it to its end, with these arguments; gives its exit code.
+/// Runs haproxy to its end with these arguments, and returns its exit code.
 pub(super) fn run(real: &Path, arguments: &[OsString]) -> anyhow::Result<i32> {
     let mut command = Command::new(real);
     let status = command.args(arguments).env(VARIABLE, real).status();

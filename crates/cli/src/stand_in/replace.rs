@@ -1,4 +1,5 @@
-//! `-sf`, `-st` and `-x`: the service that runs is reloaded, with these arguments and from here.
+//! `-sf`, `-st` and `-x`: reloads the running service with these arguments, and with the directory,
+//! environment and listeners of this process.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -17,14 +18,14 @@ use bindonce_sys::{identity, inherit, log, peer};
 
 use super::check;
 
-/// How long a supervisor may take to tell its generations, and to reload.
+/// How long a supervisor may take to report its generations, and to reload.
 const ANSWER: Duration = Duration::from_secs(3);
 const RELOAD: Duration = Duration::from_secs(300);
 
-/// The service that a command replaces: the one that has a given pid, else the one of this name, if it runs.
+/// The running service that a command replaces: the one with a given pid, else of this name.
 ///
 /// # Errors
-/// The pids are those of another service, while that of this name runs too.
+/// The pids belong to another service, while the one of this name runs too.
 pub(crate) fn running(
     command: &Command,
     name: &Name,
@@ -35,9 +36,9 @@ pub(crate) fn running(
     for service in services(socket) {
         let Some((supervisor, pid)) = supervisor(socket, &service) else { continue };
         let is_named = service == *name;
-        // A supervisor that does not answer in time runs all the same.
+        // A supervisor that does not answer in time still counts as running.
         match is_older(&pid) || generations(supervisor).iter().any(is_older) {
-            // Its own pids among those of all services on the host, as pidof(1) gives them.
+            // The service's own pids, among those of all services on the host, as from pidof(1).
             true if is_named => return Ok(Some(service)),
             false if is_named && by_pid.is_none() => by_pid = Some((service, true)),
             true => match &by_pid {
@@ -53,15 +54,15 @@ pub(crate) fn running(
     Ok(by_pid.map(|(service, _)| service))
 }
 
-/// The supervisor of a service, unless none listens, or it is this process: one that has become a newer binary has the command
-/// line of its start.
+/// The supervisor of a service. None if none listens, or if it is this process: an upgraded
+/// supervisor still has the command line of its start.
 fn supervisor(socket: &Path, service: &Name) -> Option<(Client, i32)> {
     let client = Client::connect(&control_socket(socket, service)).ok()?;
     let pid = peer::credentials(client.as_fd()).ok()?.pid;
     (pid != std::process::id().cast_signed()).then_some((client, pid))
 }
 
-/// The pids of its generations; none if it does not answer in time.
+/// The pids of the supervisor's generations; none if it does not answer in time.
 fn generations(mut supervisor: Client) -> Vec<i32> {
     let mut ask = || -> Option<Status> {
         supervisor.set_timeout(ANSWER).ok()?;
@@ -71,8 +72,8 @@ fn generations(mut supervisor: Client) -> Vec<i32> {
     generations.into_iter().filter_map(|generation| generation.pid).collect()
 }
 
-/// Has it reloaded with this command; gives 0 when the new generation serves and no older one accepts, else 1 with
-/// haproxy's words.
+/// Has the supervisor reload with this command. Returns 0 when the new generation serves and no
+/// older one accepts, else 1 with haproxy's words.
 pub(crate) fn reload(
     socket: &Path,
     service: &Name,
@@ -93,7 +94,7 @@ pub(crate) fn reload(
     let how = ReloadParams { caller: Some(caller), at_once, ..ReloadParams::default() };
     match client.call("reload", &how) {
         Ok(reply) => {
-            // Warnings, for whoever has started this; an older supervisor sends none.
+            // Warnings for the caller; an older supervisor sends none.
             let text = reply.get("startup").and_then(|text| text.as_str()).unwrap_or_default();
             log::write(text.as_bytes());
             Ok(ExitCode::SUCCESS)
@@ -107,7 +108,8 @@ pub(crate) fn reload(
     }
 }
 
-/// Gives the broker the listeners among our descriptors that the configuration names; gives those that are new to it.
+/// Gives the broker those of our descriptors that the configuration names. Returns the names of the
+/// listeners that are new to the broker.
 fn give(
     socket: &Path,
     command: &Command,
@@ -118,7 +120,7 @@ fn give(
     if !known.values().any(Result::is_ok) {
         return Ok(Vec::new());
     }
-    // What is wrong with it is said where it is started.
+    // The reload itself reports an error in the configuration.
     let Ok(rendering) = check::rendering(command, known)? else { return Ok(Vec::new()) };
     let mut gives = Vec::new();
     for binding in &rendering.bindings {
@@ -141,11 +143,11 @@ fn give(
     Ok(new.map(|(_, name)| name).collect())
 }
 
-/// Takes them back from the broker, where nothing serves on them.
+/// Takes these listeners back from the broker, because nothing serves on them.
 fn release(socket: &Path, stored: &[String]) {
     if stored.is_empty() {
         return;
     }
-    // One that is used by now stays.
+    // A listener that is in use by now stays.
     let _ = Client::connect(socket).and_then(|mut client| client.release(stored));
 }

@@ -1,4 +1,4 @@
-//! What the example servers say, by hand where no HTTP library does it for them.
+//! The answers of the example servers, written by hand where no HTTP library does it.
 
 use bindonce::Generation;
 
@@ -7,7 +7,7 @@ pub(crate) fn is_complete(head: &[u8]) -> bool {
     head.windows(4).any(|window| window == b"\r\n\r\n")
 }
 
-/// A whole HTTP response that says who answers.
+/// A whole HTTP response that names the generation and its pid.
 pub(crate) fn response(generation: &Generation) -> Vec<u8> {
     let (number, pid) = (generation.number(), std::process::id());
     let body = format!("generation {number}, pid {pid}\n");

@@ -1,4 +1,4 @@
-//! One connection to a broker, awaited.
+//! One connection to a broker, for tokio.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,8 +24,8 @@ use crate::transfer::{Outgoing, READ_SIZE};
 use crate::verbs::Verb;
 use crate::{socket, transfer, verbs};
 
-/// A connection to a broker. It counts as a user of every listener that it has
-/// claimed until it is dropped, so keep it as long as you serve.
+/// A connection to a broker. Until it is dropped, it counts as a user of every listener that it has
+/// claimed, so keep it as long as you serve.
 ///
 /// ```no_run
 /// # async fn run() -> Result<(), bindonce::Error> {
@@ -53,13 +53,13 @@ impl Client {
         Self::connect_within(path, DEFAULT_TIMEOUT).await
     }
 
-    /// Connects, and allows that long for connecting and for each call.
+    /// Connects, with this timeout for connecting and for each call.
     ///
     /// # Errors
     /// [`Error::Connect`] or [`Error::TimedOut`].
     pub async fn connect_within(path: &Path, timeout: Duration) -> Result<Self, Error> {
-        // While the server's queue is full, a non-blocking connect(2) on a UNIX
-        // socket fails and nothing tells when to try again: so wait in a thread.
+        // While the server's accept queue is full, a non-blocking connect(2) on a UNIX socket
+        // fails, and no event says when to try again. So a thread waits.
         let (path, timeout) = (path.to_owned(), at_least(timeout));
         #[expect(clippy::disallowed_methods, reason = "it ends at the deadline")]
         let connect = tokio::task::spawn_blocking(move || socket::connect(&path, timeout));
@@ -69,11 +69,12 @@ impl Client {
         Ok(client)
     }
 
-    /// Connects to the broker that follows one that was lost: as soon as one answers, gives
-    /// back what this process holds ([`Lease::give`]), and joins as its generation. Tries for as long as `patience`.
+    /// Connects to the next broker after one was lost. As soon as a broker answers, this gives back
+    /// the listeners that this process holds ([`Lease::give`]) and joins as its generation. Tries
+    /// for as long as `patience`.
     ///
     /// # Errors
-    /// That of the last attempt.
+    /// The error of the last attempt.
     pub async fn reconnect(
         path: &Path,
         listeners: &[Give<'_>],
@@ -99,7 +100,7 @@ impl Client {
         }
     }
 
-    /// Talks over a connection that is open already, for example an inherited one.
+    /// Uses a connection that is already open, for example an inherited one.
     ///
     /// # Errors
     /// [`Error::Io`] if the runtime does not take the socket.
@@ -115,8 +116,8 @@ impl Client {
         self.timeout = at_least(timeout);
     }
 
-    /// Claims listeners, all or none. Gives one lease for each, in order; a range
-    /// of ports gives many.
+    /// Claims listeners, all or none. Returns one lease for each, in order; a range of ports gives
+    /// one for each port.
     ///
     /// # Errors
     /// [`Error::Refused`] with the broker's reason; see [`Error`].
@@ -124,7 +125,8 @@ impl Client {
         self.ask(&verbs::claim(claims)).await
     }
 
-    /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an error.
+    /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an
+    /// error.
     ///
     /// # Errors
     /// As [`claim`](Self::claim), and [`Error::NotOne`].
@@ -132,9 +134,9 @@ impl Client {
         only(self.claim(&[claim.into()]).await?)
     }
 
-    /// Says which generation of which service this connection is, for a supervisor that numbers and
-    /// orders its generations itself; where the broker is to do that, use
-    /// [`Generation`](crate::aio::Generation). May be said again when the process or the state changes.
+    /// Tells the broker which generation of which service this connection belongs to, for a
+    /// supervisor that numbers and orders its generations itself. To let the broker do that, use
+    /// [`Generation`](crate::aio::Generation). Call it again when the process or the state changes.
     ///
     /// # Errors
     /// See [`Error`].
@@ -142,7 +144,7 @@ impl Client {
         self.ask(&verbs::join(join)).await
     }
 
-    /// Closes listeners, given by name or address, all or none. Gives their names.
+    /// Closes listeners, given by name or address, all or none. Returns their names.
     ///
     /// # Errors
     /// [`Error::Refused`] with [`IN_USE`](crate::ErrorCode::IN_USE) while another
@@ -167,16 +169,16 @@ impl Client {
         self.ask(&verbs::status()).await
     }
 
-    /// What happened after the event with the id `since`, as far as it is remembered; 0 for all
-    /// of it. [`Follower`](crate::Follower), which blocks, tells what happens from then on.
+    /// The remembered events after the event with the id `since`; 0 for all of them.
+    /// [`Follower`](crate::Follower), which blocks, also gives later events.
     ///
     /// # Errors
-    /// [`Error::Refused`] where the caller may not see every listener; see [`Error`].
+    /// [`Error::Refused`] if the caller may not see every listener; see [`Error`].
     pub async fn events(&mut self, since: u64) -> Result<EventsResult, Error> {
         self.ask(&verbs::events(since)).await
     }
 
-    /// Asks whether the broker is there, and its version.
+    /// Checks that the broker answers, and returns its version.
     ///
     /// # Errors
     /// See [`Error`].
@@ -184,13 +186,13 @@ impl Client {
         self.ask(&verbs::ping()).await
     }
 
-    /// Gives the broker listeners that this process holds, and uses them from then on as if it
-    /// had claimed them. What the broker has already is only used. Gives their names, in order.
-    /// Done in parts of 253, each all or nothing.
+    /// Gives the broker listeners that this process holds, and uses them from then on as if it had
+    /// claimed them. A listener that the broker already holds is only used. Returns their names, in
+    /// order. Works in batches of 253, each all or nothing.
     ///
     /// # Errors
-    /// [`Error::Refused`] if one is not what it is said to be, or another holds its name or
-    /// address; see [`Error`].
+    /// [`Error::Refused`] if a socket is not what its claim says, or another listener has its name
+    /// or address; see [`Error`].
     pub async fn store(&mut self, listeners: &[Give<'_>]) -> Result<Vec<String>, Error> {
         let mut names = Vec::with_capacity(listeners.len());
         for part in listeners.chunks(MAX_FDS) {
@@ -200,12 +202,12 @@ impl Client {
         Ok(names)
     }
 
-    /// Calls any method of the protocol (docs/protocol-requests.md) that gives no descriptors, and gives its
-    /// `result`. `params` is an array.
+    /// Calls any method of the protocol (docs/protocol-requests.md) that returns no descriptors,
+    /// and returns its `result`. `params` is an array.
     ///
     /// # Errors
-    /// [`Error::Refused`] with [`METHOD_NOT_FOUND`](crate::ErrorCode::METHOD_NOT_FOUND) where the
-    /// broker does not have it; see [`Error`].
+    /// [`Error::Refused`] with [`METHOD_NOT_FOUND`](crate::ErrorCode::METHOD_NOT_FOUND) if the
+    /// broker does not have the method; see [`Error`].
     pub async fn call<P: Serialize + ?Sized>(
         &mut self,
         method: &'static str,
@@ -214,15 +216,15 @@ impl Client {
         self.exchange(method, params, &[], false).await.and_then(typed)
     }
 
-    /// Waits until the broker closes the connection (or breaks the protocol by
-    /// speaking unasked). Dropping this wait harms nothing.
+    /// Waits until the broker closes the connection (or breaks the protocol with an unexpected
+    /// message). The wait is cancel safe.
     pub async fn closed(&self) {
         let mut byte = [0; 1];
         loop {
             if self.stream.readable().await.is_err() {
                 return;
             }
-            // Readiness may be left over from the last reply; trying clears it.
+            // Readiness may be left over from the last reply; a read clears it.
             match self.stream.try_read(&mut byte) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 _ => return,
@@ -230,12 +232,12 @@ impl Client {
         }
     }
 
-    /// From now on the broker may say something unasked.
+    /// Allows notifications from now on.
     pub(super) fn expect_notifications(&mut self) {
         self.session.expect_notifications();
     }
 
-    /// Waits until the broker says something unasked. Dropping this wait harms nothing.
+    /// Waits for a notification. The wait is cancel safe.
     pub(super) async fn hear(&mut self) -> Result<Notification, Error> {
         loop {
             if let Some(notification) = self.session.heard() {
@@ -277,14 +279,14 @@ impl Client {
     }
 }
 
-/// The connection's descriptor, for example to ask who is at the other end.
+/// The connection's descriptor, for example to read the peer credentials.
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
 }
 
-/// Whatever becomes of a call, also when it is dropped: no descriptor stays.
+/// Closes the descriptors of a call that did not finish, also if it was dropped.
 struct Unfinished<'a>(&'a mut Session);
 
 impl Drop for Unfinished<'_> {

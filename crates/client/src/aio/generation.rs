@@ -18,8 +18,8 @@ use crate::session::DEFAULT_TIMEOUT;
 use crate::socket::default_socket;
 use crate::verbs;
 
-/// This process as one generation of a service whose order the broker keeps: what
-/// [`bindonce::Generation`](crate::Generation) is, awaited.
+/// This process as one generation of a service: [`bindonce::Generation`](crate::Generation),
+/// awaited.
 ///
 /// ```no_run
 /// # async fn answer(_: tokio::net::TcpStream) {}
@@ -49,24 +49,23 @@ use crate::verbs;
 /// # }
 /// ```
 ///
-/// Nothing happens behind the caller's back: no task is spawned, and the connection is looked at
-/// only in calls of this type. (While it connects, one of the runtime's blocking threads is used.) So have [`retired`](Self::retired)
-/// awaited as long as the process serves: that is also what finds the next broker when this
-/// one is lost.
+/// This type spawns no task: it reads its connection only inside its own calls. (Connecting uses
+/// one of the runtime's blocking threads.) So keep [`retired`](Self::retired) awaited as long as
+/// the process serves: it also finds the next broker when this one is lost.
 ///
-/// Each call may be dropped before it is done and made again; at worst the next one connects again
+/// Each call may be dropped before it is done and made again; at worst the next call connects again
 /// as the same generation.
 #[derive(Debug)]
 pub struct Generation {
     path: PathBuf,
-    /// None while there is no broker.
+    /// None while no broker is connected.
     client: Option<Client>,
-    /// In place of a broker.
+    /// Set if this generation works without a broker.
     alone: Option<Alone>,
-    /// Whether READY=1 has to be said once this serves.
+    /// Whether to send READY=1 once this generation serves.
     tells: bool,
     membership: Membership,
-    /// When to try again to find a broker.
+    /// When to try again to reach a broker.
     again: Instant,
 }
 
@@ -80,19 +79,22 @@ impl Generation {
         Self::join_at(&default_socket(), service).await
     }
 
-    /// For a program that runs in any way: takes the sockets that its starter has passed (`LISTEN_FDS`: systemd,
-    /// `bindonce run`, `bindonce exec`); else joins at the broker, as [`join`](Self::join) does; else, where there is no broker and
-    /// `BINDONCE_SOCKET` names none, binds by itself. The rest of the life is the same. [`ready`](Self::ready)
-    /// also says READY=1 to `NOTIFY_SOCKET`.
+    /// Joins, or works without a broker, for a program that is started in various ways. Takes the
+    /// sockets that the starter passed (`LISTEN_FDS`: systemd, `bindonce run`, `bindonce exec`);
+    /// else joins at the broker, as [`join`](Self::join) does; else, if no broker answers and no
+    /// variable names one (see [`default_socket`]), binds sockets itself.
+    /// The rest of the generation's life is the same. [`ready`](Self::ready) also sends READY=1 to
+    /// `NOTIFY_SOCKET`.
     ///
-    /// What was passed is claimed by name or by address; a claim of anything else is bound by this process. Only the
-    /// first call in a process finds what was passed, so make it before anything else takes it. Without a
-    /// broker no generation is told to retire by this: whoever starts the next one sends a signal (SIGTERM), at which
-    /// this one accepts no more, calls [`stopped`](Self::stopped), and drains.
+    /// A claim finds a passed socket by name or by address; any other claim is bound by this
+    /// process. Only the first call in a process gets the passed sockets, so call this before other
+    /// code takes them. Without a broker, nothing here tells a generation to retire: whoever starts
+    /// the next one sends this process a signal (SIGTERM), on which it stops accepting, calls
+    /// [`stopped`](Self::stopped), and drains.
     ///
     /// # Errors
-    /// [`Error::Bind`] where what was passed cannot be taken; those of [`join`](Self::join) but for a broker that nobody
-    /// named and that is not there.
+    /// [`Error::Bind`] if the passed sockets cannot be taken; else the errors of
+    /// [`join`](Self::join), where a missing broker is an error only if a variable names it.
     pub async fn join_or_bind(service: &Name) -> Result<Self, Error> {
         let path = default_socket();
         let mut generation = match Alone::passed()? {
@@ -106,16 +108,17 @@ impl Generation {
         Ok(generation)
     }
 
-    /// Whether no broker keeps the order of this generation; see [`join_or_bind`](Self::join_or_bind).
+    /// Whether this generation works without a broker; see [`join_or_bind`](Self::join_or_bind).
     pub fn is_alone(&self) -> bool {
         self.alone.is_some()
     }
 
-    /// Becomes the next generation of a service.
+    /// Becomes the next generation of a service, at the broker at `path`.
     ///
     /// # Errors
-    /// [`Error::Connect`] without a broker; [`Error::Refused`] where the service is another user's
-    /// or a supervisor's, or the broker is too old to keep an order; see [`Error`].
+    /// [`Error::Connect`] if no broker answers; [`Error::Refused`] if the service belongs to
+    /// another user or to a supervisor, or if the broker is too old to keep an order; see
+    /// [`Error`].
     pub async fn join_at(path: &Path, service: &Name) -> Result<Self, Error> {
         Self::begin(path, service, None).await
     }
@@ -131,24 +134,24 @@ impl Generation {
         Ok(Self { path, client, alone, tells: false, membership, again })
     }
 
-    /// The service.
+    /// The name of the service.
     pub fn service(&self) -> &Name {
         self.membership.service()
     }
 
-    /// The number of this generation: larger than that of any before, also of those under
-    /// earlier brokers. Without a broker the supervisor's, or 0.
+    /// The number of this generation, larger than that of every earlier generation, also under
+    /// earlier brokers. Without a broker, the number that the supervisor gave, or 0.
     pub fn number(&self) -> u64 {
         self.membership.number()
     }
 
-    /// Claims listeners, all or none, as [`Client::claim`] does, and gives a lease for each. A claim made
-    /// again gives the same socket. Listeners that this creates are closed again if this generation
-    /// ends before it has served.
+    /// Claims listeners, all or none, as [`Client::claim`] does, and returns a lease for each. A
+    /// repeated claim gives the same socket. Listeners that the claim creates are closed again if
+    /// this generation ends before it has served.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the broker's reason. After any error of the connection the
-    /// call may be made again; see [`Error`].
+    /// [`Error::Refused`] with the broker's reason. After a connection error the call may be
+    /// repeated; see [`Error`].
     pub async fn claim(&mut self, claims: &[Claim]) -> Result<Vec<Lease>, Error> {
         if let Some(alone) = &mut self.alone {
             return alone.claim(claims);
@@ -168,7 +171,8 @@ impl Generation {
         Ok(leases)
     }
 
-    /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an error.
+    /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an
+    /// error.
     ///
     /// # Errors
     /// As [`claim`](Self::claim), and [`Error::NotOne`].
@@ -176,11 +180,11 @@ impl Generation {
         only(self.claim(&[claim.into()]).await?)
     }
 
-    /// Says that this generation is ready, and waits until it may accept: until the older one
-    /// accepts no more, which is as soon as that one has said so, or the broker's `retire_time`
-    /// (5 seconds) has passed. From then on what was claimed is there to stay. One that serves already is
-    /// told so at once. If this wait is dropped, the readiness stays said, and the call may be made again, or
-    /// the process may just end: the older one serves on.
+    /// Reports that this generation is ready, and waits until it may accept. It may accept when the
+    /// older generation has stopped, or when the broker's `retire_time` (5 seconds) has passed.
+    /// From then on the claimed listeners stay. A generation that already serves returns at once.
+    /// If the wait is dropped, the report stands: the call may be repeated, or the process may end,
+    /// and the older generation continues to serve.
     ///
     /// # Errors
     /// [`Error::Superseded`] if a newer generation is ready; see [`Error`].
@@ -196,12 +200,12 @@ impl Generation {
         Ok(())
     }
 
-    /// Waits until a newer generation is ready, and this one must stop accepting. Dropping this
-    /// wait harms nothing.
+    /// Waits until a newer generation is ready and this one must stop accepting. The wait is cancel
+    /// safe.
     ///
     /// # Errors
-    /// Those of the next broker, where this one was lost and the next does not take this generation
-    /// ([`Error::Refused`]). The process may serve on, and the next call tries again; see [`Error`].
+    /// [`Error::Refused`] if the broker was lost and the next one does not take this generation.
+    /// The process may continue to serve, and the next call tries again; see [`Error`].
     pub async fn retired(&mut self) -> Result<(), Error> {
         while !self.membership.is_retired() {
             self.news().await?;
@@ -209,13 +213,13 @@ impl Generation {
         Ok(())
     }
 
-    /// Says that this process accepts no more, whether it was told to or not: every listener has
-    /// been dropped. The newer generation is let in at this, and it is [`Stopped::Retired`]; if
-    /// that one has gone meanwhile, it was [`Stopped::Recalled`].
+    /// Reports that this process accepts no more, whether or not it was told to retire. Drop every
+    /// listener first: the broker now lets the newer generation accept. Returns
+    /// [`Stopped::Retired`], or [`Stopped::Recalled`] if the newer generation has gone meanwhile.
     ///
     /// # Errors
-    /// See [`Error`]. If the broker is lost meanwhile the next one is sought for at most 3 seconds,
-    /// and that none is found is no error: nobody waits for this generation then.
+    /// See [`Error`]. If the broker is lost, the call looks for the next one for at most 3 seconds.
+    /// Finding none is no error: then no generation waits for this one.
     pub async fn stopped(&mut self) -> Result<Stopped, Error> {
         self.membership.stop();
         if let Some(alone) = &mut self.alone {
@@ -233,8 +237,9 @@ impl Generation {
         Ok(self.membership.stopped())
     }
 
-    /// Awaits `work`, which finishes what is connected, and meanwhile keeps this generation's place: should
-    /// the broker be lost, the next one, and its `status`, know of a generation that drains.
+    /// Awaits `work`, which finishes the open connections, and meanwhile keeps this generation's
+    /// place: if the broker is lost, the next broker and its `status` know that this generation
+    /// drains.
     pub async fn drain<W: Future>(&mut self, work: W) -> W::Output {
         tokio::select! {
             output = work => output,
@@ -242,7 +247,8 @@ impl Generation {
         }
     }
 
-    /// As [`drain`](Self::drain), for no longer than `limit`: then `work` is dropped, and this gives None.
+    /// As [`drain`](Self::drain), for at most `limit`: then `work` is dropped, and this returns
+    /// None.
     pub async fn drain_within<W: Future>(&mut self, work: W, limit: Duration) -> Option<W::Output> {
         self.drain(timeout(limit, work)).await.ok()
     }
@@ -254,12 +260,12 @@ impl Generation {
         }
     }
 
-    /// Ends this generation: what was connected is finished. The same as dropping it.
+    /// Ends this generation after its connections are finished. The same as dropping it.
     pub fn drained(self) {
         drop(self);
     }
 
-    /// Says to the broker where this generation is, if there is a broker.
+    /// Reports this generation's state to the broker, if one is connected.
     async fn say(&mut self) -> Result<(), Error> {
         let Some(client) = &mut self.client else { return Ok(()) };
         let joining = self.membership.joining();
@@ -273,7 +279,8 @@ impl Generation {
         }
     }
 
-    /// Waits until the broker says something or is lost; or looks for the next one.
+    /// Waits for a message from the broker, or for its loss; without a broker, tries to reach the
+    /// next one.
     async fn news(&mut self) -> Result<(), Error> {
         let Some(client) = &mut self.client else { return self.find_again().await };
         match client.hear().await {
@@ -283,7 +290,7 @@ impl Generation {
         Ok(())
     }
 
-    /// Tries once to reach the next broker, when it is time. Dropping this harms nothing.
+    /// Tries once to reach the next broker, when a retry is due. The wait is cancel safe.
     async fn find_again(&mut self) -> Result<(), Error> {
         if self.alone.is_some() {
             return pending().await;
@@ -307,7 +314,7 @@ impl Generation {
         Ok(())
     }
 
-    /// After an error: the connection may be of no use any more.
+    /// Drops the connection if this error has broken it.
     fn failed(&mut self, error: &Error) {
         if is_over(error) {
             self.client = None;
@@ -316,7 +323,7 @@ impl Generation {
     }
 }
 
-/// Takes its place in the order.
+/// Takes this generation's place in the order.
 async fn enter(mut client: Client, membership: &mut Membership) -> Result<Client, Error> {
     client.expect_notifications();
     let result = client.ask(&verbs::enter(&membership.joining())).await?;

@@ -1,7 +1,8 @@
-//! The client for tokio: the same verbs, awaited.
+//! The client and the generation for tokio: the same calls, awaited.
 //!
-//! A call that is dropped before it is done leaves the connection half-way, and
-//! the next call says [`Error::Interrupted`](crate::Error::Interrupted); its descriptors are closed.
+//! A call of [`Client`] that is dropped before it is done leaves the connection half-way: its
+//! descriptors are closed, and the next call returns
+//! [`Error::Interrupted`](crate::Error::Interrupted).
 
 mod client;
 mod generation;

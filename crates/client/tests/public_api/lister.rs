@@ -1,7 +1,7 @@
-//! Lists what is public in this crate, following its `pub use` into the crates below.
+//! Lists the public items of this crate, following its `pub use` into the crates below.
 //!
-//! It knows what this workspace does: modules in files of their own, `impl` blocks beside the type, no macro
-//! that makes public items. Whatever it does not know is an error, not a silence.
+//! It supports what this workspace uses: modules in files of their own, `impl` blocks beside the
+//! type, no macro that makes public items. Anything else is an error, not silence.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,7 +58,7 @@ impl Listing {
         listing
     }
 
-    /// Notes the public types of a crate, whether they are exported or not.
+    /// Notes the public types of a crate, exported or not.
     fn note_types(&mut self, directory: &Path) {
         for entry in std::fs::read_dir(directory).expect("a directory of sources").flatten() {
             let path = entry.path();
@@ -90,7 +90,7 @@ impl Listing {
         self.elsewhere.extend(blocks.filter(|name| !here.contains(name)));
     }
 
-    /// Lists what a module makes public.
+    /// Lists the public items of a module.
     fn module(&mut self, module: &Module, at: &Public) {
         for item in module.items().iter() {
             let below = |name: &str, attributes: &[Attribute]| Public {
@@ -117,7 +117,7 @@ impl Listing {
         }
     }
 
-    /// Lists one item, which is defined in that module, and what is implemented for it there.
+    /// Lists one item that is defined in this module, and its `impl` blocks there.
     fn item(&mut self, module: &Module, name: &str, at: &Public) {
         let items = module.items();
         let is_it = |item: &&Item| defined(item).is_some_and(|(defined, _)| defined == name);
@@ -184,7 +184,8 @@ impl Listing {
         }
     }
 
-    /// Whether it makes something that is not ours of this type, as `From<Timestamp> for SystemTime`.
+    /// Whether the block converts this type into a type that is not ours, as
+    /// `From<Timestamp> for SystemTime`.
     fn converts(&self, block: &ItemImpl, name: &str) -> bool {
         let of = block.trait_.as_ref().map(|(of, _)| text(of)).unwrap_or_default();
         let ours = self_type(block).is_some_and(|name| self.ours.contains(&name));
@@ -211,7 +212,7 @@ impl Listing {
             return;
         }
         let of = if generics.is_empty() { String::new() } else { format!("impl{generics} ") };
-        // Of one of several types, as Acceptor<TcpListener>.
+        // A block for one of several types, such as Acceptor<TcpListener>.
         let of = if generics.is_empty() && full.contains('<') { format!("{full} ") } else { of };
         for item in &block.items {
             match item {
@@ -277,7 +278,7 @@ impl Module {
         items(&self.file())
     }
 
-    /// The module in which what a `use` here names is defined.
+    /// The module that defines the item that a `use` here names.
     fn find(&self, path: &[String]) -> Self {
         let (name, modules) = path.split_last().expect("a path");
         let mut module = self.clone();
@@ -317,7 +318,7 @@ fn leaves(tree: &UseTree) -> Vec<Vec<String>> {
     }
 }
 
-/// The name and the attributes of an item that is public and has one of its own.
+/// The name and the attributes of a public item that has a name.
 fn defined(item: &Item) -> Option<(String, &[Attribute])> {
     let (visibility, name, attributes) = match item {
         Item::Struct(item) => (&item.vis, &item.ident, &item.attrs),
@@ -333,7 +334,7 @@ fn defined(item: &Item) -> Option<(String, &[Attribute])> {
     public(visibility).then(|| (name.to_string(), attributes.as_slice()))
 }
 
-/// The items of a file, which is read once.
+/// The items of a file. Each file is read once.
 fn items(path: &Path) -> Rc<[Item]> {
     thread_local! {
         static READ: RefCell<BTreeMap<PathBuf, Rc<[Item]>>> = RefCell::default();
@@ -356,13 +357,13 @@ fn self_type(block: &ItemImpl) -> Option<String> {
     path.path.segments.last().map(|segment| segment.ident.to_string())
 }
 
-/// What an attribute says to users of a type.
+/// The attributes of a type that matter to its users.
 fn marks(attributes: &[Attribute]) -> &'static str {
     let open = attributes.iter().any(|attribute| attribute.path().is_ident("non_exhaustive"));
     if open { "non_exhaustive " } else { "" }
 }
 
-/// The feature without which an item is not there.
+/// The feature that an item needs.
 fn feature(attributes: &[Attribute]) -> Option<String> {
     let cfg = attributes.iter().find(|attribute| attribute.path().is_ident("cfg"))?;
     let condition = text(&cfg.meta);

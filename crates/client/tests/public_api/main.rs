@@ -1,17 +1,18 @@
-//! The public interface of the crate, line by line, as it was agreed: `listing.txt`. What a program that
-//! links `bindonce` can see does not change unless that file does, so a change shows in review
-//! as what it is to those programs.
+//! The public interface of the crate, line by line, as agreed: `listing.txt`. A program that links
+//! `bindonce` sees no change unless that file changes, so a review sees each change as what it
+//! means to such programs.
 //!
-//! A line that goes or changes may break them: then the next version is another minor one
-//! (0.1 -> 0.2), or a major one from 1.0 on. A line that comes is an addition. To agree to either:
+//! A line that disappears or changes may break programs: then the next version is another minor one
+//! (0.1 -> 0.2), or a major one from 1.0 on. A new line is an addition. To agree to either:
 //!
 //! ```sh
 //! BINDONCE_BLESS=1 cargo test -p bindonce --all-features --test public_api
 //! ```
 //!
-//! The listing is made from the sources, with `syn`, and not by cargo-public-api from rustdoc's JSON. That needs
-//! a nightly compiler and differs with each; and of a type that `bindonce` re-exports from core or wire it
-//! shows one line `pub use`, and none of the members on which programs depend.
+//! The listing is made from the sources, with `syn`, and not by cargo-public-api from rustdoc's
+//! JSON. That needs a nightly compiler and differs with each compiler. For a type that `bindonce`
+//! re-exports from core or wire it shows one line `pub use`, and none of the members on which
+//! programs depend.
 
 #![cfg(test)]
 // The lint's exception for tests covers only functions marked #[test], not what they use.
@@ -24,7 +25,7 @@ use std::path::Path;
 
 use lister::Listing;
 
-/// Public types that are complete as they are, and why.
+/// Public types that never grow, and why.
 const COMPLETE: [(&str, &str); 6] = [
     ("bindonce::Accepted", "a connection, or the word to stop: there is no third"),
     ("bindonce::ErrorCode", "a number"),
@@ -71,7 +72,7 @@ fn what_can_grow_may_grow() {
 #[test]
 fn what_is_mentioned_can_be_named() {
     let listing = Listing::of_this_crate();
-    // serde_json and hyper have types of these names, and those are meant.
+    // These names mean types of serde_json and hyper.
     let theirs = |name: &&String| ["Value", "Request"].contains(&name.as_str());
     let missing = listing.mentioned.difference(&listing.exported).filter(|name| !theirs(name));
     let missing: Vec<_> = missing.collect();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-/// A broker that ends, and whose directory goes, when it is dropped.
+/// A broker. When it is dropped, the broker ends and its directory is removed.
 pub(crate) struct Broker {
     directory: PathBuf,
     socket: PathBuf,
@@ -17,7 +17,7 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    /// Starts one; it answers when this returns.
+    /// Starts a broker, which answers when this returns.
     pub(crate) fn start() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -35,7 +35,7 @@ impl Broker {
             };
             runtime.block_on(bindonce_broker::run(config, shutdown)).expect("broker");
         });
-        // Its path is there a moment before it listens.
+        // The path exists a moment before the broker listens.
         let deadline = Instant::now() + Duration::from_secs(20);
         while UnixStream::connect(&socket).is_err() {
             assert!(Instant::now() < deadline, "no broker");

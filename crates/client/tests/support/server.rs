@@ -1,4 +1,5 @@
-//! A server in a process of its own, of which each start takes over from the one before, and what clients do to it.
+//! A server process, each start of which takes over from the one before, and clients that attack
+//! it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,7 +21,7 @@ pub(crate) struct Server {
     child: Child,
     pub(crate) generation: String,
     pub(crate) address: SocketAddr,
-    /// What it says to its operator.
+    /// The messages to its operator.
     errors: Receiver<String>,
 }
 
@@ -50,7 +51,7 @@ impl Server {
         thread::spawn(move || {
             said.lines().map_while(Result::ok).for_each(|line| drop(say.send(line)));
         });
-        // From here on it is ended with the test.
+        // From here on the server ends with the test.
         let nowhere = SocketAddr::from(([0; 4], 0));
         let mut server = Self { child, generation: String::new(), address: nowhere, errors };
         let mut lines = BufReader::new(output).lines();
@@ -60,12 +61,12 @@ impl Server {
         assert_eq!(words.len(), 5, "{first}");
         server.address = words[4].trim_start_matches("udp4@").parse().expect("an address");
         server.generation = words[1].to_owned();
-        // Whatever else it says must not fill the pipe.
+        // Further output must not fill the pipe.
         thread::spawn(move || lines.for_each(drop));
         server
     }
 
-    /// Waits until it has said this to its operator.
+    /// Waits until the server has sent this message to its operator.
     pub(crate) fn says(&self, words: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -76,7 +77,7 @@ impl Server {
         }
     }
 
-    /// Waits for the end that its successor has brought about.
+    /// Waits until the server has ended because of its successor.
     pub(crate) fn ends(mut self) {
         let pid = i32::try_from(self.child.id()).expect("a pid");
         let pidfd = Pidfd::open(pid).expect("a child that has not been waited for");
@@ -97,7 +98,7 @@ impl Drop for Server {
     }
 }
 
-/// Half a request, and the answer to it once it is whole.
+/// Opens a connection and sends half a request.
 pub(crate) fn begin(address: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(address).expect("connect");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
@@ -124,15 +125,15 @@ fn crowd(address: SocketAddr) -> Vec<TcpStream> {
     (0..60).map(|_| TcpStream::connect(address).expect("connect")).collect()
 }
 
-/// What a server says when its table of descriptors is full.
+/// The message of a server whose table of descriptors is full.
 const FULL: &str = "clients wait: Too many open files";
 
-/// Restarts a server under load, and looks what clients saw.
+/// Restarts a server under load, and checks what the clients saw.
 pub(crate) fn storm(program: &Path, restarts: usize) {
     storm_of(|broker| Server::start(program, broker), restarts);
 }
 
-/// The same of what this starts.
+/// The same for servers that `start` starts.
 pub(crate) fn storm_of(mut start: impl FnMut(&Broker) -> Server, restarts: usize) {
     let broker = Broker::start();
     let server = start(&broker);
@@ -146,8 +147,9 @@ pub(crate) fn storm_of(mut start: impl FnMut(&Broker) -> Server, restarts: usize
     println!("{} connections: 0 failed, 0 stale", report.connections);
 }
 
-/// Has generation after generation take over, each when a client has `heard` the one before. Between them others leave
-/// with a reset, say nothing, and at every fifth time fill the table of descriptors of the older one. Gives the last.
+/// Lets generation after generation take over, each when a client has `heard` the one before. In
+/// between, other clients reset their connections, send nothing, and at every fifth restart fill
+/// the older generation's table of descriptors. Returns the last server.
 pub(crate) fn restart(
     mut server: Server,
     mut start: impl FnMut() -> Server,
@@ -158,7 +160,7 @@ pub(crate) fn restart(
     for number in 1..=restarts {
         assert!(heard(&server.generation), "generation {} answers nobody", server.generation);
         reset(begin(address));
-        // They stay until the next has taken over.
+        // These clients stay until the next generation has taken over.
         let silent = if number % 5 == 0 {
             let silent = crowd(address);
             server.says(FULL);
@@ -176,13 +178,14 @@ pub(crate) fn restart(
     server
 }
 
-/// A server at its limit of open files, with clients that reset, stall and say nothing: it lives, tells its operator,
-/// and serves when there is room again; then another takes over, and a slow client is finished.
+/// A server at its limit of open files, with clients that reset, stall and send nothing: it lives,
+/// tells its operator, and serves when there is room again. Then another server takes over, and a
+/// slow client is finished.
 pub(crate) fn survives(program: &Path) {
     survives_of(|broker| Server::start(program, broker));
 }
 
-/// The same of what this starts.
+/// The same for servers that `start` starts.
 pub(crate) fn survives_of(mut start: impl FnMut(&Broker) -> Server) {
     let broker = Broker::start();
     let server = start(&broker);
@@ -195,7 +198,7 @@ pub(crate) fn survives_of(mut start: impl FnMut(&Broker) -> Server) {
     drop(silent);
     assert!(finish(begin(server.address)).contains(&own));
     let slow = begin(server.address);
-    // It has been accepted: one that came later is answered.
+    // The slow client has been accepted: a later one is answered.
     assert!(finish(begin(server.address)).contains(&own));
     let new = start(&broker);
     assert!(finish(slow).contains(&own));

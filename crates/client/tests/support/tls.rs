@@ -1,4 +1,4 @@
-//! Clients that speak TLS: each opens a connection for every request, and hears which generation has answered.
+//! TLS clients. Each opens a connection for every request, and notes which generation answers.
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -16,17 +16,17 @@ use tokio_rustls::rustls::{
 
 use crate::server::PATIENCE;
 
-/// Clients that go on until they are stopped.
+/// Clients that run until they are stopped.
 pub(crate) struct Clients {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<Seen>>,
 }
 
-/// What clients saw.
+/// The observations of the clients.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) answers: u64,
-    /// Answers of a generation older than one that had answered before the connection was begun.
+    /// Answers of a generation older than one that had answered before the connection began.
     pub(crate) stale: u64,
     pub(crate) failed: Vec<String>,
 }
@@ -42,7 +42,7 @@ struct Shared {
 }
 
 impl Clients {
-    /// Starts so many; each trusts the first certificate of this file (PEM).
+    /// Starts `count` clients. Each trusts the first certificate of this PEM file.
     pub(crate) fn start(count: usize, address: SocketAddr, certificate: &str) -> Self {
         let certificate = CertificateDer::from_pem_file(certificate).expect("a certificate");
         let only = Only { certificate, provider: crypto::ring::default_provider() };
@@ -66,7 +66,7 @@ impl Clients {
         Self { shared, threads }
     }
 
-    /// Waits until one has heard this generation.
+    /// Waits until a client has an answer of this generation.
     pub(crate) fn heard(&self, generation: &str) -> bool {
         let generation: u64 = generation.parse().expect("a number");
         let turn = self.shared.turn.lock().expect("no panic");
@@ -80,7 +80,7 @@ impl Clients {
         !waited.timed_out()
     }
 
-    /// Ends them, after what they have begun.
+    /// Stops the clients after their current requests.
     pub(crate) fn stop(self) -> Seen {
         self.shared.over.store(true, Ordering::SeqCst);
         let mut all = Seen::default();
@@ -113,7 +113,7 @@ impl Shared {
         seen
     }
 
-    /// One request on a connection of its own, read to the end.
+    /// Sends one request on a new connection, and reads to the end.
     fn ask(&self) -> Result<u64, Box<dyn Error>> {
         let stream = TcpStream::connect_timeout(&self.address, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -123,7 +123,7 @@ impl Shared {
         let mut stream = StreamOwned::new(connection, stream);
         stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
-        // An end without TLS's own word for it is an error here.
+        // An end without TLS's close_notify is an error here.
         stream.read_to_string(&mut text)?;
         let (_, rest) = text.split_once("x-generation: ").ok_or_else(|| text.clone())?;
         let number = rest.lines().next().unwrap_or_default().parse()?;
@@ -134,7 +134,7 @@ impl Shared {
     }
 }
 
-/// Believes one certificate, whatever name is in it.
+/// Trusts one certificate, whatever name is in it.
 #[derive(Debug)]
 struct Only {
     certificate: CertificateDer<'static>,

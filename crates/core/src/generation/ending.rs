@@ -5,7 +5,7 @@ use super::timeline::Timeline;
 use super::{Action, GenerationId, Moment, Reason, SOFT_STOP_AGAIN, Signal, TERM_TO_KILL};
 
 impl Timeline {
-    /// Tells a generation to close its listeners. `proved`: it is known not to accept already.
+    /// Tells a generation to close its listeners. `proved`: it is known to have stopped accepting.
     pub(super) fn soft_stop(
         &mut self,
         now: Moment,
@@ -36,7 +36,7 @@ impl Timeline {
         let drain = life.drain_timeout.unwrap_or(self.settings.drain_timeout);
         let told = match life.stage {
             Stage::Stopping { .. } => true,
-            // Something else told it to stop; a serving generation must be started again.
+            // Another program told it to stop; a serving generation must be started again.
             Stage::Serving { .. } => {
                 out.push(Action::WatchStop(id));
                 false
@@ -47,7 +47,7 @@ impl Timeline {
         out.push(Action::Detach(id));
     }
 
-    /// It may drain for so long: from now on, or from when it has stopped.
+    /// Sets how long a generation may drain: from now, or from when it has stopped.
     pub(super) fn drain_within(&mut self, now: Moment, id: GenerationId, time: Moment) {
         let Some(life) = self.lives.get_mut(&id).filter(|life| life.lingers()) else { return };
         life.drain_timeout = Some(time);
@@ -56,7 +56,7 @@ impl Timeline {
         }
     }
 
-    /// It says that it was told to stop.
+    /// The generation confirms that it was told to stop.
     pub(super) fn says_stopping(&mut self, id: GenerationId) {
         if let Some(Stage::Stopping { says, .. }) =
             self.lives.get_mut(&id).map(|life| &mut life.stage)
@@ -65,8 +65,8 @@ impl Timeline {
         }
     }
 
-    /// It had closed its listeners and has them again: it is told to stop again, and whatever is in
-    /// progress waits for it too.
+    /// The generation had closed its listeners and has them again: it is told to stop again, and
+    /// the operation in progress waits for it too.
     pub(super) fn listens_again(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
         let Some(life) = self.lives.get_mut(&id) else { return };
         if let Stage::Draining { .. } = life.stage {
@@ -87,7 +87,7 @@ impl Timeline {
         }
     }
 
-    /// It is at its end and does not exit. It obeys no other signal.
+    /// The generation has no connection left and does not exit. It obeys only SIGKILL.
     pub(super) fn hangs(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
         let stage = self.lives.get(&id).map(|life| &life.stage);
         if matches!(stage, Some(Stage::Draining { .. })) {
@@ -95,8 +95,8 @@ impl Timeline {
         }
     }
 
-    /// Somebody wants a replaced generation to end now, with the connections that it has. One that
-    /// serves or is being started stays as it is.
+    /// Ends a replaced generation now, together with its connections. One that serves or starts
+    /// stays as it is.
     pub(super) fn retire(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
         if self.lives.get(&id).is_some_and(Life::lingers) {
             self.operation.note_ended(id);
@@ -162,9 +162,10 @@ impl Timeline {
         self.proof_is_due(now, out);
     }
 
-    /// A soft stop is not complete: signal again, or end it. Also one that is proved not to accept
-    /// must say that it stops: a proof is only as good as the moment it was made in. When it has said so,
-    /// it may close its listeners later (`grace`), as long as its connections may last.
+    /// Signals a generation again whose soft stop is not complete, or ends it. Even one that is
+    /// proved not to accept must confirm that it stops: a proof holds only for the moment it was
+    /// made. Once it has confirmed, it may close its listeners later (`grace`), for as long as its
+    /// connections may last.
     fn stop_is_due(
         &mut self,
         now: Moment,
@@ -197,7 +198,7 @@ impl Timeline {
         }
     }
 
-    /// Ends the oldest of those that drain, if there are more than may.
+    /// Ends the oldest draining generations, if there are more than allowed.
     pub(super) fn limit_draining(&mut self, now: Moment, out: &mut Vec<Action>) {
         let lingering: Vec<_> =
             self.lives.iter().filter(|(_, l)| l.lingers()).map(|(id, _)| *id).collect();

@@ -1,4 +1,4 @@
-//! The handover: making the new generation the one that accepts, with proof that no other does.
+//! The handover: makes the new generation the one that accepts, with proof that no other does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,18 +61,18 @@ impl Timeline {
         }
     }
 
-    /// Nobody accepts where that is to be seen. The rest must be shown by the older generations' own
-    /// stop, and must not keep the clients of all listeners waiting.
+    /// No process accepts where the queues can show it. The older generations must show the rest by
+    /// their own stop, and clients of all listeners must not wait for that.
     pub(super) fn proved_in_part(&mut self, now: Moment, all_paused: bool, out: &mut Vec<Action>) {
         if let Operation::Proving { stopping, .. } = &self.operation {
-            // Each older one has closed its listeners.
+            // Each older generation has closed its listeners.
             let stopping = stopping.clone();
             return self.finish_proving(now, stopping, true, out);
         }
         let Some(pausing) = self.pausing().cloned() else { return };
         out.push(Action::EndProof);
         if !all_paused {
-            // Nothing is proved: better that they accept until they have closed than that nobody does.
+            // Nothing is proved: the older ones accept until they have closed, rather than nobody.
             self.resume(&pausing.older, Reason::Handover, out);
         }
         for &id in &pausing.older {
@@ -84,8 +84,8 @@ impl Timeline {
         self.operation = Operation::Stopping(Stopping { newer, older, ended, prove: false, held });
     }
 
-    /// The older generations are known to be paused, and have not closed their listeners in the time
-    /// for which clients may wait.
+    /// Ends the wait for older generations that are known to be paused and have not closed their
+    /// listeners in the time for which clients may wait.
     pub(super) fn hold_is_due(&mut self, now: Moment, out: &mut Vec<Action>) {
         let Operation::Stopping(stopping) = &mut self.operation else { return };
         if stopping.held.is_none_or(|until| now < until) {
@@ -98,7 +98,7 @@ impl Timeline {
         }
     }
 
-    /// One more older generation may accept: what is in progress ends only when it does not.
+    /// One more older generation may accept: the operation in progress must wait for it.
     pub(super) fn wait_for_another(&mut self, id: GenerationId, out: &mut Vec<Action>) {
         match &mut self.operation {
             Operation::Pausing(pausing) => drop(pausing.older.insert(id)),
@@ -125,7 +125,7 @@ impl Timeline {
         self.let_in(now, pausing.newer, out);
     }
 
-    /// The new generation continues, and serves.
+    /// Lets the new generation continue, and serve.
     fn let_in(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
         out.push(Action::Signal { id, signal: Signal::Continue, reason: Reason::Handover });
         self.serve(now, id, out);
@@ -180,10 +180,10 @@ impl Timeline {
         } else if now >= pausing.again {
             pausing.again = now + PAUSE_AGAIN;
             if pausing.latest.as_ref().is_some_and(Observation::is_quiet) {
-                return; // nobody accepts; only a client is missing that would prove it
+                return; // nobody accepts; only a client to prove it is missing
             }
             let older = pausing.older.clone();
-            // One that is being ended needs no further signal of this kind.
+            // A generation that is being ended needs no further pause signal.
             let paused = |id: &GenerationId| {
                 self.lives.get(id).is_some_and(|life| matches!(life.stage, Stage::Serving { .. }))
             };
@@ -214,8 +214,8 @@ impl Timeline {
         let ending = in_time && pausing.older.iter().any(still_there);
         let unseen = in_time && pausing.alone && pausing.latest.is_none();
         if unseen || (moving && (ending || !pausing.alone)) {
-            // A process that was sent SIGKILL accepts until the kernel has ended it, which a busy
-            // machine does late. What was observed until then accuses nobody else.
+            // A process that was sent SIGKILL accepts until the kernel has ended it, which may take
+            // a while on a busy machine. Observations until then prove nothing against others.
             if let Some(pausing) = self.pausing() {
                 pausing.until = now + OBSERVED_AGAIN;
                 pausing.again = now + PAUSE_AGAIN;
@@ -226,12 +226,12 @@ impl Timeline {
         }
         let (newer, ended) = (pausing.newer, pausing.ended.clone());
         if moving {
-            // Every older generation is ended, so there is a stranger at the queue.
+            // Every older generation is ended, so an unknown process accepts from the queue.
             self.resume_newer(now, pausing, out);
             self.operation = Operation::None;
             self.answer(Outcome::Serving { id: newer, ended, alone: false }, out);
         } else {
-            // A queue that never had anybody in it proves nothing: each older one must confirm.
+            // A queue that was always empty proves nothing: each older generation must confirm.
             out.push(Action::EndProof);
             let older = pausing.older.iter().copied().collect();
             let (prove, held) = (false, None);
@@ -242,8 +242,8 @@ impl Timeline {
         }
     }
 
-    /// The older generations that are ended because a process still accepts: those that were seen to,
-    /// or do not answer; if none was seen, each of them, since an answer may be late.
+    /// The older generations to end because a process still accepts: those seen accepting, and
+    /// those that do not answer. If none was seen, all of them, since an answer may be late.
     fn suspects(&self, pausing: &Pausing) -> Vec<GenerationId> {
         let can_be_ended = |id: &&GenerationId| {
             self.lives.get(id).is_some_and(|life| matches!(life.stage, Stage::Serving { .. }))
@@ -257,8 +257,8 @@ impl Timeline {
         }
     }
 
-    /// Ends a handover whose older generations have all confirmed, or are gone; or continues with a watch of
-    /// the accept queues.
+    /// Ends a handover once all older generations have confirmed or are gone; or continues it by
+    /// watching the accept queues.
     pub(super) fn finish_stopping(&mut self, now: Moment, out: &mut Vec<Action>) {
         let Operation::Stopping(stopping) = &self.operation else { return };
         let accepts = |id: &GenerationId| self.lives.get(id).is_some_and(|l| l.may_accept());
@@ -280,7 +280,7 @@ impl Timeline {
     pub(super) fn proof_is_due(&mut self, now: Moment, out: &mut Vec<Action>) {
         if let Operation::Proving { stopping, until, moving } = &self.operation {
             if now >= *until {
-                // The process that accepts is none of the older ones: each has closed its listeners.
+                // No older generation accepts: each has closed its listeners.
                 let (stopping, alone) = (stopping.clone(), !moving);
                 self.finish_proving(now, stopping, alone, out);
             }
@@ -298,7 +298,7 @@ impl Timeline {
         self.finish(now, stopping, alone, out);
     }
 
-    /// The new generation continues, if it waits, and every caller is answered.
+    /// Lets the new generation continue, if it waits, and answers every caller.
     fn finish(&mut self, now: Moment, stopping: Stopping, alone: bool, out: &mut Vec<Action>) {
         let Stopping { newer: id, ended, .. } = stopping;
         self.operation = Operation::None;
@@ -312,7 +312,8 @@ impl Timeline {
         self.lives.get(&id).is_some_and(|life| life.stage == Stage::Waiting)
     }
 
-    /// The generation that was to take over is killed: whatever the older ones do until it is gone, it does not serve.
+    /// The generation that was to take over is killed: it never serves, whatever the older ones do
+    /// until it is gone.
     pub(super) fn refused(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
         if self.operation.newer() != Some(id) {
             return;
@@ -324,14 +325,14 @@ impl Timeline {
             // It accepts, or is being ended.
             _ => return,
         };
-        // It is signalled again at that time, so that even here there is a deadline.
+        // It gets another signal at that time: even this wait has a deadline.
         let until = now + TERM_TO_KILL;
         life.stage = Stage::Starting { until, latest: until };
         self.newer_died(out);
         self.operation = Operation::Refused { newer: id, failure };
     }
 
-    /// The generation that was to take over is gone: who was paused for it serves on.
+    /// The generation that was to take over is gone: those paused for it serve on.
     pub(super) fn newer_died(&mut self, out: &mut Vec<Action>) {
         let operation = std::mem::replace(&mut self.operation, Operation::None);
         if operation.proves() {
@@ -346,7 +347,7 @@ impl Timeline {
         }
     }
 
-    /// Lets those that still serve accept again.
+    /// Lets the paused generations that still serve accept again.
     pub(super) fn resume(
         &self,
         paused: &BTreeSet<GenerationId>,
@@ -361,7 +362,7 @@ impl Timeline {
         }
     }
 
-    /// Gives up what is in progress, because the service is being shut down.
+    /// Gives up the operation in progress, because the service is being shut down.
     pub(super) fn abandon(&mut self, now: Moment, out: &mut Vec<Action>) {
         let operation = std::mem::replace(&mut self.operation, Operation::None);
         if operation.proves() {
@@ -371,13 +372,14 @@ impl Timeline {
         let waits = self.waits(id) || matches!(operation, Operation::Refused { .. });
         let starts = matches!(operation, Operation::Starting { .. });
         if starts && self.lives.len() == 1 {
-            // Nothing holds the first one: it may accept already. Where it does not, the signal ends it.
+            // The first generation is never held back: it may accept already. If not, the signal
+            // ends it.
             self.soft_stop(now, id, false, Reason::Shutdown, out);
         } else if waits || starts {
             self.terminate(now, id, Reason::Shutdown, out);
         }
         if waits {
-            // It may be stopped, and heeds no other signal then.
+            // It may be stopped by SIGSTOP, and handles no other signal until it continues.
             let (signal, reason) = (Signal::Continue, Reason::Shutdown);
             out.push(Action::Signal { id, signal, reason });
         }

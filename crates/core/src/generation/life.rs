@@ -1,4 +1,4 @@
-//! One generation: its stage, and what each stage waits for.
+//! One generation: its stage, and what it waits for in each.
 
 use super::{GenerationId, Moment, State};
 
@@ -6,37 +6,38 @@ use super::{GenerationId, Moment, State};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Life {
     pub(super) stage: Stage,
-    /// Whose configuration it serves: its own id, or that of the generation whose copy it runs.
+    /// The generation whose configuration it serves: itself, or the one whose copy it runs.
     pub(super) configuration: GenerationId,
-    /// The connection count is 0 and the admin connection was closed.
+    /// Whether its connection count reached 0 and its admin connection was closed.
     pub(super) let_go: bool,
-    /// How long it may drain, where a reload has said so; else as the settings say.
+    /// How long it may drain, if a reload has said so; else the settings apply.
     pub(super) drain_timeout: Option<Moment>,
 }
 
-/// What a generation does, and until when it may.
+/// What a generation does, and until when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Started, not ready. Progress moves `until`, never past `latest`.
     Starting { until: Moment, latest: Moment },
     /// Ready and stopped, while the older ones are paused.
     Waiting,
-    /// Accepts.
+    /// Accepting.
     Serving { since: Moment },
-    /// Told to stop, and may still accept: unless `proved`, by the accept queues. Looked
-    /// at again, and signalled again, at `again`. `says`: it has confirmed the signal.
+    /// Told to stop. May still accept, unless the accept queues have `proved` otherwise. Checked
+    /// and signalled again at `again`. `says`: it has confirmed the signal.
     Stopping { since: Moment, again: Moment, proved: bool, says: bool },
-    /// Has closed its listeners. `told`: it was sent the signal to stop; otherwise another process has sent it, or it stopped by itself.
+    /// Has closed its listeners. `told`: the supervisor sent it the signal to stop; otherwise
+    /// another process did, or it stopped by itself.
     Draining { until: Moment, told: bool },
-    /// Told to exit at once (SIGTERM), and until then may accept if it did before.
+    /// Told to exit at once (SIGTERM). Until it exits it may accept, if it did before.
     Ending { kill: Moment, accepts: bool },
-    /// Sent SIGKILL; the kernel ends it. The signal is repeated at this time, so that even here
-    /// there is a deadline.
+    /// Sent SIGKILL; the kernel ends it. The signal is repeated at `again`, so even this stage has
+    /// a deadline.
     Killed { again: Moment, accepts: bool },
 }
 
 impl Life {
-    /// Whether it is possible that this generation accepts connections now.
+    /// Whether this generation may accept connections now.
     pub(super) fn may_accept(&self) -> bool {
         match self.stage {
             Stage::Serving { .. } => true,
@@ -54,7 +55,7 @@ impl Life {
         )
     }
 
-    /// It was proved not to accept while it was being ended.
+    /// Notes the proof that it accepts no more, if it is being ended.
     pub(super) fn accepts_no_more(&mut self) {
         if let Stage::Ending { accepts, .. } | Stage::Killed { accepts, .. } = &mut self.stage {
             *accepts = false;
@@ -66,14 +67,14 @@ impl Life {
         matches!(self.stage, Stage::Stopping { .. } | Stage::Draining { .. })
     }
 
-    /// When this stage must be looked at again.
+    /// When this stage must be checked again.
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self.stage {
             Stage::Starting { until, .. } | Stage::Draining { until, .. } => Some(until),
             Stage::Stopping { again, .. } => Some(again),
             Stage::Ending { kill, .. } => Some(kill),
             Stage::Killed { again, .. } => Some(again),
-            // Serving has no end of its own; a waiting one is under the handover's deadline.
+            // Serving has no deadline; a waiting generation is under the handover's deadline.
             Stage::Waiting | Stage::Serving { .. } => None,
         }
     }

@@ -6,8 +6,8 @@
 //!
 //! - at most one generation is started at a time, and ids only grow;
 //! - a generation that fails to start leaves the serving one untouched;
-//! - a reload is answered only when no older generation accepts any more, or
-//!   with the fact that this could not be proved;
+//! - a reload is answered only when no older generation accepts any more, or with
+//!   a note that this could not be proved;
 //! - every wait has a deadline and an action when it passes;
 //! - every caller is answered exactly once.
 //!
@@ -34,7 +34,7 @@ pub use timeline::Timeline;
 
 pub use crate::registry::State;
 
-/// Number of one start of a service. Only grows, across restarts of the supervisor too.
+/// The number of one start of a service. Only grows, even across restarts of the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GenerationId(pub u64);
 
@@ -47,23 +47,25 @@ impl fmt::Display for GenerationId {
 /// A point of a monotonic clock: the time since an epoch that the caller chose.
 pub type Moment = Duration;
 
-/// Somebody who asked for a reload and waits for its result; a number that the caller chose.
+/// A caller that waits for the result of a reload; a number that the caller chose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Caller(pub u64);
 
-/// How long things may take, and how many generations may linger.
+/// How long things may take, and how many generations may drain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// How long a start may go on without progress until it is ready (`--ready-timeout`); [`LONGEST_START`] times as long in all.
+    /// How long a start may go without progress until it is ready (`--ready-timeout`); a whole
+    /// start may take [`LONGEST_START`] times as long.
     pub ready_timeout: Duration,
-    /// From the start of one generation for a reload until that for the next one, while any serves (`--min-interval`).
+    /// Minimum time between the starts of two generations for reloads, while any generation serves
+    /// (`--min-interval`).
     pub min_interval: Duration,
-    /// From the first signal to an older generation until it must have stopped
-    /// accepting, else it is ended (`--retire-timeout`).
+    /// Time from the first signal to an older generation until it must have stopped accepting, or
+    /// it is ended (`--retire-timeout`).
     pub retire_timeout: Duration,
-    /// From then until its last connection must have ended (`--drain-timeout`).
+    /// Time from then until its last connection must have ended (`--drain-timeout`).
     pub drain_timeout: Duration,
-    /// How many generations may drain at once; the oldest goes first (`--max-draining`).
+    /// How many generations may drain at once; the oldest is ended first (`--max-draining`).
     pub max_draining: usize,
 }
 
@@ -81,40 +83,41 @@ impl Default for Settings {
 
 /// How many times `ready_timeout` a start may take, whatever progress it makes.
 pub const LONGEST_START: u32 = 20;
-/// Between two SIGTTOU to a generation that still accepts during a handover.
+/// Time between two SIGTTOU to a generation that still accepts during a handover.
 pub const PAUSE_AGAIN: Duration = Duration::from_millis(100);
-/// Between two SIGUSR1 to a generation that has not confirmed its soft stop.
+/// Time between two SIGUSR1 to a generation that has not confirmed its soft stop.
 pub const SOFT_STOP_AGAIN: Duration = Duration::from_millis(250);
-/// How long, after every older generation has confirmed its stop, a handover waits for the accept
-/// queues to stand still. Without clients and probes they never do.
+/// How long a handover waits for the accept queues to stand still after every older generation has
+/// confirmed its stop. Without clients and probes they never do.
 pub const QUEUES_STILL: Duration = Duration::from_millis(500);
-/// How long the new generation waits for older ones that are known to be paused to close their
-/// listeners, where the accept queues do not show it: clients of all listeners wait meanwhile.
+/// How long the new generation waits for paused older generations to close their listeners, where
+/// the accept queues do not show it: clients of all listeners wait meanwhile.
 pub const PAUSED_TO_CLOSED: Duration = Duration::from_millis(40);
-/// How long older generations are paused at most so that one that starts can bind an address that they
-/// have bound by themselves; once for each start. Clients wait meanwhile.
+/// How long older generations are paused at most while a starting generation binds an address that
+/// they bound themselves; once per start. Clients wait meanwhile.
 pub const PAUSED_FOR_ADDRESS: Duration = Duration::from_secs(1);
-/// After this silence a generation that was told to pause is continued (SIGCONT): another process may
-/// have stopped it.
+/// After this silence a generation that was told to pause gets SIGCONT: another process may have
+/// stopped it.
 pub const SILENCE_CONTINUE: Duration = Duration::from_millis(250);
-/// After this silence it is killed: nobody accepts meanwhile, and a service must not stay paused.
+/// After this silence it gets SIGKILL: nobody accepts meanwhile, and a service must not stay
+/// paused.
 pub const SILENCE_KILL: Duration = Duration::from_millis(1000);
-/// From SIGTERM to SIGKILL.
+/// Time from SIGTERM to SIGKILL.
 pub const TERM_TO_KILL: Duration = Duration::from_secs(1);
-/// How long a process that was sent SIGKILL may take to be gone before a queue that still shrinks
-/// accuses another one.
+/// How long a process may take to end after SIGKILL before a queue that still shrinks means that
+/// another process accepts.
 pub const KILLED_TO_GONE: Duration = Duration::from_secs(5);
-/// How long the accept queues are watched again when the last older generation is ended.
+/// How long the accept queues are watched again after older generations had to be ended.
 pub const OBSERVED_AGAIN: Duration = Duration::from_millis(500);
-/// The first wait before a crashed generation is started again; doubles at each further crash.
+/// The first wait before a crashed generation is started again; doubles with each further crash.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);
-/// One that has served for this long before it died waits no longer than at its first crash.
+/// A generation that served this long before it died waits no longer than at its first crash.
 pub const SERVED_A_WHILE: Duration = Duration::from_secs(1);
 /// The longest such wait.
 pub const BACKOFF_LAST: Duration = Duration::from_secs(10);
-/// A configuration has worked when a generation has served it for this long.
+/// A configuration counts as working once a generation has served it for this long.
 pub const WORKED_AFTER: Duration = Duration::from_secs(10);
-/// After so many crashes of a configuration that never worked, the last that worked is started.
+/// After this many crashes of a configuration that never worked, the last working one is started.
 pub const CRASHES_BEFORE_ROLLBACK: u32 = 3;
 
 /// Which configuration a generation is started with.
@@ -122,28 +125,29 @@ pub const CRASHES_BEFORE_ROLLBACK: u32 = 3;
 pub enum Configuration {
     /// The files as they are now.
     Fresh,
-    /// The copy that was made for this generation.
+    /// The copy of the files that was made for this generation.
     Of(GenerationId),
 }
 
 /// How the new generation takes over from the older ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handover {
-    /// The new one is stopped (SIGSTOP), the older ones are paused (SIGTTOU), the accept queues
-    /// prove that nobody accepts, then the new one is continued. haproxy 2.6.12 and later on fd@.
+    /// The new generation is stopped (SIGSTOP), the older ones are paused (SIGTTOU), the accept
+    /// queues prove that nobody accepts, then the new one continues. haproxy 2.6.12 and later on
+    /// fd@.
     Pause,
-    /// The new one waits where it said that it is ready, the older ones are told to stop (SIGUSR1),
-    /// and when each has closed its listeners the accept queues must stand still too: a process that
-    /// nobody knows of may hold a copy, and closed descriptors do not show a call that still waits for a
-    /// connection. Then the new one continues. Where a pause is not possible; an older generation
+    /// The new generation waits at its readiness, and the older ones are told to stop (SIGUSR1).
+    /// When each has closed its listeners, the accept queues must stand still too: an unknown
+    /// process may hold a copy, and closed descriptors do not show a call that still waits for a
+    /// connection. Then the new one continues. For programs that cannot pause; an older generation
     /// that was told to stop cannot resume.
     StopFirst,
-    /// The older ones are told to stop, and each confirms it, while the new one accepts already.
-    /// Where it cannot be made to wait.
+    /// The older generations are told to stop, and each confirms it, while the new one already
+    /// accepts. For a new generation that cannot wait.
     SoftStop,
 }
 
-/// A signal by its meaning.
+/// A signal, by its meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     /// SIGSTOP: the new generation waits while the older ones stop accepting.
@@ -154,8 +158,8 @@ pub enum Signal {
     Pause,
     /// SIGTTIN: accept again.
     Resume,
-    /// Close the listeners, serve what is connected, exit: SIGUSR1 to haproxy, to another program
-    /// what it wants for that.
+    /// Close the listeners, serve the open connections, exit: SIGUSR1 to haproxy; another program
+    /// gets the signal that it wants for that.
     SoftStop,
     /// SIGTERM: exit now.
     Terminate,
@@ -166,39 +170,40 @@ pub enum Signal {
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Somebody wants the files as they are now to be served.
+    /// A caller wants the files as they are now to be served.
     Reload(Caller),
-    /// The same, and it cannot wait for [`Settings::min_interval`].
+    /// A reload that cannot wait for [`Settings::min_interval`].
     ReloadAtOnce(Caller),
-    /// A generation that starts makes progress.
+    /// A starting generation makes progress.
     Progress(GenerationId),
     /// The start of a generation failed before there was a process.
     StartFailed(GenerationId),
-    /// A generation that starts cannot bind an address of its own, and asks for it; the older ones have
-    /// it and can let go of it by a pause.
+    /// A starting generation cannot bind an address of its own and asks for it. The older
+    /// generations have it and can let go of it by pausing.
     AddressInUse(GenerationId),
-    /// A generation that starts has given up on an address that it could not bind.
+    /// A starting generation has given up on an address that it could not bind.
     GaveUp(GenerationId),
-    /// A generation has bound everything and would accept.
+    /// A generation has bound everything and is ready to accept.
     Ready(GenerationId, Handover),
-    /// A generation that starts, or waits to take over, must not serve: it was sent SIGKILL, and its end follows.
+    /// A generation that starts or waits to take over must not serve: it was sent SIGKILL, and its
+    /// exit follows.
     Refused(GenerationId),
     /// The process of a generation has ended.
     Exited(GenerationId),
-    /// While [`Action::Prove`] is under way: nobody accepts. The accept queues stood still, and so
-    /// did the connection count of each older generation that has one.
+    /// During [`Action::Prove`]: nobody accepts. The accept queues stood still, and so did the
+    /// connection count of each older generation that has one.
     Proved,
-    /// While [`Action::Prove`] is under way: not proved so far. Sent at least every [`PAUSE_AGAIN`].
+    /// During [`Action::Prove`]: not proved so far. Sent at least every [`PAUSE_AGAIN`].
     Unproved(Observation),
-    /// While [`Action::Prove`] is under way: nobody accepts from any queue that a connection reaches,
-    /// and nobody waits in the others, so that these show nothing.
+    /// During [`Action::Prove`]: nobody accepts from any queue that has connections, and the other
+    /// queues are empty and show nothing.
     ProvedInPart {
-        /// Each older generation has a listener whose queue stands still: all that it has are paused
-        /// by the same signal.
+        /// Whether each older generation has a listener whose queue stands still: the same signal
+        /// pauses all of its listeners.
         all_paused: bool,
     },
-    /// A generation says that it was told to stop. It may not have closed its listeners: `grace`
-    /// delays that.
+    /// A generation confirms that it was told to stop. It may not have closed its listeners yet:
+    /// `grace` delays that.
     Stopping(GenerationId),
     /// A generation has closed its listeners: none of its processes has one.
     Stopped(GenerationId),
@@ -207,100 +212,101 @@ pub enum Event {
     Listens(GenerationId),
     /// How many connections a draining generation still serves.
     Connections(GenerationId, u64),
-    /// A draining generation is at its end, without a connection, and does not exit.
+    /// A draining generation has no connection left and does not exit.
     Hangs(GenerationId),
-    /// A generation that was replaced may drain for so long from now on, whatever the settings say.
+    /// A replaced generation may drain this long from now on, whatever the settings say.
     DrainTimeout(GenerationId, Duration),
-    /// Somebody wants a replaced generation to end now. Nothing happens to any other.
+    /// A user wants a replaced generation to end now. Any other generation stays as it is.
     Retire(GenerationId),
     /// Time has passed.
     Tick,
-    /// Retire everything and exit when it has drained; a second one ends everything at once.
+    /// Retire everything and exit when all have drained. A second one ends everything at once.
     Shutdown,
 }
 
-/// What the accept queues and the older generations show while a proof is under way.
+/// The accept queues and the older generations, as seen during a proof.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observation {
-    /// Some accept queue has shrunk lately: a process accepts.
+    /// An accept queue has shrunk lately: a process accepts.
     pub moving: bool,
     /// Older generations whose count of accepted connections has grown lately.
     pub accepting: Vec<GenerationId>,
-    /// Older generations that have not answered lately, so that nothing is known of them.
+    /// Older generations that have not answered lately, so their state is unknown.
     pub silent: Vec<GenerationId>,
 }
 
 impl Observation {
-    /// Whether there is no sign of anybody who accepts.
+    /// Whether there is no sign of a process that accepts.
     pub fn is_quiet(&self) -> bool {
         !self.moving && self.accepting.is_empty() && self.silent.is_empty()
     }
 }
 
-/// What is to be done.
+/// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Start a generation. With `older_alive` haproxy is given `-sf` and tells when it is ready;
-    /// without, only its admin socket tells.
+    /// Start a generation. With `older_alive`, haproxy is given `-sf` and reports when it is ready;
+    /// without, only its admin socket shows it.
     Start {
         /// The new id.
         id: GenerationId,
-        /// What it is to serve.
+        /// The configuration to serve.
         configuration: Configuration,
         /// Whether any older generation is alive.
         older_alive: bool,
     },
-    /// Until this comes again, or another generation serves: should the supervisor end, `newer`, which
-    /// starts, must be ended, and then those that are paused for it must resume.
+    /// If the supervisor ends, `newer`, which is starting, must be ended, and then the generations
+    /// that are paused for it must resume. Holds until the next `Guard`, or until another
+    /// generation serves.
     Guard {
         /// The generation that starts.
         newer: GenerationId,
-        /// The older ones that are paused.
+        /// The paused older generations.
         paused: Vec<GenerationId>,
     },
     /// Send a signal to every process of a generation.
     Signal {
-        /// To whom.
+        /// The generation.
         id: GenerationId,
-        /// What.
+        /// The signal.
         signal: Signal,
-        /// Why, for the log.
+        /// The reason, for the log.
         reason: Reason,
     },
     /// Begin to watch the accept queues; answer with `Proved` or `Unproved`.
     Prove {
-        /// The generation that takes over, stopped.
+        /// The generation that takes over; it is stopped.
         newer: GenerationId,
         /// The generations that must not accept.
         older: Vec<GenerationId>,
     },
-    /// The watch is over, whatever it has found.
+    /// Stop watching the accept queues, whatever was seen.
     EndProof,
-    /// Begin to ask a generation whether it has stopped; answer with `Stopped`, and from then on
-    /// with `Connections`.
+    /// Begin to ask a generation whether it has stopped; answer with `Stopped`, and then with
+    /// `Connections`.
     WatchStop(GenerationId),
-    /// Remove what a generation that has closed its listeners left in its epoll sets.
+    /// Remove the listeners that a generation has closed from its epoll sets.
     Detach(GenerationId),
-    /// Nothing is connected any more: close the admin connection that keeps the process alive.
+    /// No connection is left: close the admin connection that keeps the process alive.
     LetGo(GenerationId),
-    /// Answer those who asked for the reload that has just ended.
+    /// Answer the callers of the reload that has just ended.
     Answer(Vec<Caller>, Outcome),
     /// A generation now serves alone.
     Serving(GenerationId),
-    /// A generation is gone; give back what it held.
+    /// A generation is gone: give its leases back.
     Gone(GenerationId),
-    /// The serving generation died and is started again after this wait.
+    /// The serving generation died and will be started again after this wait.
     Restart {
-        /// Which one died.
+        /// The configuration that died, by the generation that first had it.
         died: GenerationId,
-        /// Whose configuration is started.
+        /// The configuration to start, by the generation that first had it.
         configuration: GenerationId,
         /// The wait.
         after: Duration,
-        /// Whether this goes back to an older configuration, because the newest keeps dying.
+        /// Whether this is a rollback to an older configuration, because the newest keeps dying.
         rollback: bool,
     },
-    /// All is over: every generation is gone and none is wanted.
+    /// Exit: every generation is gone and none is wanted.
     Exit(Ending),
 }
 
@@ -311,9 +317,9 @@ pub enum Reason {
     Handover,
     /// The same signal again: it may have been lost.
     Again,
-    /// It was found by a new supervisor, which does not know what it was told.
+    /// A new supervisor found this generation, and does not know what it was told.
     TakenOver,
-    /// The new generation cannot bind an address that this one has bound by itself.
+    /// The new generation cannot bind an address that this one has bound itself.
     AddressInUse,
     /// The new generation has given up on that address, or did not get it in time.
     AddressNotBound,
@@ -331,9 +337,9 @@ pub enum Reason {
     NotConfirmed,
     /// Its connections did not end in time.
     DrainTimeout,
-    /// More generations drain than are allowed, and it is the oldest.
+    /// More generations drain than are allowed, and this is the oldest.
     TooManyDraining,
-    /// Somebody wants it to end now, with the connections that it has.
+    /// A user wants it to end now, together with its connections.
     Retired,
     /// It has no connection left and does not exit.
     Hangs,
@@ -350,13 +356,12 @@ pub enum Outcome {
     Serving {
         /// The generation that serves.
         id: GenerationId,
-        /// Older ones that had to be ended, because they went on accepting.
+        /// Older generations that had to be ended because they kept accepting.
         ended: Vec<GenerationId>,
-        /// False if connections are still accepted by a process that is no generation of this
-        /// service.
+        /// False if a process that is no generation of this service still accepts connections.
         alone: bool,
     },
-    /// The new generation failed; what served before serves on.
+    /// The new generation failed; the previous one still serves.
     Failed(GenerationId, Failure),
     /// The service is being shut down.
     ShuttingDown,
@@ -365,34 +370,34 @@ pub enum Outcome {
 /// Why a generation failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// There was no process: the configuration could not be read, or a listener not be had.
+    /// No process was started: the configuration could not be read, or a listener not obtained.
     NotStarted,
     /// Its process ended before it was ready.
     Exited,
     /// It was not ready in time.
     NotReady,
-    /// It ended after it was ready, before it served.
+    /// Its process ended after it was ready and before it served.
     DiedInHandover,
 }
 
-/// With what result the supervisor exits.
+/// Why the supervisor exits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// It was told to.
+    /// It was told to shut down.
     Shutdown,
     /// The very first generation failed.
     NeverServed,
 }
 
-/// A generation that an earlier supervisor started, and that is alive.
+/// A live generation that an earlier supervisor started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
     /// Its number.
     pub id: GenerationId,
-    /// What it does.
+    /// Its state.
     pub state: State,
     /// The generation whose configuration it runs.
     pub configuration: GenerationId,
-    /// For how long it has served.
+    /// How long it has served.
     pub served: Moment,
 }

@@ -1,23 +1,23 @@
-//! What a service is doing: nothing, or one step of a start or a handover.
+//! The operation of a service: none, or one step of a start or a handover.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Failure, GenerationId, Moment, Observation};
 
-/// What a service is doing now; one thing at a time.
+/// What a service is doing now: one operation at a time.
 #[derive(Debug, Clone)]
 pub(super) enum Operation {
     /// Nothing: the serving generation is the right one.
     None,
-    /// A generation was started and is not ready.
+    /// A generation was started and is not ready yet.
     Starting { newer: GenerationId, yielding: Option<Yielding> },
-    /// It is ready and stopped, and the older ones are told to pause.
+    /// The new generation is ready and stopped, and the older ones are told to pause.
     Pausing(Pausing),
-    /// It serves, or waits to, and the older ones are told to stop and have not all confirmed it.
+    /// The new generation serves or waits to, and not all older ones have confirmed their stop.
     Stopping(Stopping),
-    /// It waits, every older one has confirmed, and the accept queues are watched.
+    /// The new generation waits, every older one has confirmed, and the accept queues are watched.
     Proving { stopping: Stopping, until: Moment, moving: bool },
-    /// It is refused, and its end is awaited.
+    /// The new generation is refused, and its exit is awaited.
     Refused { newer: GenerationId, failure: Failure },
 }
 
@@ -29,11 +29,11 @@ pub(super) struct Stopping {
     pub(super) ended: Vec<GenerationId>,
     /// Whether the accept queues must stand still in the end.
     pub(super) prove: bool,
-    /// Until when the new generation waits at most, where the older ones are known to be paused.
+    /// The latest end of the new generation's wait, if the older ones are known to be paused.
     pub(super) held: Option<Moment>,
 }
 
-/// A handover behind a pause, until it is proved that nobody accepts.
+/// A handover with a pause, until it is proved that nobody accepts.
 #[derive(Debug, Clone)]
 pub(super) struct Pausing {
     pub(super) newer: GenerationId,
@@ -41,12 +41,12 @@ pub(super) struct Pausing {
     pub(super) again: Moment,
     pub(super) until: Moment,
     pub(super) latest: Option<Observation>,
-    /// Since when each silent one is silent while nobody accepts.
+    /// When each silent generation became silent while nobody accepts.
     pub(super) silent: BTreeMap<GenerationId, Moment>,
     pub(super) ended: Vec<GenerationId>,
-    /// Until when those that are ended may take to be gone.
+    /// By when those that are being ended must be gone.
     pub(super) gone_by: Moment,
-    /// Every older generation is ended, and what is observed from then on is the queues' last word.
+    /// Every older generation is ended: the next observation of the queues decides.
     pub(super) alone: bool,
 }
 
@@ -55,7 +55,7 @@ impl Operation {
         matches!(self, Self::None)
     }
 
-    /// The generation that is to take over.
+    /// The generation that will take over.
     pub(super) fn newer(&self) -> Option<GenerationId> {
         match self {
             Self::None => None,
@@ -70,7 +70,7 @@ impl Operation {
             Self::Pausing(pausing) => Some(pausing.again.min(pausing.until)),
             Self::Proving { until, .. } => Some(*until),
             Self::Stopping(stopping) => stopping.held,
-            // Otherwise it waits under the deadline of the generation itself.
+            // Otherwise the deadline of the generation itself applies.
             Self::Starting { yielding, .. } => yielding.as_ref()?.until,
             Self::Refused { .. } | Self::None => None,
         }
@@ -94,10 +94,10 @@ impl Operation {
     }
 }
 
-/// The older generations that were paused for the one that starts.
+/// The older generations that were paused for the starting one.
 #[derive(Debug, Clone)]
 pub(super) struct Yielding {
     pub(super) paused: BTreeSet<GenerationId>,
-    /// When they resume at the latest; none after they were told to.
+    /// When they resume at the latest; none once they were told to.
     pub(super) until: Option<Moment>,
 }

@@ -1,21 +1,21 @@
-//! Whether a process that starts makes progress: it uses the processor, or says something.
+//! Whether a starting process makes progress: it uses the processor, or writes output.
 
 use std::time::Duration;
 
-/// Of each so many seconds without output a process must use the processor for one: what waits for an answer that does not come
-/// also wakes up now and then.
+/// A process without output must use the processor for one second in this many: a process that
+/// waits for an answer that never comes also wakes up now and then.
 const SHARE: u32 = 100;
 
 /// What a process has done since it was started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Work {
-    /// Processor time that it has used, with all that it has started.
+    /// Processor time used by it and by all that it has started.
     pub processor: Duration,
-    /// How much it has written.
+    /// How much it has written, in bytes.
     pub output: u64,
 }
 
-/// When a process was last seen to make progress, by a clock of the caller, and what it had done by then.
+/// When a process was last seen to make progress, by the caller's clock, and its work until then.
 #[derive(Debug, Clone)]
 pub struct Progress {
     at: Duration,
@@ -23,14 +23,14 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Of a process that is started now.
+    /// For a process that is started now.
     pub fn new(now: Duration) -> Self {
         Self { at: now, work: Work::default() }
     }
 
-    /// Whether it has made progress since this last said so; `now` never goes back.
+    /// Whether it has made progress since the last call that returned true; `now` never goes back.
     pub fn look(&mut self, now: Duration, work: Work) -> bool {
-        // A child that has ended takes its time along.
+        // The time of a child that has ended may be gone from the sum.
         self.work.processor = self.work.processor.min(work.processor);
         let used = work.processor - self.work.processor;
         let enough = !used.is_zero() && used >= now.saturating_sub(self.at) / SHARE;
@@ -48,7 +48,7 @@ mod tests {
 
     use super::*;
 
-    /// What happens between two looks: milliseconds that pass, of the processor that are used, and bytes written.
+    /// Between two looks: milliseconds that pass, processor milliseconds used, and bytes written.
     fn step() -> impl Strategy<Value = (u64, u64, u64)> {
         (
             1..5000u64,
@@ -58,7 +58,8 @@ mod tests {
     }
 
     proptest! {
-        /// Output is progress; so is a hundredth of the time since the last sign; nothing else is, however often it is looked at.
+        /// Output is progress, and so is a hundredth of the time since the last progress; nothing
+        /// else is, however often it is looked at.
         #[test]
         fn is_output_or_a_share_of_the_processor(steps in prop::collection::vec(step(), 1..60)) {
             let ms = Duration::from_millis;
@@ -78,7 +79,7 @@ mod tests {
             }
         }
 
-        /// One whose children end is no further than before, and never fails for it.
+        /// The end of a child is no progress, and no failure.
         #[test]
         fn less_than_before_is_no_progress(before in 0..10_000u64, after in 0..10_000u64) {
             let work = |millis| Work { processor: Duration::from_millis(millis), output: 0 };

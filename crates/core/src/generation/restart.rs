@@ -1,14 +1,14 @@
-//! What is started again when a generation that served has died.
+//! What to start again when a serving generation has died.
 
 use super::{
     Action, BACKOFF_FIRST, BACKOFF_LAST, CRASHES_BEFORE_ROLLBACK, GenerationId, Moment,
     SERVED_A_WHILE, WORKED_AFTER,
 };
 
-/// Which configuration is started again, and when.
+/// Which configuration to start again, and when.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Restarts {
-    /// When to start again what has died.
+    /// When to start which configuration again.
     planned: Option<(Moment, GenerationId)>,
     crashes: Crashes,
     /// The configuration that serves, or served last.
@@ -22,30 +22,30 @@ pub(super) struct Restarts {
 struct Crashes {
     configuration: Option<GenerationId>,
     count: u32,
-    /// Those in a row that came soon after the start; each makes the next wait longer.
+    /// Crashes in a row that came soon after the start; each makes the next wait longer.
     soon: u32,
 }
 
 impl Restarts {
-    /// Goes on from what an earlier supervisor knew.
+    /// Continues from what an earlier supervisor knew.
     pub(super) fn resume(&mut self, worked: Option<GenerationId>) {
         self.worked = worked;
     }
 
-    /// This configuration serves.
+    /// Notes that this configuration serves.
     pub(super) fn serves(&mut self, configuration: GenerationId) {
         self.current = Some(configuration);
         self.planned = None;
     }
 
-    /// This configuration has served for this long.
+    /// Notes that this configuration has served for this long.
     pub(super) fn served(&mut self, configuration: GenerationId, time: Moment) {
         if time >= WORKED_AFTER {
             self.worked = Some(configuration);
         }
     }
 
-    /// This configuration died, after it had served for this long.
+    /// Notes that this configuration died after it had served for this long.
     pub(super) fn crashed(&mut self, configuration: GenerationId, time: Moment) {
         self.served(configuration, time);
         if time >= WORKED_AFTER || self.crashes.configuration != Some(configuration) {
@@ -58,27 +58,27 @@ impl Restarts {
         self.crashes.soon += 1;
     }
 
-    /// Nothing is to be started again.
+    /// Cancels the planned start.
     pub(super) fn call_off(&mut self) {
         self.planned = None;
     }
 
-    /// What is started again, and when.
+    /// The planned start: when, and which configuration.
     pub(super) fn planned(&self) -> Option<(Moment, GenerationId)> {
         self.planned
     }
 
-    /// The last configuration that worked.
     pub(super) fn worked(&self) -> Option<GenerationId> {
         self.worked
     }
 
-    /// Configurations that may be started again.
+    /// Configurations that may start again.
     pub(super) fn kept(&self) -> impl Iterator<Item = GenerationId> + use<> {
         [self.current, self.worked, self.planned.map(|(_, of)| of)].into_iter().flatten()
     }
 
-    /// Plans the next start of what served last, or of what worked before it; none if nothing has served.
+    /// Plans the next start: of the configuration that served last, or of the one that worked
+    /// before it. None if nothing has served.
     pub(super) fn plan(&mut self, now: Moment) -> Option<Action> {
         let current = self.current?;
         let Crashes { count, soon, .. } = match &self.crashes {

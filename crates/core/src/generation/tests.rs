@@ -17,7 +17,7 @@ const ONE: GenerationId = GenerationId(1);
 const TWO: GenerationId = GenerationId(2);
 const THREE: GenerationId = GenerationId(3);
 
-/// A timeline with a clock, for tests that tell a scenario.
+/// A timeline with a clock, for tests that play a scenario.
 struct Scenario {
     timeline: Timeline,
     now: Moment,
@@ -175,7 +175,7 @@ fn one_that_the_kernel_ends_late_is_not_taken_for_a_stranger() {
     let moving = || Event::Unproved(Observation { moving: true, ..Observation::default() });
     scenario.on(moving());
     scenario.pass(Duration::from_secs(5));
-    // It is deaf to SIGTERM too, and takes two seconds to die of SIGKILL.
+    // It ignores SIGTERM too, and takes two seconds to die of SIGKILL.
     let mut actions = Vec::new();
     for _ in 0..30 {
         actions.extend(scenario.pass(100 * MS));
@@ -254,7 +254,7 @@ fn where_nothing_can_be_paused_the_newer_waits_until_the_older_has_stopped() {
     assert_eq!(signals(&actions), [(2, Signal::Continue)]);
     assert!(actions.contains(&Action::Serving(TWO)));
     assert_eq!(answers(&actions), [serves(TWO)]);
-    // Should it die while it waits, the older one cannot come back: the same is started again.
+    // If it dies while it waits, the older one cannot come back: its configuration starts again.
     scenario.on(Event::Reload(Caller(2)));
     scenario.on(Event::Ready(THREE, Handover::StopFirst));
     let actions = scenario.on(Event::Exited(THREE));
@@ -321,7 +321,7 @@ fn found(id: GenerationId, state: State, configuration: GenerationId) -> Found {
     Found { id, state, configuration, served: Moment::ZERO }
 }
 
-/// Another supervisor, or another image of this one, goes back to it as this one would.
+/// The next supervisor, or the next image of this one, rolls back as this one would.
 #[test]
 fn what_worked_is_known_to_the_next_supervisor() {
     let now = Moment::from_secs(60);
@@ -330,7 +330,7 @@ fn what_worked_is_known_to_the_next_supervisor() {
         scenario.pass(now);
         let serves = Found { served: Moment::from_secs(served), ..found(TWO, State::Serving, TWO) };
         scenario.timeline.adopt(now, [serves], worked);
-        // It had to serve for so long in all.
+        // The total serving time counts.
         scenario.pass(Moment::from_secs(3));
         scenario.on(Event::Reload(Caller(1)));
         scenario.on(Event::Ready(THREE, Handover::Pause));

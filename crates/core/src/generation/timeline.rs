@@ -1,4 +1,4 @@
-//! The decision itself: what to do when something happens to a service.
+//! The decision itself: what to do about each event of a service.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use super::{
     Moment, Outcome, Reason, Settings, Signal, State,
 };
 
-/// The life of one service: all its generations, the reload in progress, and what comes next.
+/// One service: all its generations, the reload in progress, and what comes next.
 #[derive(Debug, Clone)]
 pub struct Timeline {
     pub(super) settings: Settings,
@@ -26,8 +26,8 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// A service without a generation; the first will be `next_id`. Nothing happens until
-    /// a reload is requested.
+    /// A service without a generation; the first will be `next_id`. Nothing happens until a reload
+    /// is requested.
     pub fn new(settings: Settings, next_id: GenerationId) -> Self {
         Self {
             settings,
@@ -42,9 +42,9 @@ impl Timeline {
         }
     }
 
-    /// Takes over generations that an earlier supervisor started. The newest of those that were
-    /// not told to stop serves; every other one is told to stop (again). `worked`: the last configuration that had, as
-    /// [`Self::worked`] told.
+    /// Takes over generations that an earlier supervisor started. The newest that was not told to
+    /// stop serves; every other one is told to stop (again). `worked`: the last working
+    /// configuration that the earlier supervisor knew, from [`Self::worked`].
     pub fn adopt(
         &mut self,
         now: Moment,
@@ -58,7 +58,7 @@ impl Timeline {
         let serving = serving.map(|found| found.id);
         for (&id, &Found { configuration, served, .. }) in &found {
             self.next_id = self.next_id.max(id.0 + 1);
-            // Only of the one that serves it matters for how long.
+            // Only the serving one's time matters.
             let served = if Some(id) == serving { served } else { Moment::ZERO };
             let stage = Stage::Serving { since: now.saturating_sub(served) };
             self.lives
@@ -73,8 +73,8 @@ impl Timeline {
         out
     }
 
-    /// Takes what happened at `now` and says what to do. `now` never goes back, and leaves out what the caller has missed: nobody is
-    /// ended because a deadline was looked at late.
+    /// Takes an event at `now` and returns what to do. `now` never goes back, and leaves out time
+    /// that the caller has missed: no generation is ended because a deadline was checked late.
     #[must_use]
     pub fn on(&mut self, now: Moment, event: Event) -> Vec<Action> {
         let mut out = Vec::new();
@@ -117,12 +117,13 @@ impl Timeline {
         lives.chain(self.operation.deadline()).chain(restart.map(|(at, _)| at)).chain(reload).min()
     }
 
-    /// From when on those who wait for a reload can have it, once nothing else is in progress; none if nobody waits.
+    /// When the callers that wait for a reload can have it, once nothing else is in progress; none
+    /// if nobody waits.
     pub fn reload_due(&self) -> Option<Moment> {
         self.reloads.due(self.settings.min_interval, self.serving().is_some())
     }
 
-    /// How many wait for the next reload.
+    /// How many callers wait for the next reload.
     pub fn reloads_waiting(&self) -> usize {
         self.reloads.waiting()
     }
@@ -132,7 +133,7 @@ impl Timeline {
         self.lives.iter().map(|(id, life)| (*id, life.state()))
     }
 
-    /// What a generation does; none of one that has ended.
+    /// The state of a generation; none if it has ended.
     pub fn state_of(&self, id: GenerationId) -> Option<State> {
         self.lives.get(&id).map(Life::state)
     }
@@ -143,12 +144,12 @@ impl Timeline {
         newest_first.find(|(_, l)| matches!(l.stage, Stage::Serving { .. })).map(|(id, _)| *id)
     }
 
-    /// Whose copies of the configuration may still be started or are being served.
+    /// The generations whose copies of the configuration are being served or may be started again.
     pub fn configurations(&self) -> impl Iterator<Item = GenerationId> + '_ {
         self.lives.values().map(|l| l.configuration).chain(self.restarts.kept())
     }
 
-    /// The configuration that a generation serves, by the generation that first had it.
+    /// The configuration that a generation serves, named by the generation that first had it.
     pub fn configuration_of(&self, id: GenerationId) -> Option<GenerationId> {
         self.lives.get(&id).map(|life| life.configuration)
     }
@@ -158,12 +159,12 @@ impl Timeline {
         self.restarts.worked()
     }
 
-    /// The id that the next generation will have.
+    /// The id of the next generation.
     pub fn next_id(&self) -> GenerationId {
         GenerationId(self.next_id)
     }
 
-    /// Whether no generation is being started or handed over to.
+    /// Whether no generation is being started or handed over to, and no shutdown is in progress.
     pub fn is_idle(&self) -> bool {
         self.operation.is_none() && !self.shutdown
     }
@@ -173,7 +174,7 @@ impl Timeline {
         matches!(self.operation, Operation::Stopping(_) | Operation::Proving { .. })
     }
 
-    /// Whether a generation is told to accept nothing for now, because another is to take over from it.
+    /// Whether a generation is told not to accept for now, because another is to take over.
     pub fn is_paused(&self, id: GenerationId) -> bool {
         match &self.operation {
             Operation::Pausing(pausing) => pausing.older.contains(&id),
@@ -233,7 +234,7 @@ impl Timeline {
         }
     }
 
-    /// From now on `id` accepts.
+    /// Marks `id` as serving from now on.
     pub(super) fn serve(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
         if let Some(life) = self.lives.get_mut(&id) {
             life.stage = Stage::Serving { since: now };
@@ -257,7 +258,7 @@ impl Timeline {
             Stage::Serving { since } if !self.shutdown => {
                 self.restarts.crashed(life.configuration, now.saturating_sub(since));
             }
-            // A restart that nobody asked for has failed; the next one waits longer.
+            // A restart without a caller has failed; the next one waits longer.
             _ if takes_over && !self.reloads.is_running() => {
                 self.restarts.crashed(life.configuration, Moment::ZERO);
             }
@@ -275,14 +276,14 @@ impl Timeline {
         if takes_over {
             self.newer_died(out);
         }
-        // Behind the signals: as long as a generation is paused for it, its end is not forgotten.
+        // After the signals: its end is not forgotten while a generation is paused for it.
         out.push(Action::Gone(id));
         if takes_over {
             self.answer(Outcome::Failed(id, failure), out);
         }
     }
 
-    /// It was told to end: every generation drains, and none is started any more.
+    /// Whether a shutdown is in progress: every generation drains, and none is started.
     pub fn is_shutting_down(&self) -> bool {
         self.shutdown
     }
@@ -300,7 +301,7 @@ impl Timeline {
                 Some(Stage::Serving { .. }) if !again => {
                     self.soft_stop(now, id, false, Reason::Shutdown, out);
                 }
-                // It may have closed its listeners for whatever reason, and wait for ever.
+                // It may have closed its listeners for another reason and never exit.
                 Some(Stage::Draining { until, told: false }) if !again => {
                     if let Some(life) = self.lives.get_mut(&id) {
                         life.stage = Stage::Draining { until, told: true };
@@ -315,7 +316,7 @@ impl Timeline {
         }
     }
 
-    /// What follows from the state as it now is, whatever led there.
+    /// Acts on the current state, whatever event led to it.
     fn settle(&mut self, now: Moment, out: &mut Vec<Action>) {
         self.finish_stopping(now, out);
         self.limit_draining(now, out);
@@ -372,7 +373,7 @@ impl Timeline {
         out.push(Action::Start { id, configuration, older_alive });
     }
 
-    /// Answers everybody who waits for the reload in progress.
+    /// Answers every caller of the reload in progress.
     pub(super) fn answer(&mut self, outcome: Outcome, out: &mut Vec<Action>) {
         out.extend(self.reloads.answer(outcome));
     }

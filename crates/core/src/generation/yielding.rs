@@ -1,9 +1,10 @@
-//! Pausing older generations while the new one binds an address that it does not get from the broker.
+//! Pauses older generations while the new one binds an address that it does not get from the
+//! broker.
 //!
-//! A haproxy whose own `bind` fails with "address in use" asks the older one to let go of the address,
-//! and tries again for about two seconds. The older one lets go by pausing: it accepts on none of its
-//! listeners meanwhile. So a pause is short ([`PAUSED_FOR_ADDRESS`]), happens once for each new
-//! generation, and ends with the handover, or with every sign that the new generation has failed.
+//! A haproxy whose own `bind` fails with "address in use" asks the older one to let go of the
+//! address and retries for about two seconds. The older one lets go by pausing, and then accepts on
+//! none of its listeners. So a pause is short ([`PAUSED_FOR_ADDRESS`]), happens once for each new
+//! generation, and ends with the handover or with any sign that the new generation has failed.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +14,7 @@ use super::timeline::Timeline;
 use super::{Action, GenerationId, Moment, PAUSED_FOR_ADDRESS, Reason, Signal};
 
 impl Timeline {
-    /// A generation that starts cannot bind an address of its own that an older one has.
+    /// A starting generation cannot bind an address of its own that an older one has.
     pub(super) fn address_in_use(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
         let serves = |life: &Life| matches!(life.stage, Stage::Serving { .. });
         let paused: BTreeSet<_> =
@@ -39,11 +40,11 @@ impl Timeline {
         }));
     }
 
-    /// It has given up on the address, and is about to exit.
+    /// The starting generation has given up on the address, and is about to exit.
     pub(super) fn gave_up(&mut self, id: GenerationId, out: &mut Vec<Action>) {
         if let Operation::Starting { newer, yielding } = &mut self.operation {
             if *newer == id {
-                // From now on no older generation could do it in time.
+                // It is too late for an older generation to let go of the address.
                 yielding.get_or_insert_with(|| Yielding { paused: BTreeSet::new(), until: None });
                 self.resume_yielding(out);
             }
@@ -61,7 +62,7 @@ impl Timeline {
         }
     }
 
-    /// The older generations accept again, while the new one still starts.
+    /// Lets the older generations accept again while the new one still starts.
     fn resume_yielding(&mut self, out: &mut Vec<Action>) {
         let Operation::Starting { newer, yielding: Some(yielding) } = &mut self.operation else {
             return;
@@ -74,8 +75,8 @@ impl Timeline {
         out.push(Action::Guard { newer, paused: Vec::new() });
     }
 
-    /// The new generation is gone, and with it whatever it had bound: also one that was told to accept
-    /// before now gets its own addresses back.
+    /// The new generation is gone, and its sockets with it. Resumes even older generations that
+    /// were already told to accept: they now get their own addresses back.
     pub(super) fn end_yielding(&self, yielding: &Yielding, out: &mut Vec<Action>) {
         self.resume(&yielding.paused, Reason::NewerDied, out);
     }

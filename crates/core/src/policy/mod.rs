@@ -1,11 +1,11 @@
-//! Who may do what, decided from the credentials that the kernel bound to the connection when
-//! it was made: user and group (SO_PEERCRED, unix(7)) and supplementary groups
-//! (SO_PEERGROUPS). Nothing that is looked up by process id: that number may be another
-//! process's by the time of a request, and a process may execute another file.
+//! Decides who may do what, by the credentials that the kernel attached to the connection when it
+//! was made: user and group (SO_PEERCRED, unix(7)) and supplementary groups (SO_PEERGROUPS).
+//! Nothing is looked up by process id: by the time of a request the id may belong to another
+//! process, and a process may have executed another file.
 //!
-//! Without rules, root and the user the broker runs as may do everything, everybody else
-//! nothing. With rules, only what a rule allows is allowed, to whom it is allowed, root
-//! included. Nothing is remembered: each request is judged by itself.
+//! Without rules, root and the user the broker runs as may do everything, everybody else nothing.
+//! With rules, only what a rule allows is allowed, for root too. Nothing is cached: each request is
+//! judged by itself.
 
 mod pattern;
 mod peer;
@@ -24,9 +24,9 @@ pub use verb::{UnknownVerb, Verb};
 #[must_use = "a verdict that nobody looks at allows everything"]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Go on.
+    /// The request may go on.
     Allow,
-    /// Refuse, and say this.
+    /// The request is refused, with this denial.
     Deny(Box<Denial>),
 }
 
@@ -43,7 +43,7 @@ impl Verdict {
     }
 }
 
-/// Who was refused what. Its text is for the one who was refused, and tells nothing of the rules.
+/// Who was refused what. The text is for the refused peer and reveals nothing about the rules.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{peer} may not {verb} {}: {}",
@@ -53,16 +53,16 @@ impl Verdict {
 pub struct Denial {
     /// Who asked.
     pub peer: Peer,
-    /// What for.
+    /// What the peer wanted to do.
     pub verb: Verb,
-    /// Which listeners, where the question was about some.
+    /// The listeners concerned, if the question was about any.
     pub subject: Option<ListenSpec>,
-    /// The user the broker runs as, where there are no rules.
+    /// The user the broker runs as, if there are no rules.
     pub owner: Option<u32>,
 }
 
 impl Denial {
-    /// The rule that would allow it, as it stands in a configuration.
+    /// A rule that would allow it, as written in a configuration.
     pub fn rule_needed(&self) -> String {
         let mut rule =
             format!("[[rule]] uid = {} allow = [\"{}\"]", self.peer.uid, self.verb.word());
@@ -86,13 +86,13 @@ impl Policy {
         Self { owner: uid, rules: Vec::new() }
     }
 
-    /// What these rules allow; with none, as [`Policy::owner_only`].
+    /// Replaces the rules; without any, the policy is that of [`Policy::owner_only`].
     #[must_use]
     pub fn with_rules(self, rules: Vec<Rule>) -> Self {
         Self { rules, ..self }
     }
 
-    /// Whether `peer` may do `verb`, to `subject` where some listeners are meant, else to any.
+    /// Whether `peer` may do `verb` to `subject`; without a subject, to any listener at all.
     pub fn judge(
         &self,
         peer: Peer,
@@ -112,8 +112,8 @@ impl Policy {
         Verdict::Deny(Box::new(Denial { peer, verb, subject: subject.cloned(), owner }))
     }
 
-    /// Whether `peer` may do `verb` to every listener, whichever there may be: no rule that
-    /// names addresses allows that.
+    /// Whether `peer` may do `verb` to every possible listener. No rule that names addresses allows
+    /// that.
     pub fn judge_all(&self, peer: Peer, groups: &[u32], verb: Verb) -> Verdict {
         let verdict = self.judge(peer, groups, verb, None);
         let all = |rule: &Rule| rule.addresses.is_empty() && rule.allows(peer, groups, verb, None);
@@ -123,8 +123,7 @@ impl Policy {
         Verdict::Deny(Box::new(Denial { peer, verb, subject: None, owner: None }))
     }
 
-    /// Whether this user may take names back from others: root and the user the
-    /// broker runs as.
+    /// Whether this user may take names back from others: only root and the broker's user may.
     pub fn owns_names(&self, uid: u32) -> bool {
         owns_names(self.owner, uid)
     }
@@ -209,14 +208,15 @@ mod tests {
         assert!(!may(33, &none, Verb::List, ":8080") && !may(33, &none, Verb::Store, ":8080"));
         // Nobody else, not even root and the owner.
         assert!(!may(0, &none, Verb::Bind, ":8080") && !may(100, &none, Verb::Admin, ":8080"));
-        // Who has no id here is nobody, whatever a rule says; a rule that says nobody allows nobody.
+        // A peer whose id is unknown here matches no rule, and a rule without a condition matches
+        // no peer.
         assert!(!may(Peer::UNKNOWN, &none, Verb::Use, ":1"));
         // Every condition of a rule must hold.
         let groups = [5, 90];
         assert!(may(9, &groups, Verb::Use, ":1") && !may(9, &groups, Verb::Bind, ":1"));
         assert!(!may(9, &[5], Verb::Use, ":1") && !may(8, &groups, Verb::Use, ":1"));
         assert!(policy.knows(peer(33), &none) && !policy.knows(peer(0), &none));
-        // To every listener only by a rule without addresses.
+        // Only a rule without addresses covers every listener.
         assert_eq!(policy.judge_all(peer(9), &groups, Verb::List), Verdict::Allow);
         assert_eq!(policy.judge(peer(33), &none, Verb::Release, None), Verdict::Allow);
         assert_ne!(policy.judge_all(peer(33), &none, Verb::Release), Verdict::Allow);

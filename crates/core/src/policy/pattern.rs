@@ -1,9 +1,10 @@
-//! Which addresses a rule is about.
+//! The addresses that a rule covers.
 //!
-//! One syntax, close to that of addresses: `*` is every address; `HOST:PORT` is TCP, behind `udp@` it is UDP and
-//! QUIC (the same packets come to both), behind `quic@` QUIC alone. HOST is `*` (any address of any family), an IP address, or a prefix such as
-//! `10.0.0.0/8` or `[fd00::]/8`; PORT is `*`, a number, or a range `8000-8010`. A UNIX path or an
-//! abstract name (`unix@/run/app.sock`, `/run/app/*`, `abns@app-*`, `abnsz@app-*`) may end in `*`.
+//! One syntax, close to that of addresses: `*` is every address. `HOST:PORT` is TCP; after `udp@`
+//! it is UDP and QUIC (both get the same packets), after `quic@` QUIC alone. HOST is `*` (any
+//! address of any family), an IP address, or a prefix such as `10.0.0.0/8` or `[fd00::]/8`; PORT is
+//! `*`, a number, or a range `8000-8010`. A UNIX path or an abstract name (`unix@/run/app.sock`,
+//! `/run/app/*`, `abns@app-*`, `abnsz@app-*`) may end in `*`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -39,7 +40,7 @@ enum Set {
     },
 }
 
-/// What stands before `@`.
+/// The prefix before `@`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
     Tcp,
@@ -57,7 +58,7 @@ impl Protocol {
     }
 }
 
-/// A text that is no pattern.
+/// A text that is not a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no set of addresses: write *, HOST:PORT (HOST may be * or 10.0.0.0/8 or [fd00::]/8, \
@@ -66,7 +67,7 @@ impl Protocol {
 pub struct InvalidPattern(pub String);
 
 impl Pattern {
-    /// Whether all that `spec` asks for is in the set: every port of a range, and both families
+    /// Whether the set contains all that `spec` asks for: every port of a range, and both families
     /// of a dual-stack wildcard.
     pub fn contains(&self, spec: &ListenSpec) -> bool {
         let address = &spec.first.address;
@@ -212,7 +213,7 @@ mod tests {
             ),
             ("127.0.0.1:80", &["127.0.0.1:80"], &["127.0.0.2:80", ":80"]),
             ("0.0.0.0/0:80", &[":80", "1.2.3.4:80"], &["[::]:80", "[::1]:80", "[::]:80,v6only"]),
-            // Both families: IPv6 alone is not enough for what takes IPv4 too.
+            // A dual-stack wildcard takes IPv4 too, so IPv6 alone does not contain it.
             ("[::]/0:80", &["[::1]:80", "[::]:80,v6only"], &["[::]:80", ":80"]),
             ("[fd00::]/8:*", &["[fd12::1]:5"], &["[fe80::1]:5", "[::]:5"]),
             (
@@ -227,7 +228,7 @@ mod tests {
             let read: Pattern = pattern.parse().expect(pattern);
             for (texts, expected) in [(inside, true), (outside, false)] {
                 for text in texts {
-                    // A path with `..` may be refused before it comes here.
+                    // The parser may refuse a path with `..`.
                     let Ok(spec) = text.parse::<ListenSpec>() else { continue };
                     assert_eq!(read.contains(&spec), expected, "{pattern} and {text}");
                 }

@@ -1,10 +1,10 @@
-//! Who asks.
+//! The peer of a connection.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Who is at the other end of a connection, as it was when it connected.
+/// The credentials of the process at the other end of a connection, as they were when it connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Peer {
     /// Process id, 0 where it is not visible from here (another pid namespace).
@@ -16,8 +16,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// The id of a user or group that has none in the broker's user namespace. No user has it
-    /// (it is `(uid_t) -1`), and no rule allows it anything.
+    /// The id of a user or group without one in the broker's user namespace. No user has it (it is
+    /// `(uid_t) -1`), and no rule allows it anything.
     pub const UNKNOWN: u32 = u32::MAX;
 }
 

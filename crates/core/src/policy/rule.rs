@@ -1,4 +1,4 @@
-//! One rule: to whom, what, and on which addresses.
+//! One rule: who may do what, on which addresses.
 
 use std::str::FromStr;
 
@@ -9,7 +9,7 @@ use crate::address::Address;
 use crate::listener::ListenSpec;
 use crate::name::Name;
 
-/// Conditions on who asks. All that are said must hold.
+/// Conditions on the peer. All that are given must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Who {
     /// The effective user.
@@ -28,14 +28,14 @@ impl Who {
     }
 }
 
-/// A set of names of listeners or services: a name, the beginning of some (`app-*`), or all (`*`).
+/// A set of names of listeners or services: one name, a prefix (`app-*`), or all (`*`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
     start: String,
     open: bool,
 }
 
-/// A text that is no set of names.
+/// A text that is not a set of names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no set of names: write a name, or the beginning of some and `*`")]
 pub struct InvalidNames(pub String);
@@ -63,23 +63,23 @@ impl FromStr for Names {
     }
 }
 
-/// Allows some verbs to some processes.
+/// Allows some peers some verbs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// To whom. Without any condition, to nobody.
+    /// The peers it applies to. Without any condition, none.
     pub who: Who,
-    /// What.
+    /// The verbs it allows.
     pub allow: Vec<Verb>,
-    /// On which addresses; none means on all.
+    /// The addresses it covers; empty means all.
     pub addresses: Vec<Pattern>,
-    /// Which names it may give to listeners; none means none.
+    /// The names that the peer may give to listeners; empty means none.
     pub names: Vec<Names>,
-    /// Which services it may join, beside those of its own user; none means none.
+    /// The services that the peer may join besides those of its own user; empty means none.
     pub services: Vec<Names>,
 }
 
 impl Rule {
-    /// Whether it allows `peer` to use a name, out of one of its lists.
+    /// Whether it allows `peer` a name from one of its lists.
     pub(super) fn allows_name(
         &self,
         peer: Peer,
@@ -108,11 +108,11 @@ impl Rule {
     }
 }
 
-/// The narrowest pattern for what was asked.
+/// The narrowest pattern that contains `spec`.
 pub(super) fn addresses(spec: &ListenSpec) -> String {
     let address = &spec.first.address;
     match address {
-        // Both families: no other pattern contains it.
+        // A dual-stack wildcard: of the patterns for a port, only `*` contains it.
         Address::Tcp(at) | Address::Udp(at) | Address::Quic(at)
             if at.ip().is_ipv6() && at.ip().is_unspecified() && !spec.first.options.v6only =>
         {

@@ -1,4 +1,4 @@
-//! What can be allowed.
+//! The verbs that a rule can allow.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,13 +6,13 @@ use std::str::FromStr;
 /// What a client wants to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verb {
-    /// Have an address bound that is not held yet, or change its options; also to use it.
+    /// Bind an address that is not held yet, or change its options; includes [`Verb::Use`].
     Bind,
-    /// Receive the descriptor of a listener that is held.
+    /// Receive the descriptor of a held listener.
     Use,
     /// See what is held, and by whom.
     List,
-    /// Have a listener closed.
+    /// Close a listener.
     Release,
     /// Give the broker a socket that the caller holds.
     Store,
@@ -47,7 +47,7 @@ impl fmt::Display for Verb {
     }
 }
 
-/// A word that is no verb.
+/// A word that is not a verb.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} cannot be allowed: the verbs are bind, use, list, release, store and admin")]
 pub struct UnknownVerb(pub String);

@@ -1,5 +1,5 @@
-//! Sockets that no claim opened: those that are taken over from before (an
-//! upgrade, a crash, another holder), and the one that takes a dead one's place.
+//! Sockets that no claim opened: adopted ones (from an upgrade, a crash or another holder), and the
+//! replacement of a dead one.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use crate::address::Address;
 use crate::listener::{Listener, Options};
 
 impl<H> Registry<H> {
-    /// A held listener by the inode of its socket. Looks at all of them.
+    /// A held listener, by the inode of its socket. Searches all of them.
     pub fn by_inode(&self, inode: u64) -> Option<(ListenerId, &Held<H>)> {
         let held = self.held.iter().find(|(_, held)| held.opened.inode == inode);
         held.map(|(id, held)| (*id, held.as_ref()))
     }
 
-    /// The listener, held or being opened, beside which this one, bound there, could not be entered.
+    /// The listener, held or being opened, that keeps this one, bound there, from being adopted.
     pub fn in_the_way(&self, listener: &Listener, bound: &Address) -> Option<&Listener> {
         let key = listener.key();
         let name = listener.name.as_ref().and_then(|name| self.index.name(name));
@@ -30,9 +30,8 @@ impl<H> Registry<H> {
         held.or_else(|| planned().map(|new| &new.listener)).map(Arc::as_ref)
     }
 
-    /// Enters what is held already. What cannot stand beside the rest (its name,
-    /// its key or its place is taken) is given back to be closed. Those that overlap are bound
-    /// both, and so are held both.
+    /// Enters sockets that are already held. A socket whose name, key or place is taken is given
+    /// back to be closed. Overlapping ones are all bound already, so all are held.
     pub(super) fn enter(&mut self, adoptions: Vec<Adoption<H>>, actions: &mut Vec<Action<H>>) {
         for Adoption { listener, opened, since, tentative } in adoptions {
             let key = listener.key();
@@ -60,8 +59,8 @@ impl<H> Registry<H> {
         }
     }
 
-    /// Puts another socket in the place of one that is beyond repair. Leases stay;
-    /// those who have the old one get the new one when they claim again.
+    /// Replaces the socket of a listener that is beyond repair. Leases stay; clients with the old
+    /// socket get the new one when they claim again.
     pub(super) fn replace(
         &mut self,
         id: ListenerId,
@@ -137,11 +136,11 @@ mod tests {
         let (mut registry, closed) = registry(vec![
             adoption(1, "web=0.0.0.0:80", "0.0.0.0:80"),
             adoption(2, "any=127.0.0.1:0", "127.0.0.1:4000"),
-            // Its name, its address, and an address that the second really has.
+            // Conflicts in the name, in the address, and in the address that the second really has.
             adoption(3, "web=0.0.0.0:81", "0.0.0.0:81"),
             adoption(4, "[::ffff:0.0.0.0]:80", "0.0.0.0:80"),
             adoption(5, "127.0.0.1:4000", "127.0.0.1:4000"),
-            // What is bound beside the first is held beside it.
+            // A socket that is bound beside the first is held beside it.
             adoption(6, "10.0.0.1:80", "10.0.0.1:80"),
             adoption(7, "[::]:80", "[::]:80"),
         ]);
@@ -165,7 +164,7 @@ mod tests {
         assert!(matches!(actions[..], [Action::Close(1, _, Closing::Replaced)]), "{actions:?}");
         assert_eq!(registry.by_inode(2).expect("held").1.leases, 1);
         assert!(registry.by_inode(1).is_none());
-        // The place of the old one is free, that of the new one is not.
+        // The old place is free, the new one is not.
         assert!(matches!(claim(&mut registry, "127.0.0.1:5000")[..], [Action::Refuse(..)]));
         assert!(matches!(claim(&mut registry, "127.0.0.1:4000")[..], [Action::Open(..)]));
     }

@@ -1,10 +1,10 @@
-//! Who may have a listener beside another owner: nobody, where both would accept.
+//! Who may have a listener that overlaps another: only one owner may have both.
 //!
-//! Listeners overlap where one is a wildcard and the other a specific address of its port, or both the wildcards of
-//! the two families.
-//! The kernel gives a connection to the more specific one, so a client that gets that one takes
-//! connections from the other. Therefore only one owner may have both: a claim that asks for
-//! both, or a service whose generations have the other, or had it last. Everybody else is refused.
+//! Listeners overlap if one is a wildcard and the other a specific address at its port, or if they
+//! are the wildcards of the two families. The kernel gives a connection to the more specific one,
+//! so its client takes connections from the other. Therefore both must have one owner: a claim that
+//! asks for both, or a service whose generations have the other or had it last. Other claims are
+//! refused.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::listener::Listener;
 use crate::name::Name;
 
 impl<H> Registry<H> {
-    /// Held listeners that overlap one that is to be bound.
+    /// Held listeners that overlap a listener that will be bound.
     pub fn neighbours(&self, listener: &Listener) -> Vec<ListenerId> {
         let (key, none) = (listener.key(), ListenerId(u64::MAX));
         let pairs = self.index.neighbours([(none, &key)]).into_iter();
@@ -28,8 +28,8 @@ impl<H> Registry<H> {
         others.filter(|id| self.held.contains_key(id)).collect()
     }
 
-    /// Decides which listeners of a planned claim may overlap what they overlap, and enters
-    /// those pairs in the plan.
+    /// Decides which listeners of a planned claim may overlap others, and enters those pairs in the
+    /// plan.
     pub(super) fn check_beside(&mut self, plan: &mut Pending<H>) -> Result<(), Stop> {
         let crowd = std::mem::take(&mut plan.crowd);
         if crowd.new.is_empty() && crowd.narrow.is_empty() {
@@ -80,7 +80,7 @@ impl<H> Registry<H> {
             let neighbour = other_new.map_or(Neighbour::Held(other), Neighbour::New);
             let tentative = !firm.contains(&id);
             plan.opening.overlaps.push(Overlap { new, other: neighbour, tentative });
-            // The one that was entered first met nothing then.
+            // When the first of the two was entered, the other was not there.
             plan.opening.overlaps.extend(other_new.map(|place| Overlap {
                 new: place,
                 other: Neighbour::New(new),
@@ -92,8 +92,9 @@ impl<H> Registry<H> {
         Ok(())
     }
 
-    /// No listener of a planned claim may be one from which a generation of another service accepts, or is about to:
-    /// each would answer some of the clients of both. One that drains has stopped accepting.
+    /// No listener of a planned claim may belong to another service whose generation accepts from
+    /// it or is about to: each service would answer some clients of both. A draining generation has
+    /// stopped accepting.
     pub(super) fn check_services(&self, plan: &Pending<H>) -> Result<(), Stop> {
         let Some((_, Some(label))) = self.caller(plan.connection) else { return Ok(()) };
         let others = self.connections.iter().filter(|(_, connection)| {
@@ -119,7 +120,8 @@ impl<H> Registry<H> {
                     }
                 }
             }
-            // One whose claim is planned never waits, so no two wait for each other. One that is given up may wait for this.
+            // A claim whose planning is done never waits, so no two wait for each other. A claim
+            // that is being given up may wait for this one.
             if let Some(claim) = self.pending.get(id) {
                 if let Phase::Performing | Phase::Granting = claim.phase {
                     let wanted: HashSet<ListenerId> =
@@ -133,9 +135,9 @@ impl<H> Registry<H> {
         Ok(())
     }
 
-    /// A wildcard of both families beside that of IPv4 which is held and stays: no IPv4
-    /// connection would come to it, and without IPv4 it overlaps nothing. (The other way round,
-    /// or with both new, it has IPv4 as soon as the other is gone.)
+    /// Narrows a dual-stack wildcard to IPv6 if the IPv4 wildcard is held and stays: no IPv4
+    /// connection would reach it, and without IPv4 it overlaps nothing. (The other way round, or
+    /// with both new, it gets IPv4 as soon as the other is gone.)
     fn narrow(&mut self, plan: &mut Pending<H>, id: ListenerId, asked: &HashSet<ListenerId>) {
         let Some(key) = plan.opening.planned(id).map(|new| new.key.clone()) else { return };
         let held = key.ipv4_wildcard().and_then(|ipv4| self.index.key(&ipv4));
@@ -157,8 +159,8 @@ impl<H> Registry<H> {
         }
     }
 
-    /// Whether all who use a listener, or else the last who did, are the same service as a
-    /// connection.
+    /// Whether all users of a listener, or else its last user, are of the same service and user as
+    /// a connection.
     fn is_of_service(&self, id: ConnectionId, listener: ListenerId) -> bool {
         let Some((peer, Some(label))) = self.caller(id) else { return false };
         let ours = |service: &Name, uid| *service == label.service && uid == peer.uid;

@@ -1,9 +1,9 @@
-//! Options: what was said must be what the listener has, or, where the claim
-//! says so, what its socket gets in place.
+//! Options of a claim: they must equal those of the listener or, if the claim says so, are changed
+//! on its socket in place.
 //!
-//! Whatever tells two listeners apart (the address, the device, `v6only`, the network
-//! namespace) belongs to a socket from bind(2) on and is never changed here: another
-//! key is another listener, and where the two cannot stand side by side the claim is refused.
+//! The parts of the key (the address, the device, `v6only`, the network namespace) belong to a
+//! socket from bind(2) on and are never changed here: another key is another listener. Where the
+//! two cannot coexist, the claim is refused.
 
 use std::sync::Arc;
 
@@ -16,7 +16,8 @@ use crate::listener::{Listener, Options};
 use crate::time::Timestamp;
 
 impl<H> Registry<H> {
-    /// An option that was said must be the one that the listener has, or becomes it with `change`.
+    /// Checks that each given option equals that of the listener, or plans the change with
+    /// `change`.
     pub(super) fn check_options(
         &self,
         plan: &mut Pending<H>,
@@ -73,7 +74,7 @@ impl<H> Registry<H> {
     ) {
         let Some(mut plan) = self.pending.remove(&id) else { return };
         for (change, backlog) in std::mem::take(&mut plan.changes).into_iter().zip(backlogs) {
-            // Nobody can have released it: the claim counts as a lease.
+            // The claim counts as a lease, so nobody has released it.
             if let Some(held) = self.held.get_mut(&change.listener) {
                 Arc::make_mut(&mut held.listener).options = change.options;
                 held.edition += 1;
@@ -97,7 +98,7 @@ impl<H> Registry<H> {
     }
 }
 
-/// `has` with every option that `asked` says.
+/// `has`, overlaid with every option that `asked` sets.
 fn overlaid(has: &Options, asked: &Options) -> Options {
     Options {
         backlog: asked.backlog.or(has.backlog),
@@ -107,7 +108,7 @@ fn overlaid(has: &Options, asked: &Options) -> Options {
         mode: asked.mode.or(has.mode),
         user: asked.user.clone().or_else(|| has.user.clone()),
         group: asked.group.clone().or_else(|| has.group.clone()),
-        // These belong to the key, and are equal.
+        // These belong to the key and are equal.
         v6only: has.v6only,
         mptcp: has.mptcp,
         interface: has.interface.clone(),
@@ -115,8 +116,8 @@ fn overlaid(has: &Options, asked: &Options) -> Options {
     }
 }
 
-/// The first option that was said and differs from what the listener has:
-/// the option as asked for, and what there is instead. `backlog` is the one in effect.
+/// The first given option that differs from the listener's: as asked for, and as the listener has
+/// it. `backlog` is the one in effect.
 fn difference(asked: &Options, has: &Options, backlog: Option<u32>) -> Option<(String, String)> {
     let text = |name: &str, asked: &Option<String>, has: &Option<String>| {
         let asked = asked.as_ref().filter(|_| asked != has)?;

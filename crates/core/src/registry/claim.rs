@@ -1,6 +1,6 @@
-//! Claims: planned against what is held (`planning`), opened by the shell, then granted as a
-//! whole or not at all. Each step takes some listeners: other clients have their turn in between, and a claim that meets a listener of
-//! another claim which is not decided yet waits for it.
+//! Claims: planned against held listeners (`planning`), opened by the shell, then granted as a
+//! whole or not at all. Each step handles some listeners, so other clients have their turn in
+//! between. A claim that meets a listener of another undecided claim waits for that claim.
 
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::wants::Wants;
 use crate::listener::{Listener, Options};
 use crate::time::Timestamp;
 
-/// Closing a socket takes as long as so many of these.
+/// Closing a socket costs as much of a step as this many listeners.
 const CLOSING: usize = 4;
 
 impl<H> Registry<H> {
@@ -60,7 +60,7 @@ impl<H> Registry<H> {
         }
     }
 
-    /// Goes on with a claim, with so many of its listeners.
+    /// Continues a claim with up to `room` of its listeners.
     pub(super) fn go_on(
         &mut self,
         now: Timestamp,
@@ -99,7 +99,8 @@ impl<H> Registry<H> {
                         });
                         break;
                     }
-                    // What is given up waits for nobody: if this were given up too, they could meet again and again.
+                    // A claim that is given up waits for no other claim. If this one were given up
+                    // too, the two could meet again and again.
                     Ok(false) | Err(_) => {
                         self.pin(&mut plan);
                         plan.phase = Phase::Planning;
@@ -137,16 +138,16 @@ impl<H> Registry<H> {
         self.pending.get(other).is_some_and(|plan| matches!(plan.phase, Phase::Undoing(_)))
     }
 
-    /// Another large claim may be planned now.
+    /// Lets another large claim be planned.
     fn end_planning(&mut self, connection: ConnectionId) {
         self.planning = self.planning.filter(|planning| *planning != connection);
     }
 
-    /// A claim has come to nothing, and has left nothing behind.
+    /// Ends a claim that was given up and left nothing behind.
     fn given_up(&mut self, plan: Pending<H>, outcome: Outcome, actions: &mut Vec<Action<H>>) {
         let connection = plan.connection;
         match outcome {
-            // Its client may have gone while it was given up.
+            // Its client may have gone meanwhile.
             _ if plan.gone => {}
             Outcome::Gone => {}
             Outcome::Refused(refusal) => actions.push(Action::Refuse(connection, refusal)),
@@ -196,8 +197,7 @@ impl<H> Registry<H> {
         self.go_on(now, plan, self.at_once, actions);
     }
 
-    /// Notes that the client of the pending claim has gone: its sockets are
-    /// closed as they arrive.
+    /// Notes that the client of a pending claim has gone: its sockets are closed as they arrive.
     pub(super) fn abandon_pending(
         &mut self,
         now: Timestamp,
@@ -209,12 +209,12 @@ impl<H> Registry<H> {
         if matches!(plan.phase, Phase::Performing) {
             self.pending.insert(connection, plan);
         } else {
-            // Nobody goes on with it.
+            // No event will continue it.
             self.go_on(now, plan, usize::MAX, actions);
         }
     }
 
-    /// Hands out some more of what was claimed; true when that is all of it.
+    /// Grants more of a claim; true when all is granted.
     fn grant_some(&mut self, now: Timestamp, plan: &mut Pending<H>, room: &mut usize) -> bool {
         let Some(connection) = self.connections.get_mut(&plan.connection) else { return true };
         let before = connection.leases.len();
@@ -222,7 +222,8 @@ impl<H> Registry<H> {
         while *room > 0 {
             let Some((id, tentative)) = plan.entries.get(plan.leases.len()).copied() else { break };
             *room -= 1;
-            // New listeners are entered in order, so one is new to the client when it is the next.
+            // New listeners are entered in order, so a listener is new to the client if it is the
+            // next.
             let new = plan.opening.grant(id);
             let created = new.is_some();
             let (mut changed, mut first) = (false, false);
@@ -256,15 +257,15 @@ impl<H> Registry<H> {
         plan.leases.len() == plan.entries.len()
     }
 
-    /// Gives back some more of a claim that came to nothing: its sockets, its place in the index, and what it has pinned; true when that
-    /// is all.
+    /// Gives back more of a failed claim: its sockets, its place in the index and its pins; true
+    /// when all is given back.
     fn undo_some(
         &mut self,
         plan: &mut Pending<H>,
         room: &mut usize,
         actions: &mut Vec<Action<H>>,
     ) -> bool {
-        // More than were asked for is a mistake of the shell.
+        // More sockets than asked for are a mistake of the shell.
         let asked = plan.opening.new.len().min(plan.opening.opened.len());
         close_all(plan.opening.opened.drain(asked..).collect(), actions);
         while *room > 0 {

@@ -1,4 +1,4 @@
-//! A connection, the generation that it has joined as, and who uses a listener.
+//! A connection, the generation that it has joined as, and the holders of a listener.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,15 +10,15 @@ use crate::name::Name;
 use crate::policy::Peer;
 use crate::time::Timestamp;
 
-/// Where a generation is in its life, in the words of every message. There are these three.
+/// The state of a generation, in the words of every message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// It has not accepted yet: it is not ready, or waits for the older ones to stop accepting.
+    /// It has not accepted yet: it is not ready, or waits for older ones to stop accepting.
     Starting,
-    /// It accepts. What it holds is confirmed.
+    /// It accepts. The listeners that it holds are confirmed.
     Serving,
-    /// It was told to stop, and finishes what it has accepted.
+    /// It was told to stop, and serves its open connections.
     Draining,
 }
 
@@ -48,18 +48,18 @@ pub struct Label {
     pub generation: u64,
     /// Its process.
     pub pid: u32,
-    /// Where it is in its life.
+    /// Its state.
     pub state: State,
 }
 
-/// A connection with all that the registry knows of it.
+/// All that the registry knows of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedConnection {
     /// Its number, the same in both images.
     pub id: ConnectionId,
     /// Who connected.
     pub peer: Peer,
-    /// The generation that it has joined as, and since when it is in that state.
+    /// The generation that it has joined as, and since when that is in its state.
     pub label: Option<(Label, Timestamp)>,
     /// The listeners that it uses.
     pub leases: Vec<SavedLease>,
@@ -87,8 +87,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// The process that uses the listener: that of the generation, else the one
-    /// that connected.
+    /// The process that uses the listener: that of the generation, else the one that connected.
     pub fn pid(&self) -> u32 {
         self.label.as_ref().map_or(self.peer.pid, |label| label.pid)
     }
@@ -100,7 +99,7 @@ impl fmt::Display for Holder {
             Some(label) => {
                 write!(f, "{} generation {} (pid {})", label.service, label.generation, label.pid)
             }
-            // The kernel gives no number to a process of another pid namespace.
+            // The kernel reports no pid for a process of another pid namespace.
             None if self.peer.pid == 0 => {
                 write!(f, "a process of uid {} in another container", self.peer.uid)
             }
@@ -113,6 +112,6 @@ impl fmt::Display for Holder {
 pub(super) struct Connection {
     pub(super) peer: Peer,
     pub(super) label: Option<(Label, Timestamp)>,
-    /// Each lease with the time it began.
+    /// Each lease, with the time it began.
     pub(super) leases: BTreeMap<ListenerId, Timestamp>,
 }

@@ -1,4 +1,4 @@
-//! A listener that is held.
+//! A held listener.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::refusal::HeldBy;
 pub struct Opened<H> {
     /// The socket.
     pub handle: H,
-    /// The address that it got; differs from the one asked for where that has port 0.
+    /// The address that it got; differs from the one asked for if that has port 0.
     pub bound: Address,
     /// Inode number of the socket.
     pub inode: u64,
@@ -23,35 +23,35 @@ pub struct Opened<H> {
     pub cookie: u64,
     /// The backlog that was given to listen(2), 0 for UDP.
     pub backlog: u32,
-    /// Whether nobody else can bind the address beside it.
+    /// Whether no other process can bind the address beside it.
     pub exclusive: bool,
 }
 
-/// A listener that is held.
+/// A held listener.
 #[derive(Debug)]
 pub struct Held<H> {
-    /// The socket and what is known of it.
+    /// The socket and its properties.
     pub opened: Opened<H>,
-    /// As it was asked for first; its name may have been added by a later claim.
+    /// The listener as first asked for; a later claim may have added its name.
     pub listener: Arc<Listener>,
-    /// Since when.
+    /// Since when it is held.
     pub since: Timestamp,
     /// Whether it is closed with its last lease.
     pub tentative: bool,
-    /// It was tentative, and this connection's generation has outlived the connection with it.
+    /// The connection whose generation outlived it with this listener, which was tentative.
     pub(super) outlived: Option<ConnectionId>,
     /// How many connections have a lease on it, or are about to get one.
     pub(super) leases: usize,
-    /// The service and the user whose lease was the last to end, where nobody has it now.
+    /// The service and user whose lease ended last, if nobody has a lease now.
     pub(super) last_user: Option<Box<(Name, u32)>>,
-    /// How often its name, its options or `tentative` has changed.
+    /// How often its name, its options or `tentative` have changed.
     pub(super) edition: u32,
     /// The edition that was granted last.
     granted: Option<u32>,
 }
 
 impl<H> Held<H> {
-    /// Nobody uses it yet.
+    /// A listener that nobody uses yet.
     pub(super) fn new(
         listener: Arc<Listener>,
         opened: Opened<H>,
@@ -71,18 +71,18 @@ impl<H> Held<H> {
         }
     }
 
-    /// Another number whenever its name, its options or whether it is tentative has changed: what was
-    /// written down of it under the same number is still true.
+    /// A number that changes with its name, its options or `tentative`: a record written under the
+    /// same number is still true.
     pub fn edition(&self) -> u32 {
         self.edition
     }
 
-    /// It is granted: whether its edition was not granted before.
+    /// Notes a grant; true if this edition was not granted before.
     pub(super) fn grant(&mut self) -> bool {
         self.granted.replace(self.edition) != Some(self.edition)
     }
 
-    /// It stays when its last lease ends.
+    /// Makes it stay when its last lease ends.
     pub(super) fn confirm(&mut self) {
         self.outlived = None;
         if std::mem::replace(&mut self.tentative, false) {
@@ -90,13 +90,13 @@ impl<H> Held<H> {
         }
     }
 
-    /// The generation of this connection lives on with it, while the connection ends.
+    /// Keeps it for the generation of this connection, which outlives the connection.
     pub(super) fn outlive(&mut self, connection: ConnectionId) {
         self.confirm();
         self.outlived = Some(connection);
     }
 
-    /// Nothing keeps it but its leases.
+    /// Makes it tentative again: only its leases keep it.
     pub(super) fn doubt(&mut self) {
         self.outlived = None;
         self.tentative = true;
@@ -107,7 +107,7 @@ impl<H> Held<H> {
         self.listener.key()
     }
 
-    /// As a refusal names it.
+    /// Its description for a refusal.
     pub(super) fn described(&self) -> Box<HeldBy> {
         let asked = self.listener.address.port();
         let port = self.opened.bound.port().filter(|port| Some(*port) != asked);

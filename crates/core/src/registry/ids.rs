@@ -2,22 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The most listeners that one request may ask for: every port twice, and some.
+/// The most listeners that one request may ask for: enough for every port twice.
 pub const MAX_CLAIM: usize = 150_000;
 
-/// So many listeners of a claim are planned or granted in one step: about a microsecond each.
+/// How many listeners of a claim are planned or granted in one step: about a microsecond each.
 pub(super) const AT_ONCE: usize = 256;
 
-/// One connection to the broker; a number that the shell chose and never uses twice.
+/// A connection to the broker; a number that the shell chooses and never reuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ConnectionId(pub u64);
 
-/// One listener that is held. Never used twice.
+/// A held listener. Never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerId(pub(super) u64);
 
 impl ListenerId {
-    /// As a number, for callers that store it.
+    /// The id as a number, for callers that store it.
     pub fn number(self) -> u64 {
         self.0
     }

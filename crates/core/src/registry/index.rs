@@ -1,4 +1,4 @@
-//! Finding listeners by key, by name, and by what they would collide with, each in
+//! Finds listeners by key, by name, and by the keys that they would collide with, each in
 //! logarithmic time, so that a request for ten thousand stays linear.
 
 use std::collections::btree_map::Entry;
@@ -11,14 +11,14 @@ use crate::name::Name;
 /// Which listener has which key, name and place in the kernel.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    /// By what was asked for, and by the address that a socket has where another was asked for.
+    /// By the key asked for, and by the address of the socket if that differs.
     keys: BTreeMap<Key, (ListenerId, Why)>,
-    /// How many of the keys are wildcards: without one, nothing but the same place overlaps a single address.
+    /// How many keys are wildcards. Without any, only the same place overlaps a single address.
     wildcards: usize,
     names: HashMap<Name, ListenerId>,
 }
 
-/// Why a listener stands under a key.
+/// Why a listener has an entry under a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Why {
     Asked,
@@ -26,24 +26,22 @@ enum Why {
 }
 
 impl Index {
-    /// The listener with this key.
     pub(super) fn key(&self, key: &Key) -> Option<ListenerId> {
         self.keys.get(key).filter(|(_, why)| *why == Why::Asked).map(|(id, _)| *id)
     }
 
-    /// The listener with this name.
     pub(super) fn name(&self, name: &Name) -> Option<ListenerId> {
         self.names.get(name).copied()
     }
 
-    /// The listeners that the kernel would not bind this one beside.
+    /// The listeners that conflict with this key in the kernel.
     pub(super) fn overlapping<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = ListenerId> + 'a {
         let there = |(first, whole): (Key, bool)| {
             self.keys.range::<Key, _>(&first..).take_while(move |(other, _)| {
                 first.cmp_place(other).is_eq() || (whole && first.covers(other))
             })
         };
-        // Most claims are of a port that nobody has: one look tells.
+        // Most claims are for a port that nobody has: one lookup shows it.
         let any = key.port_begins().is_none_or(|first| {
             let next = self.keys.range(first..).next();
             next.is_some_and(|(other, _)| key.is_at_port_of(other))
@@ -52,7 +50,7 @@ impl Index {
         near.filter(|(other, _)| key.overlaps(other)).map(|(_, (id, _))| *id)
     }
 
-    /// The listener that the same connections would ask for: never a second one.
+    /// The listener that the same connections match: there is never a second one.
     pub(super) fn same_place(&self, key: &Key) -> Option<ListenerId> {
         let there = |(first, _): (Key, bool)| {
             let from = self.keys.range::<Key, _>(&first..);
@@ -62,7 +60,7 @@ impl Index {
         near.find(|(other, _)| key.is_same_place(other)).map(|(_, (id, _))| *id)
     }
 
-    /// All that overlap one of these and stand beside it, in pairs, each once and in their order.
+    /// All pairs of one of these and a listener that overlaps it, each once and in order.
     pub(super) fn neighbours<'a>(
         &self,
         of: impl IntoIterator<Item = (ListenerId, &'a Key)>,
@@ -76,14 +74,14 @@ impl Index {
         pairs
     }
 
-    /// Enters a listener under its key. The caller has looked for one at the same place.
+    /// Enters a listener under its key. The caller has checked that its place is free.
     pub(super) fn insert(&mut self, id: ListenerId, key: &Key) {
         let before = self.keys.insert(key.clone(), (id, Why::Asked));
         self.wildcards += usize::from(before.is_none() && key.is_wildcard());
     }
 
-    /// Enters what a listener occupies in the kernel, which for port 0 is known
-    /// only once it is bound.
+    /// Enters the address that a listener has in the kernel, which for port 0 is known only after
+    /// bind.
     pub(super) fn occupy(&mut self, id: ListenerId, key: Key) {
         if let Entry::Vacant(entry) = self.keys.entry(key) {
             self.wildcards += usize::from(entry.key().is_wildcard());
@@ -91,7 +89,6 @@ impl Index {
         }
     }
 
-    /// Takes a listener out.
     pub(super) fn remove(&mut self, id: ListenerId, key: &Key) {
         if self.keys.get(key).is_some_and(|(other, _)| *other == id) {
             self.keys.remove(key);
@@ -109,19 +106,18 @@ impl Index {
         }
     }
 
-    /// Gives a listener a name. The caller has looked whether it is free.
+    /// Gives a listener a name. The caller has checked that the name is free.
     pub(super) fn insert_name(&mut self, id: ListenerId, name: &Name) {
         self.names.insert(name.clone(), id);
     }
 
-    /// Frees a name.
     pub(super) fn remove_name(&mut self, id: ListenerId, name: &Name) {
         if self.names.get(name) == Some(&id) {
             self.names.remove(name);
         }
     }
 
-    /// How many entries there are of each kind: keys, names.
+    /// The number of entries: keys, names.
     #[cfg(test)]
     pub(super) fn sizes(&self) -> (usize, usize) {
         (self.keys.len(), self.names.len())
@@ -135,7 +131,7 @@ mod tests {
     use super::*;
     use crate::listener::Listener;
 
-    /// Few enough that they meet.
+    /// So few keys that they often meet.
     fn key() -> impl Strategy<Value = Key> {
         let address = prop::sample::select(vec![
             ":80",

@@ -1,9 +1,8 @@
-//! How many leases each user has: every one takes memory, whichever user created the listener.
+//! Counts the leases of each user: each takes memory, whichever user created the listener.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-/// How many leases the connections of each user have together.
 #[derive(Debug, Default)]
 pub(super) struct Leases(BTreeMap<u32, usize>);
 

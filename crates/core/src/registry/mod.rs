@@ -1,21 +1,21 @@
 //! The registry: what is bound, under which name, and who uses it.
 //!
-//! [`Registry::on`] is the whole decision. Events come in (a connection, a
-//! claim, sockets that were opened, a release), actions go out (open these,
-//! hand out those, close that), and nothing here makes a system call or looks
-//! at a clock. The handle `H` is a socket in the broker and an integer in tests.
-//! It guarantees, whatever the order of events:
+//! [`Registry::on`] is the whole decision. Events come in (a connection, a claim, opened sockets, a
+//! release) and actions go out (open these, hand out those, close that). Nothing here makes a
+//! system call or looks at a clock: the shell, the code around the registry, performs the actions.
+//! The handle `H` is a socket in the broker and an integer in tests. It guarantees, whatever the
+//! order of events:
 //!
-//! - an address is bound at most once: a claim of a held address gets the held
-//!   listener, and one that overlaps another is refused by name, unless both are one owner's;
-//! - a claim is all or nothing: refused, or failed to open, it leaves no trace;
-//! - a listener is closed only by an explicit release while nobody else uses it
-//!   (or, claimed tentatively and never confirmed, with its last lease, or with the process that outlives that);
+//! - an address is bound at most once: a claim of a held address gets the held listener, and a
+//!   claim that overlaps another owner's listener is refused by name;
+//! - a claim is all or nothing: if it is refused or fails to open, it leaves no trace;
+//! - a listener is closed only by an explicit release while nobody else uses it (or, claimed
+//!   tentatively and never confirmed, with its last lease, or with the process that outlives that);
 //! - the same claim a second time opens and closes nothing;
-//! - no handle is lost: what was opened is held, or was given back to be closed.
+//! - no handle is lost: every opened socket is held, or was given back to be closed.
 //!
-//! A request costs time in proportion to its length (times the logarithm of what
-//! is held), for one listener or ten thousand.
+//! A request costs time in proportion to its length (times the logarithm of the number of held
+//! listeners), for one listener or ten thousand.
 
 mod adopt;
 mod beside;
@@ -62,31 +62,32 @@ pub use wants::{Spent, Want, Wants};
 /// What is bound, under which name, and who uses it.
 #[derive(Debug)]
 pub struct Registry<H> {
-    /// Boxed, because the tree moves its elements about.
+    /// Boxed, because the tree moves its elements.
     held: BTreeMap<ListenerId, Box<Held<H>>>,
     connections: BTreeMap<ConnectionId, Connection>,
     index: Index,
     leases: Leases,
-    /// Claims whose sockets are being opened or changed.
+    /// Claims that are not decided: being planned, opened, changed, granted or given up.
     pending: BTreeMap<ConnectionId, Pending<H>>,
-    /// Claims that met what one of these is about, and of which connection.
+    /// Waiting claims, each with the connection whose claim it waits for; None waits for planning.
     waiting: BTreeMap<ConnectionId, (Wants, Option<ConnectionId>)>,
     next: u64,
-    /// The claim that is planned in many steps: one at a time, so that no two can wait for each other's parts.
+    /// The large claim that is planned in many steps. One at a time, so that no two can wait for
+    /// each other's parts.
     planning: Option<ConnectionId>,
-    /// So many listeners of a claim are planned or granted in one step.
+    /// How many listeners of a claim are planned or granted in one step.
     at_once: usize,
 }
 
 impl<H> Default for Registry<H> {
-    /// Empty. A step of a claim is 256 listeners.
+    /// An empty registry with steps of 256 listeners.
     fn default() -> Self {
         Self::in_steps_of(AT_ONCE)
     }
 }
 
 impl<H> Registry<H> {
-    /// Empty; a step of a claim is so many listeners.
+    /// An empty registry with steps of this many listeners.
     pub fn in_steps_of(at_once: usize) -> Self {
         Self {
             held: BTreeMap::new(),
@@ -101,8 +102,8 @@ impl<H> Registry<H> {
         }
     }
 
-    /// Takes one event, and gives what must be done about it. Events about a
-    /// connection that is not known (or has gone) do nothing.
+    /// Takes one event and returns what to do about it. Events about a connection that is unknown
+    /// (or gone) do nothing.
     pub fn on(&mut self, now: Timestamp, event: Event<H>) -> Vec<Action<H>> {
         let mut actions = Vec::new();
         let (pending, planning) = (self.pending.len(), self.planning);
@@ -143,7 +144,7 @@ impl<H> Registry<H> {
         }
         let decided = self.pending.len() < pending;
         if decided || planning.is_some() && self.planning.is_none() {
-            // Those that wait for a claim that is decided now, or for the end of planning.
+            // Claims that wait for a claim that is decided now, or for the end of planning.
             let waits = |other: &Option<ConnectionId>| match other {
                 Some(other) => decided && !self.pending.contains_key(other),
                 None => self.planning.is_none(),
@@ -154,18 +155,18 @@ impl<H> Registry<H> {
         actions
     }
 
-    /// A listener that is held.
+    /// A held listener.
     pub fn held(&self, id: ListenerId) -> Option<&Held<H>> {
         self.held.get(&id).map(Box::as_ref)
     }
 
-    /// A listener that is held, by [`ListenerId::number`].
+    /// A held listener, by [`ListenerId::number`].
     pub fn numbered(&self, number: u64) -> Option<(ListenerId, &Held<H>)> {
         let id = ListenerId(number);
         Some((id, self.held(id)?))
     }
 
-    /// Every listener that is held, in the order of creation.
+    /// Every held listener, in the order of creation.
     pub fn iter(&self) -> impl Iterator<Item = (ListenerId, &Held<H>)> {
         self.held.iter().map(|(id, held)| (*id, held.as_ref()))
     }
@@ -176,7 +177,8 @@ impl<H> Registry<H> {
         Some((connection.peer, connection.label.as_ref().map(|(label, _)| label)))
     }
 
-    /// Whether a connection has joined as a generation that does not serve yet, while another of its service serves.
+    /// Whether a connection has joined as a starting generation while another generation of its
+    /// service serves.
     pub fn is_to_succeed(&self, id: ConnectionId) -> bool {
         let Some((_, Some(label))) = self.caller(id) else { return false };
         let labels = self.connections.values().filter_map(|connection| connection.label.as_ref());
@@ -191,19 +193,19 @@ impl<H> Registry<H> {
         self.connections.get(&id).is_some_and(used)
     }
 
-    /// A held listener by what it was asked for: its key.
+    /// A held listener, by the key that it was asked for with.
     pub fn by_key(&self, listener: &Listener) -> Option<&Held<H>> {
         self.held(self.index.key(&listener.key())?)
     }
 
-    /// Which held listener has this name.
+    /// The held listener that has this name.
     pub fn with_name(&self, name: &Name) -> Option<(ListenerId, &Held<H>)> {
         let id = self.index.name(name)?;
         let held = self.held(id)?;
         (held.listener.name.as_ref() == Some(name)).then_some((id, held))
     }
 
-    /// A held listener by its name.
+    /// A held listener, by a name that it has or gets from an undecided claim.
     pub fn by_name(&self, name: &Name) -> Option<&Held<H>> {
         self.held(self.index.name(name)?)
     }
@@ -213,17 +215,17 @@ impl<H> Registry<H> {
         self.held.len()
     }
 
-    /// How many are being opened for claims that are not decided.
+    /// How many listeners are being opened for undecided claims.
     pub fn planned(&self) -> usize {
         self.pending.values().map(|plan| plan.opening.len()).sum()
     }
 
-    /// What a connection's claim asks for that waits for another.
+    /// The elements of a connection's claim that waits for another claim.
     pub fn waiting(&self, id: ConnectionId) -> Option<&Wants> {
         self.waiting.get(&id).map(|(wants, _)| wants)
     }
 
-    /// Whether none is held.
+    /// Whether no listener is held.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
@@ -233,12 +235,12 @@ impl<H> Registry<H> {
         self.connections.len()
     }
 
-    /// Gives up everything, for an orderly exit.
+    /// Gives up every held listener, for an orderly exit.
     pub fn into_held(self) -> impl Iterator<Item = Held<H>> {
         self.held.into_values().map(|held| *held)
     }
 
-    /// A name that a claim in hand still gives it stays.
+    /// Takes a listener's name away. A name that an undecided claim gives it stays.
     fn unname(&mut self, id: ListenerId) {
         if let Some(held) = self.held.get_mut(&id) {
             if let Some(name) = Arc::make_mut(&mut held.listener).name.take() {

@@ -1,8 +1,10 @@
-//! Generations that outlive their connection: a supervisor was killed before it could say that one serves.
+//! Generations that outlive their connection: a supervisor was killed before it could report that
+//! one serves.
 //!
-//! What such a generation has stays open, as if it had been confirmed, for as long as its process has it; only
-//! that process accepts there, and the next supervisor finds it by what it claims. When the process ends before anybody has
-//! claimed a listener of it, that listener ends as it would have ended with the connection.
+//! The listeners of such a generation stay open, as if confirmed, for as long as its process has
+//! them: only that process accepts there, and the next supervisor finds it by its claims. If the
+//! process ends before a listener is claimed again, that listener ends as it would have ended with
+//! the connection.
 
 use super::Registry;
 use super::event::Action;
@@ -10,7 +12,7 @@ use super::ids::ConnectionId;
 use super::release::CLOSED_AT_ONCE;
 
 impl<H> Registry<H> {
-    /// Keeps what a connection has tentatively, for the process that outlives it.
+    /// Keeps the tentative listeners of a connection for the process that outlives it.
     pub(super) fn outlived(&mut self, connection: ConnectionId) {
         let leases = self.connections.get(&connection).into_iter();
         for id in leases.flat_map(|connection| connection.leases.keys()) {
@@ -20,7 +22,7 @@ impl<H> Registry<H> {
         }
     }
 
-    /// Ends what was kept for a process that is over, some at a time.
+    /// Ends the listeners that were kept for a process that is gone, some at a time.
     pub(super) fn ended(&mut self, connection: ConnectionId, actions: &mut Vec<Action<H>>) {
         let kept = self.held.iter_mut().filter(|(_, held)| held.outlived == Some(connection));
         let mut ids = Vec::new();

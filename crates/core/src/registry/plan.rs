@@ -1,4 +1,4 @@
-//! A claim that is being planned, or whose sockets are being opened.
+//! The state of an undecided claim.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -11,74 +11,75 @@ use super::wants::Wants;
 use crate::listener::{Key, Listener};
 use crate::name::Name;
 
-/// A claim that is being planned, whose sockets the shell is opening, or that is being granted or given up.
+/// An undecided claim: being planned, opened or changed by the shell, granted, or given up.
 #[derive(Debug)]
 pub(super) struct Pending<H> {
     pub(super) connection: ConnectionId,
     pub(super) phase: Phase,
-    /// What is asked for,
+    /// The elements of the claim.
     pub(super) wants: Wants,
-    /// and how much of that is planned: elements, and listeners of the next one.
+    /// How much of them is planned: whole elements, and listeners of the next one.
     pub(super) planned: (usize, usize),
-    /// The new listeners among them.
+    /// The new listeners of the claim.
     pub(super) opening: Opening<H>,
-    /// What the claim asks for, in order, and whether tentatively.
+    /// The listeners planned so far, in order, and whether each is tentative.
     pub(super) entries: Vec<(ListenerId, bool)>,
-    /// Listeners that were held unnamed and get a name by this claim.
+    /// Held listeners without a name that get one by this claim.
     pub(super) named: BTreeMap<ListenerId, Name>,
-    /// Of so many entries those that are held already are pinned: nobody can release them meanwhile.
+    /// The number of entries whose held listeners are pinned: nobody can release them meanwhile.
     pub(super) pinned: usize,
-    /// What is granted, of the first entries.
+    /// The leases granted so far, for the first entries.
     pub(super) leases: Vec<Lease>,
-    /// Held listeners that get other options by this claim.
+    /// Held listeners whose options this claim changes.
     pub(super) changes: Vec<Change>,
-    /// What overlaps, while the claim is planned.
+    /// Overlaps found while the claim is planned.
     pub(super) crowd: Crowd,
-    /// The client has gone meanwhile.
+    /// Whether the client has gone meanwhile.
     pub(super) gone: bool,
 }
 
 /// The new listeners of a claim, whose sockets the shell opens.
 #[derive(Debug)]
 pub(super) struct Opening<H> {
-    /// The id of the first; those of the others follow.
+    /// The id of the first; the others follow.
     base: u64,
-    /// So many ids are kept for them.
+    /// How many ids are reserved for them.
     ids: u64,
-    /// The listeners, without those that are granted.
+    /// The listeners that are not granted yet.
     pub(super) new: VecDeque<New>,
-    /// The same, for the shell.
+    /// All of them, for the shell to open.
     pub(super) to_open: Vec<Arc<Listener>>,
-    /// Those that are opened beside others which they overlap.
+    /// Those that overlap others, for the shell.
     pub(super) overlaps: Vec<Overlap>,
-    /// Their sockets, from when they are open.
+    /// The sockets of those not granted yet, once they are open.
     pub(super) opened: VecDeque<Opened<H>>,
-    /// So many of them are granted.
+    /// How many are granted.
     pub(super) granted: u64,
 }
 
-/// What becomes of a claim in its next step.
+/// What the next step of a claim does.
 #[derive(Debug)]
 pub(super) enum Phase {
-    /// More of it is planned.
+    /// Plans more of it.
     Planning,
-    /// The shell opens or changes sockets.
+    /// Nothing: the shell opens or changes sockets.
     Performing,
-    /// More of it is granted.
+    /// Grants more of it.
     Granting,
-    /// More of it is given up. Then this.
+    /// Gives up more of it; the outcome follows.
     Undoing(Outcome),
 }
 
-/// What comes of a claim that is given up.
+/// What follows when a claim has been given up.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Refused(Refusal),
-    /// It waits until the claim of this connection is decided, and is tried again.
+    /// It waits until the claim of this connection, or the planning of another, is decided, and is
+    /// retried.
     Wait(Option<ConnectionId>),
     /// The shell could not perform it.
     NotDone,
-    /// Nobody waits for it.
+    /// Its client has gone.
     Gone,
 }
 
@@ -89,7 +90,7 @@ pub(super) struct New {
 }
 
 impl<H> Pending<H> {
-    /// A claim of so many listeners, of which nothing is planned.
+    /// A claim of `count` listeners, nothing planned yet.
     pub(super) fn new(connection: ConnectionId, wants: Wants, base: u64, count: usize) -> Self {
         Self {
             connection,
@@ -107,12 +108,12 @@ impl<H> Pending<H> {
         }
     }
 
-    /// Whether a held listener gets other options by it.
+    /// Whether it changes the options of this held listener.
     pub(super) fn changes_one(&self, id: ListenerId) -> bool {
         self.changes.iter().any(|change| change.listener == id)
     }
 
-    /// Whether a held listener that has no name gets one by it.
+    /// Whether it gives a name to this held listener.
     pub(super) fn names(&self, id: ListenerId) -> bool {
         self.named.contains_key(&id)
     }
@@ -137,12 +138,12 @@ impl<H> Opening<H> {
         id.0.checked_sub(self.base).is_some_and(|place| place < self.ids)
     }
 
-    /// The id of the next that is planned.
+    /// The id of the next listener to plan.
     pub(super) fn next_id(&self) -> ListenerId {
         ListenerId(self.base + self.granted + self.new.len() as u64)
     }
 
-    /// Takes the first out to be granted, with its socket, if this is its id.
+    /// Removes the first to grant it, with its socket, if `id` is its id.
     pub(super) fn grant(&mut self, id: ListenerId) -> Option<(New, Opened<H>)> {
         let is_next = id.0 == self.base + self.granted;
         let next = is_next.then(|| self.new.pop_front().zip(self.opened.pop_front())).flatten()?;
@@ -150,7 +151,7 @@ impl<H> Opening<H> {
         Some(next)
     }
 
-    /// Takes the last out to be given up, with its socket if it has one.
+    /// Removes the last to give it up, with its socket if it has one.
     pub(super) fn give_up(&mut self) -> Option<(ListenerId, New, Option<Opened<H>>)> {
         let new = self.new.pop_back()?;
         let is_open = self.opened.len() > self.new.len();
@@ -167,24 +168,24 @@ impl<H> Opening<H> {
         self.new.get_mut(place)
     }
 
-    /// How many there are that are not granted.
+    /// How many are not granted yet.
     pub(super) fn len(&self) -> usize {
         self.new.len()
     }
 
-    /// Where one stands among them.
+    /// The place of a listener among those not granted yet.
     pub(super) fn place(&self, id: ListenerId) -> Option<usize> {
         let place = usize::try_from(id.0.checked_sub(self.base)?).ok()?;
         (place < self.new.len()).then_some(place)
     }
 }
 
-/// Why a claim is not granted now.
+/// Why a claim cannot continue now.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// It never is.
+    /// It is refused for good.
     Refused(Refusal),
-    /// It meets what the claim of another connection is about, which is not decided yet.
+    /// It meets a listener of another connection's undecided claim.
     Wait(Option<ConnectionId>),
 }
 
@@ -203,18 +204,18 @@ impl From<Refusal> for Stop {
     }
 }
 
-/// A listener in the way of a claim: one that is held, or another part of the claim.
+/// A listener in the way of a claim: a held one, or another part of the same claim.
 pub(super) enum Who {
     Held(Box<HeldBy>),
     New(Arc<Listener>),
 }
 
-/// What was found on the way, and is decided when the whole request is known.
+/// Findings that can be decided only when the whole request is planned.
 #[derive(Debug, Default)]
 pub(super) struct Crowd {
-    /// New ones that overlap something.
+    /// New listeners that overlap others.
     pub(super) new: Vec<ListenerId>,
-    /// Wildcards of both families that were asked for, of which those of IPv6 alone are held.
+    /// Dual-stack wildcards asked for where the IPv6-only wildcard is held.
     pub(super) narrow: Vec<(Arc<Listener>, ListenerId)>,
 }
 

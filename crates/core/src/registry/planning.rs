@@ -1,8 +1,7 @@
-//! Planning a claim: what each listener that is asked for comes to, against what is held and what other claims decide.
+//! Plans a claim: resolves each listener that is asked for against held listeners and other claims.
 //!
-//! It enters every new listener in the index at once, so that a second
-//! part of the same request finds the first as it finds those that are held; a
-//! claim that comes to nothing takes its entries out again.
+//! Every new listener enters the index at once, so a second part of the same request finds the
+//! first like a held listener. A claim that fails takes its entries out again.
 
 use std::sync::Arc;
 
@@ -15,18 +14,19 @@ use crate::listener::{Listener, Wanted};
 use crate::name::Name;
 
 impl<H> Registry<H> {
-    /// Whether a listener is one of another claim, which is not granted yet as a whole. Every other one in the index is held.
+    /// Whether a listener is new in another claim that is not granted yet as a whole. Every other
+    /// listener in the index is held.
     pub(super) fn is_undecided(&self, plan: &Pending<H>, id: ListenerId) -> bool {
         !plan.opening.is_own(id) && self.pending.values().any(|other| other.opening.is_own(id))
     }
 
-    /// To wait for the claim that decides about a listener.
+    /// A wait for the claim that decides about a listener.
     pub(super) fn wait_for(&self, id: ListenerId) -> Stop {
         let other = self.pending.values().find(|other| other.opening.is_own(id) || other.names(id));
         Stop::Wait(other.map(|other| other.connection))
     }
 
-    /// The listener with a name, unless another claim decides who has the name.
+    /// The listener with a name; an error if another claim decides who has the name.
     fn named(&self, plan: &Pending<H>, name: &Name) -> Result<Option<ListenerId>, Stop> {
         let Some(id) = self.index.name(name) else { return Ok(None) };
         let own = || plan.opening.is_own(id) || plan.named.get(&id) == Some(name);
@@ -38,7 +38,7 @@ impl<H> Registry<H> {
         }
     }
 
-    /// Plans some more; true when all is planned. Where it has to wait it can be called again.
+    /// Plans more of the claim; true when all is planned. After a wait it can be called again.
     pub(super) fn plan_some(
         &mut self,
         plan: &mut Pending<H>,
@@ -89,7 +89,7 @@ impl<H> Registry<H> {
         Ok(true)
     }
 
-    /// Finds or enters one listener.
+    /// Finds a listener, or enters a new one.
     fn plan_one(
         &mut self,
         plan: &mut Pending<H>,
@@ -151,13 +151,13 @@ impl<H> Registry<H> {
         Ok(id)
     }
 
-    /// A listener that was asked for without a name takes the first name it is given.
+    /// Gives an unnamed listener the first name that is asked for.
     fn adopt(&mut self, plan: &mut Pending<H>, id: ListenerId, name: &Name) -> Result<(), Stop> {
         let unnamed = match plan.opening.planned(id) {
             Some(new) => new.listener.name.is_none(),
             None => self.held.get(&id).is_some_and(|held| held.listener.name.is_none()),
         };
-        // A second name in the same request stays without effect, as a later one would.
+        // A second name in the same request has no effect, like that of a later request.
         if !unnamed || plan.names(id) {
             return Ok(());
         }
@@ -176,8 +176,8 @@ impl<H> Registry<H> {
         }
     }
 
-    /// Counts a lease on what is held already, so that nobody can release it
-    /// while the rest of the claim is decided.
+    /// Counts a lease on held listeners, so that nobody can release them while the rest of the
+    /// claim is decided.
     pub(super) fn pin(&mut self, plan: &mut Pending<H>) {
         for (id, _) in &plan.entries[plan.pinned..] {
             if !plan.opening.is_own(*id) {

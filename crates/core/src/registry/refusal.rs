@@ -1,4 +1,4 @@
-//! Why the registry refuses a request, in words that name both sides.
+//! Why the registry refuses a request: messages that name both sides.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,12 +9,12 @@ use crate::listener::Listener;
 use crate::name::Name;
 use crate::time::Timestamp;
 
-/// A listener that is held, as a refusal names it.
+/// A held listener, as a refusal names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldBy {
     /// The listener as it was asked for.
     pub listener: Arc<Listener>,
-    /// The port it got, where it asked for any free port.
+    /// The port that it got, if it asked for any free port.
     pub port: Option<u16>,
     /// Since when it is held.
     pub since: Timestamp,
@@ -34,7 +34,7 @@ impl fmt::Display for HeldBy {
     }
 }
 
-/// Why a request was refused. Nothing has changed then.
+/// Why a request was refused. A refused request changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -50,7 +50,7 @@ pub enum Refusal {
         /// The listener that is held.
         held: Box<HeldBy>,
     },
-    /// It is not held, and the client may only use what is.
+    /// The listener is not held, and the client may only use held ones.
     #[error("{0} is not held, and may only be used, not created")]
     NotHeld(Arc<Listener>),
     /// Two parts of one request ask for one address with different options.
@@ -87,7 +87,7 @@ pub enum Refusal {
         /// What was asked for first.
         other: Arc<Listener>,
     },
-    /// It overlaps a listener that is held by another owner, or is the same address.
+    /// It overlaps a listener of another owner, or is the same address.
     #[error("{asked} overlaps {held}")]
     Overlap {
         /// What was asked for.
@@ -95,7 +95,7 @@ pub enum Refusal {
         /// The listener in its way.
         held: Box<HeldBy>,
     },
-    /// A generation of another service uses it, and may accept from it.
+    /// A generation of another service uses the listener, and may accept from it.
     #[error(
         "{held}, is used by {holder}: service \"{service}\" may not use it too, because each would answer some of the clients"
     )]
@@ -121,7 +121,7 @@ pub enum Refusal {
         /// The name or address.
         wanted: String,
     },
-    /// A listener cannot be released while others use it.
+    /// The listener cannot be released while others use it.
     #[error("{held}, is in use by {}", list(.holders))]
     InUse {
         /// The listener.
@@ -137,8 +137,7 @@ pub enum Refusal {
         /// How many are allowed.
         limit: usize,
     },
-    /// The shell gave another number of handles than it was asked for, and
-    /// all of them were given back.
+    /// The shell gave another number of handles than asked for. All of them were given back.
     #[error("{opened} sockets were opened where {asked} were asked for: this is a bug in bindonce")]
     Miscounted {
         /// How many were asked for.
@@ -149,8 +148,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The address that was asked for (for [`Refusal::InUse`] the one that is held), where it
-    /// is about one listener.
+    /// The address asked for (for [`Refusal::InUse`] and [`Refusal::OtherService`] the held one),
+    /// if the refusal is about one listener.
     pub fn address(&self) -> Option<&Address> {
         match self {
             Self::Options { asked, .. }
@@ -167,7 +166,7 @@ impl Refusal {
         }
     }
 
-    /// What to do about it.
+    /// What the user can do about it.
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Options { .. } => {
@@ -177,7 +176,7 @@ impl Refusal {
             Self::OptionsInRequest { .. } => "write the same options in both places",
             Self::Name { .. } => "choose another name, or release that listener first",
             Self::NameInRequest { .. } => "give each address a name of its own",
-            // The same address on another device, or for another set of families.
+            // The same address, with another device or another set of families.
             Self::Overlap { asked, held } if asked.address == held.listener.address => {
                 "v6only, mptcp and interface= belong to a socket from its making on: a new socket is \
                  needed. Stop the service that uses the old one, release it (`bindonce release`), \
@@ -211,7 +210,7 @@ fn list(holders: &[Holder]) -> String {
     if holders.is_empty() {
         return "a claim that is being opened".to_owned();
     }
-    // Five say enough; a busy listener may have thousands.
+    // Five are enough; a busy listener may have thousands.
     let mut text: Vec<String> = holders.iter().take(5).map(Holder::to_string).collect();
     if holders.len() > text.len() {
         text.push(format!("{} more", holders.len() - text.len()));

@@ -1,5 +1,4 @@
-//! How a listener ends: by release, or with its last lease where it was
-//! tentative.
+//! How a listener ends: by release, or with its last lease if it is tentative.
 
 use std::collections::HashSet;
 
@@ -10,25 +9,25 @@ use super::refusal::Refusal;
 use crate::listener::{Listener, Wanted};
 use crate::time::Timestamp;
 
-/// So many leases of a connection that has gone end in one step at most,
+/// The most leases of an ended connection that end in one step.
 pub(super) const ENDED_AT_ONCE: usize = 256;
 
-/// and so many listeners are closed, some 8 us each.
+/// The most listeners that are closed in one step, some 8 us each.
 pub(super) const CLOSED_AT_ONCE: usize = 32;
 
-/// What is to be released, while it is decided some at a time.
+/// A release that is decided some listeners at a time.
 #[derive(Debug, Default)]
 pub struct Releasing {
-    /// These, so far.
+    /// The listeners decided so far.
     pub ids: Vec<ListenerId>,
     seen: HashSet<ListenerId>,
-    /// So much is decided: elements, and listeners of the next one.
+    /// How much is decided: whole elements, and listeners of the next one.
     at: (usize, usize),
 }
 
 impl<H> Registry<H> {
-    /// Closes all of the named listeners, or none. A lease of the caller's own
-    /// does not stand in the way, one of another connection does.
+    /// Closes all of the named listeners, or none. A lease of the caller does not stand in the way,
+    /// one of another connection does.
     pub(super) fn release(
         &mut self,
         caller: ConnectionId,
@@ -45,8 +44,8 @@ impl<H> Registry<H> {
         }
     }
 
-    /// Closes some of these, for which only the caller has a lease. One that another connection has claimed since the
-    /// decision stays.
+    /// Closes some of these listeners, on which only the caller has a lease. A listener that
+    /// another connection has claimed since the decision stays.
     pub(super) fn release_some(
         &mut self,
         caller: ConnectionId,
@@ -71,11 +70,12 @@ impl<H> Registry<H> {
         actions.push(Action::Released(caller, names, rest));
     }
 
-    /// Decides about some more of what is to be released; true when that is all. Then further ones may follow, or [`Event::ReleaseRest`](super::Event::ReleaseRest) closes
-    /// them: a listener that is claimed meanwhile stays open, as if it had been claimed afterwards.
+    /// Decides about more of a release; true when all is decided. Then more listeners may follow,
+    /// or [`Event::ReleaseRest`](super::Event::ReleaseRest) closes the decided ones: a listener
+    /// that is claimed meanwhile stays open, as if it had been claimed afterwards.
     ///
     /// # Errors
-    /// One is not held, or another connection uses it. Then none is to be closed.
+    /// A listener is not held, or another connection uses it. Then none may be closed.
     pub fn decide_release(
         &self,
         caller: ConnectionId,
@@ -131,8 +131,9 @@ impl<H> Registry<H> {
         Ok(())
     }
 
-    /// A held listener by its address as asked for, or with the port that it got; an address alone also stands for the one there that has a
-    /// device, or is for IPv6 alone. A release that names such an option stands for no other listener.
+    /// A held listener by its address as asked for, or with the port that it got. An address alone
+    /// also finds a listener there that has a device or is for IPv6 alone; an address with such an
+    /// option finds no other listener.
     fn find(&self, listener: &Listener) -> Option<ListenerId> {
         let key = listener.key();
         let bound = |id: &ListenerId| {
@@ -154,7 +155,7 @@ impl<H> Registry<H> {
         };
         let service = connection.label.as_ref().map(|(label, _)| label.service.clone());
         let uid = connection.peer.uid;
-        // In a fixed order, so that logs and tests read alike.
+        // In a fixed order, to keep logs and tests comparable.
         let (mut some, mut closing) = (Vec::new(), 0);
         while some.len() < ENDED_AT_ONCE && closing < CLOSED_AT_ONCE {
             let Some((id, _)) = connection.leases.pop_first() else { break };

@@ -1,5 +1,5 @@
-//! Connections that go on over an upgrade of the broker: told to the next image,
-//! and entered there as they were.
+//! Connections that survive an upgrade of the broker: exported to the next image, and entered there
+//! as they were.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -26,9 +26,8 @@ impl<H> Registry<H> {
         })
     }
 
-    /// Enters connections that were there before. A lease on what is not held any more is
-    /// left out.
-    /// A tentative listener whose claimant did not come along is closed.
+    /// Enters connections of the earlier image. A lease on a listener that is no longer held is
+    /// left out. A tentative listener without a remaining lease is closed.
     pub(super) fn resume(&mut self, links: Vec<SavedConnection>, actions: &mut Vec<Action<H>>) {
         let ids: HashMap<u64, _> =
             self.held.iter().map(|(id, held)| (held.opened.inode, *id)).collect();
@@ -93,7 +92,7 @@ mod tests {
         let lease = |inode, since| SavedLease { inode, since };
         let links = vec![
             link(3, vec![lease(80, Timestamp(6)), lease(81, Timestamp(7))], Some((label, NOW))),
-            // What is gone is left out.
+            // A lease on a socket that is gone is left out.
             link(4, vec![lease(99, NOW)], None),
         ];
         first.on(NOW, Event::Resume(links));
@@ -105,7 +104,7 @@ mod tests {
         second.on(NOW, Event::Resume(saved.clone()));
         assert_eq!(second.links().collect::<Vec<_>>(), saved);
         assert_eq!(second.list()[0].holders[0].since, Timestamp(6));
-        // A tentative listener ends with its last lease here as it would have there.
+        // A tentative listener ends with its last lease, as in the earlier image.
         let mut third = Registry::default();
         third.on(NOW, Event::Adopt(adoptions()));
         let actions = third.on(NOW, Event::Resume(saved[1..].to_vec()));

@@ -1,5 +1,5 @@
-//! One test for each rule that a person could state; the invariants under random
-//! events are in tests/registry.rs. Here are claims.
+//! One test for each rule that a person could state, about claims. The invariants under random
+//! events are in tests/registry.
 
 mod ending;
 mod overlaps;
@@ -133,7 +133,7 @@ fn a_changing_claim_changes_what_is_held_or_leaves_no_trace() {
     let held = [want("web=:80,backlog=64"), want("/run/a,mode=0600")];
     shell.claim(ONE, &held).expect("claim");
     let changing = |text| Want { change: true, ..want(text) };
-    // What is as it should be is not changed; what is new is opened first.
+    // Matching options are not changed; new listeners are opened first.
     assert_eq!(shell.claim(ONE, &[changing(":80,backlog=64")]), Ok(vec![(1, false)]));
     let wants =
         [changing(":80,backlog=128,freebind"), changing(":81"), changing("/run/a,mode=0660")];
@@ -144,24 +144,24 @@ fn a_changing_claim_changes_what_is_held_or_leaves_no_trace() {
     let [Action::Change(TWO, changes)] = &actions[..] else { panic!("{actions:?}") };
     let texts: Vec<String> = changes.iter().map(|change| change.options.to_string()).collect();
     assert_eq!(texts, ["backlog=128,freebind", "mode=0660"]);
-    // Failed: as before, and the new socket is given back.
+    // On failure all is as before, and the new socket is given back.
     let actions = shell.on(Event::ChangeFailed(TWO));
     let expected = [":80,backlog=128", ":80"];
     assert!(matches!(actions[..], [Action::Close(3, ..), Action::NotOpened(TWO)]), "{actions:?}");
     assert!(shell.refused(&expected[..1]).contains("has backlog=64"));
-    // Done: as asked for.
+    // On success the options are as asked for.
     let actions = shell.on(Event::Claim(TWO, vec![wants[0].clone(), wants[2].clone()].into()));
     assert!(matches!(&actions[..], [Action::Change(TWO, changes)] if changes.len() == 2));
     let actions = shell.on(Event::Changed(TWO, vec![128, 4096]));
     assert!(matches!(actions[..], [Action::Grant(TWO, _)]), "{actions:?}");
     let same = [want(":80,backlog=128,freebind"), want("/run/a,mode=0660")];
     assert_eq!(shell.claim(ONE, &same), Ok(vec![(1, false), (2, false)]));
-    // One request, two values.
+    // One request with two values.
     let twice = vec![changing(":80,backlog=1"), changing(":80,backlog=2")];
     let actions = shell.on(Event::Claim(ONE, twice.into()));
     let [Action::Refuse(ONE, refusal)] = &actions[..] else { panic!("{actions:?}") };
     assert!(refusal.to_string().contains("two settings"), "{refusal}");
-    // What belongs to the key is another socket.
+    // An option of the key needs another socket.
     let actions = shell.on(Event::Claim(ONE, vec![changing(":80,interface=eth0")].into()));
     let [Action::Refuse(ONE, refusal)] = &actions[..] else { panic!("{actions:?}") };
     assert!(refusal.hint().contains("a new socket is needed"), "{}", refusal.hint());
@@ -270,7 +270,7 @@ fn a_name_that_is_taken_away_is_free_and_the_listener_stays() {
     assert_eq!(shell.claim(TWO, &[want("web=:80")]), Ok(vec![(2, true)]));
     assert_eq!(shell.claim(ONE, &[want(":8000")]), Ok(vec![(1, false)]));
     assert_eq!(shell.on(Event::Unname(ListenerId(99))), []);
-    // It is given back where neither has got another.
+    // The name is given back if neither it nor the listener has found another.
     let name = |text: &str| text.parse::<crate::name::Name>().expect("a name");
     let named = |shell: &Shell, text| shell.registry.with_name(&name(text)).map(|(id, _)| id);
     shell.on(Event::Rename(id, name("web")));
@@ -294,7 +294,7 @@ fn a_claim_waits_for_one_that_is_opened_only_where_they_meet() {
     let actions = shell.on(Event::Claim(ONE, first.to_vec().into()));
     let [Action::Open(ONE, listeners, _)] = &actions[..] else { panic!("{actions:?}") };
     let listeners = listeners.clone();
-    // What is held, and what is new and apart from it, does not wait.
+    // Held listeners, and new ones apart from those being opened, do not wait.
     assert_eq!(shell.claim(TWO, &[want("held"), want(":91")]), Ok(vec![(2, false); 2]));
     assert_eq!(shell.claim(TWO, &[want(":81")]), Ok(vec![(4, true)]));
     assert!(shell.claim(TWO, &[want("held=:86")]).is_err());

@@ -1,5 +1,4 @@
-//! What `list` and `status` tell: every listener with those who use it, and
-//! the generations that are connected.
+//! Data for `list` and `status`: every listener with its holders, and the connected generations.
 
 use std::ops::Bound;
 
@@ -12,14 +11,14 @@ use crate::listener::{Listener, Wanted};
 use crate::name::Name;
 use crate::time::Timestamp;
 
-/// A held listener and those who use it.
+/// A held listener and its holders.
 #[derive(Debug)]
 pub struct View<'a, H> {
     /// Its id.
     pub id: ListenerId,
     /// The listener.
     pub held: &'a Held<H>,
-    /// Those who use it, in the order in which they connected.
+    /// Its holders, in the order in which they connected.
     pub holders: Vec<Holder>,
 }
 
@@ -30,21 +29,21 @@ pub struct Generation {
     pub generation: u64,
     /// Its process.
     pub pid: u32,
-    /// Where it is in its life.
+    /// Its state.
     pub state: State,
-    /// Since when it is there.
+    /// Since when it is in that state.
     pub since: Timestamp,
-    /// The names on the wire of the listeners it uses, in the order they were created.
+    /// The names on the wire of its listeners, in the order of creation.
     pub listeners: Vec<String>,
 }
 
 impl<H> Registry<H> {
-    /// Every listener in the order of creation, with those who use it.
+    /// Every listener in the order of creation, with its holders.
     pub fn list(&self) -> Vec<View<'_, H>> {
         self.list_after(None, usize::MAX)
     }
 
-    /// So many of those that were created after one, for a look that takes many steps.
+    /// Up to `most` of the listeners created after this one, for a listing in many steps.
     pub fn list_after(&self, after: Option<ListenerId>, most: usize) -> Vec<View<'_, H>> {
         let view = |(id, held)| View { id, held, holders: Vec::new() };
         let mut views: Vec<View<'_, H>> = self.after(after).take(most).map(view).collect();
@@ -64,19 +63,19 @@ impl<H> Registry<H> {
         views
     }
 
-    /// The listeners that were created after one, in that order.
+    /// The listeners created after this one, in order.
     pub fn after(&self, after: Option<ListenerId>) -> impl Iterator<Item = (ListenerId, &Held<H>)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.held.range((from, Bound::Unbounded)).map(|(id, held)| (*id, held.as_ref()))
     }
 
-    /// The connections that stand for a generation.
+    /// The connections that have joined as a generation.
     pub fn joined(&self) -> Vec<ConnectionId> {
         let joined = self.connections.iter().filter(|(_, connection)| connection.label.is_some());
         joined.map(|(id, _)| *id).collect()
     }
 
-    /// The generation that a connection stands for, and the name of its service.
+    /// The generation that a connection has joined as, and the name of its service.
     pub fn generation(&self, id: ConnectionId) -> Option<(&Name, Generation)> {
         let (label, since) = self.connections.get(&id)?.label.as_ref()?;
         let generation = Generation {
@@ -89,13 +88,13 @@ impl<H> Registry<H> {
         Some((&label.service, generation))
     }
 
-    /// What a connection uses, in the order of their ids.
+    /// The listeners that a connection uses, in the order of their ids.
     pub fn leased(&self, id: ConnectionId) -> impl Iterator<Item = &Held<H>> {
         let leases = self.connections.get(&id).into_iter().flat_map(|found| found.leases.keys());
         leases.filter_map(|id| self.held.get(id).map(Box::as_ref))
     }
 
-    /// Those who use one listener.
+    /// The holders of a listener.
     pub(super) fn holders(&self, id: ListenerId) -> impl Iterator<Item = (ConnectionId, Holder)> {
         self.connections.iter().filter_map(move |(connection_id, connection)| {
             let since = *connection.leases.get(&id)?;
@@ -104,8 +103,7 @@ impl<H> Registry<H> {
         })
     }
 
-    /// How many leases the connections of a user have, and will have when the claims that are in hand
-    /// are granted.
+    /// How many leases the connections of a user have, plus those that undecided claims will add.
     pub fn leases_of(&self, uid: u32) -> usize {
         let of_user = |id| self.connections.get(id).is_some_and(|found| found.peer.uid == uid);
         let pending = self.pending.iter().filter(|(id, _)| of_user(id));
@@ -113,7 +111,7 @@ impl<H> Registry<H> {
         self.leases.of(uid) + pending
     }
 
-    /// How many of these a connection has no lease on, of `most` from this one on.
+    /// Of `most` listeners of `want` from `from` on, how many a connection has no lease on.
     pub fn not_leased(&self, id: ConnectionId, want: &Want, from: usize, most: usize) -> usize {
         let leased = self.connections.get(&id).map(|connection| &connection.leases);
         let is_leased = |id| leased.is_some_and(|leases| leases.contains_key(&id));

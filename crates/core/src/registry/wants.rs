@@ -1,5 +1,6 @@
-//! What a claim asks for. Of many elements no step may look at all, move all or free all: 34,000 take a millisecond and more.
-//! So they lie in parts, their number is counted as they are added, and what is dropped goes to [`Spent`], which frees a part at a time.
+//! The elements of a claim. No step may go through, move or free all of them: 34,000 take a
+//! millisecond and more. So they are stored in parts, their listeners are counted as they are
+//! added, and dropped ones go to [`Spent`], which frees one part at a time.
 
 use std::cell::RefCell;
 use std::mem;
@@ -7,7 +8,7 @@ use std::rc::Rc;
 
 use crate::listener::Wanted;
 
-/// So many elements are in a part.
+/// How many elements are in a part.
 const PART: usize = 1024;
 
 /// One element of a claim.
@@ -15,18 +16,18 @@ const PART: usize = 1024;
 pub struct Want {
     /// Which listeners.
     pub wanted: Wanted,
-    /// If this claim creates them, they are closed with their last lease unless
-    /// something confirms them before.
+    /// Listeners that this claim creates are closed with their last lease, unless they are
+    /// confirmed before.
     pub tentative: bool,
-    /// An option that was said and differs from what is held is changed on the
-    /// socket in place, instead of being a conflict.
+    /// An option that differs from that of the held listener is changed on its socket in place,
+    /// instead of being a conflict.
     pub change: bool,
-    /// Only what is held already is meant: its client may use it, and may not have it created.
+    /// Only held listeners are meant: the client may use them, and may not create any.
     pub held: bool,
 }
 
 impl Want {
-    /// How many listeners these are.
+    /// The number of listeners.
     pub fn count(&self) -> usize {
         match &self.wanted {
             Wanted::Named(_) => 1,
@@ -35,29 +36,29 @@ impl Want {
     }
 }
 
-/// The elements of a claim, and how many listeners these are.
+/// The elements of a claim, and the number of their listeners.
 #[derive(Debug, Clone, Default)]
 pub struct Wants {
-    /// All but the last are full.
+    /// All parts but the last are full.
     parts: Vec<Vec<Want>>,
     count: usize,
-    /// Takes many that are dropped; without it they are freed at once.
+    /// Takes dropped elements if there are many; without it they are freed at once.
     spent: Option<Rc<Spent>>,
 }
 
 impl Wants {
-    /// None yet; `spent` takes those that are dropped.
+    /// No elements yet; `spent` takes dropped ones.
     #[must_use]
     pub fn new(spent: &Rc<Spent>) -> Self {
         Self { parts: Vec::new(), count: 0, spent: Some(Rc::clone(spent)) }
     }
 
-    /// Adds one.
+    /// Adds an element.
     pub fn push(&mut self, want: Want) {
         self.count = self.count.saturating_add(want.count());
         match self.parts.last_mut() {
             Some(last) if last.len() < PART => last.push(want),
-            // The first has often one element and no more.
+            // The first part often has only one element.
             None => self.parts.push(vec![want]),
             Some(_) => {
                 let mut part = Vec::with_capacity(PART);
@@ -67,30 +68,30 @@ impl Wants {
         }
     }
 
-    /// The one at this place.
+    /// The element at this place.
     #[must_use]
     pub fn get(&self, place: usize) -> Option<&Want> {
         self.parts.get(place / PART)?.get(place % PART)
     }
 
-    /// All, in order.
+    /// All elements, in order.
     pub fn iter(&self) -> impl Iterator<Item = &Want> {
         self.parts.iter().flatten()
     }
 
-    /// How many elements there are.
+    /// The number of elements.
     #[must_use]
     pub fn len(&self) -> usize {
         self.parts.last().map_or(0, |last| (self.parts.len() - 1) * PART + last.len())
     }
 
-    /// Whether there is none.
+    /// Whether there is no element.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 
-    /// How many listeners they are.
+    /// The number of listeners of all elements.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
@@ -121,12 +122,12 @@ impl Drop for Wants {
     }
 }
 
-/// Elements of claims that are decided, which are still to be freed.
+/// Elements of decided claims, yet to be freed.
 #[derive(Debug, Default)]
 pub struct Spent(RefCell<Vec<Vec<Want>>>);
 
 impl Spent {
-    /// Frees some. True if there are more.
+    /// Frees one part. True if there are more.
     pub fn free_some(&self) -> bool {
         let mut all = self.0.borrow_mut();
         drop(all.pop());
@@ -169,7 +170,8 @@ mod tests {
         assert!(!spent.free_some());
     }
 
-    /// Moved as a whole each time it has grown, a million bytes would be copied again and again, each time in one step.
+    /// If all elements moved at each growth, a million bytes would be copied again and again, each
+    /// time in one step.
     #[test]
     fn none_is_moved_when_another_is_added() {
         let mut wants: Wants = (0..PART).map(|_| want("web")).collect();

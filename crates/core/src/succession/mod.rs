@@ -1,23 +1,23 @@
-//! Succession: in which order the generations of a service serve, where the broker keeps it.
+//! Succession: the order in which the generations of a service serve, where the broker keeps it.
 //!
-//! A generation joins, gets a number that only grows, says that it is ready, and serves when
-//! no older one does: those are told to retire, and each says when it accepts no more.
-//! [`Succession::on`] is the whole decision: events and the time go in, actions come out, and
-//! [`Succession::deadline`] says when to call again if nothing happens. It guarantees,
-//! whatever the order of events:
+//! A generation joins, gets a number that only grows, reports that it is ready, and serves once no
+//! older generation does: the older ones are told to retire, and each reports when it accepts no
+//! more. [`Succession::on`] is the whole decision: events and the time go in, actions come out, and
+//! [`Succession::deadline`] says when to call again if nothing happens. It guarantees, whatever the
+//! order of events:
 //!
-//! - at most one generation of a service serves, and none is let in before the one that
-//!   served has said that it stopped, has gone, or was cut off at its deadline;
-//! - a generation that goes before it was let in has disturbed nobody: where older ones were told
-//!   to retire for its sake and have not stopped yet, they are told to stay;
-//! - a number is never given twice, also when a later broker continues from the [`Record`]s;
+//! - at most one generation of a service serves, and none is let in before the one that served has
+//!   reported that it stopped, is gone, or was cut off at its deadline;
+//! - a generation that goes before it was let in disturbs nobody: older generations that were told
+//!   to retire for it and have not stopped yet are told to stay;
+//! - a number is never given twice, even when a later broker continues from the [`Record`]s;
 //! - every wait has a deadline.
 //!
-//! A supervisor that orders its generations itself (haproxy's) joins with its own numbers and
-//! is merely entered; one service is ordered by one of the two.
+//! A supervisor that orders its generations itself (haproxy's) joins with its own numbers and is
+//! merely entered. Either the broker or a supervisor orders a service, never both.
 //!
-//! The records of the previous broker count: the generation that served then has
-//! [`ABSENCE`] to come back before another may serve.
+//! The records of the previous broker count: the generation that served then has [`ABSENCE`] to
+//! come back before another may serve.
 
 mod order;
 mod refusal;
@@ -36,47 +36,46 @@ use crate::registry::{ConnectionId, Label, State};
 
 pub use refusal::Refusal;
 
-/// How long a generation that was told to retire has to say that it stopped accepting, if
-/// nothing else is said.
+/// How long a generation that was told to retire has to report that it stopped accepting, by
+/// default.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long the generation that served under a broker that was killed has to come back.
+/// How long the generation that served under a killed broker has to come back.
 pub const ABSENCE: Duration = Duration::from_secs(3);
 
-/// The largest number that a generation may bring along from a broker that this one knows
-/// nothing of.
+/// The largest number that a generation may bring from a broker that this one knows nothing of.
 pub const LARGEST_BROUGHT: u64 = 1 << 48;
 
-/// So many services that have no generation are remembered; beyond it half of them are
-/// forgotten, those that ended first, and no number that they had is given again.
+/// How many services without a generation are remembered. Beyond that half of them, those that
+/// ended first, are forgotten, and no number that they had is given again.
 pub const REMEMBERED: usize = 1000;
 
-/// What a connection joins as: the parameter of `join`.
+/// The parameter of `join`: what a connection joins as.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Joining {
     /// The name of the service.
     pub service: Name,
-    /// Which start of the service it is. With `handover` the next number if missing, or the
-    /// one that the connection has.
+    /// The number of the generation. With `handover` it may be missing: then it is the one that the
+    /// connection has, or the next number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
     /// Its process; the caller's own if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// Where it is in its life. With `handover`, `serving` is a wish.
+    /// Its state. With `handover`, `serving` is a wish.
     pub state: State,
-    /// The broker keeps the order of the service's generations, and tells this connection
+    /// Whether the broker keeps the order of the service's generations, and tells this connection
     /// when it serves and when it must retire.
     #[serde(default, rename = "handover", skip_serializing_if = "std::ops::Not::not")]
     pub ordered: bool,
-    /// With `handover` and `draining`: the newer generation that it has made room for. Should
-    /// that one be gone, and no other wait, it serves on.
+    /// With `handover` and `draining`: the newer generation that this one made room for. If that
+    /// one is gone and no other waits, this one serves on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub successor: Option<u64>,
 }
 
-/// Who says it.
+/// The peer that joins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Speaker {
     /// Its connection.
@@ -87,17 +86,17 @@ pub struct Speaker {
     pub uid: u32,
     /// Whether it may succeed generations of other users.
     pub privileged: bool,
-    /// Whether names are its to take back: generations of other users (but root's) that are in its
-    /// way are ended.
+    /// Whether it may take names back: generations of other users (but root's) that are in its way
+    /// are ended.
     pub takes_back: bool,
 }
 
-/// What is written down of a service for the next broker.
+/// The record of a service for the next broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Its name.
     pub name: Name,
-    /// The last number that was given.
+    /// The last number given.
     pub last: u64,
     /// The generation that serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -113,22 +112,22 @@ pub struct Place {
     pub uid: u32,
     /// What it has joined as.
     pub label: Label,
-    /// Where the broker keeps the order: how far it is. None for one of a supervisor's.
+    /// How far it is, if the broker keeps the order. None if a supervisor does.
     pub ordered: Option<Progress>,
 }
 
-/// How far a generation is, beside its state.
+/// How far a generation is, besides its state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// It has said that it is ready.
+    /// Whether it has reported that it is ready.
     #[serde(default)]
     pub ready: bool,
-    /// It has been told to retire.
+    /// Whether it has been told to retire.
     #[serde(default, rename = "told")]
     pub retiring: bool,
 }
 
-/// What happens.
+/// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A connection joins as a generation, or its state has changed.
@@ -144,21 +143,21 @@ pub enum Event {
     Resume(Vec<Place>),
 }
 
-/// What is to be done, in this order.
+/// What to do, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Write this down before anything else is done.
+    /// Write this record before anything else is done.
     Record(Record),
     /// Services were forgotten: write all of [`Succession::records`] again.
     Rewrite,
     /// A connection has joined as this generation, in this state. The answer to `join`.
     Enter(ConnectionId, Label),
-    /// Tell a generation that waits that it serves.
+    /// Tell a waiting generation that it serves.
     Serve(ConnectionId, Label),
-    /// Tell a generation to stop accepting, because this newer one is ready.
+    /// Tell a generation to stop accepting, because the newer one with this number is ready.
     Retire(ConnectionId, Label, u64),
-    /// Tell a generation that it need not retire after all: the newer one has gone before it
-    /// was let in.
+    /// Tell a generation that it need not retire after all: the newer one went before it was let
+    /// in.
     Stay(ConnectionId, Label),
     /// End a connection.
     Cut(ConnectionId, Label, Cause),
@@ -171,20 +170,20 @@ pub enum Action {
 /// Why a connection is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// It was told to retire and has not said in time that it stopped accepting.
+    /// It was told to retire and did not report in time that it stopped accepting.
     Overdue,
     /// The same generation has joined on another connection.
     Replaced,
-    /// Root or the broker's user has taken the service's name back.
+    /// Root or the broker's user took the service's name back.
     TakenBack,
 }
 
-/// Every service that has a generation, or is remembered.
+/// All services that have a generation or are remembered.
 #[derive(Debug)]
 pub struct Succession {
     services: BTreeMap<Name, Service>,
     places: BTreeMap<ConnectionId, Name>,
-    /// No number up to this one is given.
+    /// Numbers up to this one are not given.
     floor: u64,
     patience: Duration,
 }
@@ -193,11 +192,11 @@ pub struct Succession {
 struct Service {
     last: u64,
     members: BTreeMap<ConnectionId, Member>,
-    /// Served under the previous broker, and until when it may come back.
+    /// The generation that served under the previous broker, and until when it may come back.
     absent: Option<(u64, Moment)>,
-    /// The record of the last number and of the generation that serves.
+    /// The last record written: the last number and the serving generation.
     written: (u64, Option<u64>),
-    /// When its last generation went.
+    /// When a generation last left.
     idle: Moment,
 }
 
@@ -208,7 +207,7 @@ struct Member {
     generation: u64,
     stage: Stage,
     ordered: bool,
-    /// It was told to retire, and must have stopped accepting at this moment.
+    /// When it must have stopped accepting, if it was told to retire.
     retire_by: Option<Moment>,
 }
 
@@ -249,12 +248,12 @@ impl Default for Succession {
 }
 
 impl Succession {
-    /// Sets how long a generation has to stop accepting once it is told to, from the next on.
+    /// Sets how long a generation has to stop accepting once it is told to; running deadlines stay.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
     }
 
-    /// Takes one event, and gives what must be done about it.
+    /// Takes one event and returns what to do about it.
     pub fn on(&mut self, now: Moment, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
@@ -272,7 +271,7 @@ impl Succession {
         actions
     }
 
-    /// When to say that time has passed, if nothing else happens before.
+    /// When to send [`Event::Tick`], if nothing else happens before.
     pub fn deadline(&self) -> Option<Moment> {
         let due = |service: &Service| {
             let overdue = service.members.values().filter_map(Member::overdue);
@@ -281,18 +280,18 @@ impl Succession {
         self.services.values().filter_map(due).min()
     }
 
-    /// What is to be written down of every service whose order the broker keeps.
+    /// The records of all services whose order the broker keeps.
     pub fn records(&self) -> impl Iterator<Item = Record> {
         let numbered = self.services.iter().filter(|(_, service)| service.last != 0);
         numbered.map(|(name, service)| service.record(name))
     }
 
-    /// Whether generations are there: then a join is refused to all but their user, and root.
+    /// Whether the service has generations. Then only their user and privileged users may join.
     pub fn is_joined(&self, service: &Name) -> bool {
         self.services.get(service).is_some_and(|service| !service.members.is_empty())
     }
 
-    /// No number up to this one is given to a service that is not remembered.
+    /// Services that are not remembered get no number up to this one.
     pub fn floor(&self) -> u64 {
         self.floor
     }
@@ -337,13 +336,13 @@ impl Succession {
             let service = self.services.entry(name.clone()).or_default();
             if ordered.is_some() {
                 service.last = service.last.max(generation);
-                // The record names it as the one that served.
+                // The record names it as the one that served under the previous broker.
                 service.absent.take_if(|(absent, _)| *absent == generation);
             }
             service.members.insert(connection, member);
             self.places.insert(connection, name);
         }
-        // A connection of the image before may be missing.
+        // A connection of the earlier image may be missing.
         for (name, service) in &mut self.services {
             service.advance(name, now + self.patience, None, actions);
             service.write_down(name, actions);

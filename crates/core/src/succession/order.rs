@@ -1,4 +1,4 @@
-//! Who serves: joining, leaving, and what follows for the others.
+//! Who serves: joins, departures, and what follows for the other generations.
 
 use super::{
     Action, Cause, Joining, LARGEST_BROUGHT, Member, REMEMBERED, Record, Refusal, Service, Speaker,
@@ -9,13 +9,14 @@ use crate::name::Name;
 use crate::registry::{ConnectionId, State};
 
 impl Member {
-    /// When it must have stopped accepting, where it has to.
+    /// When it must have stopped accepting, if it still has to.
     pub(super) fn overdue(&self) -> Option<Moment> {
         self.retire_by.filter(|_| self.stage != Stage::Draining)
     }
 }
 
-/// Whether a generation keeps one to whom names belong from joining, and so loses its place.
+/// Whether a generation of another user blocks a peer that may take names back, and so loses its
+/// place.
 fn in_the_way(member: &Member, speaker: Speaker, ordered: bool) -> bool {
     let other = member.uid != speaker.uid && member.uid != 0;
     speaker.takes_back && other && member.ordered != ordered
@@ -26,14 +27,14 @@ impl Service {
         Record { name: name.clone(), last: self.last, serving: self.serving() }
     }
 
-    /// The generation that serves, as far as is known.
+    /// The serving generation, as far as known.
     fn serving(&self) -> Option<u64> {
         let serves = |member: &&Member| member.ordered && member.stage == Stage::Serving;
         let here = self.members.values().find(serves).map(|member| member.generation);
         here.or(self.absent.map(|(generation, _)| generation))
     }
 
-    /// Whether a generation that is newer than this one has ever been ready.
+    /// Whether a newer generation is, or was, ready.
     fn has_successor(&self, generation: u64) -> bool {
         let newer = |member: &Member| member.ordered && member.generation > generation;
         self.members.values().any(|member| newer(member) && member.stage != Stage::Starting)
@@ -47,9 +48,9 @@ impl Service {
         self.members.values().filter(waits_or_serves).map(|member| member.generation).max()
     }
 
-    /// Tells the older ones to retire once a newer one is ready, or to stay if that one has
-    /// gone, and lets the newest in when nobody serves. The `caller` hears of it in the answer
-    /// to its request.
+    /// Tells the older generations to retire once a newer one is ready, or to stay if that one is
+    /// gone, and lets the newest in when none serves. The `caller` learns this from the answer to
+    /// its request.
     pub(super) fn advance(
         &mut self,
         name: &Name,
@@ -90,7 +91,7 @@ impl Service {
         }
     }
 
-    /// Ends the generations whose name is taken back; gives their connections.
+    /// Ends the generations whose name is taken back; returns their connections.
     fn take_back(
         &mut self,
         name: &Name,
@@ -110,7 +111,7 @@ impl Service {
         ended
     }
 
-    /// Has what is new written down before anything else is done.
+    /// Has a changed record written before anything else is done.
     pub(super) fn write_down(&mut self, name: &Name, actions: &mut Vec<Action>) {
         let now = (self.last, self.serving());
         if self.last != 0 && self.written != now {
@@ -164,7 +165,7 @@ impl Succession {
             let served = service.absent.take_if(|(absent, _)| *absent == member.generation);
             let served = served.is_some() || stage == Some(Stage::Serving);
             let newest = service.newest();
-            // It has made room for one that has gone, and nobody else waits: it serves on.
+            // It made room for a generation that is gone, and no other waits: it serves on.
             let stays = served && successor.is_some() && newest <= Some(member.generation);
             member.stage = match (state, stage) {
                 (State::Draining, _) if stays => Stage::Serving,
@@ -193,7 +194,7 @@ impl Succession {
         Ok(())
     }
 
-    /// Whether this connection may join that service so.
+    /// Checks whether this connection may join the service in this way.
     fn check(&self, speaker: Speaker, joining: &Joining) -> Result<(), Refusal> {
         let service = &joining.service;
         let found = self.services.get(service);
@@ -280,7 +281,7 @@ impl Succession {
         }
     }
 
-    /// Forgets services that ended long ago, where there are too many.
+    /// Forgets the services that ended first, if there are too many.
     fn forget(&mut self, actions: &mut Vec<Action>) {
         let idle = |service: &Service| service.members.is_empty() && service.absent.is_none();
         let mut ended: Vec<(Moment, Name)> = self
@@ -303,7 +304,7 @@ impl Succession {
 }
 
 impl Service {
-    /// Takes out the connection that stood for the same generation until now.
+    /// Removes the connection that stood for the same generation until now.
     fn replaced(
         &mut self,
         name: &Name,

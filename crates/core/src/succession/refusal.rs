@@ -6,7 +6,7 @@ use crate::name::Name;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// Generations of another user are there.
+    /// The service has generations of another user.
     #[error("service {service} belongs to uid {uid}: its generation {generation} is pid {pid}")]
     OtherUser {
         /// The service.
@@ -28,7 +28,7 @@ pub enum Refusal {
         /// Its process.
         pid: u32,
     },
-    /// The broker keeps the order of this service, and the caller does not let it.
+    /// The broker keeps the order of this service, and the caller joins without `handover`.
     #[error(
         "the broker keeps the order of service {service}: its generation {generation} is pid {pid}"
     )]
@@ -48,7 +48,7 @@ pub enum Refusal {
         /// The generation.
         generation: u64,
     },
-    /// No broker has ever given such a number.
+    /// No broker gives such a number.
     #[error("no generation of service {service} can have the number {generation}")]
     Number {
         /// The service.
@@ -59,7 +59,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// What a person can do next.
+    /// What the user can do next.
     pub fn hint(&self) -> &'static str {
         match self {
             Self::OtherUser { .. } => {

@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection.
+//! The peer of a connection.
 
 use std::rc::Rc;
 
@@ -14,6 +14,7 @@ pub struct Caller {
     pub peer: Peer,
     /// Its supplementary groups.
     pub groups: Rc<[u32]>,
-    /// The network namespace of its socket, by SO_NETNS_COOKIE; none where the kernel does not tell.
+    /// The network namespace of its socket, by SO_NETNS_COOKIE; None if the kernel does not give
+    /// it.
     pub network: Option<u64>,
 }

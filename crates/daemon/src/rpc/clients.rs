@@ -1,5 +1,5 @@
-//! The connections: each with its state ([`Link`]), the memory of all of them, and in which order
-//! they are served ([`Turns`]).
+//! The connections: the state of each ([`Link`]), the memory of all, and the order in which they
+//! are served ([`Turns`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -28,11 +28,11 @@ struct User {
     account: Account,
 }
 
-/// The users that have connections, so that a refusal takes no look at all connections.
+/// The users that have connections, so a refusal need not scan all connections.
 #[derive(Debug, Default)]
 struct Users {
     by_uid: BTreeMap<u32, User>,
-    /// How many connections had no right when they connected.
+    /// Connections whose users had no right when they connected.
     unknown: usize,
 }
 
@@ -42,7 +42,7 @@ impl Users {
         self.by_uid.get(&uid).map_or(0, |user| user.connections)
     }
 
-    /// What this user has passed that is not closed yet.
+    /// The descriptors of this user that are not closed yet.
     fn account(&self, uid: u32) -> Account {
         self.by_uid.get(&uid).map(|user| user.account.clone()).unwrap_or_default()
     }
@@ -74,17 +74,17 @@ pub struct Clients {
     next: Cell<u64>,
     limits: Cell<Limits>,
     budgets: Budgets,
-    /// Which connections have received what they were sent.
+    /// Which connections have received what was sent to them.
     pub(super) unreceived: Unreceived,
-    /// In which order connections are served.
+    /// The order in which connections are served.
     pub(super) turns: Rc<Turns>,
-    /// Rung when a connection has answered its requests, or has ended.
+    /// Notified when a connection has answered its requests, or has ended.
     calmer: Notify,
-    /// Rung when a connection has ended, and with it a descriptor is free.
+    /// Notified when a connection has ended, and with it a descriptor is free.
     pub(super) freed: Notify,
-    /// Rung when a large request is answered, so that its memory can be given back,
+    /// Notified when a large request is answered, and its memory can be given back.
     pub unburdened: Notify,
-    /// and when a connection has ended, so that what it needed can be.
+    /// Notified when a connection has ended, and what it needed can be given back.
     pub parted: Notify,
 }
 
@@ -108,25 +108,25 @@ impl Clients {
         Rc::new(clients)
     }
 
-    /// Takes limits, from the next request and the next connection on.
+    /// Sets the limits, from the next request and the next connection on.
     pub fn limit(&self, limits: Limits) {
         self.budgets.limit(&limits);
         self.limits.set(limits);
     }
 
-    /// The limits as they are now.
+    /// The current limits.
     pub fn limits(&self) -> Limits {
         self.limits.get()
     }
 
-    /// A number for a connection, never given twice.
+    /// A number for a new connection, never given twice.
     pub fn number(&self) -> ConnectionId {
         let id = self.next.get();
         self.next.set(id + 1);
         ConnectionId(id)
     }
 
-    /// Whether another connection of this user is admitted; else the limit that is reached, and its value.
+    /// Admits another connection of this user, or returns the limit that is reached, and its value.
     pub(super) fn admit(
         &self,
         uid: u32,
@@ -134,7 +134,7 @@ impl Clients {
     ) -> Result<(), (&'static str, usize)> {
         let limits = self.limits.get();
         let users = self.users.borrow();
-        // Some are kept for those who have to put things right.
+        // An eighth is reserved for root and the daemon's user, who have to put things right.
         let most = limits.connections - if admission.exempt { 0 } else { limits.connections / 8 };
         if admission.unknown && users.unknown >= limits.connections_without_rights {
             Err(("connections_without_rights", limits.connections_without_rights))
@@ -147,12 +147,12 @@ impl Clients {
         }
     }
 
-    /// What a user has passed that is not closed yet.
+    /// The descriptors of a user that are not closed yet.
     pub(super) fn account(&self, uid: u32) -> Account {
         self.users.borrow().account(uid)
     }
 
-    /// Enters a new connection, or a resumed one with the part of a request that was read.
+    /// Adds a new connection, or a resumed one with the part of a request that was read.
     pub fn enter(
         &self,
         stream: UnixStream,
@@ -165,7 +165,7 @@ impl Clients {
         let uid = caller.peer.uid;
         let mut scanner = Scanner::new(self.limits.get().request_bytes);
         let mut input = unread;
-        // Less than a request, so no frame comes of it.
+        // The part is less than a request, so it gives no frame.
         while scanner.next(&mut input).is_some() {}
         let account = self.users.borrow_mut().enter(uid, admission.unknown);
         let shares = self.budgets.shares(uid, admission.exempt);
@@ -174,12 +174,12 @@ impl Clients {
         link
     }
 
-    /// Whether a connection has ended and some of its leases have not.
+    /// Whether a connection has ended while some of its leases have not.
     pub fn some_leave(&self) -> bool {
         self.links.borrow().values().any(|link| link.progress.leaving.get())
     }
 
-    /// A connection has ended, and so has all that it had.
+    /// Removes a connection that has ended.
     pub(super) fn remove(&self, id: ConnectionId) {
         if let Some(link) = self.links.borrow_mut().remove(&id) {
             self.users.borrow_mut().leave(link.caller.peer.uid, link.unknown);
@@ -219,7 +219,7 @@ impl Clients {
         }
     }
 
-    /// A connection has answered its requests.
+    /// Notes that a connection has answered its requests.
     pub(super) fn calmer(&self) {
         self.calmer.notify_one();
     }
@@ -234,7 +234,7 @@ impl Clients {
         }
     }
 
-    /// Whether no connection has anything to do that could be done now.
+    /// Whether no connection has work that could be done now.
     pub fn is_idle(&self) -> bool {
         self.turns.is_idle()
     }
@@ -265,7 +265,7 @@ mod tests {
         let unknown = Admission { unknown: true, exempt: false };
         let exempt = Admission { unknown: false, exempt: true };
         let mut peers = Vec::new();
-        // How many of these have room, and what the next is told.
+        // How many of these connections have room, and the limit that refuses the next.
         let mut fill = |uid: u32, admission| {
             let mut count = 0;
             loop {
@@ -288,10 +288,10 @@ mod tests {
         assert_eq!(fill(1, unknown), (3, "connections_without_rights"));
         assert_eq!(fill(2, unknown), (0, "connections_without_rights"));
         assert_eq!(fill(3, known), (10, "connections_per_user"));
-        // An eighth is kept.
+        // An eighth is reserved.
         assert_eq!(fill(4, known), (1, "connections"));
         assert_eq!(fill(0, exempt), (2, "connections"));
-        // What has ended counts no more.
+        // Connections that have ended no longer count.
         clients.links().iter().for_each(|link| clients.remove(link.caller.connection));
         let users = clients.users.borrow();
         assert_eq!((users.by_uid.len(), users.unknown), (0, 0));

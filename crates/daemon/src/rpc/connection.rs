@@ -1,5 +1,5 @@
-//! One connection: requests in order, each with a deadline for being sent and
-//! for its reply being read.
+//! One connection: requests in order, each with a deadline for being complete and for its reply
+//! being read.
 
 use std::io;
 use std::rc::Rc;
@@ -18,14 +18,15 @@ use super::link::{Link, Taken};
 use super::sending::{Pushed, Reply, Sending, send};
 use crate::follow::follow;
 
-/// A request or a reply of this length or more has needed so much memory that the system has it back once it is answered.
+/// The length of a request or a reply, in bytes, from which its memory is given back to the system
+/// once it is answered.
 const LARGE: usize = 32 * 1024;
 
-/// Serves a connection to its end. One that has sent much gives way to the others after each
-/// request and each read: none of them waits for more than one of its steps.
+/// Serves a connection to its end. A connection that has sent much yields after each request and
+/// each read: no other connection waits for more than one of its steps.
 pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Handler) -> End {
     let in_progress = || link.scanner.borrow().in_progress();
-    // Since when the request in progress has been in progress.
+    // When the request in progress began.
     let mut begun = in_progress().then(Instant::now);
     loop {
         let limits = clients.limits();
@@ -71,14 +72,15 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
         for (index, frame) in frames.into_iter().enumerate() {
             let last_word = frame.ends_connection();
             let reply = match frame {
-                // In a box, as all that is rare here: most connections are idle, and each has room for what is not in one.
+                // Boxed, like all that is rare here: most connections are idle, and each has room
+                // for whatever is not boxed.
                 Frame::Request(frame) => Box::pin(answer(link, handler, &frame)).await,
                 bad => encode_error(&Id::Null, &bad.refusal(link.scanner.borrow().cap())).into(),
             };
             large |= reply.text.len() >= LARGE;
             let mut sending = Sending::new(reply);
             let sent = sending.push(link);
-            // Before anything else has a turn, whatever has become of the reply.
+            // Before any other task has a turn, whatever became of the reply.
             handler.replied();
             let sent = match sent {
                 Ok(Pushed::Whole) => Ok(()),
@@ -123,7 +125,7 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
         }
         let in_progress = in_progress();
         if !in_progress {
-            // Nobody has asked for these.
+            // No request has asked for these descriptors.
             link.take_received();
         }
         begun = match (in_progress, begun) {
@@ -134,7 +136,7 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
     }
 }
 
-/// Has a request answered.
+/// Lets the handler answer a request.
 async fn answer(link: &Rc<Link>, handler: &impl Handler, text: &Text) -> Reply {
     let request = match Request::decode(text) {
         Ok(request) => request,
@@ -150,8 +152,8 @@ async fn answer(link: &Rc<Link>, handler: &impl Handler, text: &Text) -> Reply {
     })
 }
 
-/// There is no room for what has been read. The last word; where the peer has no room for it, the
-/// end of the connection tells as much.
+/// Refuses requests for which there is no memory, and ends the connection. If the peer has no room
+/// for the error, the close says as much.
 fn too_much(link: &Link, handler: &impl Handler, frames: &[Frame]) -> End {
     let error = handler.refusal(Excess::Buffered);
     let id = frames.iter().find_map(|frame| match frame {

@@ -7,19 +7,20 @@ use std::io;
 pub(super) enum End {
     /// The peer closed it.
     Closed,
-    /// The peer used nothing and said nothing for long.
+    /// The peer used nothing and sent nothing for too long.
     Idle,
     /// The peer left a request unfinished for too long.
     Unfinished,
-    /// What the peer sent cannot be cut into requests.
+    /// The bytes from the peer cannot be cut into requests.
     Malformed,
     /// The peer did not read its reply in time.
     NotRead,
-    /// The kernel let no more descriptors be in flight (ETOOMANYREFS, unix(7)).
+    /// Too many descriptors are in flight, for the kernel (ETOOMANYREFS, unix(7)) or for the peer's
+    /// user.
     TooManyInFlight,
-    /// More would have to be kept for the peer than there is room for.
+    /// There is no room for what would have to be kept for the peer.
     TooMuch,
-    /// The daemon has given it up.
+    /// The daemon cut the connection.
     CutOff,
     /// Reading or writing failed.
     Failed(io::Error),

@@ -22,13 +22,13 @@ pub trait Handler: 'static {
         request: &Request<'_>,
     ) -> impl Future<Output = Result<Reply, RpcError>>;
 
-    /// The words for a client that has, or wants, more than its limits allow.
+    /// The error for a client that has, or wants, more than its limits allow.
     fn refusal(&self, excess: Excess) -> RpcError;
 
-    /// A client has connected.
+    /// Called when a client has connected.
     fn connected(&self, _caller: &Caller) {}
 
-    /// The reply to a request was handed to the kernel, as far as there was room for it. Called before
+    /// Called after a reply was handed to the kernel, as far as there was room for it, and before
     /// any other task runs.
     fn replied(&self) {}
 
@@ -37,12 +37,12 @@ pub trait Handler: 'static {
         false
     }
 
-    /// A connection has ended: ends what it had, in as many turns as that needs.
+    /// Releases what a connection had that has ended, in as many turns as that needs.
     fn disconnected(&self, _connection: ConnectionId) -> impl Future<Output = ()> {
         std::future::ready(())
     }
 
-    /// The task of a connection has panicked: ends what the connection had, now.
+    /// Releases at once what a connection had whose task has panicked.
     fn lost(&self, _connection: ConnectionId) {}
 }
 

@@ -1,7 +1,7 @@
 //! A connection and the state of its current request, which an upgrade in place hands over.
 //!
-//! Descriptors that a peer sends are received, because those that come with a
-//! `store` are wanted, and given up at the latest when the request that they came with ends ([`bindonce_sys::closing`]).
+//! Descriptors that a peer sends are received, because a `store` needs them, and given up at the
+//! latest when the request that they came with ends ([`bindonce_sys::closing`]).
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -22,10 +22,11 @@ use super::end::End;
 use super::share::Shares;
 use crate::follow::Follower;
 
-/// Most requests are far shorter. Longer ones take more than one read, each a turn of its own.
+/// The size of a read, in bytes. Most requests are far shorter; a longer one takes several reads,
+/// each a turn of its own.
 const READ: usize = 16 * 1024;
 
-/// So many descriptors that a user has passed may wait to be closed before more is read of it.
+/// How many descriptors of a user may wait to be closed before more is read from that user.
 const UNCLOSED: usize = 4 * bindonce_fd::MAX_FDS;
 
 /// How a connection is treated, decided when it connects.
@@ -33,7 +34,7 @@ const UNCLOSED: usize = 4 * bindonce_fd::MAX_FDS;
 pub struct Admission {
     /// No rule gives its user any right.
     pub unknown: bool,
-    /// Root or the daemon's user: it has memory and connections that are kept for these two.
+    /// Root or the daemon's user, for whom memory and connections are reserved.
     pub exempt: bool,
 }
 
@@ -41,7 +42,7 @@ pub struct Admission {
 #[derive(Debug)]
 struct Received {
     descriptors: RefCell<Vec<Foreign>>,
-    /// Of its user.
+    /// The account of its user.
     account: Account,
 }
 
@@ -50,13 +51,13 @@ struct Received {
 pub(super) struct Progress {
     /// A request is being answered.
     pub(super) busy: Cell<bool>,
-    /// It follows the events, and does nothing else any more.
+    /// The connection follows the events, and does nothing else any more.
     pub(super) follows: Cell<bool>,
-    /// It must end.
+    /// The connection must end.
     cut: Cell<bool>,
-    /// It has ended, and its leases end in many turns.
+    /// The connection has ended, and its leases end in many turns.
     pub(super) leaving: Cell<bool>,
-    /// It has ended, and its peer has yet to receive what it was sent.
+    /// The connection has ended, and its peer has yet to receive what was sent.
     lingers: Cell<bool>,
 }
 
@@ -69,18 +70,18 @@ pub struct Link {
     pub stream: UnixStream,
     pub(super) scanner: RefCell<Scanner>,
     received: Received,
-    /// What it has of each budget.
+    /// The connection's share of each budget.
     pub(super) shares: Shares,
     /// No rule gave the peer any right when it connected.
     pub(super) unknown: bool,
     pub(super) progress: Progress,
     /// Notifications that could not be sent at once.
     pending: RefCell<Vec<u8>>,
-    /// Rung when there are some, and when the connection must end.
+    /// Notified when there are such notifications, and when the connection must end.
     pub(super) woken: Notify,
     /// The id, as JSON text, of the request for an upgrade that waits to be answered.
     upgrade: RefCell<Option<String>>,
-    /// It will follow the events from this id on, once its request is answered.
+    /// Set if the connection is to follow the events after this id, once its request is answered.
     pub(super) following: RefCell<Option<(Follower, u64)>>,
 }
 
@@ -109,7 +110,7 @@ impl Link {
         })
     }
 
-    /// Whether its request has yet to be answered, or its end to be completed, by this image.
+    /// Whether this image has yet to answer a request of the connection, or to complete its end.
     pub(super) fn is_busy(&self) -> bool {
         let answers = self.progress.busy.get()
             && self.upgrade.borrow().is_none()
@@ -117,13 +118,13 @@ impl Link {
         answers || self.progress.leaving.get() || !self.pending.borrow().is_empty()
     }
 
-    /// Whether it is a follower's.
+    /// Whether the connection follows the events.
     pub fn is_following(&self) -> bool {
         self.progress.follows.get()
     }
 
-    /// Sends a notification: at once where nothing is being sent and the peer has room, else
-    /// as soon as it can be, with the same deadline as a reply.
+    /// Sends a notification: at once if nothing is being sent and the peer has room, else as soon
+    /// as possible, with the same deadline as a reply.
     pub(super) fn tell(&self, line: Vec<u8>) {
         if self.progress.follows.get() {
             return;
@@ -131,7 +132,7 @@ impl Link {
         let mut pending = self.pending.borrow_mut();
         let mut line = line;
         if pending.is_empty() && !self.progress.busy.get() {
-            // Whatever fails is noticed where the connection is served.
+            // A failure is noticed where the connection is served.
             let sent = self.stream.try_write(&line).unwrap_or(0);
             line.drain(..sent);
         }
@@ -147,7 +148,7 @@ impl Link {
         self.woken.notify_one();
     }
 
-    /// Sends the notifications that wait, or ends the connection.
+    /// Sends the waiting notifications, or ends the connection.
     pub(super) async fn flush(&self, deadline: Duration) -> Result<(), End> {
         let until = Instant::now() + deadline;
         loop {
@@ -178,13 +179,14 @@ impl Link {
         }
     }
 
-    /// Counts the bytes of its requests: those being read, and `waiting`, those that wait for an answer.
-    /// False if there is no room for them.
+    /// Counts the bytes of the connection's requests: those being read, and `waiting`, those that
+    /// wait for an answer. False if there is no room for them.
     pub(super) fn keep(&self, waiting: usize) -> bool {
         self.shares.memory.keep(self.scanner.borrow().kept() + waiting)
     }
 
-    /// Counts again what it was sent and has not received: all, as long as it has not received the last; gives how many descriptors.
+    /// Updates the count of unreceived descriptors, and returns it. All of them count until the
+    /// peer has received the last.
     pub(super) fn settle(&self) -> usize {
         if self.shares.unreceived.kept() != 0 && unreceived::is_none(self.stream.as_fd()) {
             self.shares.unreceived.keep(0);
@@ -192,25 +194,25 @@ impl Link {
         self.shares.unreceived.kept()
     }
 
-    /// Whether it may be sent so many more at once.
+    /// Whether `count` more descriptors may be sent at once.
     pub(super) fn has_room(&self, count: usize) -> bool {
         let room = || self.shares.unreceived.has_room(count);
         room() || self.settle() == 0 && room()
     }
 
-    /// Notes that it was sent so many.
+    /// Notes that `count` descriptors were sent.
     pub fn was_sent(&self, count: usize) {
         if count != 0 {
             self.shares.unreceived.keep(self.shares.unreceived.kept() + count);
         }
     }
 
-    /// How many descriptors it was sent and may not have received yet.
+    /// How many descriptors were sent and may not be received yet.
     pub fn unreceived(&self) -> usize {
         self.shares.unreceived.kept()
     }
 
-    /// It has ended, and is kept until its peer has received all that it was sent.
+    /// Keeps the connection, which has ended, until its peer has received all that was sent.
     pub(super) fn linger(&self) {
         let Progress { busy, follows, leaving, lingers, .. } = &self.progress;
         [busy, follows, leaving].iter().for_each(|state| state.set(false));
@@ -220,13 +222,13 @@ impl Link {
         self.shares.memory.keep(0);
     }
 
-    /// Whether it has ended, and is kept until then.
+    /// Whether the connection has ended and is kept until its peer has received all.
     pub fn lingers(&self) -> bool {
         self.progress.lingers.get()
     }
 
-    /// The part of a request that has been read, if another image can resume from there. A descriptor
-    /// that was received is not handed over.
+    /// The part of a request that has been read, if another image can resume from there. Received
+    /// descriptors are not handed over.
     pub fn unread(&self) -> Option<Vec<u8>> {
         if self.is_busy()
             || self.progress.follows.get()
@@ -237,12 +239,12 @@ impl Link {
         self.scanner.borrow().unread().map(<[u8]>::to_vec)
     }
 
-    /// Notes the request whose answer is an upgrade; with None that it is answered otherwise.
+    /// Notes the id of the request whose answer is an upgrade; None when it is answered otherwise.
     pub fn set_upgrade(&self, id: Option<String>) {
         *self.upgrade.borrow_mut() = id;
     }
 
-    /// The request whose answer is an upgrade.
+    /// The id of the request whose answer is an upgrade.
     pub fn upgrade(&self) -> Option<String> {
         self.upgrade.borrow().clone()
     }
@@ -253,13 +255,15 @@ impl Link {
         self.received.descriptors.take()
     }
 
-    /// Waits until what its user has passed is closed, but for some, for `patience` at most. False if it is not.
+    /// Waits until at most [`UNCLOSED`] descriptors of the user wait to be closed, for at most
+    /// `patience`. False if the time passes first.
     pub(super) async fn closed(&self, patience: Duration) -> bool {
         let account = &self.received.account;
         account.unclosed() <= UNCLOSED || timeout(patience, account.until(UNCLOSED)).await.is_ok()
     }
 
-    /// Ends it from both sides. What is given is to be dropped after it, so that nobody waits.
+    /// Ends the connection in both directions. Drop the result after the connection's own
+    /// descriptor: then this thread does not wait for the close.
     #[must_use]
     pub(super) fn end(&self) -> Option<Foreign> {
         self.received.account.end(self.stream.as_fd())
@@ -267,7 +271,7 @@ impl Link {
 
     /// Reads what there is, and cuts it into frames. None at the end of the stream.
     pub(super) fn read(&self) -> io::Result<Option<Taken>> {
-        // One for all connections: nothing of it is needed once it is cut into frames.
+        // One buffer for all connections: its content is not needed once it is cut into frames.
         thread_local!(static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into()));
         BUFFER.with_borrow_mut(|buffer| {
             let mut received = self.received.descriptors.borrow_mut();
@@ -275,8 +279,8 @@ impl Link {
             let read = self.stream.try_io(Interest::READABLE, || {
                 let count = bindonce_fd::recv(self.stream.as_fd(), buffer, &mut passed)?;
                 came = Some(count);
-                // A message with descriptors ends a read; any other short one has emptied the
-                // socket, and what comes next is an event. Saying so spares a read in vain.
+                // A message with descriptors ends a read. Any other short read has emptied the
+                // socket, and what comes next is an event: the error spares a useless read.
                 if count < buffer.len() && passed.is_empty() {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
@@ -286,7 +290,7 @@ impl Link {
             received.extend(passed.into_iter().map(|fd| self.received.account.foreign(fd)));
             let fits = self.shares.in_flight.keep(received.len());
             if received.len() > bindonce_fd::MAX_FDS || !fits {
-                // More than any request, or the connections of a user together, may have.
+                // More than any request, or the connections of the user together, may have.
                 self.shares.in_flight.keep(0);
                 received.clear();
             }
@@ -301,10 +305,10 @@ impl Link {
     }
 }
 
-/// What one read gave.
+/// The result of one read.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
     pub(super) frames: Vec<Frame>,
-    /// It filled the buffer, so more has come already.
+    /// The read filled the buffer, so more has come already.
     pub(super) more: bool,
 }

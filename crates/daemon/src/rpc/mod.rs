@@ -1,12 +1,13 @@
-//! Serving JSON-RPC on a UNIX socket: one [`Server`], and a [`Handler`] for each daemon.
+//! Serves JSON-RPC on a UNIX socket: one [`Server`], and a [`Handler`] for each daemon.
 //!
-//! One thread serves everybody. A connection is a task that reads a request, has it answered, and writes
-//! the reply; requests of one connection are answered in their order. What a client may cost is bounded:
-//! each request has a time to be complete and each reply a time to be read, what is kept in memory has a budget
-//! for each user and for all, and turns are fair by user, however many connections a user has.
+//! One thread serves all clients. A connection is a task that reads a request, has the handler
+//! answer it, and writes the reply; requests of one connection are answered in their order. The
+//! cost of a client is bounded: each request must be complete, and each reply read, within a time
+//! limit; memory has a budget for each user and for all; and turns are fair by user, however many
+//! connections a user has.
 //!
-//! [`Server`] accepts connections and ends them; [`Clients`] knows every [`Link`], which is one connection
-//! as far as it is.
+//! [`Server`] accepts connections and ends them. [`Clients`] has every [`Link`], which is one
+//! connection and its state.
 
 mod caller;
 mod clients;

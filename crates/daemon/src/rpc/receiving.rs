@@ -1,4 +1,5 @@
-//! Waiting until clients have received the descriptors that they were sent ([`super::unreceived`]).
+//! Waits until clients have received the descriptors that were sent to them
+//! ([`super::unreceived`]).
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -12,12 +13,12 @@ use tokio::time::{Instant, timeout_at};
 use super::clients::Clients;
 use super::link::Link;
 
-/// So many connections are looked at in one turn.
+/// How many connections are checked in one turn.
 const AT_ONCE: usize = 512;
 
 impl Clients {
-    /// Waits until a client may be sent so many descriptors more, because it or another of its user has received some. False if
-    /// that does not come in time.
+    /// Waits until a client may be sent `count` more descriptors, because a connection of its user
+    /// has received some. False if that does not happen in time.
     pub(super) async fn room_for(&self, link: &Link, count: usize, until: Instant) -> bool {
         let of = |link: &Rc<Link>| link.shares.unreceived.kept() != 0;
         let mut others = self.links();
@@ -29,7 +30,7 @@ impl Clients {
             }
         }
         while !link.shares.unreceived.has_room(count) {
-            // Nothing that is received from here on is missed.
+            // No receipt from here on is missed.
             let received = self.unreceived.received.notified();
             let mut own = self.links();
             own.retain(|other| of(other) && other.caller.peer.uid == link.caller.peer.uid);
@@ -48,7 +49,8 @@ impl Clients {
         true
     }
 
-    /// Waits until the peer of a connection that has ended has received all that it was sent, or has closed it.
+    /// Waits until the peer of a connection that has ended has received all that was sent, or has
+    /// closed its end.
     pub(super) async fn received(&self, link: &Link) {
         if link.settle() == 0 {
             return;
@@ -63,7 +65,8 @@ impl Clients {
         }
     }
 
-    /// Wakes the replies that wait for a client to receive something, for as long as the server runs.
+    /// Wakes the replies that wait for a client to receive descriptors, for as long as the server
+    /// runs.
     pub(super) async fn tell_received(&self) {
         let watched = match Watched::new() {
             Ok(watched) => self.unreceived.watched.get_or_init(|| watched),

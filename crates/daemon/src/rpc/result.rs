@@ -1,4 +1,4 @@
-//! Results as replies.
+//! Encodes results as replies.
 
 use std::rc::Rc;
 
@@ -19,16 +19,16 @@ pub fn encode<T: Serialize>(request: &Request<'_>, result: &T) -> Result<Vec<u8>
     encode_result(&request.id, result).map_err(|error| unwritten(&error))
 }
 
-/// A result could not be written.
+/// The error for a result that could not be written.
 pub fn unwritten(error: &serde_json::Error) -> RpcError {
     RpcError::new(ErrorCode::INTERNAL, format!("cannot write the reply: {error}"))
 }
 
-/// The reply to `events`. Where the client wants to follow them, the connection does nothing else from
-/// the reply on.
+/// The reply to `events`. If the client wants to follow them, its connection does nothing else
+/// after the reply.
 ///
 /// # Errors
-/// If as many as may do follow them already.
+/// If as many clients as allowed follow them already.
 pub fn events(
     journal: &Rc<Journal>,
     link: &Link,

@@ -1,5 +1,5 @@
-//! Sends replies: the text and the descriptors that ride on it, as fast as the peer reads, until
-//! a deadline.
+//! Sends replies: the text and the descriptors that go with it, as fast as the peer reads, until a
+//! deadline.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -19,7 +19,7 @@ use super::clients::Clients;
 use super::end::End;
 use super::link::Link;
 
-/// So many messages with descriptors are sent in one turn: some 40 us each.
+/// How many messages with descriptors are sent in one turn: some 40 us each.
 const SENT_AT_ONCE: usize = 4;
 
 /// A reply: its text, which ends in a line end, and the descriptors that go with it.
@@ -37,7 +37,7 @@ impl From<Vec<u8>> for Reply {
     }
 }
 
-/// Sends a reply as a whole, or ends the connection.
+/// Sends a whole reply, or ends the connection.
 pub(super) async fn send(
     link: &Link,
     clients: &Clients,
@@ -47,16 +47,17 @@ pub(super) async fn send(
     Sending::new(reply).finish(link, clients, deadline).await
 }
 
-/// How far a reply is.
+/// How much of a reply is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pushed {
     /// All of it is sent.
     Whole,
-    /// Enough for one turn.
+    /// As much as one turn allows.
     Part,
     /// The connection is full.
     Full,
-    /// So many descriptors are next, and the peer's user has as many that it has not received as it may have.
+    /// This many descriptors are next, and the peer's user has as many unreceived ones as it may
+    /// have.
     Crowded(usize),
 }
 
@@ -74,12 +75,12 @@ impl Sending {
         Self { length, transmission: Transmission::new(text, descriptors.len()), descriptors }
     }
 
-    /// How much memory it takes, about.
+    /// About how much memory the reply takes, in bytes.
     pub(super) fn memory(&self) -> usize {
         self.length
     }
 
-    /// Sends what the peer has room for, of many descriptors some.
+    /// Sends what the peer has room for, but only [`SENT_AT_ONCE`] messages with descriptors.
     pub(super) fn push(&mut self, link: &Link) -> Result<Pushed, End> {
         let stream = &link.stream;
         let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
@@ -140,14 +141,13 @@ impl Sending {
     }
 }
 
-/// Descriptors that were sent and are not received yet fill this process's limit, or what the user may have of it. Says
-/// so if nothing of the reply is out yet; the leases end with the connection.
+/// Unreceived descriptors fill this process's limit, or the part that the user may have of it.
+/// Sends an error if no descriptor of the reply is sent yet; the leases end with the connection.
 fn too_many(stream: &UnixStream, transmission: &Transmission, hint: &str) -> End {
     if transmission.descriptors_sent() == 0 {
         let message = "too many descriptors are on their way to clients that have not read them";
         let error = RpcError::new(ErrorCode::LIMIT, message).with_hint(hint);
-        // The peer waits for this reply, so there is room for it; if not, the
-        // end of the connection tells the same.
+        // The peer waits for this reply, so there is room for it; if not, the close says the same.
         let _ = stream.try_write(&encode_error(&Id::Null, &error));
     }
     End::TooManyInFlight

@@ -1,4 +1,4 @@
-//! Accepts connections, gives each a task, and ends what a connection had when it ends.
+//! Accepts connections, gives each a task, and cleans up after it.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -36,13 +36,13 @@ pub struct Server<H> {
 }
 
 impl<H: Handler> Server<H> {
-    /// A server of these clients, whose requests go to `handler`.
+    /// A server for these clients, whose requests go to `handler`.
     pub fn new(clients: Rc<Clients>, reporter: Rc<Reporter>, handler: H) -> Rc<Self> {
         Rc::new(Self { clients, reporter, handler })
     }
 
-    /// Accepts connections, until this is dropped. Connections have tasks of their own, which go on. Call
-    /// it within a [`tokio::task::LocalSet`].
+    /// Accepts connections, until this is dropped. Connections have their own tasks, which
+    /// continue. Call it within a [`tokio::task::LocalSet`].
     pub async fn accept(self: Rc<Self>, listener: &UnixListener) {
         let turns = Rc::clone(&self.clients.turns);
         spawn_local(async move { turns.give().await });
@@ -57,7 +57,7 @@ impl<H: Handler> Server<H> {
                     if let Some(link) = self.admit(stream) {
                         self.attend(link, None);
                     }
-                    // Many new connections at once must not delay those that are there.
+                    // Many new connections at once must not delay the existing ones.
                     yield_now().await;
                 }
                 Err(error) => {
@@ -88,7 +88,7 @@ impl<H: Handler> Server<H> {
         self.reporter.own(Kind::LimitReached, text);
     }
 
-    /// Enters a connection.
+    /// Admits a connection, or refuses it.
     fn admit(&self, stream: UnixStream) -> Option<Rc<Link>> {
         let credentials = match peer::credentials(stream.as_fd()) {
             Ok(credentials) => credentials,
@@ -111,7 +111,7 @@ impl<H: Handler> Server<H> {
             let happening = Happening::new(Kind::LimitReached, text).pid(i32::try_from(pid).ok());
             self.reporter.record(happening);
             let error = self.handler.refusal(Excess::Connections(limit, most));
-            // A new connection has room for it; if not, its end tells as much.
+            // A new connection has room for the error; if not, the close says as much.
             let _ = stream.try_write(&encode_error(&Id::Null, &error));
             let last = self.clients.account(peer.uid).end(stream.as_fd());
             drop(stream);
@@ -122,7 +122,8 @@ impl<H: Handler> Server<H> {
         Some(self.clients.enter(stream, caller, admission, &[]))
     }
 
-    /// Serves a connection in a task of its own. `pending` is a reply that it waits for already.
+    /// Serves a connection in a task of its own. `pending` is a reply that its client already waits
+    /// for.
     pub fn attend(self: &Rc<Self>, link: Rc<Link>, pending: Option<Reply>) {
         let server = Rc::clone(self);
         let uid = link.caller.peer.uid;
@@ -137,7 +138,7 @@ impl<H: Handler> Server<H> {
             let end = connection::serve(&link, &server.clients, &server.handler).await;
             server.ended(&link, end);
             link.progress.leaving.set(true);
-            // In a box: each connection has room for what is not in one, for as long as it is open.
+            // Boxed: each connection has room for whatever is not boxed, for as long as it is open.
             Box::pin(server.handler.disconnected(id)).await;
             let last = link.end();
             Box::pin(server.clients.received(&link)).await;
@@ -150,7 +151,7 @@ impl<H: Handler> Server<H> {
         spawn_local(self.clients.turns.paced(uid, task).in_current_span());
     }
 
-    /// Tells why a connection ended.
+    /// Reports why a connection ended.
     fn ended(&self, link: &Link, end: End) {
         let Peer { pid, uid, .. } = link.caller.peer;
         let text = match end {
@@ -160,7 +161,7 @@ impl<H: Handler> Server<H> {
                 return tracing::debug!(pid, "connection ended: it was idle and used nothing");
             }
             End::Malformed => {
-                return tracing::debug!(pid, "connection ended: what it sent is not JSON");
+                return tracing::debug!(pid, "connection ended: it did not send JSON");
             }
             End::Unfinished => "cut off: a request was not finished in time",
             End::NotRead => "cut off: its reply was not read in time",
@@ -177,7 +178,7 @@ impl<H: Handler> Server<H> {
     }
 }
 
-/// A connection whose task panics ends like any other, with its leases.
+/// If a connection's task panics, ends the connection like any other, with its leases.
 struct Lost<'a, H: Handler> {
     server: &'a Server<H>,
     link: &'a Link,

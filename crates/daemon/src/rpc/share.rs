@@ -1,4 +1,4 @@
-//! What one connection has, counted against the budgets of its user and of all users together.
+//! The resources of one connection, counted against the budgets of its user and of all users.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -7,16 +7,16 @@ use bindonce_core::budget::Budget;
 
 use super::limits::{Limits, RESERVED};
 
-/// What all clients of a server have, and may have.
+/// The budgets for all clients of a server.
 #[derive(Debug, Default)]
 pub(super) struct Budgets {
-    /// Bytes that are kept,
+    /// Bytes that are kept for clients.
     bytes: Rc<RefCell<Budget>>,
-    /// and those for root and the daemon's user.
+    /// The same for root and the daemon's user.
     reserved: Rc<RefCell<Budget>>,
-    /// Descriptors that have come and are not taken yet.
+    /// Received descriptors that are not taken yet.
     in_flight: Rc<RefCell<Budget>>,
-    /// Descriptors that were sent and are not received yet.
+    /// Sent descriptors that are not received yet.
     unreceived: Rc<RefCell<Budget>>,
 }
 
@@ -29,7 +29,7 @@ impl Budgets {
         self.unreceived.borrow_mut().set_limit(descriptors_unreceived);
     }
 
-    /// What a new connection of this user has of them: nothing yet.
+    /// The shares of a new connection of this user, empty at first.
     pub(super) fn shares(&self, uid: u32, exempt: bool) -> Shares {
         let bytes = if exempt { &self.reserved } else { &self.bytes };
         Shares {
@@ -40,18 +40,18 @@ impl Budgets {
     }
 }
 
-/// What one connection has of each budget.
+/// One connection's share of each budget.
 #[derive(Debug)]
 pub(super) struct Shares {
-    /// The memory that its requests and replies take.
+    /// The memory of its requests and replies.
     pub(super) memory: Share,
     /// Descriptors that came with requests that are not answered yet.
     pub(super) in_flight: Share,
-    /// Descriptors that it was sent and may not have received yet.
+    /// Descriptors that were sent to it and may not be received yet.
     pub(super) unreceived: Share,
 }
 
-/// What one connection has of one budget, until this is dropped.
+/// One connection's share of one budget, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     budget: Rc<RefCell<Budget>>,
@@ -64,7 +64,7 @@ impl Share {
         Self { budget: Rc::clone(budget), uid, kept: Cell::new(0) }
     }
 
-    /// Counts `amount` in place of what was counted before. False if there is no room for it.
+    /// Counts `amount` in place of the amount before. False if there is no room for it.
     pub(super) fn keep(&self, amount: usize) -> bool {
         let was = self.kept.replace(amount);
         if was == amount {
@@ -73,17 +73,18 @@ impl Share {
         self.budget.borrow_mut().change(self.uid, was, amount)
     }
 
-    /// What is counted.
+    /// The amount that is counted.
     pub(super) fn kept(&self) -> usize {
         self.kept.get()
     }
 
-    /// Whether there is room for so much more of what the server cannot take back.
+    /// Whether there is room for `more` of a resource that the server cannot take back.
     pub(super) fn has_room(&self, more: usize) -> bool {
         self.budget.borrow().has_room(self.uid, more)
     }
 
-    /// As [`Share::keep`], and a user may have one that is larger than its share: a long reply.
+    /// As [`Share::keep`], but a user may have one item that is larger than its share: a long
+    /// reply.
     pub(super) fn keep_one(&self, amount: usize) -> bool {
         self.keep(amount) || self.budget.borrow().is_only(self.uid, amount)
     }

@@ -1,4 +1,4 @@
-//! The server with a handler that says `true`.
+//! The server with a handler that answers `true`.
 
 use std::cell::RefCell;
 use std::io::{self, Read as _, Write as _};
@@ -23,7 +23,7 @@ use super::sending::{Pushed, Sending};
 use super::{Admission, Caller, Clients, Excess, Handler, Limits, Link, Reply, Server, encode};
 use crate::{Journal, Reporter};
 
-/// Longer than any of these takes.
+/// Longer than any of these tests takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const LIMITS: Limits = Limits {
@@ -44,9 +44,9 @@ struct Yes {
     exempt: bool,
     /// The users that were answered, in order, and how many descriptors each had passed.
     answered: Rc<RefCell<Vec<(u32, usize)>>>,
-    /// How many descriptors each reply has,
+    /// How many descriptors each reply has.
     gives: usize,
-    /// and how many bytes.
+    /// How many bytes the result of each reply has; 0 for `true`.
     long: usize,
 }
 
@@ -64,7 +64,7 @@ impl Handler for Yes {
             0 => encode(request, &true)?,
             long => encode(request, &"x".repeat(long))?,
         };
-        // What is counted is what it takes.
+        // The server counts the capacity.
         text.shrink_to_fit();
         Ok(Reply { text, descriptors })
     }
@@ -74,7 +74,7 @@ impl Handler for Yes {
     }
 }
 
-/// Runs a test beside a server with these limits.
+/// Runs a test against a server with these limits.
 fn served<T: Future<Output = ()>>(name: &str, limits: Limits, test: impl Fn(PathBuf) -> T) {
     serve(name, limits, true, test);
 }
@@ -117,7 +117,7 @@ async fn line(stream: &mut UnixStream) -> Option<Value> {
     (read != 0).then(|| serde_json::from_str(&line).expect("JSON"))
 }
 
-/// A request has its time as a whole: bytes that keep coming do not lengthen it.
+/// The deadline is that of the whole request: bytes that keep coming do not extend it.
 #[test]
 fn a_request_that_comes_in_drops_is_cut_off() {
     let limits = Limits { request_time: Duration::from_millis(200), ..LIMITS };
@@ -153,7 +153,7 @@ fn further_connections_wait_until_one_ends() {
         assert_eq!(line(&mut first).await.expect("a reply")["id"], 1);
         let mut second = Client::connect(&path).expect("connect");
         second.write_all(br#"{"id":2,"method":"ping"}"#).expect("a request");
-        // Whatever could be answered by now would have been.
+        // The reply to this request shows that any other that could be answered would have been.
         first.write_all(br#"{"id":3,"method":"ping"}"#).await.expect("a request");
         assert_eq!(line(&mut first).await.expect("a reply")["id"], 3);
         second.set_nonblocking(true).expect("non-blocking");
@@ -193,7 +193,7 @@ fn a_request_waits_for_one_of_each_other_user_however_many_those_have_sent() {
         let answered = Rc::clone(&handler.answered);
         let server = Server::new(Rc::clone(&clients), reporter, handler);
         let mut peers = Vec::new();
-        // The last to come is the one of the other user.
+        // The last connection is that of the other user.
         for (number, uid) in [7; 50].into_iter().chain([8]).enumerate() {
             let (mut peer, stream) = Client::pair().expect("a pair");
             peer.write_all(TOGETHER.as_bytes()).expect("two requests");
@@ -269,7 +269,8 @@ fn what_is_not_received_counts_until_it_is() {
     let handler = Yes { exempt: true, gives: 253, ..Yes::default() };
     run("unreceived", limits, handler, |path| async move {
         let connect = async || UnixStream::connect(&path).await.expect("connect");
-        // It is refused more at once, and goes on to count when it has been cut off.
+        // The user is refused more at once, and what `first` was sent counts even after it was cut
+        // off.
         let mut first = connect().await;
         first.write_all(PING).await.expect("a request");
         first.write_all(b"}").await.expect("no request");
@@ -278,7 +279,7 @@ fn what_is_not_received_counts_until_it_is() {
         let reply = line(&mut refused).await.expect("a reply");
         assert_eq!(reply["error"]["code"], ErrorCode::LIMIT.0, "{reply}");
         assert_eq!(line(&mut refused).await, None, "cut off");
-        // As soon as it goes away the next one has its reply.
+        // As soon as `first` goes away, the next client has its reply.
         drop(first);
         let mut last = connect().await;
         last.write_all(PING).await.expect("a request");
@@ -294,10 +295,10 @@ fn what_is_not_received_counts_until_it_is() {
     });
 }
 
-/// Bytes of a reply that no connection has room for.
+/// The bytes of a reply for which no connection has room.
 const LONG: usize = 8 << 20;
 
-/// Asks for a reply that is too long, and waits until the server hangs up, without having read any of it.
+/// Asks for such a reply, and waits until the server hangs up, without reading any of it.
 async fn hung_up(path: &Path) -> UnixStream {
     let mut stream = UnixStream::connect(path).await.expect("connect");
     stream.write_all(br#"{"id":1,"method":"ping"}"#).await.expect("a request");
@@ -320,7 +321,8 @@ fn whoever_does_not_read_its_reply_is_cut_off() {
     });
 }
 
-/// The second of two long replies to a user is one too many, at once: of any user, root and the daemon's own as well.
+/// The second of two long replies to a user is one too many at once, for any user, even root and
+/// the daemon's own.
 #[test]
 fn replies_that_are_not_read_are_kept_up_to_a_limit() {
     one_of_two("kept", 3 * LONG, false);

@@ -1,10 +1,11 @@
 //! The order in which connections are served: fair by user, then by connection.
 //!
-//! All that a client makes a daemon do happens in a step of its connection's task: one poll,
-//! from one wait to the next. Each step takes a turn ([`bindonce_core::turns`]), and between two turns the
-//! kernel is asked who has become ready. So a request is served after at most one step of each
-//! other user, however many connections that user has; and a task that has much to do gives way
-//! (`yield_now`) to bound what others wait for. The first step after the kernel was asked, while nobody waits, is taken at once.
+//! All work for a client happens in steps of its connection's task: a step is one poll, from one
+//! wait to the next. Each step takes a turn ([`bindonce_core::turns`]), and between two turns the
+//! kernel is asked which connections are ready. So a request is served after at most one step of
+//! each other user, however many connections that user has; and a task that has much to do yields
+//! (`yield_now`) to bound the wait of others. The first step after the kernel was asked, while no
+//! task waits, is taken at once.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -20,8 +21,8 @@ thread_local! {
     static WAITED: Cell<u64> = const { Cell::new(0) };
 }
 
-/// A runtime for one daemon on this thread, which tells when the kernel was asked what is ready. Without that each step costs one
-/// more round of the runtime.
+/// A runtime for one daemon on this thread, which notes when the kernel was asked what is ready.
+/// Without that, each step costs one more round of the runtime.
 pub fn runtime() -> tokio::runtime::Builder {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().on_thread_unpark(|| WAITED.set(WAITED.get().wrapping_add(1)));
@@ -36,9 +37,9 @@ pub(super) struct Turns {
     taken: Cell<bool>,
     /// A turn has ended since the kernel was asked what is ready.
     ended: Cell<bool>,
-    /// What [`WAITED`] was when the last turn ended.
+    /// The value of [`WAITED`] when the last turn ended.
     ended_at: Cell<u64>,
-    /// Rung when a task waits or a turn has ended.
+    /// Notified when a task waits or a turn has ended.
     changed: Notify,
 }
 
@@ -52,17 +53,17 @@ struct Ticket {
 enum Stage {
     /// The task has nothing to do.
     Idle,
-    /// It waits for its turn.
+    /// The task waits for its turn.
     Waiting,
-    /// It has it.
+    /// The task has its turn.
     Granted,
-    /// There is no such task any more.
+    /// The task no longer exists.
     Gone,
 }
 
 impl Turns {
-    /// Gives turns, one at a time, for as long as the server runs. As a task of its own: what became
-    /// ready before it waits before it.
+    /// Gives turns, one at a time, for as long as the server runs. Runs as a task of its own, so
+    /// tasks that became ready before it queue before it gives the next turn.
     pub(super) async fn give(&self) {
         loop {
             self.changed.notified().await;
@@ -70,7 +71,7 @@ impl Turns {
                 continue;
             }
             if self.ended.take() && !self.kernel_was_asked() && !self.is_idle() {
-                // Connections that have become ready meanwhile queue before the next turn is given.
+                // Connections that became ready meanwhile queue before the next turn is given.
                 yield_now().await;
             }
             while let Some(ticket) = self.next() {
@@ -84,12 +85,12 @@ impl Turns {
         }
     }
 
-    /// Whether the runtime has waited for the kernel since a turn has ended.
+    /// Whether the runtime has waited for the kernel since the last turn ended.
     fn kernel_was_asked(&self) -> bool {
         self.ended_at.get() != WAITED.get()
     }
 
-    /// Takes a turn at once, if nobody is to have one before.
+    /// Takes a turn at once, if no other task is due before.
     fn take(&self, user: u32) -> bool {
         let free = self.is_idle() && self.kernel_was_asked();
         if free {
@@ -103,12 +104,12 @@ impl Turns {
         self.waiting.borrow_mut().give()
     }
 
-    /// Whether nobody waits for a turn or has one.
+    /// Whether no task waits for a turn or has one.
     pub(super) fn is_idle(&self) -> bool {
         !self.taken.get() && self.waiting.borrow().is_empty()
     }
 
-    /// A task each step of which takes a turn of this user's.
+    /// Wraps a task, so each of its steps takes a turn of this user.
     pub(super) fn paced<F: Future>(self: &Rc<Self>, user: u32, task: F) -> Paced<F> {
         let waker = RefCell::new(Waker::noop().clone());
         let ticket = Rc::new(Ticket { stage: Cell::new(Stage::Idle), waker });
@@ -129,7 +130,7 @@ struct Place {
 }
 
 impl Place {
-    /// The turn is over, if it was its turn.
+    /// Ends the turn, if the task has it.
     fn end(&self, stage: Stage) {
         if self.ticket.stage.replace(stage) == Stage::Granted {
             let turns = &self.turns;
@@ -189,8 +190,9 @@ mod tests {
 
     use super::*;
 
-    /// Runs tasks of users that have so many steps each; gives the users in the order of their steps.
-    /// `late` is the peer of a task that waits for a byte, which comes within the step of another.
+    /// Runs tasks, each with a user and its number of steps, and returns the users in the order of
+    /// their steps. `late` is the user of a task that waits for a byte, which comes within a step
+    /// of another task.
     fn order(tasks: &[(u32, usize)], late: Option<u32>) -> Vec<u32> {
         let runtime = runtime().build();
         let served = Rc::new(RefCell::new(Vec::new()));
@@ -209,7 +211,7 @@ mod tests {
                     waits.readable().await.expect("readable");
                     served.borrow_mut().push(user);
                 })));
-                // It is there, and waits.
+                // The late task has started, and waits.
                 set.run_until(async {
                     while !turns.is_idle() {
                         yield_now().await;
@@ -258,12 +260,13 @@ mod tests {
         let tasks = [(7, 1); 500];
         let served = order(&tasks, Some(8));
         assert!(served.iter().position(|user| *user == 8) <= Some(2), "{:?}", &served[..9]);
-        // Of the same user the ones that waited before are first.
+        // Of the same user, the tasks that waited before are first.
         let served = order(&[(7, 1); 5], Some(7));
         assert_eq!(served.len(), 6);
     }
 
-    /// What becomes ready while nobody waits takes its turn in the same round; what follows in that round waits for the next.
+    /// A task that becomes ready while no task waits takes its turn in the same round; tasks that
+    /// follow in that round wait for the next.
     #[test]
     fn the_first_step_after_the_kernel_was_asked_is_taken_at_once() {
         runtime().build().expect("a runtime").block_on(LocalSet::new().run_until(async {
@@ -285,7 +288,7 @@ mod tests {
             let place = |ticket: &Rc<Ticket>| {
                 [&other, &third].iter().position(|task| Rc::ptr_eq(&task.turn.ticket, ticket))
             };
-            // Of the user that had a turn before the next comes last.
+            // The user that had the turn before comes last.
             assert_eq!(turns.next().as_ref().map(place), Some(Some(1)));
             assert_eq!(turns.next().as_ref().map(place), Some(Some(0)));
         }));

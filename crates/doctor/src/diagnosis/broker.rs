@@ -1,4 +1,4 @@
-//! What the broker reports that it cannot do.
+//! Findings from the problems that the broker reports.
 
 use super::condition::Condition;
 use super::finding::Finding;

@@ -1,6 +1,6 @@
-//! What can be wrong, with the numbers that show it. The members that are serialised are the
-//! `evidence` of `doctor --json`, and keep their names and meanings; the others are what the
-//! text needs to name the cause and the remedy.
+//! The conditions that doctor can find, with the numbers that prove them. Serialised members are
+//! the `evidence` of `doctor --json`, and keep their names and meanings; the others are for the
+//! text, to name the cause and the remedy.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 
 use super::kind::Kind;
 
-/// What is wrong; see [`Kind`] and the struct of each.
+/// A condition; see [`Kind`] and the struct of each.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Condition {
@@ -54,7 +54,7 @@ impl Condition {
         }
     }
 
-    /// Whether both are so for the same reason: then they are one finding on two addresses.
+    /// Whether both conditions have the same cause: then they are one finding on two addresses.
     pub(super) fn has_the_cause_of(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Split(one), Self::Split(other)) => {
@@ -70,22 +70,23 @@ impl Condition {
     }
 }
 
-/// Several sockets on one address: the kernel spreads new connections over them by a hash, evenly.
+/// Several sockets on one address: the kernel spreads new connections over them evenly, by a hash.
 /// The processes of the finding are the older ones.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Split {
     pub(crate) sockets: u64,
-    /// Those of the older processes.
+    /// Sockets of the older processes.
     pub(crate) stale_sockets: u64,
-    /// Their part in percent.
+    /// Their share in percent.
     pub(crate) stale_percent: f64,
     /// The process with the newest configuration.
     pub(crate) newest_pid: i32,
-    /// The part of each running instance, as `pid 953: 33 %`.
+    /// The share of each running instance, as `pid 953: 33 %`.
     pub(crate) share: Vec<String>,
-    /// One socket takes everything: it was bound beside the others with SO_REUSEADDR, later, or on a more specific address.
+    /// Whether one socket takes everything: it was bound beside the others with SO_REUSEADDR,
+    /// later, or on a more specific address.
     pub(crate) takes_all: bool,
-    /// The older processes that do not accept: what goes to them hangs.
+    /// The older processes that do not accept: connections to them hang.
     #[serde(skip)]
     pub(crate) silent: Vec<i32>,
 }
@@ -94,9 +95,9 @@ pub(crate) struct Split {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Stale {
     pub(crate) stale_processes: usize,
-    /// On how many sockets they do.
+    /// Number of sockets on which they accept.
     pub(crate) listeners: usize,
-    /// The first of these.
+    /// The inode of the first of these sockets.
     pub(crate) inode: u64,
     /// The newest process that accepts there as well.
     #[serde(skip)]
@@ -108,18 +109,18 @@ pub(crate) struct Stale {
 pub(crate) struct Unserved {
     pub(crate) queue: u64,
     pub(crate) queue_limit: u64,
-    /// How long the oldest of them has waited, where that could be found out.
+    /// How long the oldest connection has waited, if known.
     #[serde(rename = "waiting_seconds", serialize_with = "seconds_or_0")]
     pub(crate) waiting: Option<Duration>,
     #[serde(serialize_with = "how_many")]
     pub(crate) holders: Vec<i32>,
     pub(crate) inode: u64,
-    /// When its queue will be full, at the rate at which it grew between two looks.
+    /// Time until the queue is full, at its growth between two looks.
     #[serde(skip)]
     pub(crate) full_in: Option<Duration>,
     #[serde(skip)]
     pub(crate) cause: NotAccepting,
-    /// What was seen of the holders proves it; else only a long wait does.
+    /// Whether the state of the holders proves the condition; otherwise only a long wait does.
     #[serde(skip)]
     pub(crate) certain: bool,
 }
@@ -127,95 +128,97 @@ pub(crate) struct Unserved {
 /// Why nobody accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NotAccepting {
-    /// No process is seen to hold the socket.
+    /// No visible process holds the socket.
     NoHolder,
-    /// These are stopped.
+    /// These processes are stopped.
     Stopped(Vec<i32>),
     /// The holders ask for connections and take none.
     Hung,
     /// This haproxy does not ask for connections.
     HaproxyDoesNotAsk(i32),
-    /// A generation of this service serves it, out of sight.
+    /// A generation of this service serves it, in another container.
     Elsewhere { service: String, generation: u64 },
     /// The broker keeps this listener for a service that does not run.
     NoService { name: String, leased_by: Option<Lessee> },
-    /// A broker keeps it that was not asked; this is its control socket, if its command line names one.
+    /// A broker that was not asked keeps it. The value is its control socket, if its command line
+    /// names one.
     BrokerNotAsked(Option<String>),
     /// The holders do not ask for connections.
     HoldersDoNotAsk,
 }
 
-/// Who has a lease on a listener.
+/// The holder of a lease on a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Lessee {
     Generation(String, u64),
     Process(u32),
 }
 
-/// Nothing listens on the address that was asked for.
+/// Nothing listens on the target address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Absent {
-    /// Sockets on it: 0.
+    /// Number of sockets on the address: 0.
     pub(crate) sockets: usize,
 }
 
-/// A socket that has its address and does not listen.
+/// A socket that is bound and does not listen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Paused {
     pub(crate) inode: u64,
     pub(crate) holders: usize,
 }
 
-/// A full accept queue, or connections dropped for want of room; of a datagram socket, datagrams that were dropped.
+/// A full accept queue, or connections dropped for lack of room; for a datagram socket, dropped
+/// datagrams.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Overflow {
     pub(crate) queue: u64,
     pub(crate) queue_limit: u64,
     /// net.core.somaxconn of the network namespace; 0 if unknown.
     pub(crate) somaxconn: u64,
-    /// Connection attempts dropped since the socket exists.
+    /// Connection attempts dropped since the creation of the socket.
     pub(crate) drops: u64,
-    /// Those dropped between two looks.
+    /// Connection attempts dropped between two looks.
     pub(crate) new_drops: u64,
     pub(crate) listen_overflows: u64,
     pub(crate) listen_drops: u64,
-    /// The process that takes connections, too slowly.
+    /// The process that takes connections too slowly.
     #[serde(skip)]
     pub(crate) taker: Option<i32>,
-    /// The queue is a receive buffer, in bytes.
+    /// Whether the queue is a receive buffer, in bytes.
     #[serde(skip)]
     pub(crate) datagrams: bool,
 }
 
 impl Overflow {
-    /// Whether the queue is full: the kernel lets one more in than the limit says.
+    /// Whether the queue is full: the kernel exceeds the limit by one.
     pub(crate) fn is_full(&self) -> bool {
         !self.datagrams && self.queue_limit > 0 && self.queue > self.queue_limit
     }
 
-    /// Whether the limit is net.core.somaxconn, and not the backlog given to listen().
+    /// Whether the limit is net.core.somaxconn, not the backlog given to listen().
     pub(crate) fn is_of_the_system(&self) -> bool {
         self.somaxconn > 0 && self.queue_limit >= self.somaxconn
     }
 }
 
-/// A haproxy at a limit of its own. It is the process of the finding.
+/// A haproxy at a limit of its own: the process of the finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Saturated {
     pub(crate) sessions: u64,
     /// The limit; 0 if there is none.
     pub(crate) limit: u64,
     pub(crate) queued: u64,
-    /// The frontend, backend or server whose limit it is; none for the global maxconn.
+    /// The frontend, backend or server with the limit; None for the global maxconn.
     #[serde(skip)]
     pub(crate) proxy: Option<String>,
 }
 
-/// A process that is woken for listeners that it has closed.
+/// A process that the kernel wakes for listeners that it has closed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Ghost {
     pub(crate) listeners: usize,
-    /// The part of a core that it uses; none if it was looked at once.
+    /// The share of a core that it uses, in percent; None after a single look.
     #[serde(serialize_with = "number_or_0")]
     pub(crate) processor_percent: Option<f64>,
     pub(crate) memory: u64,
@@ -250,36 +253,38 @@ pub(crate) struct Lingering {
     pub(crate) generations: usize,
     #[serde(rename = "oldest_seconds", serialize_with = "seconds")]
     pub(crate) age: Duration,
-    /// Their connections together, or sockets where connections could not be counted.
+    /// The sum of their connections, or of their sockets where connections could not be counted.
     pub(crate) connections: u64,
-    /// Their resident memory together, in bytes.
+    /// The sum of their resident memory, in bytes.
     pub(crate) memory: u64,
-    /// The connection of the oldest that has been idle for longest, and for how long.
+    /// The connection of the oldest process that has been idle longest, and its idle time.
     #[serde(skip)]
     pub(crate) kept_by: Option<(String, Duration)>,
 }
 
-/// Replaced generations that still answer, on connections that they had: the processes of the finding, the oldest first.
+/// Replaced generations that still answer on connections that they accepted earlier: the processes
+/// of the finding, the oldest first.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Answering {
-    /// Their part of what the service answers, in percent.
+    /// Their share of the service's answers, in percent.
     pub(crate) percent: f64,
-    /// Of requests; of bytes where no request was counted.
+    /// The unit: requests, or bytes if no request was counted.
     pub(crate) unit: Unit,
-    /// What they have answered.
+    /// The amount that they have answered.
     pub(crate) answered: u64,
-    /// What all generations have.
+    /// The amount that all generations have answered.
     pub(crate) all: u64,
-    /// In this time.
+    /// The length of the period, in seconds.
     pub(crate) seconds: u64,
     pub(crate) connections: u64,
 }
 
-/// A haproxy that can bind no socket for a connection of QUIC: all stay on the listener. It is the process of the finding.
+/// A haproxy that cannot bind a socket for each QUIC connection, so that all stay on the listener:
+/// the process of the finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Fallback {
     pub(crate) port: u16,
-    /// From this port on it could.
+    /// The first port on which it could.
     pub(crate) unprivileged_from: u16,
 }
 
@@ -287,14 +292,14 @@ pub(crate) struct Fallback {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct NotExclusive {
     pub(crate) sockets: usize,
-    /// The first of these.
+    /// The inode of the first of these sockets.
     pub(crate) inode: u64,
-    /// The program, other than haproxy, that set SO_REUSEPORT.
+    /// The program other than haproxy that set SO_REUSEPORT.
     #[serde(skip)]
     pub(crate) setter: Option<String>,
 }
 
-/// Sockets that a generation bound by itself.
+/// Sockets that a generation bound itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Foreign {
     pub(crate) sockets: usize,

@@ -1,4 +1,4 @@
-//! One thing that is wrong: how bad it is, what it is about, and the condition with its numbers.
+//! One finding: its severity, its subject, and the condition with its numbers.
 
 use bindonce_core::address::Address;
 use serde::Serialize;
@@ -10,25 +10,25 @@ use crate::facts::{Look, Process, Socket};
 /// One thing that is wrong, or worth knowing.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Finding {
-    /// How bad it is.
+    /// The severity.
     pub(crate) severity: Severity,
     /// The name of the network namespace, if it is not the observer's own.
     pub(crate) network: Option<String>,
-    /// The address that it is about.
+    /// The address of the finding.
     pub(crate) address: Option<Address>,
-    /// Further addresses of which the same is true, for the same reason.
+    /// Further addresses with the same condition for the same cause.
     pub(crate) also: Vec<Address>,
-    /// The service that it is about.
+    /// The service of the finding.
     pub(crate) service: Option<String>,
-    /// The processes that are the cause; those that suffer are not among them.
+    /// The processes that are the cause, not those that suffer.
     pub(crate) pids: Vec<i32>,
-    /// What is wrong.
+    /// The condition.
     #[serde(rename = "evidence")]
     pub(crate) condition: Condition,
 }
 
 impl Finding {
-    /// About a socket.
+    /// A finding about a socket.
     pub(super) fn on(
         look: &Look,
         socket: &Socket,
@@ -40,13 +40,13 @@ impl Finding {
         Self { address, ..Self::at(network, severity, condition) }
     }
 
-    /// About a network namespace, or the whole host.
+    /// A finding about a network namespace, or the whole host.
     pub(super) fn at(network: Option<String>, severity: Severity, condition: Condition) -> Self {
         let (address, also, service, pids) = (None, Vec::new(), None, Vec::new());
         Self { severity, network, address, also, service, pids, condition }
     }
 
-    /// With these processes as the cause.
+    /// Sets these processes as the cause.
     pub(super) fn caused_by<'a>(
         mut self,
         processes: impl IntoIterator<Item = &'a Process>,
@@ -55,28 +55,29 @@ impl Finding {
         self
     }
 
-    /// About this service.
+    /// Sets the service.
     pub(super) fn of(mut self, service: Option<String>) -> Self {
         self.service = service;
         self
     }
 
-    /// What kind of thing it is.
+    /// The kind of the finding.
     pub(crate) fn kind(&self) -> Kind {
         self.condition.kind()
     }
 
-    /// Every address that it is about.
+    /// Every address of the finding.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = &Address> {
         self.address.iter().chain(&self.also)
     }
 
-    /// Whether it is about this address.
+    /// Whether the finding is about this address.
     pub(crate) fn concerns(&self, address: &Address) -> bool {
         self.addresses().any(|one| one == address)
     }
 
-    /// Takes another one in if both are the same of different addresses.
+    /// Merges another finding into this one, if both differ only in their addresses; false if they
+    /// do not.
     pub(super) fn merge(&mut self, other: &Self) -> bool {
         let same = self.severity == other.severity
             && self.network == other.network
@@ -91,8 +92,8 @@ impl Finding {
         same
     }
 
-    /// Whether an earlier look found the same: the same kind, on the same address, with a cause
-    /// in common.
+    /// Whether both findings are the same in two looks: the same kind, on the same address, with a
+    /// cause in common.
     pub(super) fn is_same_as(&self, other: &Self) -> bool {
         self.kind() == other.kind()
             && self.network == other.network

@@ -1,4 +1,4 @@
-//! Proxies at their limits, and generations that should be gone.
+//! Finds proxies at their limits, and generations that should be gone.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,19 +13,20 @@ use super::finding::Finding;
 use super::kind::Severity;
 use crate::facts::{Answers, Details, Look, Mode, Process, Socket, percent};
 
-/// Draining generations up to this number, and this age, are a reload like any other.
+/// Draining generations up to this number and this age are an ordinary reload.
 const MANY: usize = 5;
 const OLD: Duration = Duration::from_secs(600);
 
-/// Up to this part of what a service answers, in percent, may come from generations that drain; and so little may in any case.
+/// Draining generations may answer up to this percentage of their service's traffic. Amounts up to
+/// the other two limits never count.
 const SMALL: f64 = 5.0;
 const FEW_REQUESTS: u64 = 10;
 const FEW_BYTES: u64 = 1 << 20;
 
-/// A ghost that uses this much of a core hurts now, in percent.
+/// A ghost that uses this percentage of a core is an error.
 const BURNS: f64 = 5.0;
 
-/// Limits of haproxy's own: not a listener's problem, but it looks like one to clients.
+/// Finds haproxies at a limit of their own: the listener is fine, but to clients it looks the same.
 pub(super) fn saturated(look: &Look, found: &mut Vec<Finding>) {
     for haproxy in &look.haproxies {
         if let Some(process) = look.processes.get(&haproxy.pid) {
@@ -39,12 +40,12 @@ pub(super) fn saturated(look: &Look, found: &mut Vec<Finding>) {
     }
 }
 
-/// Whether a proxy is at a limit of its own, beside its servers' queues.
+/// Whether a haproxy is at a limit of its own, apart from its servers' queues.
 pub(super) fn is_full(haproxy: &Stats) -> bool {
     limits(haproxy).iter().any(|limit| limit.queued == 0)
 }
 
-/// The limits that a haproxy is at. The global one explains all others.
+/// The limits that a haproxy has reached. The global one explains all others.
 fn limits(haproxy: &Stats) -> Vec<Saturated> {
     let full = |used: u64, limit: u64| limit > 0 && used >= limit;
     if full(haproxy.connections, haproxy.limit) {
@@ -64,7 +65,7 @@ fn limits(haproxy: &Stats) -> Vec<Saturated> {
     at_limit.collect()
 }
 
-/// Processes that are woken for listeners which they have closed.
+/// Finds processes that the kernel wakes for listeners that they have closed.
 pub(super) fn ghosts(look: &Look, before: Option<&Look>, found: &mut Vec<Finding>) {
     for process in look.processes.values() {
         let registrations = &process.activity.registrations;
@@ -88,7 +89,7 @@ pub(super) fn ghosts(look: &Look, before: Option<&Look>, found: &mut Vec<Finding
     }
 }
 
-/// Generations that only drain.
+/// Finds generations that only drain.
 pub(super) fn lingering(look: &Look, found: &mut Vec<Finding>) {
     let mut services: BTreeMap<(Option<u64>, String), Vec<&Process>> = BTreeMap::new();
     for process in look.processes.values() {
@@ -114,7 +115,7 @@ pub(super) fn lingering(look: &Look, found: &mut Vec<Finding>) {
     }
 }
 
-/// Generations that drain and answer much of what their service answers.
+/// Finds draining generations that answer a large share of their service's traffic.
 pub(super) fn answering(look: &Look, found: &mut Vec<Finding>) {
     let told = look.answers.iter().filter_map(|one| Some((one, one.told.as_ref().ok()?)));
     for (Answers { service, .. }, told) in told {
@@ -138,7 +139,7 @@ pub(super) fn answering(look: &Look, found: &mut Vec<Finding>) {
     }
 }
 
-/// Adds what keeps them, once it was asked.
+/// Adds the connections that keep the generations alive, once they are known.
 pub(super) fn count(look: &Look, pids: &[i32], lingering: &mut Lingering, details: &Details) {
     let connections = |process: &&Process| {
         details.connections.get(&process.pid).map_or(process.usage.sockets, |known| known.count)
@@ -148,7 +149,7 @@ pub(super) fn count(look: &Look, pids: &[i32], lingering: &mut Lingering, detail
     lingering.kept_by = oldest.and_then(|known| known.oldest.clone());
 }
 
-/// The service of a process that drains: as the broker reports, as haproxy reports, or a haproxy
+/// The service of a draining process: by the broker's report, by haproxy's report, or a haproxy
 /// without any listener beside a younger one that has some.
 fn drains(look: &Look, process: &Process) -> Option<String> {
     if let Some((service, known)) = look.generation(process.pid) {

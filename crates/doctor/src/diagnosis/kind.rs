@@ -1,5 +1,5 @@
-//! The kinds of findings and how bad they are. Their texts are stable: scripts and
-//! docs/findings-*.md go by them.
+//! The kinds of findings and their severities. Their names are stable: scripts and
+//! docs/findings-*.md rely on them.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
-    /// Several sockets on one address, of different generations.
+    /// Several sockets on one address, held by different instances.
     Split,
     /// A replaced generation accepts on a socket that it shares with its successor.
     Stale,
@@ -17,7 +17,7 @@ pub(crate) enum Kind {
     Unserved,
     /// A socket that is bound and does not listen.
     Paused,
-    /// A full accept queue, or connections dropped for want of room.
+    /// A full accept queue, or connections dropped for lack of room.
     Overflow,
     /// A proxy at a limit of its own.
     Saturated,
@@ -27,13 +27,13 @@ pub(crate) enum Kind {
     Limit,
     /// Replaced generations that do not end.
     Lingering,
-    /// Replaced generations that answer more than a small share of what their service answers.
+    /// Replaced generations that answer more than a small share of their service's traffic.
     Answering,
-    /// Connections of QUIC that have no socket of their own.
+    /// QUIC connections that have no socket of their own.
     Fallback,
     /// A socket beside which another process could bind.
     NotExclusive,
-    /// A socket that haproxy bound by itself under a supervisor.
+    /// A socket that haproxy bound itself under a supervisor.
     Foreign,
     /// Something that the broker should do and cannot.
     Broker,
@@ -58,7 +58,7 @@ impl Kind {
         (Self::Broker, "broker"),
     ];
 
-    /// Whether the condition is normal for a moment, so that it counts only if it lasts.
+    /// Whether the condition can be normal for a moment, so that it counts only if it lasts.
     pub(crate) fn may_be_momentary(self) -> bool {
         !matches!(
             self,
@@ -85,8 +85,8 @@ impl fmt::Display for Kind {
 pub(crate) enum Severity {
     /// Clients fail, hang, or get stale answers now.
     Error,
-    /// They will, or something is wasted.
+    /// Clients will fail soon, or resources are wasted.
     Warning,
-    /// Worth knowing; nothing is wrong, and it does not count as found.
+    /// Worth knowing; nothing is wrong, and a host with only notes is healthy.
     Note,
 }

@@ -1,11 +1,11 @@
-//! Resources that are nearly used up.
+//! Finds resources that are nearly used up.
 
 use super::condition::{Condition, Limit, Resource};
 use super::finding::Finding;
 use super::kind::Severity;
 use crate::facts::{Gauge, Look};
 
-/// From this part on, in percent, a limit is worth a word; from the second on it hurts now.
+/// From the first percentage on a limit is a warning; from the second on an error.
 const NEAR: f64 = 85.0;
 const OVER: f64 = 98.0;
 

@@ -1,10 +1,11 @@
-//! What is wrong with the listeners of a host: a function of what was seen, without a system
-//! call and without words for people.
+//! Decides what is wrong with the listeners of a host: a function of the facts, without a system
+//! call and without text for people.
 //!
-//! [`examine`] finds the conditions of one look. Those that are normal for a moment (a reload, a
-//! handover, a burst) count only when two looks show them: [`look_again`] says when the second is
-//! due, and [`examine`] compares both. [`settle`] adds the answers to [`questions`], joins what is
-//! one finding, and sorts. A healthy host gives nothing but notes. Each look is examined once.
+//! [`examine`] finds the conditions of one look. Conditions that are normal for a moment (a reload,
+//! a handover, a burst) count only when two looks show them: [`look_again`] says when the second is
+//! due, and [`examine`] compares both. [`settle`] adds the answers to [`questions`], merges
+//! findings with one cause, and sorts. A healthy host gives nothing but notes. Each look is
+//! examined once.
 
 mod broker;
 mod condition;
@@ -32,14 +33,15 @@ pub(crate) use finding::Finding;
 pub(crate) use kind::{Kind, Severity};
 pub(crate) use target::Target;
 
-/// The time from the beginning of a look to that of the next: longer than a handover pauses, short enough to wait for.
+/// The time from the beginning of a look to that of the next: longer than the pause of a handover,
+/// short enough to wait for.
 const INTERVAL: Duration = Duration::from_millis(150);
 
-/// A process younger than this may be in the middle of its start: a reload is not over yet.
+/// A younger process may still be starting: a reload is in progress.
 const YOUNG: Duration = Duration::from_secs(2);
 
-/// Everything that a look shows, and where there was an earlier one, what lasted since its
-/// findings. [`settle`] makes a report of it.
+/// The findings of a look; with an earlier look and its findings, only those that lasted since.
+/// [`settle`] makes a report of them.
 #[must_use]
 pub(crate) fn examine(look: &Look, earlier: Option<(&Look, &[Finding])>) -> Vec<Finding> {
     let (before, known) = earlier.unzip();
@@ -66,17 +68,17 @@ pub(crate) fn examine(look: &Look, earlier: Option<(&Look, &[Finding])>) -> Vec<
     found
 }
 
-/// How long after the beginning of a look the next one is due, to tell what lasts from what passes; none if
-/// nothing that it shows needs that.
+/// When the next look is due, counted from the beginning of this one, to tell lasting conditions
+/// from momentary ones. None if no finding needs it.
 #[must_use]
 pub(crate) fn look_again(look: &Look, found: &[Finding]) -> Option<Duration> {
     let momentary: Vec<_> = found.iter().filter(|one| one.kind().may_be_momentary()).collect();
-    // Whether drops of the past go on shows only the second look.
+    // Only a second look shows whether past drops continue.
     let drops = |one: &Finding| one.kind() == Kind::Overflow;
     if momentary.iter().all(|one| one.severity == Severity::Note && !drops(one)) {
         return None;
     }
-    // Where a process has just started on the same address, it is a reload that is not over yet.
+    // A process that has just started on the same address means a reload in progress.
     let reloads = momentary
         .iter()
         .filter(|one| matches!(one.kind(), Kind::Split | Kind::Stale | Kind::Unserved));
@@ -88,7 +90,7 @@ pub(crate) fn look_again(look: &Look, found: &[Finding]) -> Option<Duration> {
     Some(youngest.map_or(INTERVAL, |age| YOUNG.saturating_sub(age).max(INTERVAL)))
 }
 
-/// What has to be asked before the findings are settled.
+/// The questions to ask before [`settle`].
 #[must_use]
 pub(crate) fn questions(found: &[Finding]) -> Questions {
     let mut questions = Questions::default();
@@ -104,8 +106,8 @@ pub(crate) fn questions(found: &[Finding]) -> Questions {
     questions
 }
 
-/// The findings of a report, the worst first: with the details that were asked for, each
-/// condition once.
+/// The findings of a report, the worst first: with the answers to the questions, and each condition
+/// once.
 #[must_use]
 pub(crate) fn settle(look: &Look, mut found: Vec<Finding>, details: &Details) -> Vec<Finding> {
     found.retain_mut(|finding| {
@@ -117,13 +119,13 @@ pub(crate) fn settle(look: &Look, mut found: Vec<Finding>, details: &Details) ->
         }
         true
     });
-    // Where nobody empties a queue, that it is full is no finding of its own.
+    // If nobody accepts from a queue, its overflow is not a finding of its own.
     let unserved = found.iter().filter(|one| one.kind() == Kind::Unserved);
     let unserved: BTreeSet<_> = unserved.filter_map(|one| one.address.clone()).collect();
     found.retain(|one| {
         one.kind() != Kind::Overflow || !one.addresses().any(|address| unserved.contains(address))
     });
-    // One process can be the cause on hundreds of addresses: that is one finding.
+    // One process can be the cause on hundreds of addresses: that counts as one finding.
     let mut kept: Vec<Finding> = Vec::new();
     for finding in found {
         if !kept.iter_mut().any(|known| known.merge(&finding)) {

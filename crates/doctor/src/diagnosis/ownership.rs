@@ -1,4 +1,4 @@
-//! Sockets that others could join, and sockets that haproxy made by itself.
+//! Finds sockets that other processes could join, and sockets that haproxy bound itself.
 
 use std::net::SocketAddr;
 
@@ -10,11 +10,11 @@ use super::finding::Finding;
 use super::kind::Severity;
 use crate::facts::{Look, Mode, Process, Socket};
 
-/// Addresses of sockets that are shown; pages have ends.
+/// Number of addresses to show, to keep the report short.
 const SHOWN: usize = 4;
 
-/// Sockets with SO_REUSEPORT: another process of the same user can bind beside them. For a
-/// listener of the broker that is a fault, for a plain haproxy it is how it works.
+/// Finds sockets with SO_REUSEPORT: another process of the same user can bind beside them. For a
+/// listener of the broker that is a fault; a plain haproxy works that way.
 pub(super) fn not_exclusive(look: &Look, found: &mut Vec<Finding>) {
     let joinable = |socket: &&Socket| {
         matches!(socket.address, Address::Tcp(_))
@@ -42,8 +42,8 @@ pub(super) fn not_exclusive(look: &Look, found: &mut Vec<Finding>) {
     }
 }
 
-/// The program other than haproxy that has set SO_REUSEPORT on a socket: one that holds it, and
-/// has another for the same address.
+/// The program other than haproxy that has set SO_REUSEPORT on a socket: it holds the socket, and
+/// another one on the same address.
 fn setter(look: &Look, socket: &Socket) -> Option<String> {
     let beside: Vec<u64> = look
         .sockets
@@ -57,8 +57,9 @@ fn setter(look: &Look, socket: &Socket) -> Option<String> {
     look.holders(socket.inode).find(of_it).map(|process| process.program.clone())
 }
 
-/// A haproxy that serves QUIC on a port that it may not bind, since it has given up root: a connection then has no socket of its
-/// own, and its packets come to whoever reads the listener.
+/// Finds a haproxy that serves QUIC on a port that it may not bind because it has given up root. A
+/// connection then has no socket of its own, and its packets go to any process that reads the
+/// listener.
 pub(super) fn fallback(look: &Look, found: &mut Vec<Finding>) {
     for socket in look.sockets.iter().filter(|socket| socket.mode == Mode::Datagram) {
         let network = look.network(socket.network);
@@ -75,7 +76,7 @@ pub(super) fn fallback(look: &Look, found: &mut Vec<Finding>) {
     }
 }
 
-/// Sockets of a generation that the broker does not hold: each reload binds them again.
+/// Finds sockets of a generation that the broker does not hold: each reload binds them again.
 pub(super) fn foreign(look: &Look, found: &mut Vec<Finding>) {
     for (service, generation) in look.generations() {
         let process = look.processes.get(&generation.pid.cast_signed());
@@ -101,14 +102,15 @@ pub(super) fn foreign(look: &Look, found: &mut Vec<Finding>) {
     }
 }
 
-/// A socket beside a listener for QUIC of the same process, which it is about to connect to a client.
+/// Whether a UDP socket is on the port of a QUIC listener of the same process, which will connect
+/// it to a client.
 fn is_for_a_connection(look: &Look, process: &Process, socket: &Socket) -> bool {
     let beside = |at: SocketAddr| Some(at.port()) == socket.address.port();
     let mut held = process.activity.holds.iter().filter_map(|(inode, _)| look.quic(*inode));
     matches!(socket.address, Address::Udp(_)) && held.any(beside)
 }
 
-/// A datagram socket on a port of the kernel's choice: resolvers and logs use these.
+/// Whether it is a datagram socket on a port of the kernel's choice, as resolvers and logs use.
 fn is_transient(socket: &Socket) -> bool {
     const EPHEMERAL: u16 = 32_768;
     matches!(&socket.address, Address::Udp(ip) if ip.port() >= EPHEMERAL)

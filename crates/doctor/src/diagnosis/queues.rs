@@ -1,11 +1,11 @@
-//! Sockets that refuse clients, and queues that drop them.
+//! Finds sockets that refuse clients, and queues that drop them.
 
 use super::condition::{Condition, Overflow, Paused};
 use super::finding::Finding;
 use super::kind::Severity;
 use crate::facts::{Accepting, Look, Mode, Process, Socket};
 
-/// Sockets that have their address and do not listen: clients are refused.
+/// Finds sockets that are bound and do not listen: clients are refused.
 pub(super) fn paused(look: &Look, found: &mut Vec<Finding>) {
     for socket in &look.sockets {
         let listener = look.listener(socket.inode);
@@ -23,7 +23,7 @@ pub(super) fn paused(look: &Look, found: &mut Vec<Finding>) {
         if (holders.is_empty() && listener.is_none()) || answered {
             continue;
         }
-        // One that nobody shares may be about to connect, or to listen.
+        // A socket of a single process may be about to connect or to listen.
         let serious = listener.is_some() || holders.len() > 1 || by_haproxy;
         let severity = if serious { Severity::Error } else { Severity::Warning };
         let paused = Paused { inode: socket.inode, holders: holders.len() };
@@ -32,9 +32,9 @@ pub(super) fn paused(look: &Look, found: &mut Vec<Finding>) {
     }
 }
 
-/// Full queues, and connections dropped for want of room.
+/// Finds full queues, and connections dropped for lack of room.
 pub(super) fn overflow(look: &Look, before: Option<&Look>, found: &mut Vec<Finding>) {
-    // Datagrams are dropped on purpose by many a program: proxies are looked at.
+    // Many programs drop datagrams on purpose, so only proxies count.
     let matters = |socket: &&Socket| match socket.mode {
         Mode::Listening => true,
         Mode::Datagram => {
@@ -63,7 +63,7 @@ pub(super) fn overflow(look: &Look, before: Option<&Look>, found: &mut Vec<Findi
         if !overflow.is_full() && overflow.drops == 0 {
             continue;
         }
-        // What was dropped before is worth a note.
+        // Past drops are worth a note only.
         let now = overflow.new_drops > 0 || overflow.is_full();
         let severity = if now { Severity::Error } else { Severity::Note };
         let holders: Vec<i32> = look.holders(socket.inode).map(|process| process.pid).collect();

@@ -1,5 +1,6 @@
-//! Several sockets on one address, held by different instances: the kernel spreads new
-//! connections over them by a hash, evenly. Of UDP sockets without SO_REUSEPORT one takes everything.
+//! Finds several sockets on one address, held by different instances: the kernel spreads new
+//! connections over them evenly, by a hash. Among UDP sockets without SO_REUSEPORT one takes
+//! everything.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +30,7 @@ pub(super) fn find(look: &Look, found: &mut Vec<Finding>) {
         if !none.is_empty() {
             found.extend(takes_all(look, receive[0], &none));
         }
-        // Other programs than proxies share a datagram port on purpose, as for multicast.
+        // Programs other than proxies share a datagram port on purpose, as for multicast.
         let proxy = |socket: &&Socket| look.holders(socket.inode).any(Process::is_haproxy);
         if receive.len() > 1
             && (receive[0].mode == Mode::Listening
@@ -40,14 +41,14 @@ pub(super) fn find(look: &Look, found: &mut Vec<Finding>) {
     }
 }
 
-/// The sockets of an address that new clients reach, and those that none reaches. Of UDP sockets the one that was bound last
-/// takes everything, with those beside it that have SO_REUSEPORT too.
+/// The sockets of an address that new clients reach, and those that they do not. Among UDP sockets
+/// the last bound one takes everything, together with the others if it and they have SO_REUSEPORT.
 fn receivers<'a>(look: &Look, sockets: &[&'a Socket]) -> (Vec<&'a Socket>, Vec<&'a Socket>) {
     let first = sockets[0];
     let alone = first.mode == Mode::Datagram
         && match first.reuseport {
             Some(reuseport) => !reuseport,
-            // The broker's has not.
+            // The broker's sockets do not have it.
             None => sockets.iter().any(|socket| look.quic(socket.inode).is_some()),
         };
     let reaches = |socket: &&'a Socket| {
@@ -58,7 +59,8 @@ fn receivers<'a>(look: &Look, sockets: &[&'a Socket]) -> (Vec<&'a Socket>, Vec<&
     sockets.iter().copied().partition(reaches)
 }
 
-/// The broker's socket for QUIC on a wildcard from which a socket takes all that comes to its own address.
+/// The broker's QUIC socket on a wildcard, if `socket` takes the packets for its own address from
+/// it.
 fn wide<'a>(look: &'a Look, socket: &Socket) -> Option<&'a Socket> {
     let Address::Udp(at) = socket.address else { return None };
     let takes_from = |other: &&Socket| {
@@ -79,8 +81,10 @@ fn wide<'a>(look: &'a Look, socket: &Socket) -> Option<&'a Socket> {
     near.filter(takes_from).find(|_| look.quic(socket.inode).is_none())
 }
 
-/// One that takes everything from others, of which one is a proxy's: a socket of another program, or of a haproxy beside the
-/// broker's. Sockets for connections, of who has the listener too, do so for a moment, until they are connected.
+/// The finding that `first` takes everything from the other sockets, if one of them is a proxy's:
+/// `first` belongs to another program, or to a haproxy beside the broker's socket. Sockets for QUIC
+/// connections, also of a process that has the listener, do so for a moment until they are
+/// connected.
 fn takes_all(look: &Look, first: &Socket, none: &[&Socket]) -> Option<Finding> {
     let winner = taker(look, first)?;
     let named = none.iter().find_map(|socket| {
@@ -154,8 +158,8 @@ fn split(look: &Look, sockets: &[&Socket]) -> Option<Finding> {
     Some(finding.caused_by(older).of(look.service_of([newest_process.pid].iter())))
 }
 
-/// The process that counts for a socket: the youngest that may accept, or if there is none, the
-/// youngest that holds it. The kernel gives it connections all the same.
+/// The process that counts for a socket: the youngest that may accept or, if there is none, the
+/// youngest that holds it. The kernel queues connections for the socket either way.
 fn taker<'a>(look: &'a Look, socket: &Socket) -> Option<&'a Process> {
     let youngest = |process: &&Process| (process.started, process.pid);
     let accepting = look.holders(socket.inode).filter(|one| one.may_accept(socket.inode));

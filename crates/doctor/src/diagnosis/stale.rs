@@ -1,5 +1,5 @@
-//! One socket from which several instances accept: the older ones answer with an older
-//! configuration, or at all although they were told to stop.
+//! Finds sockets from which several instances accept: the older ones answer with an older
+//! configuration, or although they should have stopped.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ fn accepting<'a>(look: &'a Look, socket: &Socket) -> impl Iterator<Item = &'a Pr
 }
 
 /// The processes that accept from a socket and should not: replaced by a newer one of the same
-/// program, or told to stop.
+/// program, or in soft stop.
 fn stale_on<'a>(look: &'a Look, socket: &Socket) -> Vec<&'a Process> {
     let accepting: Vec<&Process> = accepting(look, socket).collect();
     let Some(newest) = accepting.iter().max_by_key(|one| (one.started, one.pid)).copied() else {

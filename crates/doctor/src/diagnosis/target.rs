@@ -1,4 +1,4 @@
-//! The address, service, listener or program that a person asks about.
+//! The target of a report: an address, service, listener or program.
 
 use std::collections::BTreeSet;
 
@@ -10,12 +10,12 @@ use super::finding::Finding;
 use super::kind::Severity;
 use crate::facts::{Look, Mode, Socket};
 
-/// What findings are asked for.
+/// The target of a report.
 #[derive(Debug)]
 pub(crate) enum Target {
-    /// An address, and every one that takes connections for it.
+    /// An address, with every address that takes connections for it.
     Address(Address),
-    /// A service of the broker's, a listener, or a program: its processes and sockets.
+    /// A service of the broker's, a listener, or a program, with its processes and sockets.
     Named {
         /// Its name.
         name: String,
@@ -27,7 +27,7 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// Reads what was typed; none if it is neither an address nor the name of anything that was seen.
+    /// Reads the user's text; None if it is neither an address nor a name that was seen.
     pub(crate) fn find(text: &str, look: &Look) -> Option<Self> {
         if let Ok(address) = text.parse() {
             return Some(Self::Address(address));
@@ -48,7 +48,7 @@ impl Target {
         })
     }
 
-    /// Whether a socket is meant.
+    /// Whether a socket belongs to the target.
     pub(crate) fn has(&self, socket: &Socket) -> bool {
         match self {
             Self::Address(address) => covers(&socket.address, address),
@@ -56,8 +56,8 @@ impl Target {
         }
     }
 
-    /// Whether a finding is about it. Limits of the whole system concern everything, those of a
-    /// network namespace what is in it.
+    /// Whether a finding is about the target. Limits of the whole system concern every target;
+    /// limits of a network namespace concern targets with a socket in it.
     pub(crate) fn concerns(&self, finding: &Finding, look: &Look) -> bool {
         if let Self::Named { name, .. } = self
             && finding.service.as_ref() == Some(name)
@@ -80,7 +80,7 @@ impl Target {
         }
     }
 
-    /// The finding that nothing listens there at all.
+    /// The finding that nothing listens on the target at all.
     pub(crate) fn absent(&self, look: &Look) -> Option<Finding> {
         let Self::Address(address) = self else {
             return None;
@@ -92,7 +92,7 @@ impl Target {
     }
 }
 
-/// Whether a socket on `bound` takes what is sent to `wanted`.
+/// Whether a socket on `bound` receives traffic to `wanted`.
 fn covers(bound: &Address, wanted: &Address) -> bool {
     match (bound, &wanted.as_seen()) {
         (Address::Tcp(bound), Address::Tcp(wanted))

@@ -1,4 +1,5 @@
-//! Listening sockets from which nobody accepts: the kernel completes connections, and they wait.
+//! Finds listening sockets from which nobody accepts: the kernel completes connections, and they
+//! wait.
 
 use std::time::Duration;
 
@@ -10,28 +11,30 @@ use super::generations::is_full;
 use super::kind::Severity;
 use crate::facts::{Accepting, Details, Look, Mode, Process, Socket};
 
-/// A connection that has waited this long was not just missed.
+/// A connection that has waited this long was not merely missed.
 const LONG: Duration = Duration::from_secs(1);
 
-/// Finds them; [`lasts`] tells of those that are not certain whether they count.
+/// Finds these sockets. For uncertain ones [`lasts`] decides whether they count.
 pub(super) fn find(look: &Look, before: Option<&Look>, found: &mut Vec<Finding>) {
     let mut sockets: Vec<&Socket> =
         look.sockets.iter().filter(|socket| socket.mode == Mode::Listening).collect();
-    // Where several are one finding, the fullest queue speaks for all.
+    // If several are merged into one finding, the fullest queue represents them.
     sockets.sort_by_key(|socket| std::cmp::Reverse(socket.queue));
     for socket in sockets {
         let holders: Vec<&Process> = look.holders(socket.inode).collect();
         let pids: Vec<i32> = holders.iter().map(|process| process.pid).collect();
         let hangs = hangs(look, before, socket, &holders);
         let idle = holders.iter().all(|process| process.is_idle_on(socket.inode));
-        // A server that does one thing at a time does not ask while it works, and the kernel's own
-        // servers and those of other pid namespaces show no holder: there only time tells.
+        // A server that handles one request at a time does not ask while it works; the kernel's own
+        // servers and those of other pid namespaces show no holder. For these only a long wait is
+        // proof.
         let certain = !holders.is_empty()
             && !hangs
             && look.serving_elsewhere(socket.inode).is_none()
             && (socket.queue == 0
                 || holders.iter().any(|one| one.is_haproxy() || one.is_stopped()));
-        // What a generation that drains has of its own goes with it: a master keeps its worker's admin socket open.
+        // A draining generation's own sockets end with it: a master keeps its worker's admin socket
+        // open.
         let drains =
             |pid| look.generation(pid).is_some_and(|(_, known)| known.state == State::Draining);
         let goes = socket.queue == 0
@@ -57,20 +60,20 @@ pub(super) fn find(look: &Look, before: Option<&Look>, found: &mut Vec<Finding>)
     }
 }
 
-/// Whether it is a finding, once it was asked how long the queue has waited.
+/// Whether an uncertain socket counts, once the wait of its queue is known.
 pub(super) fn lasts(unserved: &mut Unserved, details: &Details) -> bool {
     unserved.waiting = details.waits.get(&unserved.inode).copied().filter(|_| unserved.queue > 0);
     unserved.certain
         || unserved.waiting.map_or(!unserved.holders.is_empty(), |waiting| waiting >= LONG)
 }
 
-/// Whether those who ask for connections take none: connections wait, none was taken since the
-/// last look, and the processes did nothing meanwhile.
+/// Whether the holders ask for connections but take none: connections wait, none was taken since
+/// the last look, and the processes used no processor time in between.
 fn hangs(look: &Look, before: Option<&Look>, socket: &Socket, holders: &[&Process]) -> bool {
     if holders.iter().all(|process| process.accepting(socket.inode) != Accepting::Yes) {
         return false;
     }
-    // Without an earlier look any queue may be one.
+    // Without an earlier look any non-empty queue may be one.
     let Some(before) = before else {
         return socket.queue > 0;
     };
@@ -114,12 +117,12 @@ fn unserved(
         cause,
         certain,
     });
-    // A broker that holds it as well is not the cause.
+    // A broker that holds the socket as well is not the cause.
     let causes = if haproxies.is_empty() { holders } else { &haproxies };
     Finding::on(look, socket, severity, condition).caused_by(causes.iter().copied()).of(service)
 }
 
-/// When the queue will be full, from how it grew between two looks.
+/// Time until the queue is full, by its growth between two looks.
 fn full_in(look: &Look, before: &Look, socket: &Socket) -> Option<Duration> {
     let left = (socket.queue_limit + 1).checked_sub(socket.queue).filter(|left| *left > 0)?;
     let grown =
@@ -128,7 +131,7 @@ fn full_in(look: &Look, before: &Look, socket: &Socket) -> Option<Duration> {
     Some(Duration::from_millis(left.saturating_mul(millis) / grown))
 }
 
-/// Why nobody accepts, from the most to the least certain cause.
+/// Why nobody accepts: the most certain cause first.
 fn cause(look: &Look, socket: &Socket, holders: &[&Process], hangs: bool) -> NotAccepting {
     let stopped: Vec<i32> =
         holders.iter().filter(|one| one.is_stopped()).map(|one| one.pid).collect();
@@ -152,7 +155,7 @@ fn cause(look: &Look, socket: &Socket, holders: &[&Process], hangs: bool) -> Not
     }
 }
 
-/// Who has a lease on a listener, and must end before it can be released.
+/// The holder of a lease on a listener, which must end before the listener can be released.
 fn lessee(listener: &ListenerInfo) -> Option<Lessee> {
     let holder = listener.holders.first()?;
     Some(match (&holder.service, holder.generation) {
@@ -161,7 +164,8 @@ fn lessee(listener: &ListenerInfo) -> Option<Lessee> {
     })
 }
 
-/// The control socket on a command line of ours; none where it is the environment's or the default.
+/// The control socket on a bindonce command line; None if it comes from the environment or is the
+/// default.
 fn control_socket(command: &[String]) -> Option<&str> {
     let mut words = command.iter().take_while(|word| *word != "--");
     while let Some(word) = words.next() {

@@ -1,23 +1,23 @@
-//! What the generations of services answer, as their supervisors tell.
+//! The recent traffic of services, as their supervisors report it.
 
 use bindonce_haproxy::counters::Lately;
 
-/// What the supervisor of a service tells, or why it does not.
+/// The report of one service's supervisor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answers {
     /// The service.
     pub service: String,
-    /// What it tells, or why not.
+    /// The report, or why there is none.
     pub told: Result<Answered, String>,
 }
 
-/// What the generations of a service have answered lately.
+/// The recent traffic of a service's generations.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Answered {
-    /// How much, and how much of it after they had stopped accepting.
+    /// The totals, and the share of generations that have stopped accepting.
     pub lately: Lately,
-    /// The processes that drain, the oldest first.
+    /// The pids of the draining processes, oldest first.
     pub pids: Vec<i32>,
-    /// Connections that they have together.
+    /// Number of their connections together.
     pub connections: u64,
 }

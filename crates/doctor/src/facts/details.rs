@@ -1,19 +1,19 @@
-//! What costs the kernel a walk through every connection, and is asked for only where a finding
-//! needs it.
+//! Facts that cost the kernel a walk through every connection, and so are collected only where a
+//! finding needs them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// What has to be asked.
+/// The facts to collect.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Questions {
-    /// How long the queues of these listeners have waited: their inodes.
+    /// Inodes of listeners: how long have their queues waited?
     pub(crate) queues: BTreeSet<u64>,
-    /// Which connections these processes have: their pids.
+    /// Pids of processes: which connections do they have?
     pub(crate) connections: BTreeSet<i32>,
 }
 
-/// The answers.
+/// The collected facts.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Details {
     /// How long the oldest connection in a listener's accept queue has waited, by inode.
@@ -25,8 +25,8 @@ pub(crate) struct Details {
 /// The connections of a process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Connections {
-    /// How many there are.
+    /// Number of connections.
     pub(crate) count: u64,
-    /// The one that has been idle for longest, as `REMOTE - LOCAL`, and for how long.
+    /// The connection that has been idle longest, as `REMOTE - LOCAL`, and its idle time.
     pub(crate) oldest: Option<(String, Duration)>,
 }

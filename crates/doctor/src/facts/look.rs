@@ -1,5 +1,5 @@
-//! One look at a host: its sockets, the processes that hold them, and what the broker and each
-//! haproxy report.
+//! The facts of one look at a host: its sockets, the processes that hold them, and the reports of
+//! the broker and of each haproxy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -19,19 +19,20 @@ use super::process::Process;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Look {
     pub(crate) at: Timestamp,
-    /// Every socket that listens, receives datagrams from anyone, or is bound and does not listen. Datagram sockets on
-    /// one address are in the order in which the kernel looks at them: the one that was bound last is first.
+    /// Every socket that listens, receives datagrams from anyone, or is bound without listening.
+    /// Datagram sockets on one address are in the kernel's lookup order: the last bound one is
+    /// first.
     pub(crate) sockets: Vec<Socket>,
-    /// The processes that have to do with these sockets, and every haproxy, by pid.
+    /// The processes that hold or watch these sockets, and every haproxy, by pid.
     pub(crate) processes: BTreeMap<i32, Process>,
     pub(crate) networks: Vec<Network>,
-    /// What each haproxy reports on its stats socket.
+    /// The report of each haproxy on its stats socket.
     pub(crate) haproxies: Vec<Stats>,
-    /// What the broker reports, if one answers.
+    /// The broker's report, if a broker answers.
     pub(crate) broker: Option<Broker>,
     /// Open files of the whole system (fs.file-nr).
     pub(crate) files: Option<Gauge>,
-    /// What the generations of each service answer, as its supervisor tells.
+    /// The recent traffic of each service, as its supervisor reports it.
     pub(crate) answers: Vec<Answers>,
     pub(crate) unseen: Vec<Unseen>,
 }
@@ -43,33 +44,34 @@ pub(crate) struct Socket {
     pub(crate) network: u64,
     pub(crate) address: Address,
     pub(crate) interface: Option<String>,
-    /// Whether clients of multipath TCP come here too.
+    /// Whether the socket accepts multipath TCP too.
     pub(crate) mptcp: bool,
     pub(crate) inode: u64,
-    /// Its cookie, which is never used twice.
+    /// The socket's cookie, which the kernel never reuses.
     pub(crate) cookie: u64,
     #[serde(rename = "state")]
     pub(crate) mode: Mode,
-    /// Connections that wait; of a datagram socket bytes.
+    /// Waiting connections; for a datagram socket, waiting bytes.
     pub(crate) queue: u64,
-    /// The limit of its accept queue; the kernel lets one more in. Of a datagram socket its receive buffer in bytes.
+    /// The limit of the accept queue, which the kernel exceeds by one. For a datagram socket, the
+    /// receive buffer in bytes.
     pub(crate) queue_limit: u64,
-    /// Connections and packets that it dropped since it exists.
+    /// Connections and packets that the socket has dropped since its creation.
     pub(crate) drops: u64,
-    /// Whether it has SO_REUSEPORT; none where that could not be read.
+    /// Whether the socket has SO_REUSEPORT; None where that could not be read.
     pub(crate) reuseport: Option<bool>,
 }
 
-/// What a socket does.
+/// The state of a socket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
-    /// It accepts connections into its queue.
+    /// The kernel accepts connections into the socket's queue.
     #[default]
     Listening,
-    /// It receives datagrams.
+    /// The socket receives datagrams.
     Datagram,
-    /// It has the address and accepts nothing: clients are refused.
+    /// The socket has the address and accepts nothing: clients are refused.
     Bound,
 }
 
@@ -77,77 +79,78 @@ pub(crate) enum Mode {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Network {
     pub(crate) id: u64,
-    /// Its name; none for the one that the observer is in.
+    /// The name; None for the observer's own.
     pub(crate) name: Option<String>,
     pub(crate) somaxconn: u64,
-    /// Times that an accept queue was full, since the namespace exists (ListenOverflows).
+    /// Number of times that an accept queue was full, since the creation of the namespace
+    /// (ListenOverflows).
     pub(crate) listen_overflows: u64,
-    /// Connection attempts that were dropped (ListenDrops), overflows included.
+    /// Dropped connection attempts (ListenDrops), overflows included.
     pub(crate) listen_drops: u64,
-    /// From this port on, none needs CAP_NET_BIND_SERVICE (net.ipv4.ip_unprivileged_port_start).
+    /// The first port that does not need CAP_NET_BIND_SERVICE
+    /// (net.ipv4.ip_unprivileged_port_start).
     #[serde(skip)]
     pub(crate) unprivileged: u16,
-    /// Entries of connection tracking, where it is used.
+    /// Entries of connection tracking, if it is in use.
     #[serde(skip)]
     pub(crate) conntrack: Option<Gauge>,
-    /// The destination to which most local ports are taken. None while so few are that it cannot
-    /// matter.
+    /// The destination that uses the most local ports. None while too few are in use to matter.
     #[serde(skip)]
     pub(crate) ports: Option<Ports>,
 }
 
-/// Local ports taken for connections to one destination.
+/// Local ports in use for connections to one destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ports {
     pub(crate) destination: String,
     pub(crate) gauge: Gauge,
 }
 
-/// How much of something is used.
+/// Usage of a limited resource.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Gauge {
     pub(crate) used: u64,
-    /// The most that can be; 0 without a limit.
+    /// The limit; 0 without a limit.
     pub(crate) limit: u64,
 }
 
-/// What the broker reports.
+/// The broker's report.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Broker {
     /// Its listeners, services and problems.
     pub(crate) status: StatusResult,
-    /// Services whose generations changed while the look was taken: what was seen of them is of
-    /// two moments.
+    /// Services whose generations changed during the look: the facts about them are from two
+    /// moments.
     pub(crate) changing: BTreeSet<String>,
 }
 
-/// Something that could not be seen, with the reason.
+/// Facts that could not be collected, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Unseen {
-    /// What the generations of this service answer: its supervisor does not tell.
+    /// The recent traffic of this service: its supervisor does not report it.
     Answers { service: String, error: String },
-    /// The descriptors of so many processes of other users.
+    /// The descriptors of this number of other users' processes.
     Processes(usize),
-    /// Who holds so many of all sockets.
+    /// The holders of `unheld` out of `all` sockets.
     Holders { unheld: usize, all: usize },
     /// A network namespace.
     Network { name: String, error: String },
-    /// What the broker at this socket knows.
+    /// The report of the broker at this socket.
     Broker { socket: PathBuf, error: String },
     /// The limits of a haproxy whose stats socket does not answer.
     Haproxy { pid: i32, socket: PathBuf, error: String },
-    /// The limits of these haproxies, which have no stats socket that could answer.
+    /// The limits of these haproxies, which have no stats socket that can answer.
     NoStatsSocket(Vec<i32>),
 }
 
 impl Gauge {
-    /// The part that is used, in percent. 0 without a limit.
+    /// The usage in percent; 0 without a limit.
     pub(crate) fn percent(self) -> f64 {
         percent(self.used, self.limit)
     }
 }
 
-/// `part` of `whole` in percent; 0 of nothing.
+/// `part` of `whole` in percent; 0 if `whole` is 0.
 pub(crate) fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 }
 }
@@ -163,7 +166,7 @@ impl Look {
         pids.iter().filter_map(|pid| self.processes.get(pid)).collect()
     }
 
-    /// How long a process has run.
+    /// The age of a process.
     pub(crate) fn age(&self, process: &Process) -> Duration {
         Duration::from_millis(self.at.0.saturating_sub(process.started.0))
     }
@@ -178,13 +181,13 @@ impl Look {
         self.network(id?)?.name.clone()
     }
 
-    /// The broker's listener that is this socket.
+    /// The broker's listener on this socket.
     pub(crate) fn listener(&self, inode: u64) -> Option<&ListenerInfo> {
         let broker = self.broker.as_ref()?;
         broker.status.listeners.iter().find(|listener| listener.inode == inode)
     }
 
-    /// The address of a socket that is the broker's for QUIC.
+    /// The address of a socket, if it is a QUIC listener of the broker's.
     pub(crate) fn quic(&self, inode: u64) -> Option<SocketAddr> {
         match self.listener(inode)?.bound.parse() {
             Ok(Address::Quic(at)) => Some(at),
@@ -198,18 +201,18 @@ impl Look {
         services.flat_map(|one| one.generations.iter().map(|known| (one.name.as_str(), known)))
     }
 
-    /// The generation that this process is, with its service.
+    /// The generation of this process, with its service.
     pub(crate) fn generation(&self, pid: i32) -> Option<(&str, &GenerationInfo)> {
         self.generations().find(|(_, known)| known.pid == pid.cast_unsigned())
     }
 
-    /// The service of the first of these processes that is a generation.
+    /// The service of the first pid that is a generation's.
     pub(crate) fn service_of<'a>(&self, mut pids: impl Iterator<Item = &'a i32>) -> Option<String> {
         pids.find_map(|pid| self.generation(*pid)).map(|(service, _)| service.to_owned())
     }
 
     /// The generation that serves a listener according to the broker and whose process is not
-    /// seen: it runs in another container, and what it does cannot be told from here.
+    /// visible: it runs in another container, and its activity cannot be seen from here.
     pub(crate) fn serving_elsewhere(&self, inode: u64) -> Option<(&str, &GenerationInfo)> {
         let listener = self.listener(inode)?;
         let seen = |pid: i32| {
@@ -223,9 +226,9 @@ impl Look {
         })
     }
 
-    /// Whether one of these processes belongs to a service whose handover is under way: for some
-    /// milliseconds nobody accepts then. A generation that starts for very long is stuck, and no
-    /// excuse.
+    /// Whether one of these processes belongs to a service with a handover in progress: nobody
+    /// accepts for some milliseconds then. A generation that starts for very long is stuck and does
+    /// not count.
     pub(crate) fn handover_under_way(&self, pids: &[i32]) -> bool {
         const PATIENCE: Duration = Duration::from_secs(10);
         let starting = |(_, known): &(&str, &GenerationInfo)| {
@@ -241,7 +244,7 @@ impl Look {
         pids.iter().filter_map(|pid| self.generation(*pid)).any(|(service, _)| changing(service))
     }
 
-    /// The part of one core that a process used between an earlier look and this one, in percent.
+    /// The share of one core that a process used between an earlier look and this one, in percent.
     pub(crate) fn processor_percent(
         &self,
         earlier: Option<&Self>,
@@ -256,8 +259,8 @@ impl Look {
     }
 
     /// The processes that hold a listener from which nobody accepts. A look at every process takes
-    /// a while, and misses a handover that takes place meanwhile if it saw the older generation
-    /// after it and the newer one before: these are to be looked at again before it counts.
+    /// a while. It misses a handover in that time if it sees the old generation after the handover
+    /// and the new one before. So these processes have to be looked at again before they count.
     pub(crate) fn holders_of_idle_listeners(&self) -> BTreeSet<i32> {
         let listening = self.sockets.iter().filter(|socket| socket.mode == Mode::Listening);
         let idle = listening

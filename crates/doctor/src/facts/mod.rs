@@ -1,9 +1,8 @@
-//! What was seen of a host, as plain values: the survey makes them, the diagnosis and the text
-//! read them, and nothing else says the same again. What `doctor --json` shows is serialised
-//! from here.
+//! The facts about a host, as plain values: the survey collects them, and the diagnosis and the
+//! text read them. Each fact is declared here once; `doctor --json` serialises these types.
 //!
-//! [`Look`] is one look at the host; [`Process`] answers whether a process accepts from a
-//! socket; [`Details`] is what is asked for only once a finding needs it.
+//! [`Look`] is one look at the host; [`Process`] decides whether a process accepts from a socket;
+//! [`Details`] is collected only when a finding needs it.
 
 mod answers;
 mod details;

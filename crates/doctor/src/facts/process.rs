@@ -1,14 +1,14 @@
-//! A process, and whether it accepts from a socket that it holds, decided without touching
+//! A process, and whether it accepts from a socket that it holds, decided without disturbing
 //! either.
 //!
-//! A process accepts from a listening socket if it asks the kernel for its events: an epoll
-//! registration of a descriptor that it still has, with EPOLLIN, or a thread blocked in accept,
-//! poll or select for it. A process that is stopped, or that holds the socket and asks for
-//! nothing, does not.
+//! A process accepts from a listening socket if it asks the kernel for the socket's events: by an
+//! epoll registration, with EPOLLIN, of a descriptor that it still has, or by a thread blocked in
+//! accept, poll or select for the socket. A stopped process does not accept, nor does one that
+//! holds the socket and asks for nothing.
 //!
-//! Limits: a thread that is running shows no wait, and io_uring never does. The answer is then
-//! [`Accepting::Unknown`], and no finding is built on it. A process that asks and takes nothing
-//! (hung in a lock) counts as accepting; its queue shows it.
+//! Limits: a running thread shows no wait, and io_uring never does. The answer is then
+//! [`Accepting::Unknown`], on which no finding is built. A process that asks but takes nothing
+//! (hung in a lock) counts as accepting; its queue shows the problem.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -23,60 +23,60 @@ pub(crate) struct Process {
     pub(crate) pid: i32,
     #[serde(skip)]
     pub(crate) parent: i32,
-    /// The topmost ancestor that runs the same program; itself if there is none.
+    /// The topmost ancestor that runs the same program; the process itself if there is none.
     #[serde(skip)]
     pub(crate) root: i32,
-    /// The name of its program, without a loader in front.
+    /// The name of the program, without a loader in front.
     pub(crate) program: String,
     #[serde(serialize_with = "on_one_line")]
     pub(crate) command: Vec<String>,
-    /// Its network namespace ([`super::Network::id`]); none where it may not be read.
+    /// The network namespace ([`super::Network::id`]); None where it may not be read.
     #[serde(skip)]
     pub(crate) network: Option<u64>,
     #[serde(serialize_with = "as_text")]
     pub(crate) started: Timestamp,
-    /// Its state as in ps(1).
+    /// The process state as in ps(1).
     pub(crate) state: char,
-    /// A signal that makes haproxy stop (SIGUSR1, SIGTERM) is pending.
+    /// Whether a signal that stops haproxy (SIGUSR1, SIGTERM) is pending.
     #[serde(skip)]
     pub(crate) stop_pending: bool,
-    /// It may bind every port (CAP_NET_BIND_SERVICE).
+    /// Whether it may bind every port (CAP_NET_BIND_SERVICE).
     #[serde(skip)]
     pub(crate) binds_any_port: bool,
-    /// What it uses.
     #[serde(flatten)]
     pub(crate) usage: Usage,
-    /// What it does with the sockets.
+    /// Its relation to the sockets.
     #[serde(skip)]
     pub(crate) activity: Activity,
 }
 
-/// What a process uses.
+/// The resource usage of a process.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(crate) struct Usage {
     #[serde(skip)]
     pub(crate) processor: Duration,
     pub(crate) memory: u64,
     pub(crate) descriptors: u64,
-    /// The soft limit on descriptors; 0 if there is none or it is unknown.
+    /// The soft limit on descriptors; 0 if it is unlimited or unknown.
     pub(crate) descriptor_limit: u64,
-    /// How many of the descriptors are sockets.
+    /// Number of descriptors that are sockets.
     #[serde(skip)]
     pub(crate) sockets: u64,
 }
 
-/// What a process does with the sockets that the look is about.
+/// The relation of a process to the sockets of the look.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Activity {
-    /// Inode and number of each descriptor of one of the sockets, sorted.
+    /// Inode and number of each descriptor of these sockets, sorted.
     pub(crate) holds: Vec<(u64, i32)>,
-    /// Registrations of the sockets in its epoll instances.
+    /// Registrations of these sockets in the process's epoll instances.
     pub(crate) registrations: Vec<Registration>,
-    /// Inodes of the sockets that a thread is blocked in accept, poll or select for.
+    /// Inodes of these sockets that a thread is blocked on in accept, poll or select.
     pub(crate) waits: Vec<u64>,
-    /// Every thread was blocked in a call that is known: a socket in neither list is not waited for.
+    /// Whether every thread was blocked in a known call, so that no thread waits for a socket that
+    /// is in neither list.
     pub(crate) all_known: bool,
-    /// It has an epoll instance.
+    /// Whether it has an epoll instance.
     pub(crate) epoll: bool,
 }
 
@@ -86,9 +86,10 @@ pub(crate) struct Registration {
     pub(crate) inode: u64,
     /// The number of the descriptor that was registered.
     pub(crate) number: i32,
-    /// It is for new connections (EPOLLIN).
+    /// Whether it is for new connections (EPOLLIN).
     pub(crate) input: bool,
-    /// The process still has the socket under that number. If not, the registration is a ghost.
+    /// Whether the process still has the socket under that number. If not, the registration is a
+    /// ghost.
     pub(crate) live: bool,
 }
 
@@ -96,38 +97,38 @@ pub(crate) struct Registration {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Accepting {
-    /// It asks the kernel for new connections.
+    /// The process asks the kernel for new connections.
     Yes,
-    /// It is stopped, by SIGSTOP or a debugger.
+    /// The process is stopped, by SIGSTOP or a debugger.
     Stopped,
-    /// It holds the socket and does not ask for its events.
+    /// The process holds the socket and does not ask for its events.
     No,
-    /// That could not be seen.
+    /// Not visible.
     Unknown,
 }
 
 impl Process {
-    /// Whether it holds the socket with this inode.
+    /// Whether the process holds the socket with this inode.
     pub(crate) fn holds(&self, inode: u64) -> bool {
         let at = self.activity.holds.partition_point(|(held, _)| *held < inode);
         self.activity.holds.get(at).is_some_and(|(held, _)| *held == inode)
     }
 
-    /// Whether it accepts from the socket with this inode, which it holds.
+    /// Whether the process accepts from the socket with this inode, which it holds.
     pub(crate) fn accepting(&self, inode: u64) -> Accepting {
         if self.is_stopped() {
             Accepting::Stopped
         } else if self.asks_for(inode) {
             Accepting::Yes
         } else if self.activity.all_known || (self.is_haproxy() && self.activity.epoll) {
-            // haproxy accepts only what its poller told it of, and that is epoll unless -de.
+            // haproxy accepts only on events of its poller, which is epoll unless -de was given.
             Accepting::No
         } else {
             Accepting::Unknown
         }
     }
 
-    /// Whether it would accept from the socket if it ran, or may do so unseen.
+    /// Whether the process would accept from the socket if it ran, or may accept unseen.
     pub(crate) fn may_accept(&self, inode: u64) -> bool {
         match self.accepting(inode) {
             Accepting::Yes | Accepting::Unknown => true,
@@ -136,7 +137,7 @@ impl Process {
         }
     }
 
-    /// Whether it is certain not to accept from the socket now.
+    /// Whether the process certainly does not accept from the socket now.
     pub(crate) fn is_idle_on(&self, inode: u64) -> bool {
         matches!(self.accepting(inode), Accepting::Stopped | Accepting::No)
     }
@@ -146,30 +147,30 @@ impl Process {
         self.activity.registrations.iter().any(asks) || self.activity.waits.contains(&inode)
     }
 
-    /// Whether it is stopped, by a signal or by a tracer.
+    /// Whether the process is stopped, by a signal or a tracer.
     pub(crate) fn is_stopped(&self) -> bool {
         matches!(self.state, 'T' | 't')
     }
 
-    /// Whether it is a haproxy.
+    /// Whether the process is a haproxy.
     pub(crate) fn is_haproxy(&self) -> bool {
         self.program == "haproxy"
     }
 
-    /// What makes processes one running instance of a program: each haproxy is one; workers of
+    /// The identity of a running instance of a program: each haproxy process is one; workers of
     /// other programs count with their master.
     pub(crate) fn instance(&self) -> i32 {
         if self.is_haproxy() { self.pid } else { self.root }
     }
 
-    /// The command line, or the program's name where it has none, fit for a terminal.
+    /// The command line, or the program's name if it is empty, fit for a terminal.
     pub(crate) fn command_line(&self) -> String {
         let words = self.command.join(" ");
         printable(if words.is_empty() { &self.program } else { &words }).into_owned()
     }
 }
 
-/// Serialises what it prints as.
+/// Serialises a value as its printed text.
 fn as_text<S: Serializer>(it: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(it)
 }

@@ -1,4 +1,4 @@
-//! What the broker reports, where there is one.
+//! Asks the broker for its status, if there is one.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -9,10 +9,10 @@ use bindonce::{Client, StatusResult};
 
 use crate::facts::{Broker, Unseen};
 
-/// How long it may take to answer; one that hangs must not hide everything else.
+/// Time limit for the answer: a hanging broker must not hide everything else.
 const ANSWER: Duration = Duration::from_secs(1);
 
-/// Asks the broker; none if there is none.
+/// Asks the broker; None if no broker is there.
 pub(super) fn ask(socket: &Path) -> Result<Option<StatusResult>, Unseen> {
     let status = Client::connect_within(socket, ANSWER).and_then(|mut client| client.status());
     match status {
@@ -28,14 +28,14 @@ pub(super) fn ask(socket: &Path) -> Result<Option<StatusResult>, Unseen> {
     }
 }
 
-/// An error with everything that it came from.
+/// An error with all its causes.
 fn with_sources(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// What the broker reported, asked before and after everything else was looked at: a service whose
-/// generations are not the same in both was in the middle of something.
+/// The broker's report, asked before and after everything else was looked at: a service whose
+/// generations differ between the two was in the middle of a change.
 pub(super) fn between(before: Option<&StatusResult>, status: StatusResult) -> Broker {
     let generations = |status: &StatusResult, name: &str| {
         let known = status.services.iter().find(|service| service.name == name)?;

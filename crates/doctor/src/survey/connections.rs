@@ -1,5 +1,5 @@
-//! How long a queue has waited, and what keeps processes that drain: asked only where a finding needs
-//! it, because the kernel walks through every connection for it.
+//! Collects how long a queue has waited, and which connections keep draining processes alive. Asked
+//! only where a finding needs it, because the kernel walks through every connection.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -27,10 +27,10 @@ pub(super) fn ask(namespaces: &[Namespace], look: &Look, questions: &Questions) 
         // The longest wait by local address and port.
         let mut waiting: HashMap<SocketAddr, Duration> = HashMap::new();
         let connections = &mut details.connections;
-        // A namespace that is gone meanwhile has nothing to tell.
+        // A namespace that is gone meanwhile has no connections.
         let _ = namespace.within(|| {
             diag::connections(|connection| {
-                // What nobody has accepted has sent nothing since it was made.
+                // A connection that nobody has accepted has sent nothing since it was established.
                 if connection.inode == 0 {
                     let longest = waiting.entry(connection.local).or_default();
                     *longest = Duration::from_millis(connection.since_sent.into()).max(*longest);
@@ -48,8 +48,8 @@ pub(super) fn ask(namespaces: &[Namespace], look: &Look, questions: &Questions) 
     details
 }
 
-/// The longest wait for a listener: on its address, or on any if it has the wildcard. 0 if what
-/// waited a moment ago was accepted since; none if it is no TCP listener.
+/// The longest wait at a listener: on its address, or on any address for a wildcard. 0 if the
+/// waiting connections were accepted meanwhile; None if it is not a TCP listener.
 fn longest(waiting: &HashMap<SocketAddr, Duration>, address: &Address) -> Option<Duration> {
     let Address::Tcp(listener) = address else {
         return None;

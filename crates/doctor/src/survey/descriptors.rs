@@ -1,5 +1,5 @@
-//! The descriptor tables of a process, read with as little as possible: nearly all of a survey's
-//! time is the kernel's, one call for each descriptor of the system.
+//! Reads the descriptor tables of a process with as few calls as possible: the kernel uses nearly
+//! all of a survey's time, with one call for each descriptor of the system.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,31 +12,31 @@ use rustix::fs::{Dir, Mode, OFlags};
 
 use crate::facts::Registration;
 
-/// The sockets that are looked for.
+/// The sockets to look for.
 pub(super) struct Wanted<'a> {
-    /// Their inodes.
+    /// The inodes of the sockets.
     pub(super) inodes: &'a HashSet<u64>,
     /// The device of the kernel's socket file system.
     pub(super) device: u32,
 }
 
-/// What the descriptors of a process are.
+/// The descriptors of a process.
 #[derive(Debug, Default)]
 pub(super) struct Descriptors {
-    /// How many there are: the limit is one for each table, so in the fullest.
+    /// Number of descriptors in the fullest table: the limit applies to each table.
     pub(super) count: u64,
-    /// How many of these are sockets.
+    /// Number of sockets among them.
     pub(super) sockets: u64,
-    /// Inode and number of each that is one of the sockets asked for, sorted.
+    /// Inode and number of each descriptor of the wanted sockets, sorted.
     pub(super) holds: Vec<(u64, i32)>,
-    /// Registrations of the sockets asked for, in its epoll instances.
+    /// Registrations of the wanted sockets in the process's epoll instances.
     pub(super) registrations: Vec<Registration>,
-    /// Whether it has an epoll instance, or an io_uring.
+    /// Whether the process has an epoll instance, or an io_uring.
     pub(super) epoll: bool,
     pub(super) uring: bool,
 }
 
-/// Reads the descriptors of a process; None if it may not be read.
+/// Reads the descriptors of a process; None without permission.
 pub(super) fn read(pid: i32, threaded: bool, wanted: &Wanted<'_>) -> Option<Descriptors> {
     let process = format!("/proc/{pid}");
     let mut found = Descriptors::default();
@@ -55,8 +55,8 @@ pub(super) fn read(pid: i32, threaded: bool, wanted: &Wanted<'_>) -> Option<Desc
     Some(found)
 }
 
-/// Reads one table into `found`; gives the fdinfo of its epoll descriptors. None if it may not be
-/// read.
+/// Reads one table into `found`; gives the fdinfo paths of its epoll descriptors. None without
+/// permission.
 fn table(base: &str, wanted: &Wanted<'_>, found: &mut Descriptors) -> Option<Vec<String>> {
     let directory = open(&format!("{base}/fd"))?;
     let (mut count, mut sockets) = (0, 0);
@@ -104,7 +104,7 @@ fn socket(link: &[u8]) -> Option<u64> {
 }
 
 /// Adds the registrations of one epoll instance. Its fdinfo is read line by line: a busy proxy has
-/// tens of thousands.
+/// tens of thousands of lines.
 fn registrations(fdinfo: &str, wanted: &Wanted<'_>, found: &mut Descriptors) {
     let Ok(file) = File::open(fdinfo) else {
         return;
@@ -115,7 +115,7 @@ fn registrations(fdinfo: &str, wanted: &Wanted<'_>, found: &mut Descriptors) {
         };
         let (inode, number) = (one.inode, one.number);
         if one.device == wanted.device && wanted.inodes.contains(&inode) {
-            // Where threads have tables of their own it is alive if any of them has it.
+            // If threads have tables of their own, one table with the descriptor is enough.
             let live = found.holds.contains(&(inode, number));
             let input = one.is_for_input();
             found.registrations.push(Registration { inode, number, input, live });

@@ -1,4 +1,4 @@
-//! What the haproxies of this host report of themselves.
+//! Asks the haproxies of this host for their limits and counts.
 
 use std::collections::HashSet;
 use std::io;
@@ -12,12 +12,12 @@ use bindonce_sys::exchange::exchange;
 
 use crate::facts::{Accepting, Look, Socket, Unseen};
 
-/// How long one haproxy may take to answer (one that is at its limits still does), and all
-/// of them together.
+/// Time limits for the answer of one haproxy (one at its limits still answers) and of all together.
 const ANSWER: Duration = Duration::from_millis(500);
 const ALL: Duration = Duration::from_secs(1);
 
-/// The kernel knows the temporary name that haproxy binds a path under; people know the other.
+/// Replaces the temporary name under which haproxy binds a path, which the kernel keeps, by the
+/// name that people know.
 pub(super) fn names(look: &mut Look) {
     for socket in &mut look.sockets {
         let Address::Unix(path) = &mut socket.address else {
@@ -39,7 +39,7 @@ pub(super) fn ask(look: &mut Look) {
     let deadline = Instant::now() + ALL;
     let (mut silent, mut mute) = (Vec::new(), Vec::new());
     for process in look.processes.values().rev().filter(|process| process.is_haproxy()) {
-        // One that is stopped or paused, or has no such socket, would not answer.
+        // A haproxy that is stopped or paused, or has no such socket, would not answer.
         let answers = |socket: &Socket| {
             socket.address.ip().is_none()
                 && process.holds(socket.inode)
@@ -58,7 +58,7 @@ pub(super) fn ask(look: &mut Look) {
             let left = deadline.saturating_duration_since(Instant::now());
             match limits(&socket, ANSWER.min(left)) {
                 Ok(stats) => {
-                    // One that has several sockets tells the same on each.
+                    // Several sockets of one haproxy give the same answer.
                     let told = stats.pid == pid;
                     if look.haproxies.iter().all(|one| one.pid != stats.pid) {
                         look.haproxies.push(stats);

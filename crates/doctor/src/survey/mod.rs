@@ -1,8 +1,8 @@
-//! One look at a host: everything that the system, the broker and haproxy report, as
-//! [`facts`](crate::facts).
+//! Collects the facts of one look at a host: everything that the system, the broker and haproxy
+//! report, as [`facts`](crate::facts).
 //!
-//! It only reads, in every network namespace that it may enter, and it waits for nobody without a
-//! limit. What it cannot see it lists ([`Look::unseen`]), and fails only where it sees nothing.
+//! It only reads, in every network namespace that it may enter, and every wait has a limit. It
+//! lists what it cannot see ([`Look::unseen`]), and fails only if it sees nothing.
 
 mod broker;
 mod connections;
@@ -26,24 +26,26 @@ use crate::facts::{Answers, Details, Look, Mode, Network, Ports, Questions, Sock
 use namespaces::{Namespace, Namespaces};
 use processes::Processes;
 
-/// Looks at the host, and remembers what does not change between two looks.
+/// Looks at the host, and remembers facts that do not change between two looks.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
     broker: PathBuf,
     namespaces: Namespaces,
-    /// SO_REUSEPORT by cookie: to read it, the socket is held here for a moment.
+    /// SO_REUSEPORT by cookie, remembered because reading it requires holding the socket for a
+    /// moment.
     reuseport: HashMap<u64, Option<bool>>,
-    /// The ports that are taken, by namespace: to count them costs the kernel a walk through every connection.
+    /// The ports in use, by namespace, remembered because counting them costs the kernel a walk
+    /// through every connection.
     ports: HashMap<u64, Option<Ports>>,
 }
 
 impl Survey {
-    /// A broker may listen at `broker`.
+    /// Creates a survey; a broker may listen at `broker`.
     pub(crate) fn new(broker: PathBuf) -> Self {
         Self { broker, ..Self::default() }
     }
 
-    /// Looks at everything once; what the supervisors have told is seen as well.
+    /// Looks at everything once and adds the supervisors' answers.
     ///
     /// # Errors
     /// [`Error`] if the sockets of this network namespace cannot be read.
@@ -69,7 +71,8 @@ impl Survey {
         Ok(look)
     }
 
-    /// Asks what costs the kernel a walk through every connection; nothing if there is no question.
+    /// Collects the facts that cost the kernel a walk through every connection; nothing if there
+    /// are no questions.
     pub(crate) fn ask(&self, look: &Look, questions: &Questions) -> Details {
         connections::ask(&self.namespaces.all, look, questions)
     }
@@ -77,7 +80,8 @@ impl Survey {
     fn sockets(&mut self, look: &mut Look) -> Result<(), Error> {
         for namespace in &self.namespaces.all {
             let ports = self.ports.get(&namespace.id).cloned();
-            // The kernel goes through the sockets of all namespaces for it: where a proxy is.
+            // The kernel walks through the sockets of all namespaces for this, so only namespaces
+            // with a proxy get it.
             let proxies = namespace.is_own() || self.has_haproxy(namespace);
             let name = (!namespace.is_own()).then(|| namespace.label());
             let read = || -> Result<(Vec<Socket>, Network), Error> {
@@ -100,7 +104,7 @@ impl Survey {
                     self.ports.insert(network.id, network.ports.clone());
                     look.networks.push(network);
                 }
-                // Its last process has ended since it was found.
+                // The last process of the namespace has ended meanwhile.
                 Err(error) if error.errno() == Some(Errno::ENOENT as i32) => {}
                 Err(error) if namespace.is_own() => return Err(error),
                 Err(error) => look
@@ -146,7 +150,8 @@ impl Survey {
         }
     }
 
-    /// Finds out which TCP sockets others could join, and which UDP sockets on one address share it.
+    /// Reads which TCP sockets other processes could join, and which UDP sockets on one address
+    /// share it.
     fn reuseport(&mut self, look: &mut Look) {
         let mut holders: HashMap<u64, (i32, i32)> = HashMap::new();
         for process in look.processes.values() {
@@ -171,9 +176,9 @@ impl Survey {
     }
 }
 
-/// Whether descriptor `number` of a process has SO_REUSEPORT set; none where it may not be asked
-/// (pidfd_getfd(2) needs the right to trace). For the time of one call the socket is held here
-/// too, and nothing is changed.
+/// Whether descriptor `number` of a process has SO_REUSEPORT set; None without permission
+/// (pidfd_getfd(2) needs the right to trace). This process also holds the socket during one call,
+/// and changes nothing.
 fn reuseport(inode: u64, pid: i32, number: i32) -> Option<bool> {
     let in_main = Holder { inode, pid, fd: number, tid: pid };
     let elsewhere = || holders::of_process(pid, &[inode]).first()?.take().ok();

@@ -1,4 +1,4 @@
-//! Network namespaces: those of all processes, and those that have a name.
+//! Finds network namespaces: those of all processes, and those with a name.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,25 +12,25 @@ use bindonce_sys::process::numbered;
 /// A network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Namespace {
-    /// Its inode, as in `net:[4026531840]`.
+    /// The inode, as in `net:[4026531840]`.
     pub(super) id: u64,
-    /// What people call it: its name under /run/netns (ip-netns(8)), if it has one.
+    /// The name under /run/netns (ip-netns(8)), if it has one.
     pub(super) name: Option<String>,
-    /// Where it can be opened; none for the one that this process is in.
+    /// The path to open it; None for the namespace of this process.
     path: Option<PathBuf>,
 }
 
-/// What [`Namespaces::find`] found.
+/// The result of [`Namespaces::find`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Namespaces {
     /// The namespaces, the caller's own first.
     pub(super) all: Vec<Namespace>,
-    /// The namespace of each process that tells it.
+    /// The namespace of each process that shows it.
     pub(super) of: BTreeMap<i32, u64>,
 }
 
 impl Namespaces {
-    /// Finds every namespace that a process of this system is in or that has a name.
+    /// Finds every namespace that has a name or a process of this system in it.
     pub(super) fn find() -> Self {
         let own = id(Path::new("/proc/thread-self/ns/net"));
         let mut found = Self::default();
@@ -39,14 +39,15 @@ impl Namespaces {
         }
         for pid in numbered(Path::new("/proc")).unwrap_or_default() {
             let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
-            // One that has ended meanwhile, or is another user's, does not tell.
+            // A process that has ended meanwhile, or is another user's, does not show its
+            // namespace.
             if let Some(id) = id(&path) {
                 found.of.insert(pid, id);
                 found.add(id, None, path);
             }
         }
         for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
-            // A name whose namespace is no longer mounted is an ordinary empty file.
+            // A name without a mounted namespace is an ordinary empty file.
             if let Ok(about) = fs::metadata(entry.path())
                 && is_namespace(&entry.path())
             {
@@ -57,7 +58,7 @@ impl Namespaces {
         found
     }
 
-    /// The namespace of a process, also of one that has begun since.
+    /// The namespace of a process, including one that has started since.
     pub(super) fn of_process(&self, pid: i32) -> Option<u64> {
         self.of.get(&pid).copied().or_else(|| id(Path::new(&format!("/proc/{pid}/ns/net"))))
     }
@@ -80,11 +81,11 @@ fn is_namespace(path: &Path) -> bool {
 }
 
 impl Namespace {
-    /// Runs `work` in it: in the calling thread if that is in it already, else in a
+    /// Runs `work` in the namespace: in the calling thread if that is already in it, else in a
     /// thread that ends with the work.
     ///
     /// # Errors
-    /// [`Error::Netns`] if it may not be entered, or is gone.
+    /// [`Error::Netns`] if the namespace may not be entered, or is gone.
     pub(super) fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         match &self.path {
             Some(path) => within_netns_at(path, &self.label(), work),
@@ -92,12 +93,12 @@ impl Namespace {
         }
     }
 
-    /// Whether the caller is in it.
+    /// Whether it is the caller's own namespace.
     pub(super) fn is_own(&self) -> bool {
         self.path.is_none()
     }
 
-    /// Its name, or else the way in which the kernel shows it.
+    /// The name, or the kernel's notation if it has none.
     pub(super) fn label(&self) -> String {
         self.name.clone().unwrap_or_else(|| format!("net:[{}]", self.id))
     }

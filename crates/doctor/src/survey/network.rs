@@ -1,4 +1,4 @@
-//! What a network namespace counts and limits.
+//! Reads the counters and limits of a network namespace.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,11 +8,11 @@ use bindonce_sys::{Error, diag, limits};
 
 use crate::facts::{Gauge, Network, Ports};
 
-/// Reads them for the calling thread's network namespace, which has this id and name; `known`: the ports that are taken,
-/// where they were counted a moment ago.
+/// Reads the network namespace of the calling thread, which has this id and name. `known`: the
+/// ports in use, if they were counted a moment ago.
 ///
 /// # Errors
-/// [`Error::Call`] if connections had to be counted and could not be.
+/// [`Error::Call`] if connections had to be counted and counting failed.
 pub(super) fn read(
     id: u64,
     name: Option<String>,
@@ -37,7 +37,7 @@ fn gauge((used, limit): (u64, u64)) -> Gauge {
     Gauge { used, limit }
 }
 
-/// A counter of `TcpExt:`, where one line has the names and the next the values.
+/// A counter of `TcpExt:`: one line has the names and the next the values.
 fn counter(netstat: &str, name: &str) -> u64 {
     let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
     let (Some(names), Some(values)) = (lines.next(), lines.next()) else {
@@ -47,8 +47,8 @@ fn counter(netstat: &str, name: &str) -> u64 {
     pairs.find(|(word, _)| *word == name).and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
 }
 
-/// Connections are counted only where there are enough of them to use up this part of the
-/// range, in percent: the kernel goes through those of all namespaces to show one's.
+/// Connections are counted only if they could use up this part of the port range, in percent: the
+/// kernel walks through the connections of all namespaces to show those of one.
 const WORTH_COUNTING: u64 = 80;
 
 fn ports() -> Result<Option<Ports>, Error> {
@@ -60,7 +60,7 @@ fn ports() -> Result<Option<Ports>, Error> {
     if all < size * WORTH_COUNTING / 100 {
         return Ok(None);
     }
-    // A local port is taken for one pair of local address and destination.
+    // A local port is in use for one pair of local address and destination.
     let mut taken: HashMap<(IpAddr, SocketAddr), u64> = HashMap::new();
     diag::all_connections(v6 > 0, |connection| {
         if range.contains(&connection.local.port()) {
@@ -74,7 +74,7 @@ fn ports() -> Result<Option<Ports>, Error> {
     }))
 }
 
-/// TCP sockets in this namespace, those in TIME_WAIT included: all, and IPv6.
+/// Number of TCP sockets in this namespace, including TIME_WAIT: all, and IPv6.
 fn in_use() -> (u64, u64) {
     let (mut sum, mut v6) = (0, 0);
     for file in ["sockstat", "sockstat6"] {
@@ -92,7 +92,7 @@ fn in_use() -> (u64, u64) {
     (sum, v6)
 }
 
-/// Open files of the whole system, and the most that there can be (fs.file-nr).
+/// Open files of the whole system, and their limit (fs.file-nr).
 pub(super) fn open_files() -> Option<Gauge> {
     let text = fs::read_to_string("/proc/sys/fs/file-nr").ok()?;
     let words: Vec<u64> = text.split_ascii_whitespace().filter_map(|w| w.parse().ok()).collect();

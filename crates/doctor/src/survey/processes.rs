@@ -1,8 +1,7 @@
-//! Every process, and what it has to do with a set of sockets, in one pass over /proc.
+//! Finds the relation of every process to a set of sockets, in one pass over /proc.
 //!
-//! Nothing here disturbs what it looks at: it reads, and it stops nobody. It costs about two
-//! microseconds for each open descriptor of the system, and memory only for what concerns the
-//! sockets that were asked for.
+//! This module only reads, and stops no process. It costs about two microseconds for each open
+//! descriptor of the system, and memory only for facts about the requested sockets.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
@@ -23,19 +22,19 @@ use crate::facts::{Activity, Process, Usage};
 /// Signals that make haproxy stop: SIGUSR1 and SIGTERM.
 const STOP: u64 = 1 << (10 - 1) | 1 << (15 - 1);
 
-/// Looks at processes, and keeps those that matter.
+/// The processes that matter, collected from /proc.
 #[derive(Debug, Default)]
 pub(super) struct Processes {
-    /// Those that hold or watch one of the sockets, every haproxy, and those whose descriptors are
-    /// nearly used up, by pid.
+    /// Processes that hold or watch one of the sockets, every haproxy, and processes that have
+    /// nearly used up their descriptors, by pid.
     pub(super) seen: BTreeMap<i32, Process>,
-    /// How many processes do not show their descriptors, because they are another user's.
+    /// Number of other users' processes, which do not show their descriptors.
     pub(super) hidden: usize,
     /// Parent and short name of every process.
     family: BTreeMap<i32, (i32, String)>,
 }
 
-/// What a look at a process needs to know.
+/// The context for a look at a process.
 struct Surroundings<'a> {
     wanted: Wanted<'a>,
     namespaces: &'a Namespaces,
@@ -52,7 +51,7 @@ impl<'a> Surroundings<'a> {
 
 impl Processes {
     /// Looks at every process once, for the sockets with these inodes. A few threads share the
-    /// work, nearly all of which is the kernel's.
+    /// work, most of which the kernel does.
     pub(super) fn survey(inodes: &HashSet<u64>, namespaces: &Namespaces) -> Self {
         const THREADS: usize = 4;
         let surroundings = Surroundings::new(inodes, namespaces);
@@ -61,14 +60,14 @@ impl Processes {
         let next = AtomicUsize::new(0);
         let part = || {
             let mut found = Self::default();
-            // One by one, because one process can have more to read than all others together.
+            // One process at a time, because one can have more to read than all others together.
             while let Some(pid) = pids.get(next.fetch_add(1, Ordering::Relaxed)) {
                 found.look_at(*pid, &surroundings);
             }
             found
         };
         let mut found = thread::scope(|scope| {
-            // A thread that cannot be started leaves its part to the others.
+            // If a thread cannot be started, the others do its part.
             let others: Vec<_> = (1..threads)
                 .filter_map(|_| thread::Builder::new().spawn_scoped(scope, part).ok())
                 .collect();
@@ -89,9 +88,10 @@ impl Processes {
         found
     }
 
-    /// Looks again at some processes and their children, and for the first time at those that have
-    /// begun since. A survey takes a while, in which a socket can pass from a process that is looked
-    /// at too late to one that was looked at too early, or is younger than the list of all.
+    /// Looks again at some processes and their children, and for the first time at processes that
+    /// have started since. A survey takes a while. In that time a socket can pass from a process
+    /// that is looked at too late to one that was looked at too early, or that is newer than the
+    /// list of processes.
     pub(super) fn see_again(
         &mut self,
         pids: &BTreeSet<i32>,
@@ -102,7 +102,7 @@ impl Processes {
         let meant = |pid: i32, parent: i32| pids.contains(&pid) || pids.contains(&parent);
         let mut again = numbered(Path::new("/proc")).unwrap_or_default();
         again.retain(|pid| self.family.get(pid).is_none_or(|(parent, _)| meant(*pid, *parent)));
-        // A process that has ended since holds nothing any more.
+        // A process that has ended no longer holds anything.
         self.seen.retain(|_, process| !meant(process.pid, process.parent));
         for pid in again {
             self.look_at(pid, &surroundings);
@@ -115,7 +115,7 @@ impl Processes {
             return;
         };
         self.family.insert(pid, (stat.parent, stat.name.clone()));
-        // Neither has descriptors.
+        // Ended processes and kernel threads have no descriptors.
         if stat.has_ended() || stat.is_of_the_kernel() {
             return;
         }
@@ -140,7 +140,8 @@ impl Processes {
     }
 }
 
-/// A haproxy may have been started through the loader of another system's libraries.
+/// Whether a name may be haproxy's. The process may have been started through the loader of another
+/// system's libraries.
 pub(super) fn is_haproxy(name: &str) -> bool {
     name.starts_with("haproxy") || name.starts_with("ld-linux")
 }
@@ -197,7 +198,7 @@ fn program(name: &str, command: &[String]) -> String {
 }
 
 /// The topmost ancestor that runs the same program. Programs that write their role into their name
-/// do so behind a space or a colon.
+/// put it after a space or a colon.
 fn root(pid: i32, family: &BTreeMap<i32, (i32, String)>) -> i32 {
     let kind = |name: &str| name.split([' ', ':']).next().unwrap_or(name).to_owned();
     let mut root = pid;
@@ -303,9 +304,9 @@ mod tests {
         let mut seen = survey(inode);
         let mut sleep = std::process::Command::new("sleep");
         let mut heir = sleep.arg("1000").stdin(OwnedFd::from(listener)).spawn().expect("sleep");
-        drop(sleep); // It has the listener too.
+        drop(sleep); // The command has the listener too.
         let pid = heir.id().cast_signed();
-        // Both have the socket until the child has become another program.
+        // Both processes have the socket until the child executes the other program.
         while process::name(pid).as_deref() != Some("sleep") {
             std::thread::yield_now();
         }

@@ -1,10 +1,9 @@
-//! What the threads of a process wait for, for programs that do not use epoll:
-//! which descriptors are in the accept(2), recv(2), poll(2) or select(2) that each of them
-//! is blocked in.
+//! Finds what the threads of a process wait for, for programs that do not use epoll: the
+//! descriptors of the accept(2), recv(2), poll(2) or select(2) call that blocks each thread.
 //!
-//! /proc/PID/task/TID/syscall names the call and its arguments, and what they
-//! point to is read from /proc/PID/mem: the process is not stopped. A thread that
-//! runs just now shows nothing, so an answer may be incomplete, and says so.
+//! /proc/PID/task/TID/syscall names the call and its arguments, and /proc/PID/mem has the memory
+//! that they point to: the process is not stopped. A running thread shows nothing, so an answer may
+//! be incomplete, and says so.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -13,16 +12,16 @@ use std::path::Path;
 use bindonce_sys::process::numbered;
 use nix::libc;
 
-/// What the threads of a process are blocked in.
+/// The waits of a process's threads.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Waits {
-    /// The descriptors that they wait to read from or to accept on.
+    /// The descriptors that the threads wait to read from or to accept on.
     pub(super) on: Vec<i32>,
-    /// Every thread was blocked, in a call whose descriptors are known.
+    /// Whether every thread was blocked in a call with known descriptors.
     pub(super) complete: bool,
 }
 
-/// A program that polls more than this is read as far as this.
+/// Limit on the descriptors read from one call.
 const MOST: usize = 65_536;
 
 /// Looks at every thread of a process.
@@ -62,7 +61,7 @@ impl Call {
         Some(Self { number, first: argument()?, second: argument()? })
     }
 
-    /// The descriptors in it; None if they cannot be known.
+    /// The descriptors that the call waits on; None if they are unknown.
     fn waits_on(self, memory: Option<&File>) -> Option<Vec<i32>> {
         match self.number {
             libc::SYS_accept
@@ -77,7 +76,7 @@ impl Call {
             libc::SYS_poll => self.polled(memory?),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_select => self.selected(memory?),
-            // io_uring can accept on anything.
+            // io_uring can accept on any descriptor.
             libc::SYS_io_uring_enter => None,
             _ => Some(Vec::new()),
         }

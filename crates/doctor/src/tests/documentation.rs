@@ -1,12 +1,12 @@
-//! docs/findings-*.md have a section for each kind of finding, and show there what doctor prints, word
-//! for word: each example below is a recorded host, and the page has its finding as it is printed.
+//! docs/findings-*.md have a section for each kind of finding, which quotes doctor's output word
+//! for word: each example below is a recorded host, and the page shows its finding as printed.
 
 use std::path::Path;
 
 use super::*;
 use crate::text::screen;
 
-/// The pages, by section: its heading and what is below.
+/// The sections of the pages: heading and text.
 fn sections() -> Vec<(String, String)> {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
     let mut sections = Vec::new();
@@ -18,7 +18,7 @@ fn sections() -> Vec<(String, String)> {
     sections
 }
 
-/// The page breaks lines where it likes.
+/// Joins lines: the page may break them anywhere.
 fn on_one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -79,7 +79,7 @@ fn stale() -> Look {
     host
 }
 
-/// A host on which clients wait at one process.
+/// A host on which clients wait for one process.
 fn unserved(process: Process) -> Facts {
     let mut facts = seen_twice(look(vec![socket("10.0.0.1:443", 1)], vec![process]));
     facts.earlier.as_mut().expect("two looks").sockets[0].queue = 28;
@@ -102,7 +102,7 @@ fn not_asking() -> Facts {
     unserved(process)
 }
 
-/// A listener of the broker's and no service.
+/// A listener of the broker's without a service.
 fn kept() -> Facts {
     let mut process = holds("bindonce", 700, 30, &[1]);
     process.command.push("serve".to_owned());
@@ -111,7 +111,7 @@ fn kept() -> Facts {
     seen_twice(host)
 }
 
-/// The same, where doctor looked for the broker at another socket.
+/// The same, with doctor looking for the broker at another socket.
 fn unasked() -> Facts {
     let mut facts = kept();
     for look in facts.earlier.iter_mut().chain([&mut facts.now]) {
@@ -140,7 +140,7 @@ fn overflow() -> Facts {
     facts
 }
 
-/// What haproxy says of itself on its stats socket.
+/// A haproxy with these counts on its stats socket.
 fn saturated(connections: u64, proxies: Vec<Proxy>) -> Facts {
     let mut host = look(vec![socket("10.0.0.1:443", 1)], vec![haproxy(1618, 10, &[1])]);
     host.haproxies = vec![Stats { pid: 1618, stopping: false, connections, limit: 500, proxies }];
@@ -266,7 +266,7 @@ fn problems() -> Look {
     host
 }
 
-/// Hosts with a finding of the kind, each with a cause of its own.
+/// Hosts with a finding of this kind, each with a different cause.
 fn examples(kind: Kind) -> Vec<Facts> {
     match kind {
         Kind::Split => vec![seen_twice(split()), seen_twice(joined())],

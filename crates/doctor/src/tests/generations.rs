@@ -69,7 +69,7 @@ fn what_a_generation_that_drains_has_of_its_own_is_no_finding() {
     host.broker = serving(2, vec![generation(1, 7, State::Draining)]);
     let is_found = |host: &Look| twice(host).iter().any(|found| found.kind() == Kind::Unserved);
     assert!(!is_found(&host));
-    // A client that waits there is one.
+    // A waiting client makes it one.
     host.sockets[0].queue = 1;
     assert!(is_found(&host));
     host.sockets[0].queue = 0;
@@ -89,7 +89,7 @@ fn many_or_old_generations_linger_and_few_are_a_note() {
     assert_eq!(only(&few, Kind::Lingering).0.severity, Severity::Note);
     let old = look(vec![socket(":80", 1)], vec![haproxy(100, 1, &[1]), haproxy(10, 15, &[])]);
     assert_eq!(only(&old, Kind::Lingering).0.severity, Severity::Warning);
-    // Another service, or another container, is no successor.
+    // A process of another service, or of another container, is not a successor.
     let mut other = few;
     if let Some(process) = other.processes.get_mut(&10) {
         process.network = Some(2);

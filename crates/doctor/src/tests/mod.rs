@@ -1,5 +1,5 @@
-//! Findings from recorded facts, and their words: one host for each condition, and healthy ones.
-//! Here is what the hosts are made of.
+//! Findings from recorded facts, and their texts: one host for each condition, and healthy ones.
+//! This module has the building blocks of the hosts.
 
 mod documentation;
 mod generations;
@@ -27,7 +27,7 @@ use crate::text::words::{Words, words};
 const NOW: u64 = 1_772_443_800_000;
 const MINUTE: u64 = 60_000;
 
-/// A look, the one before, and what was asked for: what a report is made from.
+/// The input of a report: a look, the earlier one, and the answers to the questions.
 #[derive(Debug, Clone, Default)]
 struct Facts {
     earlier: Option<Look>,
@@ -58,7 +58,7 @@ fn socket(address: &str, inode: u64) -> Socket {
     }
 }
 
-/// A haproxy that accepts on these sockets and started so many minutes ago.
+/// A haproxy that accepts on these sockets and started this number of minutes ago.
 fn haproxy(pid: i32, minutes: u64, sockets: &[u64]) -> Process {
     let registration =
         |inode: &u64| Registration { inode: *inode, number: 5, input: true, live: true };
@@ -109,7 +109,7 @@ fn look(sockets: Vec<Socket>, processes: Vec<Process>) -> Look {
     }
 }
 
-/// A broker that holds a socket as the listener web.
+/// A broker that holds a socket as the listener `web`.
 fn broker(inode: u64) -> Broker {
     let since = Timestamp(NOW).to_string();
     let web = ListenerInfo::new("web".into(), String::new(), String::new(), inode, since.clone());
@@ -117,21 +117,21 @@ fn broker(inode: u64) -> Broker {
     Broker { status: StatusResult::new(info, vec![web], Vec::new()), changing: BTreeSet::new() }
 }
 
-/// The same with generations of the service edge.
+/// The same with generations of the service `edge`.
 fn serving(inode: u64, generations: Vec<GenerationInfo>) -> Option<Broker> {
     let mut broker = broker(inode);
     broker.status.services = vec![ServiceInfo::new("edge", generations)];
     Some(broker)
 }
 
-/// What the broker says of a generation.
+/// A generation as the broker reports it.
 fn generation(id: u64, pid: u32, state: State) -> GenerationInfo {
     let mut generation = GenerationInfo::new(id, pid, state, String::new());
     generation.listeners = vec!["web".to_owned()];
     generation
 }
 
-/// What it can be asked of clients that wait at a socket.
+/// The details of clients that wait at a socket.
 fn waits(inode: u64, time: Duration) -> Details {
     Details { waits: BTreeMap::from([(inode, time)]), ..Details::default() }
 }
@@ -143,12 +143,12 @@ fn seen_twice(now: Look) -> Facts {
     Facts { earlier: Some(earlier), now, details: Details::default() }
 }
 
-/// Findings when the same was seen twice.
+/// The findings when two looks show the same.
 fn twice(look: &Look) -> Vec<Finding> {
     diagnose(&seen_twice(look.clone()))
 }
 
-/// The one finding, of this kind, and its words.
+/// The only finding, which must be of this kind, and its text.
 #[track_caller]
 fn only_of(facts: &Facts, kind: Kind) -> (Finding, Words) {
     let found = diagnose(facts);
@@ -163,7 +163,7 @@ fn only(look: &Look, kind: Kind) -> (Finding, Words) {
     only_of(&seen_twice(look.clone()), kind)
 }
 
-/// What people read of a finding.
+/// The text of a finding for people.
 fn written(words: &Words) -> String {
     format!("{}\n{}\n{}", words.summary, words.cause, words.remedy.join("\n"))
 }

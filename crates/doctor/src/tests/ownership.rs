@@ -1,4 +1,4 @@
-//! Sockets that others could join or that haproxy made, and limits near their end.
+//! Sockets that others could join or that haproxy bound itself, and limits that are nearly reached.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Who waits, who is dropped, and whose fault it is.
+//! Clients that wait or are dropped, and the process that causes it.
 
 use super::*;
 
@@ -30,7 +30,7 @@ fn a_process_that_asks_and_takes_nothing_hangs() {
     facts.details = waits(1, Duration::from_secs(5));
     let (_, said) = only_of(&facts, Kind::Unserved);
     insta::assert_snapshot!(written(&said));
-    // One that works meanwhile is only slow.
+    // A process that uses processor time is only slow.
     if let Some(process) = facts.now.processes.get_mut(&7) {
         process.usage.processor = Duration::from_millis(50);
     }
@@ -43,7 +43,7 @@ fn nobody_is_accused_of_what_cannot_be_seen() {
     let mut unknown = holds("server", 7, 9, &[1]);
     unknown.activity.all_known = false;
     assert_eq!(twice(&look(vec![socket(":80", 1)], vec![unknown])), []);
-    // A holder that is not seen may be busy for a moment. Clients that wait for seconds are a fact.
+    // An invisible holder may be busy for a moment. Clients that wait for seconds are proof.
     let mut facts = seen_twice(look(vec![socket(":80", 1)], Vec::new()));
     facts.earlier.as_mut().expect("two looks").sockets[0].queue = 2;
     facts.now.sockets[0].queue = 2;
@@ -63,7 +63,7 @@ fn a_listener_without_a_service_is_unserved() {
     assert_eq!(found.severity, Severity::Warning);
     insta::assert_snapshot!(written(&said));
 
-    // What is used cannot be released: who uses it ends first.
+    // A listener in use cannot be released: its lessee ends first.
     for (generation, remedy) in
         [(Some(("edge", 3)), "bindonce retire --name edge 3"), (None, "kill 40")]
     {
@@ -78,7 +78,7 @@ fn a_listener_without_a_service_is_unserved() {
         assert!(said.remedy[0].starts_with(remedy), "{said:?}");
     }
 
-    // Unless the broker knows of one that serves in another container: then only time tells.
+    // If a generation in another container serves the listener, only a long wait is proof.
     host.broker = serving(1, vec![generation(7, 9, State::Serving)]);
     assert_eq!(twice(&host), []);
     host.sockets[0].queue = 3;
@@ -87,7 +87,7 @@ fn a_listener_without_a_service_is_unserved() {
     let (found, said) = only_of(&facts, Kind::Unserved);
     assert_eq!(found.service.as_deref(), Some("edge"));
     insta::assert_snapshot!(written(&said));
-    // A haproxy that is seen and does not hold the socket is no excuse.
+    // A visible haproxy that does not hold the socket does not serve it.
     host.sockets[0].queue = 0;
     host.processes.insert(9, haproxy(9, 1, &[]));
     assert_eq!(only(&host, Kind::Unserved).0.severity, Severity::Warning);
@@ -99,7 +99,7 @@ fn whoever_holds_a_listener_and_does_not_ask_is_named() {
     let host = look(vec![socket(":80", 1)], vec![holds("server", 5), holds("server", 6)]);
     let (_, said) = only(&host, Kind::Unserved);
     insta::assert_snapshot!(written(&said));
-    // A broker that does not listen where it was looked for, and its supervisor.
+    // A broker at another socket than the one that was asked, and its supervisor.
     let mut run = holds("bindonce", 6);
     run.command.extend(["run", "--socket", "/a/b.sock", "--", "x"].map(str::to_owned));
     let host = look(vec![socket(":80", 1)], vec![holds("bindonce", 5), run]);
@@ -111,7 +111,7 @@ fn whoever_holds_a_listener_and_does_not_ask_is_named() {
 fn who_holds_a_listener_that_nobody_accepts_from_is_seen_again() {
     let healthy = look(vec![socket(":80", 1)], vec![haproxy(10, 5, &[1])]);
     assert_eq!(healthy.holders_of_idle_listeners(), BTreeSet::new());
-    // As in a reload: the broker and the supervisor, and no generation that has the socket.
+    // As in a reload: the broker and the supervisor have the socket, and no generation has it.
     let keeps = |pid| holds("bindonce", pid, 5, &[1]);
     let between = look(vec![socket(":80", 1)], vec![keeps(5), keeps(6), haproxy(7, 0, &[])]);
     assert_eq!(between.holders_of_idle_listeners(), BTreeSet::from([5, 6]));
@@ -123,7 +123,7 @@ fn paused_is_bound_and_answers_nobody() {
     host.sockets[0].mode = Mode::Bound;
     let (_, said) = only(&host, Kind::Paused);
     assert_eq!(said.remedy[0].split("  ").next(), Some("kill -TTIN 7"));
-    // Bound by another program, to connect from it, and gone in the second look.
+    // Bound by another program to connect from, and gone in the second look.
     let now = look(Vec::new(), vec![haproxy(7, 9, &[])]);
     assert_eq!(diagnose(&Facts { earlier: Some(host), now, details: Details::default() }), []);
 }
@@ -144,7 +144,7 @@ fn overflow_says_which_limit_it_is() {
     facts.now.networks[0].somaxconn = 128;
     let (_, said) = only_of(&facts, Kind::Overflow);
     insta::assert_snapshot!(written(&said));
-    // What was dropped long ago is worth a note.
+    // Past drops are worth a note.
     (facts.now.sockets[0].queue, facts.now.sockets[0].drops) = (0, 30);
     facts.earlier.as_mut().expect("two looks").sockets[0].queue = 0;
     assert_eq!(only_of(&facts, Kind::Overflow).0.severity, Severity::Note);
@@ -167,7 +167,7 @@ fn datagrams_that_are_dropped_now_are_told_of_proxies() {
     let mut host = look(vec![socket("udp@10.0.0.1:443", 1)], vec![haproxy(7, 9, &[1])]);
     (host.sockets[0].mode, host.sockets[0].queue_limit) = (Mode::Datagram, 212_992);
     (host.sockets[0].queue, host.sockets[0].drops) = (213_504, 40);
-    // Only a second look tells whether it goes on.
+    // Only a second look shows whether drops continue.
     assert!(look_again(&host, &examine(&host, None)).is_some());
     let mut facts = seen_twice(host);
     assert_eq!(only_of(&facts, Kind::Overflow).0.severity, Severity::Note);

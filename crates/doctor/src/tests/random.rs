@@ -1,4 +1,4 @@
-//! Whatever is seen, there is a report of it.
+//! Every set of facts gives a report.
 
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use crate::Examination;
 use crate::text;
 
 prop_compose! {
-    /// Few inodes, addresses and pids, so that they meet.
+    /// Few inodes, addresses and pids, so that values coincide.
     fn any_socket()(
         inode in 1..6_u64,
         port in 80..83_u16,
@@ -53,7 +53,7 @@ prop_compose! {
         states in prop::option::of(prop::collection::vec(
             prop::sample::select(vec![State::Starting, State::Serving, State::Draining]), 0..3)),
     ) -> Look {
-        // An inode is one socket's.
+        // Each inode belongs to one socket.
         let mut inodes = std::collections::BTreeSet::new();
         let sockets = sockets.into_iter().filter(|socket| inodes.insert(socket.inode)).collect();
         let mut look = look(sockets, processes);
@@ -79,7 +79,7 @@ proptest! {
         for one in &found {
             prop_assert!(one.pids.iter().all(|pid| facts.now.processes.contains_key(pid)));
         }
-        // What is seen once and lasts is seen twice; and nothing else is.
+        // Two equal looks find nothing that one look does not.
         if !twice {
             let again = seen_twice(facts.now.clone());
             for one in diagnose(&Facts { details: facts.details.clone(), ..again }) {

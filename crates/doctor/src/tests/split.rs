@@ -1,4 +1,4 @@
-//! Two configurations at once, and hosts where only one answers.
+//! Two configurations that serve at once, and hosts with only one.
 
 use super::*;
 
@@ -56,7 +56,7 @@ fn a_reload_that_passes_is_no_finding() {
     assert!(again >= Some(Duration::from_secs(1)), "{again:?}");
     let after = look(vec![socket(":80", 2)], vec![haproxy(2, 0, &[2])]);
     assert_eq!(diagnose(&of_two(during.clone(), after)), []);
-    // The next reload: others are the cause now.
+    // The next reload: other processes are the cause now.
     let sockets = vec![socket(":80", 2), socket(":80", 3)];
     let next = look(sockets, vec![haproxy(2, 1, &[2]), haproxy(3, 0, &[3])]);
     assert_eq!(diagnose(&of_two(during, next)), []);
@@ -68,7 +68,7 @@ fn stale_is_the_older_on_one_socket() {
     let (found, said) = only(&host, Kind::Stale);
     assert_eq!(found.pids, [5]);
     insta::assert_snapshot!(written(&said));
-    // A handover of the broker's that is under way is none.
+    // A handover in progress is not a finding.
     let generations = |older, newer| {
         let mut both = vec![generation(1, 5, older), generation(2, 6, newer)];
         both.iter_mut().for_each(|one| one.since = Timestamp(NOW - 40).to_string());
@@ -99,7 +99,7 @@ fn a_holder_that_does_not_ask_is_not_stale() {
     assert_eq!(twice(&look(vec![socket(":80", 1)], vec![broker, haproxy(6, 1, &[1])])), []);
 }
 
-/// Sockets for QUIC on one address, the one that was bound last first.
+/// QUIC sockets on one address, the last bound one first.
 fn datagrams(reuseport: &[Option<bool>]) -> Vec<Socket> {
     let one = |(at, reuseport): (usize, &Option<bool>)| Socket {
         mode: Mode::Datagram,
@@ -115,10 +115,10 @@ fn of_datagram_sockets_those_with_so_reuseport_share_and_else_the_last_takes_all
     let plain = vec![haproxy(3, 1, &[1]), haproxy(2, 5, &[2]), haproxy(1, 9, &[3])];
     let (found, _) = only(&look(datagrams(&[yes, yes, yes]), plain.clone()), Kind::Split);
     assert_eq!((found.pids.as_slice(), number(&found, "stale_sockets")), (&[1, 2][..], 2.0));
-    // Where nothing could be read, they are plain haproxy's.
+    // If SO_REUSEPORT could not be read, the sockets count as a plain haproxy's.
     let (found, _) = only(&look(datagrams(&[None; 3]), plain.clone()), Kind::Split);
     assert_eq!(found.pids, [1, 2]);
-    // A stranger's with SO_REUSEADDR alone, bound last, and bound first.
+    // Another program's socket with only SO_REUSEADDR, bound last, and bound first.
     let with_theirs = |minutes, inode| {
         let mut all = plain.clone();
         all.retain(|process| !process.holds(inode));
@@ -132,7 +132,7 @@ fn of_datagram_sockets_those_with_so_reuseport_share_and_else_the_last_takes_all
     let host = look(datagrams(&[yes, yes, Some(false)]), with_theirs(20, 3));
     let (found, _) = only(&host, Kind::Split);
     assert_eq!((found.pids.as_slice(), number(&found, "sockets")), (&[2][..], 2.0));
-    // Of programs that are no proxies neither is one.
+    // Neither is a finding among programs that are not proxies.
     let mut others = with_theirs(1, 1);
     others.iter_mut().for_each(|process| process.program = "dns".to_owned());
     assert_eq!(twice(&look(datagrams(&[Some(false), yes, yes]), others)), []);
@@ -159,7 +159,7 @@ fn what_is_bound_beside_the_brokers_socket_for_quic_takes_all() {
         let pids: Vec<_> = found.iter().map(|one| (one.kind(), one.pids.clone())).collect();
         let expected = if takes { vec![(Kind::Split, vec![7])] } else { Vec::new() };
         assert_eq!(pids, expected, "{bound} {theirs}");
-        // A socket for a connection, which is connected in a moment.
+        // A socket for a QUIC connection, connected a moment later.
         host.processes.insert(6, haproxy(6, 9, &[1, 2]));
         host.processes.remove(&7);
         let found = twice(&host);

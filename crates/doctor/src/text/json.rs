@@ -1,6 +1,5 @@
-//! The report for programs: findings, and everything that was seen. Members may be added; those
-//! that are here, in [`crate::facts`] and in `diagnosis/condition.rs` keep their names and
-//! meanings.
+//! The report for programs: findings, and all facts. New members may be added; those here, in
+//! [`crate::facts`] and in `diagnosis/condition.rs` keep their names and meanings.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -11,7 +10,7 @@ use crate::diagnosis::{Finding as Found, Kind};
 use crate::examination::Examination;
 use crate::facts::{Look, Process as Seen, Socket as Bound};
 
-/// A finding, with its words.
+/// A finding, with its text.
 #[derive(Serialize)]
 struct Finding<'a> {
     kind: Kind,
@@ -31,7 +30,7 @@ struct Socket<'a> {
     holders: Vec<Value>,
 }
 
-/// A process, with the generation that it is.
+/// A process, with its generation.
 #[derive(Serialize)]
 struct Process<'a> {
     #[serde(flatten)]
@@ -40,7 +39,7 @@ struct Process<'a> {
     generation: Option<u64>,
 }
 
-/// Everything, as one object.
+/// The whole report, as one object.
 pub fn json(examination: &Examination) -> Value {
     let Examination { look, found, target, spent } = examination;
     let meant = |socket: &&Bound| target.as_ref().is_none_or(|target| target.has(socket));

@@ -1,7 +1,8 @@
-//! What people and programs read: the report on one screen, and as JSON.
+//! Renders the report: for people on one screen, and for programs as JSON.
 //!
-//! [`words::words`] gives a finding in words: what it is, the cause, and what to do. Its sentences are
-//! there and nowhere else; docs/findings-*.md show them, and a test compares the two.
+//! [`words::words`] turns a finding into text: the summary, the cause, and the remedy. Its
+//! sentences are there and nowhere else; docs/findings-*.md quote them, and a test compares the
+//! two.
 
 mod json;
 mod process;

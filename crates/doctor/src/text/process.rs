@@ -1,9 +1,9 @@
-//! Processes in a sentence.
+//! Words for processes.
 
 use super::units::{clock, join};
 use crate::facts::Look;
 
-/// `pid 953 (haproxy, started 09:14)`, with its generation where the broker knows it.
+/// `pid 953 (haproxy, started 09:14)`, with its generation if the broker knows it.
 pub(super) fn process(look: &Look, pid: i32) -> String {
     let Some(process) = look.processes.get(&pid) else {
         return format!("pid {pid}");
@@ -15,7 +15,8 @@ pub(super) fn process(look: &Look, pid: i32) -> String {
     format!("pid {pid} ({name}, started {})", clock(look.at, process.started))
 }
 
-/// The same for each of these pids, joined: at most four in full, because pages have ends.
+/// The same for each of these pids, joined. At most four are shown in full, to keep the report
+/// short.
 pub(super) fn processes(look: &Look, pids: &[i32]) -> String {
     const SHOWN: usize = 4;
     let mut words: Vec<String> = pids.iter().take(SHOWN).map(|pid| process(look, *pid)).collect();

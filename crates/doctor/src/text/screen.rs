@@ -1,4 +1,4 @@
-//! The report for people: what is wrong first, on one screen.
+//! The report for people: on one screen, the worst findings first.
 
 use std::fmt::Write as _;
 
@@ -10,14 +10,14 @@ use crate::diagnosis::{Finding, Severity};
 use crate::examination::Examination;
 use crate::facts::{Accepting, Look, Mode, Socket, Unseen};
 
-/// Findings in full; a screen has an end.
+/// Number of findings shown in full, to fit on a screen.
 const SHOWN: usize = 6;
-/// Processes that a finding shows with their commands.
+/// Number of processes that a finding shows with their commands.
 const COMMANDS: usize = 3;
-/// A command line is cut off here.
+/// Length in characters at which a command line is cut off.
 const WIDE: usize = 100;
 
-/// Everything, as text.
+/// The whole report, as text.
 pub fn screen(examination: &Examination) -> String {
     let Examination { look, found, target, .. } = examination;
     let (notes, bad): (Vec<&Finding>, Vec<&Finding>) =
@@ -51,7 +51,7 @@ pub fn screen(examination: &Examination) -> String {
     text.0
 }
 
-/// Lines of text.
+/// A text made of lines.
 struct Lines(String);
 
 impl Lines {
@@ -79,7 +79,7 @@ pub(crate) fn finding(look: &Look, finding: &Finding) -> String {
     text.0
 }
 
-/// `split 127.0.0.1:80`, with the network namespace where it is another.
+/// `split 127.0.0.1:80`, with the network namespace if it is not the observer's own.
 fn head(finding: &Finding) -> String {
     let address = finding.address.as_ref().map(|address| format!(" {address}"));
     let also = match finding.also.as_slice() {
@@ -103,7 +103,7 @@ fn cut_off(command: &str) -> String {
     }
 }
 
-/// A socket with those who hold it, and who of them accepts.
+/// A socket, its holders, and which of them accept.
 fn socket(look: &Look, socket: &Socket) -> String {
     let Socket { address, queue, queue_limit, drops, inode, .. } = socket;
     let state = match socket.mode {
@@ -155,7 +155,7 @@ fn checked(examination: &Examination) -> String {
     )
 }
 
-/// What could not be seen, with the reason.
+/// A fact that could not be collected, with the reason.
 pub(super) fn unseen(unseen: &Unseen) -> String {
     match unseen {
         Unseen::Processes(hidden) => format!(

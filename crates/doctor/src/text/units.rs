@@ -1,10 +1,10 @@
-//! Times, sizes, numbers and lists as people write them.
+//! Formats times, sizes, numbers and lists for people.
 
 use std::time::Duration;
 
 use bindonce_core::time::Timestamp;
 
-/// The time of day in UTC, with the date if that is not today's: `09:14`, `2026-03-01 09:14`.
+/// The time of day in UTC, with the date if it is not today: `09:14`, `2026-03-01 09:14`.
 pub(super) fn clock(now: Timestamp, time: Timestamp) -> String {
     let (now, text) = (now.to_string(), time.to_string());
     match (now.split_once('T'), text.split_once('T')) {

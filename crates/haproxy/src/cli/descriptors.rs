@@ -1,7 +1,7 @@
-//! `show fd`: which descriptors a haproxy knows.
+//! `show fd`: the descriptors of a haproxy.
 
-/// The descriptor of a line `    7 : st=0x000023(...) ...`, and whether it is of a listener that is paused; None of
-/// any other line.
+/// The descriptor of a line `    7 : st=0x000023(...) ...`, and whether it belongs to a paused
+/// listener; None for any other line.
 pub fn descriptor(line: &str) -> Option<(usize, bool)> {
     let (number, state) = line.split_once(':')?;
     let number = number.trim().parse().ok()?;

@@ -1,7 +1,9 @@
-//! What haproxy says when `hard-stop-after` has passed. Source: src/proxy.c, `hard_stop` (2.6 to 3.5-dev5).
+//! haproxy's message when `hard-stop-after` has passed. Source: src/proxy.c, `hard_stop` (2.6 to
+//! 3.5-dev5).
 
-/// How many connections haproxy cuts at its hard stop, if a line of its standard error says so; one line is about one proxy.
-/// Those to its admin sockets (`GLOBAL`) are no client's.
+/// The number of connections that haproxy cuts at its hard stop, if this line of its standard error
+/// reports it; one line is about one proxy. Connections to its admin sockets (`GLOBAL`) are not
+/// counted.
 pub fn connections_cut(line: &str) -> Option<u64> {
     let (proxy, text) = line.split_once(" hard-stopped (")?;
     if proxy.ends_with(": Proxy GLOBAL") {

@@ -1,18 +1,19 @@
-//! Which connections of clients have no request in progress, from `show fd`.
+//! Finds client connections without a request in progress in `show fd`.
 //!
-//! `show sess` does not tell: an idle connection has no stream, and so no session that could be shut down.
-//! Source: haproxy's management guide, "show fd"; its sources for what a multiplexer adds (`h1_show_fd`, `h2_show_fd`).
+//! `show sess` does not show them: an idle connection has no stream, and so no session to shut
+//! down. Source: haproxy's management guide, "show fd"; its sources for the fields of a multiplexer
+//! (`h1_show_fd`, `h2_show_fd`).
 
 use super::Version;
 
-/// Asks for these descriptors, one in each line.
+/// The commands that ask for these descriptors, one in each line.
 pub fn show_fds(numbers: impl IntoIterator<Item = i32>) -> String {
     numbers.into_iter().map(|number| format!("show fd {number}")).collect::<Vec<_>>().join("\n")
 }
 
-/// Those among the descriptors of `show fd` that are idle connections of clients. One over HTTP/1 has answered a request and
-/// waits for the next; one over HTTP/2 has no stream. A tunnel, a connection that has not sent its first request, and
-/// whatever is not understood are not idle.
+/// The descriptors of idle client connections in the answer. An idle HTTP/1 connection has answered
+/// a request and waits for the next; an idle HTTP/2 connection has no stream. A tunnel, a
+/// connection before its first request, and any unknown line are not idle.
 pub fn idle_connections(show_fd: &str, version: Version) -> Vec<i32> {
     let lines = show_fd.lines().filter(|line| is_idle(line, version));
     lines.filter_map(|line| line.split_once(" : ")?.0.trim().parse().ok()).collect()
@@ -40,7 +41,7 @@ fn is_idle(line: &str, version: Version) -> bool {
         }
 }
 
-/// The flag of a connection that has answered a request (`H1C_F_WAIT_NEXT_REQ`).
+/// The flag of an HTTP/1 connection that has answered a request (`H1C_F_WAIT_NEXT_REQ`).
 fn waits_for_next(version: Version) -> u32 {
     if (version.major, version.minor) < (2, 7) { 0x0004_0000 } else { 0x0000_8000 }
 }
@@ -66,7 +67,7 @@ mod tests {
         assert!(idle((2, 6), &format!("{h1}0x40400 {none}")));
         assert!(idle((3, 0), &format!("{h1}0x8000 {none}")));
         assert!(idle((3, 2), &format!("{h1}0x8000 .evts= {none}")));
-        // Its first request has not come.
+        // Before its first request.
         assert!(!idle((2, 6), &format!("{h1}0x400 {none}")));
         assert!(!idle((3, 2), &format!("{h1}0x0 {none}")));
         // A request in progress, and half of one.
@@ -74,7 +75,7 @@ mod tests {
         assert!(!idle((3, 2), &format!("{h1}0x8000 {none} {busy}")));
         assert!(!idle((3, 2), &format!("{h1}0x8000 .ibuf=19@0x7f+48/16384 .obuf=0@(nil)+0/0")));
         assert!(!idle((3, 2), &format!("{h1}0x8000 .ibuf=0@(nil)+0/0 .obuf=7@0x7f+0/16384")));
-        // To a server, and a tunnel.
+        // A connection to a server, and a tunnel.
         assert!(!idle((3, 2), &format!("back=1 sv=b/s mux=H1 h1c.flg=0x8000 {none}")));
         assert!(!idle((3, 2), "back=0 fam=ipv4 fe=t mux=PASS ctx=0x55 xprt=RAW"));
         assert!(!idle((3, 2), &format!("back=0 fe=GLOBAL mux=H1 h1c.flg=0x8000 {none}")));

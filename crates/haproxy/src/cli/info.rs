@@ -1,21 +1,24 @@
-//! `show info`: the process and its connections.
+//! `show info`: facts about the process and its connections.
 
 use super::Version;
 
-/// What `show info` tells, as far as it matters here.
+/// The fields of `show info` that matter here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Info {
     /// haproxy's version.
     pub version: Version,
-    /// The same as haproxy writes it, as in `2.6.12-1+deb12u4`.
+    /// The version as haproxy writes it, as in `2.6.12-1+deb12u4`.
     pub release: String,
-    /// The process that answers: in master-worker mode a worker, not the process that was started.
+    /// The pid of the answering process: in master-worker mode a worker, not the process that was
+    /// started.
     pub pid: Option<i32>,
-    /// Whether it was told to stop. It may not have closed its listeners: `grace` delays that.
+    /// Whether a soft stop has begun. haproxy may not have closed its listeners yet: `grace` delays
+    /// that.
     pub stopping: bool,
-    /// How many listeners it has open, where it says so; a worker counts its line to the master.
+    /// Number of open listeners, where haproxy reports it; a worker counts its socket to the
+    /// master.
     pub listeners: Option<u64>,
-    /// Connections now, this one not counted.
+    /// Current connections, without the one that asks.
     pub connections: u64,
     /// Connections accepted since the start.
     pub accepted: u64,
@@ -26,7 +29,7 @@ pub struct Info {
 }
 
 impl Info {
-    /// Reads the lines `Name: value`. What is missing or no number counts as 0.
+    /// Reads the lines `Name: value`. A missing or invalid number counts as 0.
     pub fn read(text: &str) -> Self {
         let mut info = Self::default();
         for (name, value) in text.lines().filter_map(|line| line.split_once(": ")) {

@@ -1,23 +1,23 @@
-//! What a client of a CLI may do (configuration manual, section 5.1, "level").
+//! The rights of a CLI client (configuration manual, section 5.1, "level").
 
 use std::fmt;
 
-/// What a client of a CLI may do.
+/// The rights of a CLI client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Look at what is not sensitive.
+    /// Read what is not sensitive.
     User,
-    /// The default of an admin socket: look at everything, change what is harmless.
+    /// The default of an admin socket: read everything, change what is harmless.
     Operator,
     /// Everything.
     Admin,
 }
 
 impl Level {
-    /// Each of them.
+    /// All levels.
     pub const ALL: [Self; 3] = [Self::Admin, Self::Operator, Self::User];
 
-    /// Reads its name.
+    /// Reads the name of a level.
     pub fn read(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|level| level.to_string() == name)
     }

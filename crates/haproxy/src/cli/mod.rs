@@ -1,5 +1,6 @@
-//! haproxy's admin CLI (management guide, section 9.3, "Unix Socket commands") and what differs between its
-//! versions: the text of an answer becomes values. The caller has the connection and sends the commands.
+//! haproxy's admin CLI (management guide, section 9.3, "Unix Socket commands") and the differences
+//! between versions: parses the text of an answer into values. The caller has the connection and
+//! sends the commands.
 
 mod descriptors;
 mod hard_stop;

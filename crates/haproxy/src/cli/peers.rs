@@ -1,20 +1,22 @@
 //! `show peers`: whether a generation would teach its stick tables to the next one.
 //!
-//! A haproxy that was told to stop connects to the local peer, which is the next generation by then, and teaches it the tables: but only if it
-//! has itself learned what there was, from the generation before or else, for 5 seconds, from other hosts. Before that it teaches
-//! nothing (2.6.12 and later). Flags 1 and 2 of a section say that learning from the local and from the remote peers is over.
-//! Source: haproxy's management guide, "show peers"; its sources for the flags (`PEERS_RESYNC_FINISHED`).
+//! A haproxy in soft stop connects to the local peer, which is the next generation by then, and
+//! teaches it the tables, but only if it has finished learning itself: from the generation before
+//! or, failing that, for 5 seconds from other hosts. Before that it teaches nothing (2.6.12 and
+//! later). Flags 1 and 2 of a section mean that learning from the local and from the remote peers
+//! is over. Source: haproxy's management guide, "show peers"; its sources for the flags
+//! (`PEERS_RESYNC_FINISHED`).
 
 const FINISHED: u32 = 3;
 
-/// The `peers` sections that still learn, and so would not teach.
+/// The `peers` sections that are still learning, and so would not teach.
 pub fn sections_that_learn(show_peers: &str) -> Vec<&str> {
     // Lines about single peers begin with spaces.
     let sections = show_peers.lines().filter(|line| line.starts_with("0x"));
     sections.filter_map(learns).collect()
 }
 
-/// The name of a section, if it does.
+/// The name of a section that is still learning.
 fn learns(line: &str) -> Option<&str> {
     let field = |name| line.split_ascii_whitespace().find_map(|word| word.strip_prefix(name));
     let flags = u32::from_str_radix(field("flags=0x")?, 16).ok()?;
@@ -36,7 +38,8 @@ mod tests {
                  \x20       flags=0x0\n"
             )
         };
-        // 2.6.12 before, at a first start and when it was taught; 3.0.11 while it learns, after it, and at a first start.
+        // 2.6.12 before it learns, at a first start, and after it has learned; 3.0.11 while it
+        // learns, afterwards, and at a first start.
         let seen = [
             ("0", true),
             ("11", true),

@@ -1,13 +1,13 @@
-//! The connections of HTTP/3 that a process has, from `show quic` (management guide, 2.8 and later).
+//! The HTTP/3 connections of a process, from `show quic` (management guide, 2.8 and later).
 
-/// How far they are.
+/// The state of the connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quic {
-    /// There are none; or the program knows no QUIC.
+    /// There are none, or haproxy has no QUIC.
     None,
-    /// One at least is in its handshake.
+    /// At least one is in its handshake.
     Handshake,
-    /// Each is open, or ends.
+    /// Each is open or closing.
     Open,
 }
 

@@ -1,21 +1,21 @@
-//! Why a draining generation is still alive: its oldest sessions, from `show sess`.
-//! Source: haproxy management guide, "show sess".
+//! Finds why a draining generation is still alive: its oldest sessions, from `show sess`. Source:
+//! haproxy management guide, "show sess".
 
 use serde::{Deserialize, Serialize};
 
-/// How many are told.
+/// Number of sessions to report.
 const TOLD: usize = 3;
 
 /// One session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
-    /// The client.
+    /// The address of the client.
     pub source: String,
-    /// Where it came in.
+    /// The frontend that accepted it.
     pub frontend: String,
     /// The server that answers it.
     pub server: String,
-    /// Seconds since it began.
+    /// Age in seconds.
     pub age: u64,
 }
 
@@ -33,7 +33,7 @@ fn read(line: &str) -> Option<Session> {
         word.map(str::to_owned)
     };
     let frontend = field("fe=")?;
-    // Our own connection.
+    // The connection that asks.
     if frontend == "GLOBAL" {
         return None;
     }

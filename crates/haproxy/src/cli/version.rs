@@ -13,20 +13,19 @@ pub struct Version {
     pub patch: u32,
 }
 
-/// From here on SIGTTOU on a listener that came as `fd@` is a pause that SIGTTIN
-/// ends. Before, it stops and cannot resume, or disconnects the shared socket.
+/// From this version on SIGTTOU pauses a listener that came as `fd@`, and SIGTTIN resumes it.
+/// Before, SIGTTOU stops the listener for good, or disconnects the shared socket.
 const PAUSES: Version = Version { major: 2, minor: 6, patch: 12 };
 
-/// From here on that is so for UNIX listeners too: 2.6.12 says that it has paused them and continues
-/// accepting (tried with 2.6.12, 3.0.11 and 3.2.26).
+/// From this version on that holds for UNIX listeners too: 2.6.12 reports that it has paused them
+/// and continues to accept (tried with 2.6.12, 3.0.11 and 3.2.26).
 const PAUSES_UNIX: Version = Version { major: 3, minor: 0, patch: 0 };
 
-/// From here on it binds an abstract name again after a pause has released it.
+/// From this version on haproxy binds an abstract name again after a pause has released it.
 const RESUMES_ABSTRACT: Version = Version { major: 3, minor: 0, patch: 0 };
 
 impl Version {
-    /// Reads the numbers at the front of `2.6.12-1+deb12u4` or `3.5-dev5`; 0 means
-    /// what is not there.
+    /// Reads the numbers at the front of `2.6.12-1+deb12u4` or `3.5-dev5`; a missing number is 0.
     pub fn read(text: &str) -> Self {
         let numbers = text.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or("");
         let mut numbers = numbers.split('.').map(|n| n.parse().unwrap_or(0));
@@ -34,23 +33,23 @@ impl Version {
         Self { major: next(), minor: next(), patch: next() }
     }
 
-    /// Reads what `haproxy -v` prints.
+    /// Reads the output of `haproxy -v`.
     pub fn of_banner(text: &str) -> Self {
-        // `HAProxy version 2.6.12-1+deb12u4 2026/10/17`; before 2.0 it said `HA-Proxy`.
+        // `HAProxy version 2.6.12-1+deb12u4 2026/10/17`; before 2.0 the first word was `HA-Proxy`.
         Self::read(text.split_whitespace().nth(2).unwrap_or_default())
     }
 
-    /// Whether SIGTTOU pauses it without harm.
+    /// Whether SIGTTOU pauses this version without harm.
     pub fn pauses(self) -> bool {
         self >= PAUSES
     }
 
-    /// Whether SIGTTIN gives it back an abstract name of its own.
+    /// Whether haproxy binds its own abstract names again on SIGTTIN.
     pub fn resumes_abstract(self) -> bool {
         self >= RESUMES_ABSTRACT
     }
 
-    /// Whether SIGTTOU pauses its UNIX listeners.
+    /// Whether SIGTTOU pauses UNIX listeners of this version.
     pub fn pauses_unix(self) -> bool {
         self >= PAUSES_UNIX
     }

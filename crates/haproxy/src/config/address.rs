@@ -1,9 +1,8 @@
-//! One address of a `bind` line, read as haproxy reads it.
+//! Reads one address of a `bind` line as haproxy does.
 //!
-//! haproxy's own reading differs from `bindonce_core`'s in what it lets pass
-//! (host names, relative UNIX paths, the prefix of `unix-bind`) and in what only
-//! it can bind, so it is read here and comes out as core's typed address. The
-//! source is section 11 of haproxy's configuration manual, "Address formats",
+//! haproxy accepts more than `bindonce_core` (host names, relative UNIX paths, the prefix of
+//! `unix-bind`), and some addresses only haproxy can bind. So this module reads the text and gives
+//! core's typed address. Source: section 11 of haproxy's configuration manual, "Address formats",
 //! and the description of `bind`.
 
 use std::io;
@@ -15,14 +14,14 @@ use bindonce_core::error::Invalid;
 
 use super::world::Family;
 
-/// What an address comes to.
+/// The meaning of an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
     /// Sockets for the broker.
     Listen(Wanted),
-    /// `fd@` and what follows it.
+    /// `fd@`, with the text that follows.
     Descriptor(Vec<u8>),
-    /// Something that haproxy has to bind by itself.
+    /// An address that haproxy has to bind itself, with the reason.
     Alone(&'static str),
 }
 
@@ -31,14 +30,14 @@ pub(super) enum Target {
 pub(super) struct Wanted {
     /// The first address.
     pub(super) first: Address,
-    /// Its last port: the same port when there is no range, 0 for UNIX sockets.
+    /// The last port: the first one's port where there is no range, 0 for UNIX sockets.
     pub(super) last: u16,
-    /// By multipath TCP.
+    /// Whether the socket uses multipath TCP.
     pub(super) mptcp: bool,
 }
 
 impl Wanted {
-    /// Each address.
+    /// Every address of the range.
     pub(super) fn addresses(&self) -> impl Iterator<Item = Address> + use<'_> {
         let ports = self.first.port().map_or(0..=0, |port| port..=self.last);
         ports.map(|port| self.first.with_port(port))
@@ -51,10 +50,10 @@ impl From<Address> for Target {
     }
 }
 
-/// Why haproxy would not take an address.
+/// Why haproxy would refuse an address.
 #[derive(Debug)]
 pub(super) enum Problem {
-    /// The text is wrong.
+    /// The text is not an address, with the reason.
     Bad(String),
     /// The host name has no address.
     Unresolved {
@@ -65,24 +64,25 @@ pub(super) enum Problem {
     },
 }
 
-/// What the meaning of an address depends on.
+/// The context that an address depends on.
 pub(super) struct Context<'a> {
-    /// The line is a `dgram-bind`.
+    /// Whether the line is a `dgram-bind`.
     pub(super) datagram: bool,
     /// `unix-bind prefix`.
     pub(super) prefix: &'a [u8],
-    /// Where haproxy runs: relative UNIX paths begin here.
+    /// haproxy's working directory: relative UNIX paths begin here.
     pub(super) directory: &'a Path,
-    /// Where a directory really is.
+    /// Resolves the symbolic links of a directory.
     pub(super) resolved: &'a dyn Fn(&Path) -> io::Result<PathBuf>,
-    /// The resolver.
+    /// Resolves a host name.
     pub(super) resolve: &'a dyn Fn(&str, Option<Family>) -> io::Result<IpAddr>,
 }
 
-/// What haproxy takes of a UNIX path: `sun_path` less the NUL and the room for `.PID.tmp` (2.6 to 3.5).
+/// The longest UNIX path that haproxy takes, in bytes: `sun_path` less the NUL and the room for
+/// `.PID.tmp` (2.6 to 3.5).
 const LONGEST_PATH: usize = 97;
 
-/// Why a path that is not UTF-8 is haproxy's own.
+/// Why a path that is not UTF-8 is left to haproxy.
 const NOT_TEXT: &str = "its name is not UTF-8, and the broker's protocol carries no other";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -94,15 +94,15 @@ enum Kind {
 enum Net {
     Ip(Option<Family>),
     Path,
-    /// A name, and how it becomes an address.
+    /// An abstract name, with the function that makes its address.
     Abstract(fn(&str) -> Result<Address, Invalid>),
 }
 
-/// Reads one address: no comma, variables already expanded.
+/// Reads one address, without commas and with variables already expanded.
 pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem> {
     let bad = |reason: &str| Err(Problem::Bad(reason.to_owned()));
     let Ok(text) = std::str::from_utf8(text) else {
-        // The protocol of the broker is text, and a path in it must be the path that is meant.
+        // The broker's protocol is UTF-8 text, and a path in it must be exactly the user's path.
         let name = String::from_utf8_lossy(text);
         return match read(name.as_bytes(), context)? {
             Target::Listen(Wanted { first: Address::Unix(_), .. }) => Ok(Target::Alone(NOT_TEXT)),
@@ -185,10 +185,11 @@ pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem
     }
 }
 
-/// Why haproxy itself has to say what it makes of an address.
+/// Why an address after `quic+` is left to haproxy.
 const NOT_FOR_QUIC: &str = "haproxy does not take this for QUIC";
 
-/// What follows `quic+` (2.8 and later): a descriptor, or an IP address in any way that says nothing of a protocol.
+/// Reads the text after `quic+` (2.8 and later): a descriptor, or an IP address without a prefix
+/// that names a protocol.
 fn quic(rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
     if context.datagram {
         return Err(Problem::Bad("a dgram-bind line takes datagram sockets only".to_owned()));
@@ -204,7 +205,7 @@ fn quic(rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
     ip(rest, family, Address::Quic, context)
 }
 
-/// An address behind `mptcp@`, `mptcp4@` or `mptcp6@` (3.1 and later).
+/// Reads an address behind `mptcp@`, `mptcp4@` or `mptcp6@` (3.1 and later).
 fn mptcp(prefix: &str, rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
     let family = match prefix {
         "mptcp4" => Some(Family::V4),
@@ -217,20 +218,20 @@ fn mptcp(prefix: &str, rest: &str, context: &Context<'_>) -> Result<Target, Prob
     })
 }
 
-/// Prefixes that name something only haproxy can set up.
+/// Reads an address whose prefix names something that only haproxy can set up.
 fn other_family(prefix: &str, text: &str, context: &Context<'_>) -> Result<Target, Problem> {
     Ok(Target::Alone(match prefix {
         "rhttp" | "rev" => {
             "reverse HTTP takes connections from a server, there is no address to bind"
         }
-        // An address with a path of its own may contain an @ too.
+        // A path without a prefix may contain an @ too.
         _ if text.starts_with('/') => return path(text, context),
         _ => "bindonce does not know this family of addresses",
     }))
 }
 
 fn path(rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
-    // haproxy puts the prefix in front as it is, with no slash between.
+    // haproxy puts the prefix directly in front, with no slash between.
     if context.prefix.len() + rest.len() > LONGEST_PATH {
         return Err(Problem::Bad(format!(
             "haproxy takes a path of at most {LONGEST_PATH} bytes, with the prefix of unix-bind"
@@ -252,8 +253,8 @@ fn path(rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
     }
 }
 
-/// The same path without `..`, which means what the file system makes of it: behind a symbolic link
-/// it is not the directory above in the text.
+/// The same path without `..`, resolved as the file system does: behind a symbolic link `..` is not
+/// the directory above in the text.
 fn without_parents(path: &Path, context: &Context<'_>) -> Result<PathBuf, Problem> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Problem::Bad("it names a directory".to_owned()));
@@ -286,7 +287,7 @@ fn ip(
 const LOOSE_PORT: &str =
     "something follows the digits of its port: haproxy 2.6 passes over that, later ones refuse it";
 
-/// `80` or `8000-8010`. None where only a haproxy before 3.0 takes it.
+/// Reads `80` or `8000-8010`. None where only a haproxy before 3.0 takes the text.
 fn ports_of(ports: &str) -> Result<Option<(u16, u16)>, Problem> {
     let number = |text: &str| match text.parse::<u16>() {
         Ok(port) if port > 0 => Ok(port),
@@ -296,7 +297,7 @@ fn ports_of(ports: &str) -> Result<Option<(u16, u16)>, Problem> {
         return Err(Problem::Bad(format!("{ports:?} does not begin with a digit")));
     }
     let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
-    // strtol() takes spaces and a sign in front of the second.
+    // strtol() takes spaces and a sign before the second port.
     let (low, high) = match (number(first), number(last.trim_ascii_start())) {
         (Ok(low), Ok(high)) => (low, high),
         (low, high) => match loose_ports(ports).filter(|(low, high)| *low > 0 && low <= high) {
@@ -312,7 +313,8 @@ fn ports_of(ports: &str) -> Result<Option<(u16, u16)>, Problem> {
     Ok(Some((low, high)))
 }
 
-/// The first and the last port of a text, each up to what is no digit, as a haproxy before 3.0 reads them.
+/// The first and the last port of a text, each up to the first byte that is not a digit, as haproxy
+/// before 3.0 reads them.
 pub fn loose_ports(ports: &str) -> Option<(u16, u16)> {
     let number = |text: &str| {
         let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -355,7 +357,7 @@ fn host_of(host: &str, family: Option<Family>, context: &Context<'_>) -> Result<
         (Ok(ip), _) => return Ok(ip),
         (Err(_), _) => {}
     }
-    // The characters that haproxy lets a host name have.
+    // The characters that haproxy allows in a host name.
     let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let too_long = inner.len() > if bracketed { 45 } else { 255 };
     if too_long || !inner.chars().all(valid) || inner.split('.').any(|label| label.len() > 63) {
@@ -369,7 +371,7 @@ fn host_of(host: &str, family: Option<Family>, context: &Context<'_>) -> Result<
     }
 }
 
-/// Whether an address is the number of a descriptor.
+/// Whether an address is a descriptor.
 pub(super) fn is_descriptor(address: &[u8]) -> bool {
     let heads: [&[u8]; 3] = [b"stream+", b"dgram+", b"quic+"];
     let bare = heads.iter().find_map(|head| address.strip_prefix(*head)).unwrap_or(address);
@@ -377,163 +379,4 @@ pub(super) fn is_descriptor(address: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn target(text: &str, datagram: bool) -> Result<Target, Problem> {
-        let resolve = |host: &str, _| match host {
-            "localhost" => Ok("127.0.0.1".parse().expect("ip")),
-            _ => Err(io::Error::other("no such host")),
-        };
-        let resolved = |_: &Path| Err(io::ErrorKind::NotFound.into());
-        let context = Context {
-            datagram,
-            prefix: b"",
-            directory: Path::new("/srv"),
-            resolved: &resolved,
-            resolve: &resolve,
-        };
-        read(text.as_bytes(), &context)
-    }
-
-    fn printed(text: &str, datagram: bool) -> String {
-        match target(text, datagram) {
-            Ok(Target::Listen(Wanted { first, last, mptcp })) => {
-                let range = first.port().filter(|port| *port != last).map(|_| format!("-{last}"));
-                let option = if mptcp { ",mptcp" } else { "" };
-                format!("{first}{}{option}", range.unwrap_or_default())
-            }
-            Ok(Target::Descriptor(rest)) => format!("fd {}", String::from_utf8_lossy(&rest)),
-            Ok(Target::Alone(reason)) => format!("alone: {reason}"),
-            Err(Problem::Bad(reason)) => format!("bad: {reason}"),
-            Err(Problem::Unresolved { host, .. }) => format!("unresolved: {host}"),
-        }
-    }
-
-    #[test]
-    fn every_prefix_comes_out_as_haproxy_takes_it() {
-        for (text, expected) in [
-            (":80", "0.0.0.0:80"),
-            ("*:80", "0.0.0.0:80"),
-            ("10.0.0.1:80", "10.0.0.1:80"),
-            (":::80", "[::]:80"),
-            ("::1:80", "[::1]:80"),
-            ("[::1]:80", "[::1]:80"),
-            ("ipv6@:80", "[::]:80"),
-            ("ipv6@*:80", "[::]:80"),
-            ("ipv4@*:80", "0.0.0.0:80"),
-            ("ip@:80", "0.0.0.0:80"),
-            ("tcp6@::1:80", "[::1]:80"),
-            ("stream+ipv4@:80", "0.0.0.0:80"),
-            ("localhost:80", "127.0.0.1:80"),
-            (":8000-8003", "0.0.0.0:8000-8003"),
-            ("/run/a.sock", "unix@/run/a.sock"),
-            ("/run/a@b", "unix@/run/a@b"),
-            ("unix@/run/a.sock", "unix@/run/a.sock"),
-            ("unix@a.sock", "unix@/srv/a.sock"),
-            ("uxst@/run/a", "unix@/run/a"),
-            ("abns@web", "abns@web"),
-            ("abns@", "abns@"),
-            ("abnsz@web", "abnsz@web"),
-            ("mptcp@:80", "0.0.0.0:80,mptcp"),
-            ("mptcp4@10.0.0.1:80-81", "10.0.0.1:80-81,mptcp"),
-            ("mptcp6@:80", "[::]:80,mptcp"),
-            ("fd@3", "fd 3"),
-            ("stream+fd@3", "fd 3"),
-            ("quic+fd@3", "fd 3"),
-            ("quic4@:443", "quic4@0.0.0.0:443"),
-            ("quic6@:443-445", "quic6@[::]:443-445"),
-            ("quic+127.0.0.1:443", "quic4@127.0.0.1:443"),
-            ("quic+ipv6@:443", "quic6@[::]:443"),
-            ("quic+[::1]:443", "quic6@[::1]:443"),
-            ("sockpair@3", "fd 3"),
-            (":8080-+8082", "0.0.0.0:8080-8082"),
-            (":8080-\t 8082", "0.0.0.0:8080-8082"),
-            ("[localhost]:80", "127.0.0.1:80"),
-            ("[10.0.0.1]:80", "10.0.0.1:80"),
-        ] {
-            assert_eq!(printed(text, false), expected, "{text}");
-        }
-        for (text, expected) in [
-            (":514", "udp4@0.0.0.0:514"),
-            ("udp@10.0.0.1:514", "udp4@10.0.0.1:514"),
-            ("udp6@:514", "udp6@[::]:514"),
-            ("dgram+:514", "udp4@0.0.0.0:514"),
-        ] {
-            assert_eq!(printed(text, true), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn what_only_haproxy_can_bind_is_left_to_it() {
-        for text in [
-            "quic@:443",
-            "quic+/run/a",
-            "quic+udp4@:443",
-            "rhttp@s",
-            "x@:80",
-            // haproxy 2.6 takes these, 3.0 does not.
-            ":80x",
-            ":80.5",
-            ":80 ",
-            ":80-81-82",
-        ] {
-            assert!(printed(text, false).starts_with("alone: "), "{text}");
-        }
-        for text in ["/dev/log", "uxdg@/dev/log", "dgram+abns@x", "abnsz@x"] {
-            assert!(printed(text, true).starts_with("alone: "), "{text}");
-        }
-    }
-
-    #[test]
-    fn what_haproxy_refuses_is_refused() {
-        for text in ["[*]:80", "[]:80", "[:]:80", "ipv6@[*]:80"] {
-            // In 2.6, 3.0 and 3.2 too: "invalid address: '[*]'".
-            let said = format!("{:?}", target(text, false));
-            assert!(said.contains("stands for no address"), "{text}: {said}");
-        }
-        for text in [
-            "",
-            "80",
-            "10.0.0.1",
-            "[::1]",
-            ":",
-            ":0",
-            ":65536",
-            ":http",
-            ":-80",
-            ":90-80",
-            ":80-",
-            ":+80",
-            ":90-80x",
-            ":0x",
-            ":80-++81",
-            ": 80",
-            "[*]:80",
-            "[a/b]:80",
-            "[::1:80",
-            "[]:80",
-            "10.0.0.1]:80",
-            "ipv4@[::]:80",
-            "ipv6@10.0.0.1:80",
-            "a b:80",
-            "udp4@:80",
-            "dgram+:80",
-            "unix@",
-            "ipv4@::1:80",
-            "fe80::1%eth0:80",
-        ] {
-            assert!(printed(text, false).starts_with("bad: "), "{text}: {}", printed(text, false));
-        }
-        assert!(printed("tcp4@:80", true).starts_with("bad: "));
-        assert_eq!(printed("nowhere.example:80", false), "unresolved: nowhere.example");
-    }
-
-    proptest! {
-        #[test]
-        fn no_text_makes_it_panic(text in "[a-z@:\\[\\]0-9.*/%+-]{0,30}|.{0,20}", datagram: bool) {
-            let _ = target(&text, datagram);
-        }
-    }
-}
+mod tests;

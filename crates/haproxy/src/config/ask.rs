@@ -1,4 +1,5 @@
-//! Putting questions to the real haproxy: `haproxy -c` on a configuration of our own, with a deadline.
+//! Puts questions to the real haproxy: `haproxy -c` on a configuration of bindonce's own, with a
+//! deadline.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -16,32 +17,32 @@ use super::quoting::printable;
 use super::remembered::Asked;
 use super::world::Environment;
 
-/// How long haproxy may take to answer; it needs some 20 ms.
+/// Time limit for haproxy's answer; it needs some 20 ms.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many terms that haproxy does not understand are sorted out in one go.
+/// Limit on terms that haproxy does not understand in one round of questions.
 const REFUSALS: usize = 64;
 
-/// The file that haproxy reads: what it has as its standard input.
+/// The file that haproxy reads: its standard input.
 const FILE: &str = "/dev/stdin";
 
-/// The haproxy to ask, and how it is run.
+/// The haproxy to ask, and how to run it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Haproxy<'a> {
     pub(super) program: &'a OsStr,
-    /// All arguments of the user's command; those that matter are passed on.
+    /// All arguments of the user's command; those that affect the answers are passed on.
     pub(super) arguments: &'a [OsString],
     pub(super) directory: &'a Path,
     pub(super) environment: &'a Environment,
-    /// Haproxy rights it has, if not ours.
+    /// The user that haproxy runs as, if not this process's own.
     pub(super) user: Option<User>,
 }
 
-/// Asks, unless it is known what it answers.
+/// Asks haproxy, unless its answers are known already.
 ///
 /// # Errors
-/// haproxy cannot be started, has not answered in time, was killed, or printed something else; the error
-/// quotes it or says what happened.
+/// haproxy cannot be started, has not answered in time, was killed, or printed something else. The
+/// error quotes the output or says what happened.
 pub(super) fn ask(haproxy: &Haproxy<'_>, questions: &Questions) -> io::Result<Answers> {
     let asked = haproxy.asked(questions);
     if let Some(answers) = asked.as_ref().and_then(Asked::answers) {
@@ -56,7 +57,7 @@ pub(super) fn ask(haproxy: &Haproxy<'_>, questions: &Questions) -> io::Result<An
 
 fn find(haproxy: &Haproxy<'_>, questions: &Questions) -> io::Result<Answers> {
     let mut left = questions.clone();
-    // Terms that cannot be asked together with others, with what became of them.
+    // Terms that cannot be asked together with others, with their results.
     let mut apart: Vec<(Vec<u8>, Result<bool, String>)> = Vec::new();
     loop {
         let answer = haproxy.read(&left.text())?;
@@ -64,7 +65,8 @@ fn find(haproxy: &Haproxy<'_>, questions: &Questions) -> io::Result<Answers> {
             answers.terms.extend(apart);
             return Ok(answers);
         }
-        // A term that it does not understand ends its reading, and in some versions haproxy itself.
+        // A term that haproxy does not understand ends its reading and, in some versions, haproxy
+        // itself.
         let text = String::from_utf8_lossy(&answer.stderr).into_owned();
         let blamed = left.refused(FILE, &text).filter(|_| apart.len() < REFUSALS);
         let (term, reason) = match (blamed, left.terms.len()) {
@@ -90,14 +92,14 @@ impl Haproxy<'_> {
         self.arguments.iter().filter(|word| changes_answers(word))
     }
 
-    /// What the answers to these questions follow from; None if they must not be remembered.
+    /// Everything that the answers depend on; None if they must not be remembered.
     fn asked(&self, questions: &Questions) -> Option<Asked> {
         let Self { program, directory, environment, user, .. } = *self;
         let switches = self.switches().cloned().collect();
         Asked::new(program, switches, directory, environment, user, questions)
     }
 
-    /// Lets haproxy read a text.
+    /// Runs haproxy on a text.
     fn read(&self, text: &[u8]) -> io::Result<Answer> {
         let mut command = Command::new(self.program);
         command.arg("-c").args(self.switches());
@@ -112,8 +114,8 @@ impl Haproxy<'_> {
     }
 }
 
-/// Whether an argument of haproxy's changes what `enabled()` says. All others are left out: some make it
-/// silent, print something else or do something else.
+/// Whether an argument of haproxy's changes the result of `enabled()`. All others are left out:
+/// some make haproxy silent or make it print or do something else.
 fn changes_answers(word: &OsStr) -> bool {
     matches!(
         word.as_bytes(),
@@ -121,7 +123,7 @@ fn changes_answers(word: &OsStr) -> bool {
     )
 }
 
-/// What happened instead of an answer: how it ended, and the last that it said.
+/// Why there is no answer: the exit status and haproxy's last line.
 fn unexpected(answer: &Answer) -> String {
     let complaint = answer.complaint();
     let last = complaint.lines().next_back().unwrap_or_default();
@@ -135,7 +137,7 @@ fn unexpected(answer: &Answer) -> String {
 mod tests {
     use super::*;
 
-    /// A haproxy that is a script.
+    /// Asks a haproxy that is a script.
     fn asked(name: &str, script: &str, questions: &Questions) -> io::Result<Answers> {
         let folder = std::env::temp_dir().join(format!("bindonce-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("folder");
@@ -169,7 +171,8 @@ mod tests {
         }
     }
 
-    /// What was asked of a real binary is known until anything of it changes; a script is asked each time.
+    /// Answers of a real binary are remembered until anything about it changes; a script is asked
+    /// each time.
     #[test]
     fn the_same_question_is_asked_once() {
         let environment = [(b"PATH".to_vec(), b"/usr/bin:/bin".to_vec())].into();
@@ -196,7 +199,7 @@ mod tests {
         }
     }
 
-    /// haproxy 3.0 dies of some terms that it does not understand.
+    /// haproxy 3.0 crashes on some terms that it does not understand.
     #[test]
     fn a_term_that_kills_haproxy_is_told_from_the_others() {
         let terms = [&b"a(1)"[..], b"deadly(2)", b"z(3)"].map(<[u8]>::to_vec).into();

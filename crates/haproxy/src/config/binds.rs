@@ -1,4 +1,4 @@
-//! One `bind` line: what its address word names, and the word that replaces it.
+//! Reads one `bind` line: the addresses in its address word, and the word that replaces it.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,16 +18,16 @@ use super::state::State;
 use super::world::{Family, World};
 use super::{Error, Place};
 
-/// One address of a line, between commas.
+/// One address of a line; commas separate them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Piece {
-    /// As haproxy reads the word, without quotes.
+    /// The text as haproxy reads it, without quotes.
     pub(super) text: Vec<u8>,
     pub(super) part: Part,
 }
 
 impl Piece {
-    /// As a person can read it.
+    /// The text for a person.
     pub(super) fn shown(&self) -> String {
         match &self.part {
             Part::Supplied { variable, quic } => descriptor(variable, *quic),
@@ -38,22 +38,22 @@ impl Piece {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Part {
-    /// For the broker.
+    /// A listener for the broker.
     Listen(Wanted),
-    /// `fd@${NAME}` with a NAME of `--listen`, or `quic+fd@${NAME}`.
+    /// `fd@${NAME}` or `quic+fd@${NAME}`, with a NAME of `--listen`.
     Supplied { variable: String, quic: bool },
-    /// `fd@` with the number of a descriptor that haproxy inherits: its listener.
+    /// `fd@` with the number of a descriptor that haproxy inherits, and its listener.
     Inherited { prefix: String, number: RawFd, listener: Box<Listener> },
-    /// `fd@` with another number, or with a variable that has none; why it is no listener.
+    /// `fd@` with another number, or with an unset variable, and why it is not a listener.
     Foreign(String, String),
-    /// haproxy binds it by itself, for this reason, there, as far as that is told.
+    /// An address left to haproxy: the reason, and the addresses as far as they are known.
     Alone(&'static str, Vec<Address>),
-    /// The same for the device of an address, as in [`Part::Listen`].
+    /// Left to haproxy because of a device: the reason, and the address as in [`Part::Listen`].
     Unbound(&'static str, Wanted),
 }
 
-/// A `bind` or `dgram-bind` line of a section that is still open: what follows
-/// in the section can still change it.
+/// A `bind` or `dgram-bind` line of a section that is still open: later lines of the section can
+/// still change it.
 #[derive(Debug, Clone)]
 pub(super) struct BindLine {
     pub(super) place: Place,
@@ -63,25 +63,25 @@ pub(super) struct BindLine {
     pub(super) text: String,
     pub(super) pieces: Vec<Piece>,
     pub(super) bind_options: BindOptions,
-    /// The device of its `interface`, which is not there: the broker binds its addresses without one.
+    /// The missing device of the line's `interface`: the broker binds the addresses without one.
     pub(super) missing: Option<String>,
-    /// All words behind the address.
+    /// All words after the address.
     pub(super) options: Vec<Vec<u8>>,
-    /// Words that share their bytes with the address word: those before and after it.
+    /// Words before and after the address word that share its bytes.
     before: Vec<Vec<u8>>,
     after: Vec<Vec<u8>>,
 }
 
-/// Why an address of an `interface` that is not there is haproxy's own, where two lines come to the same one so. (2.6 to 3.5
-/// warn and go on.)
+/// Why an address with a missing `interface` is left to haproxy. Applies only where two lines would
+/// so have the same address. (2.6 to 3.5 warn and continue.)
 pub(super) const NO_DEVICE: &str =
     "its interface does not exist: haproxy warns, and listens on every interface";
 
-/// Why it stays haproxy's own when the interface is there.
+/// Why such an address stays with haproxy after the interface has appeared.
 pub(super) const LATE_DEVICE: &str = "its interface came when haproxy had bound the address already: haproxy binds it until the service \
      is stopped and started";
 
-/// Why the addresses of this device are haproxy's own, if they are.
+/// Why the addresses of this device are left to haproxy, if they are.
 fn why_haproxys(world: &dyn World, device: &str, namespace: Option<&str>) -> Option<&'static str> {
     match (world.has_device(device, namespace), world.is_haproxys_device(device)) {
         (false, _) => Some(NO_DEVICE),
@@ -93,29 +93,29 @@ fn why_haproxys(world: &dyn World, device: &str, namespace: Option<&str>) -> Opt
 /// Why an address is left to haproxy, if it is.
 pub(super) type Reason = Option<&'static str>;
 
-/// What reading a line takes from outside it.
+/// The context outside its line that an address depends on.
 pub(super) struct Surroundings<'a> {
     pub(super) world: &'a dyn World,
     pub(super) state: &'a State,
-    /// Host names are asked of getaddrinfo().
+    /// Whether haproxy resolves host names with getaddrinfo().
     pub(super) getaddrinfo: bool,
     pub(super) directory: &'a Path,
     pub(super) prefix: &'a [u8],
-    /// Devices that are not there, and whose addresses the broker binds on every interface.
+    /// Missing devices whose addresses the broker binds on every interface.
     pub(super) missing: &'a BTreeSet<String>,
-    /// Why an address that not every haproxy can have is haproxy's own, if it is.
+    /// Why an address that not every haproxy version takes is left to haproxy, if it is.
     pub(super) own: Box<dyn Fn(&Wanted) -> Reason + 'a>,
-    /// Why haproxy listens for no QUIC, if it does not.
+    /// Why haproxy does not listen for QUIC, if it does not.
     pub(super) no_quic: Box<dyn Fn() -> Reason + 'a>,
 }
 
-/// The word by which haproxy takes the descriptor of a variable.
+/// The word with which haproxy takes the descriptor in a variable.
 pub(super) fn descriptor(variable: &str, quic: bool) -> String {
     let quic = if quic { "quic+" } else { "" };
     format!("{quic}fd@${{{variable}}}")
 }
 
-/// Reads the words of a line. `offset` is where the line begins in the file.
+/// Reads the words of a line that begins at `offset` in the file.
 pub(super) fn read(
     words: &[Word],
     line: &[u8],
@@ -127,7 +127,7 @@ pub(super) fn read(
     let variable = |name: &[u8]| around.state.get(name).cloned();
     let datagram = words[0].value == b"dgram-bind";
     let mut pieces = Vec::new();
-    // haproxy passes over one comma at the end; any other empty item is an error.
+    // haproxy ignores one comma at the end; any other empty item is an error.
     let list = match word.value.strip_suffix(b",") {
         Some(list) if !list.is_empty() => list,
         _ => &word.value,
@@ -152,7 +152,7 @@ pub(super) fn read(
             Part::Inherited { number, .. } if expanded.starts_with(b"quic+") => {
                 unused(number.to_string(), around)
             }
-            // A path is where it is, whatever comes there.
+            // A UNIX path is taken whatever the type of its socket.
             Part::Alone(reason, _) if datagram => Some(Part::Alone(reason, own(text, around))),
             _ => None,
         };
@@ -192,7 +192,7 @@ pub(super) fn read(
     })
 }
 
-/// Reads one address, its variables already expanded.
+/// Reads one address, with variables already expanded.
 pub(super) fn read_address(
     expanded: &[u8],
     datagram: bool,
@@ -201,7 +201,7 @@ pub(super) fn read_address(
     let resolved = |directory: &Path| around.world.resolved(directory);
     let resolve = |host: &str, family| match (around.getaddrinfo, family) {
         (true, family) => around.world.resolve(host, family),
-        // gethostbyname() knows IPv4 alone.
+        // gethostbyname() finds IPv4 addresses only.
         (false, None | Some(Family::V4)) => around.world.resolve(host, Some(Family::V4)),
         (false, Some(Family::V6)) => {
             Err(io::Error::other("without getaddrinfo haproxy finds IPv4 addresses only"))
@@ -212,7 +212,7 @@ pub(super) fn read_address(
     address::read(expanded, &context)
 }
 
-/// Where haproxy binds the addresses of a word by itself, as far as that can be told.
+/// The addresses of a word that is left to haproxy, as far as they are known.
 pub(super) fn own_addresses(word: &[u8], around: &Surroundings<'_>) -> Vec<Address> {
     let list = word.strip_suffix(b",").unwrap_or(word);
     list.split(|&byte| byte == b',').flat_map(|text| own(text, around)).collect()
@@ -220,7 +220,7 @@ pub(super) fn own_addresses(word: &[u8], around: &Surroundings<'_>) -> Vec<Addre
 
 fn own(text: &[u8], around: &Surroundings<'_>) -> Vec<Address> {
     let heads: [(&[u8], &[u8]); 2] = [(b"dgram+", b""), (b"uxdg@", b"unix@")];
-    // Nothing that is claimed depends on it.
+    // No claim depends on these variables.
     let marks = around.state.marks();
     let mut text = expand(text, &|name: &[u8]| around.state.get(name).cloned());
     around.state.restore(marks);
@@ -235,7 +235,7 @@ fn own(text: &[u8], around: &Surroundings<'_>) -> Vec<Address> {
     }
 }
 
-/// A descriptor for QUIC where haproxy listens for none.
+/// A descriptor for QUIC, where haproxy does not listen for QUIC.
 fn unused(descriptor: String, around: &Surroundings<'_>) -> Option<Part> {
     Some(Part::Foreign(descriptor, (around.no_quic)()?.to_owned()))
 }
@@ -279,7 +279,7 @@ fn part(
                         if datagram {
                             listener.address = listener.address.as_seen();
                         }
-                        // Such as quic+fd.
+                        // The text before the `@`, such as quic+fd.
                         let head = expanded.len() - text.len() - 1;
                         let prefix = String::from_utf8_lossy(&expanded[..head]).into_owned();
                         Part::Inherited { prefix, number, listener: Box::new(listener) }
@@ -301,7 +301,7 @@ fn part(
     })
 }
 
-/// Whether a line can have a descriptor of this kind.
+/// Checks that a line can use a descriptor of this kind.
 fn fits(listener: &Listener, datagrams: bool) -> Result<(), Problem> {
     match (!listener.address.listens(), datagrams) {
         (true, false) => Err(Problem::Bad(format!(
@@ -315,14 +315,14 @@ fn fits(listener: &Listener, datagrams: bool) -> Result<(), Problem> {
 }
 
 impl BindLine {
-    /// Whether anything on the line is for the broker to open.
+    /// Whether the line has an address for the broker to open.
     pub(super) fn claims(&self) -> bool {
         self.pieces
             .iter()
             .any(|piece| matches!(piece.part, Part::Listen(..) | Part::Inherited { .. }))
     }
 
-    /// Why a descriptor that it names is none.
+    /// Why a descriptor on the line is not a listener, if one is not.
     pub(super) fn foreign(&self) -> Option<String> {
         self.pieces.iter().find_map(|piece| match &piece.part {
             Part::Foreign(_, why) => Some(why.clone()),
@@ -330,7 +330,7 @@ impl BindLine {
         })
     }
 
-    /// What haproxy binds by itself, where the line is of an admin socket.
+    /// Leaves every address of the line to haproxy, for an admin socket.
     pub(super) fn leave_addresses(&mut self, reason: &'static str) {
         for piece in &mut self.pieces {
             if let Part::Listen(wanted) = &piece.part {
@@ -358,7 +358,7 @@ impl BindLine {
         }
         let wildcard = first.ip().is_some_and(|at| at.is_ipv6() && at.ip().is_unspecified());
         if wildcard && !bind_options.v4v6 && !bind_options.v6only {
-            // haproxy then leaves it to the system.
+            // haproxy then leaves the choice to the system.
             bind_options.v6only = world.is_ipv6_only(bind_options.namespace.as_deref());
         }
         let ports = match first.port() {
@@ -375,8 +375,8 @@ impl BindLine {
             .collect()
     }
 
-    /// The text that takes the place of the address word; `words` are the words of
-    /// the pieces that go to the broker, in order, ready for double quotes.
+    /// The text that replaces the address word. `words`: the words of the pieces that go to the
+    /// broker, in order, ready for double quotes.
     pub(super) fn replacement(&self, words: impl IntoIterator<Item = String>) -> Vec<u8> {
         let mut words = words.into_iter();
         let mut address = vec![b'"'];

@@ -1,5 +1,5 @@
-//! The end of a section: its bind lines become listeners to claim, variables to
-//! set, and words to write.
+//! At the end of a section, turns its bind lines into listeners to claim, variables to set, and
+//! words to write.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -17,17 +17,18 @@ use super::unknowns::Unknowns;
 use super::world::World;
 use super::{Error, Place};
 
-/// How many ports one list variable carries: at most 10 bytes each, within the
-/// kernel's 128 KiB for one string of the environment.
+/// Number of ports in one list variable: at most 10 bytes each, within the kernel's 128 KiB for one
+/// string of the environment.
 const PORTS_PER_VARIABLE: usize = 8192;
 
-/// What takes the place of which bytes.
+/// A range of bytes and its replacement.
 type Replaced = (Range<usize>, Vec<u8>);
 
 /// Addresses of one section, by first key and last port.
 type Earlier = HashMap<(Key, u16), Bound>;
 
-/// `[::ffff:10.0.0.1]:80` is `10.0.0.1:80`.
+/// The key with a mapped IPv4 address made plain: `[::ffff:10.0.0.1]:80` is `10.0.0.1:80` to the
+/// kernel.
 fn as_the_kernel_has_it(listener: &Listener) -> Key {
     match listener.address {
         Address::Tcp(at) => {
@@ -38,18 +39,18 @@ fn as_the_kernel_has_it(listener: &Listener) -> Key {
     }
 }
 
-/// What an earlier line of the section has bound.
+/// The sockets of an earlier line of the section.
 struct Bound {
-    /// The word that replaces its address.
+    /// The word that replaces the line's address.
     word: String,
     bindings: Range<usize>,
-    /// The words behind the address on that line.
+    /// The words after the address on that line.
     options: Vec<Vec<u8>>,
-    /// The line is for some threads.
+    /// Whether the line is for some threads only.
     threads: bool,
 }
 
-/// Where an address is written.
+/// The position of an address in the configuration.
 #[derive(Clone, Copy)]
 struct Written<'a> {
     section: &'a Section,
@@ -63,7 +64,7 @@ impl Written<'_> {
     }
 }
 
-/// An address that haproxy binds by itself, or not at all, of which no more is known.
+/// An address that haproxy binds itself, or not at all, with no further details.
 pub(super) fn left_alone(
     section: &Section,
     place: &Place,
@@ -83,7 +84,7 @@ pub(super) fn left_alone(
     }
 }
 
-/// What there is to claim, and what haproxy binds by itself.
+/// The listeners to claim, and the addresses left to haproxy.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     pub(super) supply: Supply,
@@ -92,7 +93,7 @@ pub(super) struct Claims {
     pub(super) bindings: Vec<Binding>,
     pub(super) variables: Vec<Variable>,
     pub(super) left_alone: Vec<LeftAlone>,
-    /// The device of the line that is being claimed, where it is not there.
+    /// The missing device that the current line names.
     device: Option<String>,
 }
 
@@ -106,7 +107,8 @@ impl Claims {
         Ok(Self { supply, names, ..Self::default() })
     }
 
-    /// The bind lines of a section that has ended: what takes the place of which bytes. `unix` is what `unix-bind` says.
+    /// Claims the bind lines of a complete section and gives the replacements for their bytes.
+    /// `unix`: the options of `unix-bind`.
     pub(super) fn section(
         &mut self,
         section: &Section,
@@ -116,7 +118,7 @@ impl Claims {
     ) -> Result<Vec<Replaced>, Error> {
         let idle = section.idle();
         let mut defaults = section.defaults(unix);
-        // As on a line of its own.
+        // A missing device counts here as on a line that names it itself.
         let namespace = defaults.namespace.clone();
         let lost = defaults.interface.take_if(|name| !world.has_device(name, namespace.as_deref()));
         let mut earlier = Earlier::new();
@@ -130,7 +132,7 @@ impl Claims {
             let listeners = |piece: &Piece| {
                 let mut listeners = line.listeners(piece, &defaults, world)?;
                 for listener in &mut listeners {
-                    // Before 3.0 haproxy passes over `namespace` where a name is abstract.
+                    // Before 3.0 haproxy ignores `namespace` for an abstract name.
                     let elsewhere = listener.options.netns.is_some();
                     let name = listener.address.is_abstract();
                     if elsewhere && name && !unknowns.holds(b"version_atleast(3.0)") {
@@ -149,7 +151,7 @@ impl Claims {
         Ok(edits)
     }
 
-    /// Gives the words for what the line claims.
+    /// Claims one line and gives the words for its claimed addresses.
     fn bind_line(
         &mut self,
         line: &BindLine,
@@ -195,7 +197,8 @@ impl Claims {
                             place: line.place.clone(),
                             word: piece.shown(),
                             reason: match quic {
-                                // Its descriptor is no QUIC listener's: the address has to change.
+                                // A descriptor of another kind cannot serve QUIC: the address has
+                                // to change.
                                 true => format!(
                                     "{listener} is not for QUIC: give quic4@ADDR or quic6@ADDR for {variable}"
                                 ),
@@ -236,10 +239,10 @@ impl Claims {
         Bound { word, bindings, options: line.options.clone(), threads: line.bind_options.threads }
     }
 
-    /// Lines of a section on one address are one socket, which haproxy duplicates for them (seen
-    /// with 2.6.12, 3.0 and 3.2), where they are for different threads, or say the same, so that
-    /// it does not matter which has a connection. Whether that is the case here; the bindings
-    /// then know the line.
+    /// Whether this line shares the sockets of an earlier line, which are then recorded for this
+    /// line too. Lines of a section on one address share one socket, which haproxy duplicates for
+    /// them (seen with 2.6.12, 3.0 and 3.2), if they are for different threads, or if their options
+    /// are equal and so any of them may take a connection.
     fn shares(&mut self, key: &(Key, u16), line: &BindLine, earlier: &Earlier) -> bool {
         let same = |bound: &&Bound| {
             line.bind_options.threads && bound.threads || line.options == bound.options
@@ -261,7 +264,7 @@ impl Claims {
             |other: &BindLine| other.options == line.options && other.pieces.iter().any(names);
         let mut before = line.pieces.iter().take_while(|other| !std::ptr::eq(*other, piece));
         let twice = before.any(names);
-        // As in `shares`.
+        // Lines may share a descriptor under the conditions of `shares`.
         if !line.bind_options.threads && !twice && !earlier.into_iter().any(has_it) {
             self.occupied.add_foreign(number, &line.place)?;
         }
@@ -275,7 +278,7 @@ impl Claims {
         Ok(())
     }
 
-    /// Claims the listeners of one address and gives the word for them.
+    /// Claims the listeners of one address and gives the word that replaces it.
     fn claim_piece(
         &mut self,
         listeners: Vec<Listener>,

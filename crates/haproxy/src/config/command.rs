@@ -1,10 +1,9 @@
-//! The haproxy command that a person writes after `--`, or with which another program starts haproxy.
+//! The haproxy command after `--`, or the one with which another program starts haproxy.
 //!
-//! Words are read as haproxy 2.6 to 3.x read them: an option is known by its
-//! first letters, and everything after a `--` is a configuration file. The
-//! arguments are kept in their order; the configuration files are taken
-//! out, since haproxy is started on rendered copies of them, and so is what
-//! the supervisor does in haproxy's place: [`Role`].
+//! Words are read as haproxy 2.6 to 3.x read them: the first letters decide which option a word is,
+//! and everything after a `--` is a configuration file. The arguments keep their order.
+//! Configuration files are taken out, since haproxy is started on rendered copies of them, and so
+//! are the options that the supervisor carries out in haproxy's place: [`Role`].
 
 use std::ffi::{OsStr, OsString};
 use std::iter::Peekable;
@@ -13,10 +12,11 @@ use std::path::{Path, PathBuf};
 
 use super::Error;
 
-/// A haproxy command, without its configuration files and what the supervisor does in its place.
+/// A haproxy command, with its configuration files and the supervisor's part taken out of the
+/// arguments.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Command {
-    /// The program: a path, or a name to be found in `PATH`.
+    /// The program: a path, or a name to look up in `PATH`.
     pub program: OsString,
     /// The arguments that haproxy is started with, in their order.
     pub arguments: Vec<OsString>,
@@ -26,46 +26,48 @@ pub struct Command {
     pub directory: Option<PathBuf>,
     /// `-L`: the name of the local peer.
     pub local_peer: Option<OsString>,
-    /// Each generation is a master of haproxy's own with its workers.
+    /// Whether each generation is a haproxy master with its own workers.
     pub nested_master: bool,
-    /// `-S`: the sockets of the master CLI, as written. haproxy does not get them: the supervisor serves them.
+    /// `-S`: the sockets of the master CLI, as written. They are not passed to haproxy: the
+    /// supervisor serves them.
     pub master_sockets: Vec<OsString>,
-    /// What the supervisor does in haproxy's place.
+    /// The supervisor's part of the command.
     pub role: Role,
-    /// Options that mean one thing to some versions and another to others, for [`Self::settle`].
+    /// Options whose meaning depends on the haproxy version, for [`Self::settle`].
     unsettled: Vec<OsString>,
 }
 
-/// What a command line asks of the process that is started, rather than of each generation.
+/// The part of a command line that concerns the started process, rather than each generation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Role {
     /// `-W` or `-Ws`: a master.
     pub master: Option<Master>,
-    /// `-D`: it goes on in the background.
+    /// `-D`: the process continues in the background.
     pub daemon: bool,
-    /// `-Ws`, `-db` or `-d`: it stays in the foreground, whatever `daemon` says in a configuration. `-D` goes before.
+    /// `-Ws`, `-db` or `-d`: the process stays in the foreground, whatever `daemon` says in a
+    /// configuration. `-D` has precedence.
     pub foreground: bool,
-    /// `-p`: the file that gets its pid.
+    /// `-p`: the pid file.
     pub pid_file: Option<PathBuf>,
-    /// `-sf` or `-st`: the processes that it replaces.
+    /// `-sf` or `-st`: the pids of the processes to replace.
     pub older: Vec<i32>,
-    /// `-st`: these end at once.
+    /// `-st`: the replaced processes end at once.
     pub at_once: bool,
-    /// `-x`: the admin socket of an older haproxy, which gives its listeners.
+    /// `-x`: the admin socket of an older haproxy, from which to take the listeners.
     pub transfer: Option<OsString>,
 }
 
-/// How a master was asked for.
+/// The kind of master that the command asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Master {
     /// `-W`.
     Plain,
-    /// `-Ws`: it tells the service manager how it does.
+    /// `-Ws`: the master reports its state to the service manager.
     Notifying,
 }
 
 impl Role {
-    /// Whether `-sf`, `-st` or `-x` names what is to be replaced.
+    /// Whether `-sf`, `-st` or `-x` names a process to replace.
     pub fn replaces(&self) -> bool {
         !self.older.is_empty() || self.transfer.is_some()
     }
@@ -78,8 +80,9 @@ impl Command {
     /// Reads the program, then its arguments.
     ///
     /// # Errors
-    /// [`Error::Refused`] for arguments that make haproxy answer or check, and exit;
-    /// [`Error::NoFiles`] when no configuration is named; what haproxy would refuse.
+    /// [`Error::Refused`] for arguments with which haproxy prints an answer or checks the
+    /// configuration and then exits; [`Error::NoFiles`] when no configuration is named; other
+    /// errors for arguments that haproxy refuses too.
     pub fn parse<I>(words: I) -> Result<Self, Error>
     where
         I: IntoIterator,
@@ -97,15 +100,16 @@ impl Command {
         Ok(command)
     }
 
-    /// Whether the version of haproxy decides about it.
+    /// Whether the meaning of an option still depends on the haproxy version.
     pub fn is_unsettled(&self) -> bool {
         !self.unsettled.is_empty()
     }
 
-    /// Decides what depends on the version, by what its usage (`-h`) says: an option that it does not name is `-d`.
+    /// Settles the options that depend on the version, by haproxy's usage text (`-h`): an option
+    /// that the text does not list means `-d`.
     ///
     /// # Errors
-    /// [`Error::Refused`] for what makes this haproxy print something and exit.
+    /// [`Error::Refused`] for an option with which this haproxy prints something and exits.
     pub fn settle(&mut self, usage: &str) -> Result<(), Error> {
         for word in std::mem::take(&mut self.unsettled) {
             let option = String::from_utf8_lossy(word.as_bytes().get(..3).unwrap_or_default());
@@ -119,7 +123,7 @@ impl Command {
         Ok(())
     }
 
-    /// The same, where each generation is a master of haproxy's own.
+    /// The same command, with each generation as a haproxy master.
     #[must_use]
     pub fn with_nested_master(mut self) -> Self {
         self.nested_master = true;
@@ -127,8 +131,8 @@ impl Command {
         self
     }
 
-    /// The arguments to start haproxy with, on `files` in place of the user's
-    /// own. Further arguments may follow.
+    /// The arguments to start haproxy with, on `files` in place of the user's own. The caller may
+    /// append further arguments.
     pub fn arguments_on<I>(&self, files: I) -> Vec<OsString>
     where
         I: IntoIterator,
@@ -153,7 +157,7 @@ impl Command {
         match flag {
             b"-" => self.files.extend(rest.map(PathBuf::from)),
             [b'v' | b'h', ..] | [b'c', b'c', ..] | b"dMhelp" => return Err(refused(word, EXITS)),
-            // Since 3.2 the sources to trace may be the next word.
+            // Since 3.2 the next word may name the sources to trace.
             b"dt" => {
                 let sources = rest.next_if(|next| !next.as_bytes().starts_with(b"-"));
                 if sources.as_ref().is_some_and(|sources| sources == "help") {
@@ -213,13 +217,15 @@ impl Command {
     }
 }
 
-/// What `-d` may be followed by in some versions, and in others is `-d` alone.
+/// Letters after `-d` that some versions know as an option of its own; other versions read `-d`
+/// alone.
 const OF_SOME: &[u8] = b"ACFIZct";
 
-/// Of these, those that make haproxy print something and exit.
+/// The options of [`OF_SOME`] with which haproxy prints something and exits.
 const ANSWERED: [&str; 2] = ["-dA", "-dC"];
 
-/// `-d`, also where what follows names nothing that haproxy knows, in any version (tried with 2.6.12, 3.0.11 and 3.2.26).
+/// Whether a flag is `-d`, which includes a `-d` with letters that no haproxy version knows (tried
+/// with 2.6.12, 3.0.11 and 3.2.26).
 fn is_debug(flag: &[u8]) -> bool {
     match flag {
         [b'd', kind, ..] => !b"bDeGKLMprRSVW".contains(kind) && !OF_SOME.contains(kind),

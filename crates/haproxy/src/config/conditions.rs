@@ -1,9 +1,9 @@
-//! `.if`, `.elif`, `.else` and `.endif`: which lines haproxy would see.
+//! `.if`, `.elif`, `.else` and `.endif`: decides which lines haproxy would see.
 //!
-//! Section 2.4 of haproxy's configuration manual, "Conditional blocks". What the
-//! conditions say is in [`super::expression`].
+//! Source: section 2.4 of haproxy's configuration manual, "Conditional blocks".
+//! [`super::expression`] evaluates the conditions.
 
-/// How deep blocks may nest in haproxy (2.6 to 3.5-dev5).
+/// The deepest nesting of blocks in haproxy (2.6 to 3.5-dev5).
 const MAX_DEPTH: usize = 99;
 
 /// The blocks that are open at a line.
@@ -14,11 +14,11 @@ pub(super) struct Blocks {
 
 #[derive(Debug, Clone, Copy)]
 struct Block {
-    /// The lines here count.
+    /// Whether the lines here count.
     active: bool,
-    /// A branch has been taken, or the whole block is inside one that was not.
+    /// Whether a branch has been taken, or the whole block is inside a branch that was not.
     settled: bool,
-    /// `.else` has been seen.
+    /// Whether `.else` has been seen.
     last: bool,
 }
 
@@ -28,9 +28,9 @@ impl Blocks {
         self.open.last().is_some_and(|block| !block.active)
     }
 
-    /// Handles a line whose first word begins with a dot. Gives `None` when the
-    /// word does not belong to a block. `evaluate` is asked only for a condition
-    /// that haproxy would evaluate too.
+    /// Handles a line whose first word begins with a dot. Gives `None` for a word that does not
+    /// belong to a block. `evaluate` is called only for a condition that haproxy would evaluate
+    /// too.
     pub(super) fn line<E>(
         &mut self,
         words: &[&[u8]],
@@ -76,7 +76,7 @@ impl Blocks {
         Ok(Some(Ok(())))
     }
 
-    /// Whether a block is still open, at the end of a file.
+    /// Whether a block is still open at the end of a file.
     pub(super) fn is_open(&self) -> bool {
         !self.open.is_empty()
     }

@@ -1,10 +1,9 @@
-//! `default-path`: relative paths keep their meaning although the copy that
-//! haproxy reads lies elsewhere.
+//! `default-path`: keeps the meaning of relative paths although the copy that haproxy reads is in
+//! another directory.
 //!
-//! `config` and `parent` are relative to the file they stand in, and haproxy
-//! applies them again at the start of every further file. In the copy they become
-//! `origin` with the directory of the user's file; where a further file lies in
-//! another directory, a file of two lines is put before it.
+//! `config` and `parent` are relative to their own file, and haproxy applies them again at the
+//! start of every further file. In the copy they become `origin` with the directory of the user's
+//! file. Where a further file is in another directory, a file of two lines is inserted before it.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -13,14 +12,14 @@ use super::quoting::quoted;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Mode {
-    /// `current`, which is the default, or `origin`: nothing depends on the file.
+    /// `current`, which is the default, or `origin`: independent of the file.
     #[default]
     Fixed,
     Config,
     Parent,
 }
 
-/// The mode that haproxy is in, and the directory that the copies have set.
+/// haproxy's current mode, and the directory that the copies have set.
 #[derive(Debug, Clone, Default)]
 pub(super) struct DefaultPath {
     mode: Mode,
@@ -28,8 +27,8 @@ pub(super) struct DefaultPath {
 }
 
 impl DefaultPath {
-    /// Takes a `default-path` line of `file`. Gives the text for its second word,
-    /// when it has to be replaced.
+    /// Takes a `default-path` line of `file`. Gives the replacement for its second word, if it
+    /// needs one.
     pub(super) fn set(&mut self, file: &Path, mode: &[u8], origin: &[u8]) -> Option<Vec<u8>> {
         self.mode = match mode {
             b"config" => Mode::Config,
@@ -49,7 +48,7 @@ impl DefaultPath {
         Some([b"origin ", &quoted(&self.origin)[..]].concat())
     }
 
-    /// What has to be put before a further file.
+    /// The text to insert before a further file.
     pub(super) fn start_of(&mut self, file: &Path) -> Option<Vec<u8>> {
         if self.mode == Mode::Fixed {
             return None;
@@ -63,8 +62,8 @@ impl DefaultPath {
         Some(text.concat())
     }
 
-    /// The directory as haproxy takes it from the path: what is before the last
-    /// slash. Without one, and for a file in `/`, it stays where it was started.
+    /// The directory as haproxy takes it from the path: everything before the last slash. Without
+    /// one, and for a file in `/`, it is the directory in which haproxy was started.
     fn directory(&self, file: &Path) -> Vec<u8> {
         let path = file.as_os_str().as_bytes();
         let slash = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);

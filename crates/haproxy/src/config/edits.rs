@@ -1,7 +1,8 @@
-//! What differs between a user's file and its copy: which bytes give way to others, and why.
+//! The differences between a user's file and its copy: ranges of bytes and their replacements.
 //!
-//! Address words become descriptors (see [`super::claims`]). Beside these, the names of the user's files
-//! stand where haproxy would put those of the copies, and `resetenv` lines keep our variables.
+//! Descriptors replace address words (see [`super::claims`]). In addition, the names of the user's
+//! files replace variables that would name the copies, and `resetenv` lines keep bindonce's own
+//! variables.
 
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
@@ -13,25 +14,26 @@ use super::reader::{Line, Word, find};
 use super::rendering::{Change, Variable};
 use super::{Error, Place};
 
-/// What a copy reads in place of `HAPROXY_CFGFILES`: that list, with the user's files.
+/// The variable that a copy reads in place of `HAPROXY_CFGFILES`: the same list, with the user's
+/// files.
 const OUR_CFGFILES: &str = "BINDONCE_CFGFILES";
 
-/// How many words haproxy takes on a line.
+/// The most words that haproxy takes on a line.
 const MAX_WORDS: usize = 64;
 
-/// A change to one file: the bytes there give way to others.
+/// A change to one file: a range of bytes and its replacement.
 #[derive(Debug)]
 struct Edit {
     range: Range<usize>,
     text: Vec<u8>,
 }
 
-/// A `resetenv` line: the variables made after it have to be named on it, and in haproxy's first
-/// pass all others too.
+/// A `resetenv` line. It must name the variables made after it and, in haproxy's first pass, all
+/// others too.
 #[derive(Debug)]
 struct Reset {
     place: Place,
-    /// Which of the user's files it is in, and the byte behind its keyword.
+    /// The number of the user's file, and the byte after the keyword.
     source: usize,
     at: usize,
     words: usize,
@@ -41,14 +43,14 @@ struct Reset {
 /// The changes of all copies.
 #[derive(Debug, Default)]
 pub(super) struct Edits {
-    /// haproxy's list of the user's files.
+    /// The user's files as haproxy lists them.
     listed: Vec<u8>,
-    /// By copy.
+    /// The changes, by copy.
     edits: Vec<Vec<Edit>>,
-    /// The copy of each of the user's files.
+    /// The number of the copy of each of the user's files.
     copies: Vec<usize>,
     resets: Vec<Reset>,
-    /// Variables that are kept through a `resetenv`.
+    /// Variables that `resetenv` must keep.
     keep: Vec<String>,
     /// Further variables to set, with their values.
     pub(super) constants: Vec<(String, String)>,
@@ -60,7 +62,7 @@ impl Edits {
         Self { listed, keep, ..Self::default() }
     }
 
-    /// One more copy; `injected` where the user has no such file.
+    /// Adds a copy; `injected` if the user has no such file.
     pub(super) fn add_copy(&mut self, injected: bool) {
         if !injected {
             self.copies.push(self.edits.len());
@@ -68,25 +70,25 @@ impl Edits {
         self.edits.push(Vec::new());
     }
 
-    /// The number of the copy that was added last.
+    /// The number of the last added copy.
     pub(super) fn copy(&self) -> usize {
         self.edits.len().saturating_sub(1)
     }
 
-    /// A change to the copy of this number.
+    /// Adds a change to the copy with this number.
     pub(super) fn add(&mut self, copy: usize, range: Range<usize>, text: Vec<u8>) {
         if let Some(edits) = self.edits.get_mut(copy) {
             edits.push(Edit { range, text });
         }
     }
 
-    /// A change to the copy that was added last.
+    /// Adds a change to the last added copy.
     pub(super) fn edit(&mut self, range: Range<usize>, text: Vec<u8>) {
         self.add(self.copy(), range, text);
     }
 
-    /// Replaces variables that would name the copies by the names of the user's files. `listed` gives
-    /// haproxy's list of its files at this line, where it is known.
+    /// Replaces variables that would name the copies by the names of the user's files. `listed`
+    /// gives haproxy's list of its files at this line, where it is known.
     pub(super) fn name_files(
         &mut self,
         taken: &Line,
@@ -107,14 +109,14 @@ impl Edits {
             } else {
                 continue;
             };
-            // Words of it would be words no more.
+            // A value with spaces cannot replace `[*]`, which splits it into words.
             if !written.ends_with(b"[*]}") || !value.iter().any(u8::is_ascii_whitespace) {
                 let mut text = Vec::new();
                 quoting::escape_into(&mut text, &value);
                 self.edit(offset + range.start..offset + range.end, text);
             }
         }
-        // `env(HAPROXY_CFGFILES)` is looked at while haproxy runs, and it is haproxy that sets it.
+        // haproxy evaluates `env(HAPROXY_CFGFILES)` at run time, and sets the variable itself.
         const CALL: &[u8] = b"env(HAPROXY_CFGFILES)";
         let mut from = 0;
         while let Some(at) = find(&line[from..], CALL) {
@@ -129,8 +131,9 @@ impl Edits {
         }
     }
 
-    /// A `resetenv` line of this source, which counts in one of haproxy's passes, or in both: a condition
-    /// around it may depend on what it has removed. So many variables were made before it.
+    /// Records a `resetenv` line of this source, with the number of variables made before it. The
+    /// line may count in one of haproxy's passes or in both: a condition around it may depend on
+    /// what it removed.
     pub(super) fn reset(
         &mut self,
         words: &[Word],
@@ -142,21 +145,21 @@ impl Edits {
         if self.resets.iter().any(|reset| reset.place == *place && reset.source == source) {
             return;
         }
-        // An empty word would hide what follows it.
+        // The names go right after the keyword: an empty word would hide any word after it.
         let end = words.first().map_or(0, |word| word.source.end);
         let (place, words) = (place.clone(), words.len());
         self.resets.push(Reset { place, source, at: offset + end, words, variables });
     }
 
-    /// Names our variables on every `resetenv` line that comes before their use:
-    /// haproxy would remove them with all others.
+    /// Names bindonce's variables on every `resetenv` line that comes before their use: haproxy
+    /// would remove them with all others.
     pub(super) fn keep_through_resets(
         &mut self,
         variables: &[Variable],
         first_pass: bool,
     ) -> Result<(), Error> {
         for reset in &self.resets {
-            // In a first pass it removes those of the lines before it too.
+            // In a first pass the line also removes the variables of earlier lines.
             let from = if first_pass { 0 } else { reset.variables };
             let later = variables[from..].iter().map(|variable| variable.name.as_str());
             let kept: Vec<&str> = later.chain(self.keep.iter().map(String::as_str)).collect();
@@ -176,7 +179,7 @@ impl Edits {
         Ok(())
     }
 
-    /// Changes the text of a copy. Gives where each change is in it.
+    /// Applies the changes to the text of a copy and gives the position of each in it.
     pub(super) fn apply(&mut self, copy: usize, text: &mut Vec<u8>) -> Vec<Change> {
         let edits = self.edits.get_mut(copy).map(std::mem::take).unwrap_or_default();
         let (changed, changes) = edited(text, edits);
@@ -185,7 +188,7 @@ impl Edits {
     }
 }
 
-/// The text with its edits, and where each of them is in it. One that lies within another is passed over.
+/// The edited text, and the position of each edit in it. An edit within another one is ignored.
 fn edited(text: &[u8], mut edits: Vec<Edit>) -> (Vec<u8>, Vec<Change>) {
     edits.sort_by_key(|edit| (edit.range.start, std::cmp::Reverse(edit.range.end)));
     let mut out = Vec::with_capacity(text.len());

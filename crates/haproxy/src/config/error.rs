@@ -1,4 +1,4 @@
-//! What can be wrong with a command line or a configuration.
+//! Errors in a command line or a configuration.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -25,18 +25,18 @@ impl fmt::Display for Place {
     }
 }
 
-/// Two lines that cannot stand beside each other.
+/// Two lines that conflict.
 #[derive(Debug)]
 pub struct Clash {
-    /// The first, or the one of the broker's.
+    /// The first line, or the broker's.
     pub first: Place,
-    /// What it says.
+    /// The text of the first line.
     pub first_text: String,
     /// The other line.
     pub second: Place,
-    /// What it says.
+    /// The text of the other line.
     pub second_text: String,
-    /// What they have in common, or why the broker does not bind the second.
+    /// The address that both have, or why the second is left to haproxy.
     pub about: String,
 }
 
@@ -44,7 +44,7 @@ pub struct Clash {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An argument that the supervisor itself has to give, or that defeats it.
+    /// An argument that the supervisor itself has to give, or that would defeat it.
     #[error("haproxy's {argument} cannot be given here: {hint}", argument = .argument.display())]
     Refused {
         /// The argument as written.
@@ -52,13 +52,13 @@ pub enum Error {
         /// What to do instead.
         hint: &'static str,
     },
-    /// An option that needs a value and is the last word.
+    /// An option without its value, as the last word.
     #[error("haproxy's {argument} needs a value after it", argument = .argument.display())]
     MissingValue {
         /// The option as written.
         argument: OsString,
     },
-    /// A word that haproxy itself would answer with its usage text.
+    /// A word for which haproxy would print its usage text.
     #[error(
         "haproxy takes no argument {argument:?}: a configuration file is given with -f FILE, or after --"
     )]
@@ -66,13 +66,13 @@ pub enum Error {
         /// The word as written.
         argument: OsString,
     },
-    /// A word after `-sf` or `-st` that is no pid.
+    /// A word after `-sf` or `-st` that is not a pid.
     #[error("haproxy's -sf and -st take pids, and {text:?} is none")]
     NoPid {
         /// The word as written.
         text: OsString,
     },
-    /// The socket of a master CLI that cannot be.
+    /// A socket of the master CLI that cannot be created.
     #[error("cannot create the listener of the master CLI: -S {text}: {why}", text = .text.display())]
     MasterSocket {
         /// The word after `-S`.
@@ -99,10 +99,10 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
-    /// A line that bindonce has to understand and that breaks haproxy's quoting rules.
+    /// A line that bindonce has to understand but that breaks haproxy's quoting rules.
     #[error("{place}: {reason} at byte {position} of the line: {text}")]
     Syntax {
-        /// Where it stands.
+        /// The line.
         place: Place,
         /// What is wrong.
         reason: &'static str,
@@ -111,25 +111,25 @@ pub enum Error {
         /// The line, made printable.
         text: String,
     },
-    /// `.if` and its relatives do not nest.
+    /// `.if`, `.elif`, `.else` and `.endif` do not nest.
     #[error("{place}: {reason}")]
     Nesting {
-        /// Where it stands.
+        /// The line.
         place: Place,
         /// What is wrong.
         reason: &'static str,
     },
-    /// haproxy could not say whether a condition holds.
+    /// haproxy could not evaluate a condition.
     #[error("{place}: haproxy cannot evaluate the condition {condition:?}: {reason}")]
     Condition {
-        /// Where it stands.
+        /// The line.
         place: Place,
         /// The expression.
         condition: String,
-        /// What haproxy said.
+        /// haproxy's message.
         reason: String,
     },
-    /// haproxy had to be asked how it reads the configuration, and has not answered.
+    /// haproxy has not answered the questions about the configuration.
     #[error(
         "this configuration depends on what only haproxy knows (conditions, its own variables, \
          variables that are not set, late global sections), and {program} does not answer: {source}",
@@ -138,13 +138,13 @@ pub enum Error {
     Unanswered {
         /// The haproxy of the command.
         program: OsString,
-        /// What happened.
+        /// The cause.
         source: io::Error,
     },
-    /// An address that haproxy would not take either.
+    /// An address that haproxy would refuse too.
     #[error("{place}: {word:?} is not an address to listen on: {reason}")]
     BadAddress {
-        /// Where it stands.
+        /// The line.
         place: Place,
         /// The address as written.
         word: String,
@@ -154,17 +154,17 @@ pub enum Error {
     /// A host name without an address.
     #[error("{place}: the name {host:?} has no address: {source}")]
     Unresolved {
-        /// Where it stands.
+        /// The line.
         place: Place,
         /// The name.
         host: String,
         /// The resolver's answer.
         source: io::Error,
     },
-    /// Options that do not make a listener.
+    /// Options that are invalid for a listener.
     #[error("{place}: {source}")]
     Listener {
-        /// Where it stands.
+        /// The line.
         place: Place,
         /// What is wrong.
         source: bindonce_core::error::Invalid,
@@ -176,11 +176,11 @@ pub enum Error {
          addresses on one bind line as a range of ports, or use unsetenv with the names to remove"
     )]
     TooManyToKeep {
-        /// Where it stands.
+        /// The line.
         place: Place,
-        /// How many variables there are.
+        /// Number of variables to keep.
         variables: usize,
-        /// How many more words haproxy takes.
+        /// Number of further words that haproxy takes on the line.
         room: usize,
     },
     /// Two lines want the same address.
@@ -199,21 +199,22 @@ pub enum Error {
         /// Its address.
         second_address: String,
     },
-    /// Two lines name one UNIX socket, and haproxy binds at least one of them by itself.
+    /// Two lines have the same UNIX socket, and haproxy binds at least one of them itself.
     #[error(
         "{}: {} is the address of {} ({}) too: one of them would have all clients of {}; \
          remove one of the two, or give it another address",
         .0.second, .0.second_text, .0.first, .0.first_text, .0.about
     )]
     SamePath(Box<Clash>),
-    /// haproxy binds an address by itself that overlaps one of the broker's, which nothing is bound beside.
+    /// An address that haproxy binds itself overlaps a listener of the broker, and the broker's
+    /// sockets are exclusive.
     #[error(
         "{}: {} overlaps {} of {}, which the broker binds, and haproxy could not bind it beside that \
          ({}); give it another port",
         .0.second, .0.second_text, .0.first_text, .0.first, .0.about
     )]
     Beside(Box<Clash>),
-    /// A descriptor that nobody gives to haproxy.
+    /// A descriptor that haproxy does not inherit.
     #[error(
         "{place}: {text}: {why}; write the address itself{}",
         if text.starts_with("fd@") {
@@ -223,32 +224,32 @@ pub enum Error {
         }
     )]
     ForeignDescriptor {
-        /// Where it stands.
+        /// The line.
         place: Place,
         /// The address as written.
         text: String,
-        /// Why there is no listener, in haproxy's words.
+        /// Why the descriptor is not a listener, in haproxy's words.
         why: String,
     },
-    /// A `program` section: haproxy's own master would run it, in each generation once.
+    /// A `program` section: haproxy's own master would run the program, once in each generation.
     #[error(
         "{place}: the section {section:?} cannot be run here: a master of haproxy's own would run it, in \
          each generation, so every reload would start one more copy of the program; run the program as a \
          service of its own (a systemd unit, another container) and remove the section"
     )]
     Program {
-        /// As a person names it: `program api`.
+        /// The section with its name: `program api`.
         section: String,
-        /// Where it stands.
+        /// The line.
         place: Place,
     },
-    /// A template says more than `bind_tcp`.
+    /// A template has another tag than `bind_tcp`.
     #[error(
         "{place}: only <%= bind_tcp('IP', PORT) %> can stand in a template, not: {text}; run \
          templates with other tags through their own tool first and give bindonce the result"
     )]
     Template {
-        /// Where it stands.
+        /// The line.
         place: Place,
         /// The text of the line.
         text: String,

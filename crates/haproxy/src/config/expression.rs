@@ -1,31 +1,32 @@
-//! The expression of a `.if` or `.elif`.
+//! Evaluates the expression of a `.if` or `.elif`.
 //!
-//! Its syntax is that of haproxy's src/cfgcond.c and make_arg_list() (the same from
-//! 2.6 to 3.5-dev5). What the text and the environment decide is decided here; any
-//! other term (versions, features, libraries) is put to haproxy itself, which is the
-//! only one to know. So is a text that cannot be taken apart: haproxy says why.
+//! The syntax is that of haproxy's src/cfgcond.c and make_arg_list() (the same from 2.6 to
+//! 3.5-dev5). Terms that the text and the environment decide are evaluated here. Any other term
+//! (versions, features, libraries) is put to haproxy itself, which alone knows. So is a text that
+//! cannot be parsed: haproxy reports why.
 
 use std::collections::BTreeSet;
 
 use super::state::State;
 
-/// How deep parentheses may nest here; haproxy takes about 340.
+/// The deepest nesting of parentheses here; haproxy takes about 340.
 const MAX_DEPTH: usize = 300;
 
-/// Whether a term holds, or why haproxy does not understand it; none when it has not been asked yet.
+/// Whether a term holds, or why haproxy does not understand it; None if haproxy has not been asked
+/// yet.
 pub(super) type Lookup<'a> = &'a dyn Fn(&[u8]) -> Option<Result<bool, String>>;
 
-/// What an expression comes to.
+/// The value of an expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value {
     Known(bool),
-    /// haproxy refuses it, in these words.
+    /// haproxy refuses the expression, in these words.
     Refused(String),
     /// haproxy has to be asked about these terms first.
     Asks(BTreeSet<Vec<u8>>),
 }
 
-/// Evaluates an expression in the state that the lines before it have left.
+/// Evaluates an expression in the state at its line.
 pub(super) fn evaluate(text: &[u8], state: &State, lookup: Lookup<'_>) -> Value {
     let whole = || Expression::Term(text.to_vec());
     let expression = if text.is_empty() {
@@ -39,7 +40,7 @@ pub(super) fn evaluate(text: &[u8], state: &State, lookup: Lookup<'_>) -> Value 
     match expression.value(state, lookup) {
         Ok(Some(value)) => Value::Known(value),
         Ok(None) => {
-            // One question for all of them, although not every one may matter.
+            // All terms are asked at once, although not every one may matter.
             let mut terms = BTreeSet::new();
             expression.terms(&mut terms);
             Value::Asks(terms)
@@ -62,8 +63,8 @@ enum Expression {
 }
 
 impl Expression {
-    /// Its value: none when haproxy has to be asked first. As in haproxy, what is behind the
-    /// term that decides is not looked at.
+    /// The value; None if haproxy has to be asked first. As in haproxy, terms after the deciding
+    /// one are not evaluated.
     fn value(&self, state: &State, lookup: Lookup<'_>) -> Result<Option<bool>, String> {
         let stops_at = |all: &[Self], stop: bool| {
             for one in all {
@@ -82,7 +83,7 @@ impl Expression {
                     return Ok(Some(enabled));
                 }
                 let enabled = lookup(term).transpose()?;
-                // haproxy 3.0 looks at epoll where it is asked for kqueue, which Linux does not have.
+                // haproxy 3.0 checks epoll in the place of kqueue, which Linux does not have.
                 let kqueue = name == b"KQUEUE" && state.enabled(b"EPOLL") == Some(false);
                 Ok(enabled.map(|enabled| enabled && !kqueue))
             }
@@ -105,7 +106,7 @@ impl Expression {
     }
 }
 
-/// Reads an expression; none for what haproxy has to read itself.
+/// Parses an expression; None for text that haproxy has to parse itself.
 struct Reader<'a> {
     rest: &'a [u8],
     depth: usize,
@@ -163,7 +164,7 @@ impl Reader<'_> {
         Some(if negated { Expression::Not(Box::new(term)) } else { term })
     }
 
-    /// A number as strtol() reads it with base 0: its value is whether it is not zero.
+    /// Reads a number as strtol() does with base 0; true if it is not zero.
     fn number(&mut self) -> Option<bool> {
         let sign = usize::from(matches!(self.rest.first(), Some(b'+' | b'-')));
         let unsigned = &self.rest[sign..];
@@ -200,7 +201,7 @@ impl Reader<'_> {
         })
     }
 
-    /// The arguments between parentheses, with quotes and backslashes taken off.
+    /// The arguments between parentheses, with quotes and backslashes removed.
     fn arguments(&mut self) -> Option<Vec<Vec<u8>>> {
         self.rest = self.rest.strip_prefix(b"(")?;
         let (mut single, mut double) = (false, false);

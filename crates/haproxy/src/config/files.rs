@@ -1,4 +1,4 @@
-//! The files of a command, read once each: one may be a pipe.
+//! Reads the files of a command, once each, because one may be a pipe.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -7,16 +7,16 @@ use super::command::Command;
 use super::world::World;
 use super::{Error, templates};
 
-/// One of the user's files.
+/// A file of the user's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Source {
-    /// As haproxy would have named it from the user's command line.
+    /// The path that haproxy alone would have used.
     pub(super) path: PathBuf,
-    /// Its text; for a template, the configuration that it generates.
+    /// The text; for a template, the configuration that it generates.
     pub(super) text: Vec<u8>,
 }
 
-/// Where haproxy runs.
+/// haproxy's working directory.
 pub(super) fn directory(command: &Command, world: &dyn World) -> PathBuf {
     let mut directory = world.directory();
     if let Some(change) = &command.directory {
@@ -28,7 +28,7 @@ pub(super) fn directory(command: &Command, world: &dyn World) -> PathBuf {
 /// Reads the files in haproxy's order.
 ///
 /// # Errors
-/// [`Error::Read`], and what is wrong in a template.
+/// [`Error::Read`], and errors in a template.
 pub(super) fn read(command: &Command, world: &dyn World) -> Result<Vec<Source>, Error> {
     let directory = directory(command, world);
     let mut sources = Vec::new();
@@ -43,19 +43,18 @@ pub(super) fn read(command: &Command, world: &dyn World) -> Result<Vec<Source>, 
     Ok(sources)
 }
 
-/// haproxy's list of its files: for the first time at the end of a pass.
+/// The variable with haproxy's list of its files, which haproxy first sets at the end of a pass.
 pub(super) const CFGFILES: &str = "HAPROXY_CFGFILES";
 
-/// As haproxy lists files in [`CFGFILES`].
+/// The files as haproxy lists them in [`CFGFILES`].
 pub(super) fn listed(sources: &[Source]) -> Vec<u8> {
     let paths: Vec<&[u8]> =
         sources.iter().map(|source| source.path.as_os_str().as_bytes()).collect();
     paths.join(&b';')
 }
 
-/// The files in haproxy's order: a directory means every `*.cfg`
-/// in it, without hidden ones, in the order of their bytes (haproxy stays in
-/// the C locale).
+/// The files in haproxy's order. A directory stands for every `*.cfg` in it except hidden ones, in
+/// the order of their bytes (haproxy stays in the C locale).
 fn paths(
     command: &Command,
     world: &dyn World,
@@ -69,7 +68,7 @@ fn paths(
             paths.push(path.clone());
             continue;
         };
-        // haproxy looks for the first ".cfg" in the name and wants it at the end.
+        // haproxy requires the first ".cfg" in the name to be at its end.
         names.retain(|name| {
             let name = name.as_bytes();
             let first = name.windows(4).position(|part| part == b".cfg");

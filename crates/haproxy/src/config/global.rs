@@ -1,4 +1,5 @@
-//! What lines of `global` say for the sections after them and for the start, besides the state.
+//! The settings of `global` for later sections and for the start, apart from
+//! [`super::state::State`].
 
 use std::ops::Range;
 use std::path::Path;
@@ -20,15 +21,16 @@ pub(super) struct Global {
     pub(super) server_states: ServerStates,
     pub(super) stats_file: stats_file::Reading,
     pub(super) pid_file: PidFile,
-    /// `cluster-secret` is there.
+    /// Whether there is a `cluster-secret`.
     pub(super) has_cluster_secret: bool,
-    /// haproxy is told not to listen for QUIC. The last such line holds for all addresses, those before it too.
+    /// Whether haproxy does not listen for QUIC. The last such line applies to all addresses,
+    /// earlier ones too.
     pub(super) no_quic: bool,
 }
 
 impl Global {
-    /// Takes a line of `file`, which begins at `offset` in the copy of this number. Gives what must
-    /// change in the copy, if anything must.
+    /// Takes a line of `file`, which begins at `offset` in the copy with this number. Gives the
+    /// change to the copy, if one is needed.
     pub(super) fn take(
         &mut self,
         words: &[Word],

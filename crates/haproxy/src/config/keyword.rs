@@ -1,5 +1,5 @@
-//! Whether a keyword stands in a `global` section, told from the text alone: no variable is expanded, no condition evaluated, no
-//! name resolved.
+//! Whether a `global` section has a keyword, judged by the text alone: no variable is expanded, no
+//! condition evaluated, no name resolved.
 
 use super::Error;
 use super::command::Command;
@@ -8,14 +8,15 @@ use super::reader;
 use super::sections::Kind;
 use super::world::World;
 
-/// Bytes that make a word another one than is written.
+/// Bytes that may make haproxy read another word than the written one.
 const QUOTING: &[u8] = b"\"'\\$";
 
-/// Whether a `global` section of the command's files has a line that begins with this keyword; none where only
-/// [`super::Rendering::of`] can tell, because of a condition before it or of a quoted first word.
+/// Whether a `global` section of the command's files has a line that begins with this keyword. None
+/// where only [`super::Rendering::of`] can decide, because of a condition before the line or a
+/// quoted first word.
 ///
 /// # Errors
-/// What cannot be read, and what is wrong in a template.
+/// [`Error::Read`] for a file that cannot be read, and errors in a template.
 pub fn in_global(
     keyword: &str,
     command: &Command,

@@ -1,5 +1,5 @@
-//! All listeners of a configuration: their variables' names, those that
-//! `--listen` supplies, and two that meet on one address.
+//! All listeners of a configuration: the names of their variables, the listeners from `--listen`,
+//! and conflicts between two on one address.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -11,9 +11,8 @@ use bindonce_core::name::Name;
 
 use super::{Error, Place};
 
-/// A variable given by `--listen NAME=ADDR` has no value while the
-/// configuration is read. It stands as its name between two of these, a byte
-/// that no address contains.
+/// Marks a variable given by `--listen NAME=ADDR`, which has no value while the configuration is
+/// read. Its stand-in value is its name between two of these bytes, which no address contains.
 pub(super) const MARK: u8 = 1;
 
 /// The stand-in for the value of a supplied variable.
@@ -21,15 +20,15 @@ pub(super) fn mark(variable: &str) -> Vec<u8> {
     [&[MARK], variable.as_bytes(), &[MARK]].concat()
 }
 
-/// Names for the variables that carry descriptors: made from the address, so that
-/// they stay the same from one reload to the next, and each used once.
+/// Names for the variables that carry descriptors. They are made from the address, so that they
+/// stay the same from one reload to the next, and each is unique.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     taken: BTreeSet<String>,
 }
 
 impl Names {
-    /// Keeps a name from being used.
+    /// Reserves a name; false if it was taken.
     pub(super) fn reserve(&mut self, name: &str) -> bool {
         self.taken.insert(name.to_owned())
     }
@@ -69,18 +68,18 @@ impl Names {
     }
 }
 
-/// All listeners so far, to find two that meet on one address.
+/// All listeners so far, to find two on one address.
 #[derive(Debug, Default)]
 pub(super) struct Occupied {
-    /// By what two listeners have in common when they meet: port or path.
+    /// By port or path, which two conflicting listeners have in common.
     by_place: BTreeMap<String, Vec<(Key, Place, String)>>,
-    /// By the number of a descriptor that is not ours.
+    /// By the number of a foreign descriptor.
     by_number: BTreeMap<String, Place>,
 }
 
 impl Occupied {
-    /// Adds a descriptor that haproxy has from somewhere else. Two sections on one
-    /// descriptor are accepted by haproxy, and one of them gets everything.
+    /// Adds a foreign descriptor. haproxy accepts two sections on one descriptor, and one of them
+    /// gets every connection.
     ///
     /// # Errors
     /// [`Error::Duplicate`] with both places when an earlier line has it.
@@ -96,8 +95,8 @@ impl Occupied {
         }
     }
 
-    /// Adds a listener. A wildcard and an address that it covers stand beside each other: the
-    /// more specific one has the connection, in haproxy alone too.
+    /// Adds a listener. A wildcard and an address that it covers may coexist: the more specific one
+    /// gets the connection, in haproxy alone too.
     ///
     /// # Errors
     /// [`Error::Duplicate`] with both places when an earlier one has the same address.
@@ -133,7 +132,7 @@ pub(super) struct Supply {
 }
 
 impl Supply {
-    /// Indexes them.
+    /// Indexes the listeners.
     ///
     /// # Errors
     /// [`Error::SameVariable`] when two names make one variable.
@@ -159,14 +158,14 @@ impl Supply {
         self.by_variable.keys().map(String::as_str)
     }
 
-    /// The listener of a variable, which is used from now on.
+    /// The listener of a variable, which counts as used from now on.
     pub(super) fn take(&mut self, variable: &str) -> Option<Listener> {
         self.used.insert(variable.to_owned());
         self.by_variable.get(variable).cloned()
     }
 
-    /// Gives a listener the name that `--listen` has for its address, and what
-    /// options that one has in addition.
+    /// Gives a listener the name that `--listen` has for its address, and the options that it
+    /// lacks.
     pub(super) fn name(&mut self, listener: &mut Listener) {
         let Some(variable) = self.by_key.get(&listener.key()) else {
             return;
@@ -186,7 +185,7 @@ impl Supply {
         mine.group = mine.group.take().or_else(|| theirs.group.clone());
     }
 
-    /// The names that nothing has used.
+    /// The names that the configuration does not use.
     pub(super) fn unused(&self) -> Vec<Name> {
         self.by_variable
             .iter()

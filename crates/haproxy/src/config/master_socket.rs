@@ -1,4 +1,5 @@
-//! `-S ADDR[,OPTION,VALUE]...`: where the master CLI is served, and for whom (management guide, section 3).
+//! `-S ADDR[,OPTION,VALUE]...`: the address of the master CLI and the rights of its clients
+//! (management guide, section 3).
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -13,18 +14,18 @@ use crate::cli::{Level, Version};
 /// A socket of the master CLI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MasterSocket {
-    /// As it was written: what tells it from another.
+    /// The text as written, which identifies the socket.
     pub text: String,
-    /// Where it listens.
+    /// The address.
     pub at: MasterAddress,
-    /// What its clients may do: everything, if nothing is said.
+    /// The rights of its clients; admin by default.
     pub level: Level,
 }
 
 /// Where a master CLI listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MasterAddress {
-    /// An address that is to be bound.
+    /// An address to bind.
     Listen(Listener),
     /// A listening socket that this process has inherited.
     Descriptor(i32),
@@ -34,17 +35,18 @@ impl MasterSocket {
     /// The variable that names all sockets of the master CLI.
     pub const VARIABLE: &str = "HAPROXY_MASTER_CLI";
 
-    /// Its value.
+    /// The value of [`Self::VARIABLE`].
     pub fn variable_of(sockets: &[Self]) -> String {
         sockets.iter().filter_map(Self::variable).collect::<Vec<_>>().join(";")
     }
 
-    /// Whether a process that serves under a master of this version has it; in later ones only the master itself.
+    /// Whether the workers of a master of this version have [`Self::VARIABLE`]; in later versions
+    /// only the master has it.
     pub fn is_in_workers(version: Version) -> bool {
         version < Version { major: 3, minor: 1, patch: 0 }
     }
 
-    /// Those of a command.
+    /// The master CLI sockets of a command.
     ///
     /// # Errors
     /// [`Error::MasterSocket`], in haproxy's words where it has them.
@@ -100,7 +102,7 @@ impl MasterSocket {
                 "interface" => options.interface = Some(value()?.to_owned()),
                 "v6only" => options.v6only = true,
                 "transparent" => options.transparent = true,
-                // What an inherited or shared listener of haproxy's may say, and means nothing here.
+                // Valid options of haproxy's that have no meaning here.
                 "v4v6" | "accept-proxy" => {}
                 "name" | "id" | "nice" | "maxconn" | "thread" | "severity-output" | "expose-fd" => {
                     value()?;
@@ -131,7 +133,7 @@ impl MasterSocket {
         Ok(Self { text: text.to_owned(), at, level })
     }
 
-    /// How haproxy names it in HAPROXY_MASTER_CLI; none of an inherited one.
+    /// The text for the socket in HAPROXY_MASTER_CLI; None for an inherited one.
     fn variable(&self) -> Option<String> {
         match &self.at {
             MasterAddress::Listen(listener) => Some(match &listener.address {

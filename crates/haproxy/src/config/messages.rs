@@ -1,9 +1,8 @@
-//! haproxy's messages, said of the user's files instead of the copies.
+//! Translates haproxy's messages about the copies into messages about the user's files.
 //!
-//! A copy has the lines of the user's file, but `fd@NUMBER` where that has an
-//! address. So a message is given back the path, the address, and, where haproxy
-//! quotes a line with a mark under one of its bytes, the user's line with the mark
-//! where it belongs. All else stays as it is.
+//! A copy has the same lines as the user's file, with `fd@NUMBER` in place of an address. The
+//! translation puts back the path, the address and, where haproxy quotes a line with a mark under
+//! one byte, the user's line with the mark at the right byte. Everything else stays the same.
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -14,22 +13,22 @@ use super::reader::{self, find};
 use super::rendering::{Binding, Change, RenderedFile, Rendering};
 use super::{PathMap, Place, reread};
 
-/// How many bytes of a line haproxy quotes.
+/// Number of bytes of a line that haproxy quotes.
 const WIDTH: usize = 80;
 
-/// Translates what one haproxy says, line by line.
+/// Translates the output of one haproxy, line by line.
 #[derive(Debug, Clone, Default)]
 pub struct Messages {
     rendering: Rc<Rendering>,
     /// The paths of the copies, in the order of the rendering's files.
     copies: Vec<Vec<u8>>,
     paths: PathMap,
-    /// The number of the first binding's descriptor; those of the others follow it.
+    /// Descriptor number of the first binding; the others follow in sequence.
     first: RawFd,
     quoting: Option<Quoting>,
 }
 
-/// A quoted line is expected: what haproxy will print, and what to print instead.
+/// An expected quoted line: haproxy's text, and the replacement.
 #[derive(Debug, Clone)]
 struct Quoting {
     line: Option<(Vec<u8>, Vec<u8>)>,
@@ -46,7 +45,7 @@ impl Messages {
         Self { copies: copies.collect(), rendering, paths, first, quoting: None }
     }
 
-    /// The same line (with its line feed, if it has one) about the user's files.
+    /// The line (with its line feed, if it has one) rewritten for the user's files.
     pub fn of_the_user(&mut self, line: &[u8]) -> Vec<u8> {
         if let Some(quoting) = self.quoting.take()
             && let Some((text, next)) = quoting.take(line)
@@ -66,8 +65,8 @@ impl Messages {
         self.addresses(&self.paths.user_place(&line), changed.as_ref())
     }
 
-    /// Puts addresses in the place of descriptors. A message names them in quotes, with
-    /// `bind` before or inside; without it only where it is about their line.
+    /// Replaces descriptors by addresses. A message puts a descriptor in quotes, with `bind` before
+    /// or inside them; without `bind` only where the message is about that line.
     fn addresses(&self, line: &[u8], changed: Option<&ChangedLine>) -> Vec<u8> {
         let mut out = Vec::with_capacity(line.len());
         let mut rest = line;
@@ -100,8 +99,8 @@ impl Messages {
         out
     }
 
-    /// The bindings of `fd@4,fd@5,...` (`quic+fd@4,...`) at the beginning of `text`, and its length. A range
-    /// of ports is one address of the user's.
+    /// The bindings of `fd@4,fd@5,...` (`quic+fd@4,...`) at the beginning of `text`, and the length
+    /// of that list. A range of ports counts as one of the user's addresses.
     fn list(&self, text: &[u8]) -> Option<(Vec<&Binding>, usize)> {
         let mut bindings: Vec<&Binding> = Vec::new();
         let mut at = 0;
@@ -123,7 +122,8 @@ impl Messages {
         }
     }
 
-    /// The binding whose number follows `before` at the beginning of `text`.
+    /// The binding whose descriptor number follows `before` at the beginning of `text`, and the
+    /// length of both.
     fn number(&self, text: &[u8], before: &[u8]) -> Option<(&Binding, usize)> {
         let digits = text.strip_prefix(before)?;
         let (number, length) = read_number::<RawFd>(digits)?;
@@ -131,7 +131,7 @@ impl Messages {
         Some((self.rendering.bindings.get(index)?, before.len() + length))
     }
 
-    /// The line of a copy that a message is about, if it is not the user's.
+    /// The line of a copy that a message is about, if it differs from the user's.
     fn changed_line(&self, message: &[u8]) -> Option<ChangedLine> {
         let mut found: Option<(usize, &RenderedFile, usize)> = None;
         for (file, copy) in self.rendering.files.iter().zip(&self.copies) {
@@ -149,7 +149,7 @@ impl Messages {
         Some(line)
     }
 
-    /// How many bytes longer the line's address is than the descriptors in its place, both
+    /// The length of the line's address less the length of the descriptors in its place, in bytes
     /// without quotes.
     fn grown(&self, place: &Place) -> isize {
         let mut sum = 0;
@@ -170,7 +170,7 @@ impl Messages {
 }
 
 impl Quoting {
-    /// What to print for a line of haproxy's, if it is the one expected.
+    /// The text to print for a line of haproxy's output, if it is the expected one.
     fn take(self, line: &[u8]) -> Option<(Vec<u8>, Option<Self>)> {
         let text = line.strip_suffix(b"\n").unwrap_or(line).strip_prefix(b"  ")?;
         let Some((copy, users)) = self.line else {
@@ -191,7 +191,7 @@ struct ChangedLine {
     place: Place,
     copy: Vec<u8>,
     users: Vec<u8>,
-    /// The changes of this line, their ranges from its start.
+    /// The changes of this line, with ranges from its start.
     changes: Vec<Change>,
     grown: isize,
 }
@@ -219,7 +219,7 @@ impl ChangedLine {
         Some(Self { place, copy, users, changes, grown: 0 })
     }
 
-    /// Where a byte of the copy is in the user's line.
+    /// Position in the user's line of a byte of the copy.
     fn users_byte(&self, at: usize) -> usize {
         let mut shift = 0;
         for change in &self.changes {
@@ -235,8 +235,8 @@ impl ChangedLine {
         at.saturating_add_signed(shift)
     }
 
-    /// The first line of a message about this line with the position put right, and what to
-    /// do with the quote that may follow.
+    /// The first line of a message about this line, with its position corrected, and the
+    /// translation of the quote that may follow.
     fn head(&self, message: &[u8]) -> (Vec<u8>, Option<Quoting>) {
         const POSITION: &[u8] = b" position ";
         let unchanged = || (message.to_vec(), None);
@@ -248,7 +248,7 @@ impl ChangedLine {
         };
         let stated = number - 1;
         let (position, quoting) = if find(message, b"too many words").is_some() {
-            // This one counts in the line without quotes and with variables expanded.
+            // This message counts positions in the line without quotes and with variables expanded.
             (stated.saturating_add_signed(self.grown), None)
         } else {
             let position = self.argument(message).unwrap_or_else(|| self.users_byte(stated));
@@ -258,13 +258,13 @@ impl ChangedLine {
         ([&message[..at], number.as_bytes(), &message[at + digits..]].concat(), quoting)
     }
 
-    /// The start of the word of "argument number N". haproxy is not exact about an empty one
-    /// where an earlier word of the line is in quotes, and ours are.
+    /// The start of the word of "argument number N". haproxy's position is inexact for an empty
+    /// word after a quoted one, and the copy quotes its address words.
     fn argument(&self, message: &[u8]) -> Option<usize> {
         const NUMBER: &[u8] = b"argument number ";
         let text = &message[find(message, NUMBER)? + NUMBER.len()..];
         let (number, _) = read_number::<usize>(text)?;
-        // Only where words begin matters, not what is in them.
+        // Only the start of each word matters, not its content.
         let words =
             reader::words(&self.users, reader::Unset::default(), &|_| Some(b"x".to_vec())).ok()?;
         words.get(number).map(|word| word.source.start)
@@ -277,14 +277,14 @@ impl ChangedLine {
     }
 }
 
-/// The number that a text begins with, and how many digits it has.
+/// The number at the beginning of a text, and its length in digits.
 fn read_number<T: FromStr>(text: &[u8]) -> Option<(T, usize)> {
     let length = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     Some((std::str::from_utf8(&text[..length]).ok()?.parse().ok()?, length))
 }
 
-/// What haproxy quotes of a line of which it marks one byte, and where the mark is in it:
-/// 80 bytes at most, with dots where something is left out.
+/// The excerpt that haproxy quotes of a line to mark one byte, and the position of the mark in it:
+/// 80 bytes at most, with dots for omitted text.
 fn excerpt(line: &[u8], position: usize) -> Option<(Vec<u8>, usize)> {
     let indent = line.iter().take_while(|byte| matches!(byte, b' ' | b'\t'..=b'\r')).count();
     let line = &line[indent..];

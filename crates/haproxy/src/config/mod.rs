@@ -1,15 +1,13 @@
-//! Reading a user's haproxy configuration, and rendering the copy that haproxy
-//! is started on.
+//! Reads a user's haproxy configuration and renders the copy that haproxy is started on.
 //!
-//! The user's files stay as they are. [`Rendering::of`] reads them with
-//! haproxy's own rules for words, quotes, variables and conditions, collects
-//! what every `bind` line names, and writes a copy of each file in which only
-//! the address word of such a line is replaced by a descriptor. Lines keep their
-//! numbers; [`Messages`] puts the user's paths, addresses and quoted lines back
-//! into what haproxy says.
+//! The user's files stay as they are. [`Rendering::of`] reads them with haproxy's own rules for
+//! words, quotes, variables and conditions, collects the address of every `bind` line, and writes a
+//! copy of each file in which a descriptor replaces the address word of such a line and nothing
+//! else. Lines keep their numbers. [`Messages`] puts the user's paths, addresses and quoted lines
+//! back into haproxy's messages.
 //!
-//! Everything here is a function of its arguments: files, environment, host
-//! names and what only haproxy knows come through [`World`]; [`System`] is the real one.
+//! Everything here is a function of its arguments: files, environment, host names and haproxy's own
+//! answers come through [`World`]; [`System`] is the real one.
 
 mod address;
 mod ask;

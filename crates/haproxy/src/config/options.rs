@@ -1,19 +1,17 @@
-//! The options of a `bind` line that belong to the socket and so to the broker.
+//! The options of a `bind` line that belong to the socket, and so to the broker.
 //!
-//! The words stay on the line: on a line with `fd@` haproxy reads them, checks
-//! them and does nothing with them (seen with 2.6.12 for `interface`,
-//! `transparent`, `v6only`, `v4v6`, `namespace`, `backlog`, `mode`, `user`,
-//! `group`, `uid` and `gid`), since each concerns the making of a socket that
-//! exists already. Everything else on the line (ssl, alpn, maxconn, thread,
-//! accept-proxy, tcp-ut, defer-accept ...) haproxy applies to the socket it was
-//! given.
+//! The words stay on the line. On a line with `fd@` haproxy parses and checks them and otherwise
+//! ignores them (seen with 2.6.12 for `interface`, `transparent`, `v6only`, `v4v6`, `namespace`,
+//! `backlog`, `mode`, `user`, `group`, `uid` and `gid`), since each concerns the creation of a
+//! socket that already exists. Everything else on the line (ssl, alpn, maxconn, thread,
+//! accept-proxy, tcp-ut, defer-accept ...) haproxy applies to the inherited socket.
 
 use std::net::SocketAddr;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::Options;
 
-/// Options as said on a line, or as set for many lines.
+/// Options as set on one line, or for many lines.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct BindOptions {
     pub(super) backlog: Option<u32>,
@@ -25,13 +23,12 @@ pub(super) struct BindOptions {
     pub(super) mode: Option<u32>,
     pub(super) user: Option<String>,
     pub(super) group: Option<String>,
-    /// The line is for some of haproxy's threads or processes only.
+    /// Whether the line is for some of haproxy's threads or processes only.
     pub(super) threads: bool,
 }
 
-/// The bind options that are followed by one value (section 5.1 of the manual,
-/// 2.6 to 3.3). It takes all of them to tell an option from a value that looks
-/// like one.
+/// The bind options with one value (section 5.1 of the manual, 2.6 to 3.3). All of them are needed
+/// to tell an option from a value that looks like one.
 const WITH_VALUE: &[&[u8]] = &[
     b"accept-netscaler-cip",
     b"alpn",
@@ -92,11 +89,11 @@ const WITH_VALUE: &[&[u8]] = &[
 ];
 
 impl BindOptions {
-    /// Reads the words after the address. Values that haproxy refuses are left
-    /// for it to refuse.
+    /// Reads the words after the address. Values that haproxy refuses are left for haproxy to
+    /// report.
     pub(super) fn read<'a>(words: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut read = Self::default();
-        // haproxy sees no word behind an empty one.
+        // haproxy ignores every word after an empty one.
         let mut words = words.into_iter().take_while(|word| !word.is_empty());
         while let Some(word) = words.next() {
             let value =
@@ -106,14 +103,14 @@ impl BindOptions {
         read
     }
 
-    /// Takes one option. Gives false for words that do not concern the socket.
+    /// Takes one option. False for a word that does not concern the socket.
     pub(super) fn take(&mut self, word: &[u8], value: &[u8]) -> bool {
         let text =
             || std::str::from_utf8(value).ok().filter(|text| !text.is_empty()).map(str::to_owned);
         match word {
-            // haproxy's 0 is its default, for backlog and mode both.
+            // 0 means haproxy's default, for backlog and mode both.
             b"backlog" => self.backlog = number(value, 10).filter(|&n| n > 0),
-            // chmod(2) passes over higher bits.
+            // chmod(2) ignores higher bits.
             b"mode" => self.mode = number(value, 8).filter(|&n| n > 0).map(|n| n & 0o7777),
             b"v6only" => self.v6only = true,
             b"v4v6" => self.v4v6 = true,
@@ -145,8 +142,8 @@ impl BindOptions {
         }
     }
 
-    /// The options of a listener on `address`. As in haproxy, an option that
-    /// means nothing for the kind of address is passed over.
+    /// The options of a listener on `address`. As in haproxy, an option without meaning for that
+    /// kind of address is ignored.
     pub(super) fn on(&self, address: &Address) -> Options {
         let ip = address.ip();
         let dual = matches!(ip, Some(SocketAddr::V6(ip)) if ip.ip().to_ipv4_mapped().is_none());
@@ -168,8 +165,8 @@ impl BindOptions {
     }
 }
 
-/// The name of a network device: setsockopt(2) passes over what is behind its first 15 bytes (sock_setbindtodevice() in
-/// net/core/sock.c).
+/// The name of a network device, cut off as the kernel does: setsockopt(2) ignores everything after
+/// the first 15 bytes (sock_setbindtodevice() in net/core/sock.c).
 fn as_the_kernel_reads_it(mut name: String) -> String {
     if name.len() > 15 {
         let end = (0..=15).rev().find(|end| name.is_char_boundary(*end));

@@ -1,6 +1,7 @@
-//! What haproxy binds by itself, as far as its lines tell: a `stats socket`, the address of the local peer, a UNIX socket for
-//! datagrams. A path has one socket at a time, so two lines that name it are refused, as is an address that stands in the way of
-//! one of the broker's.
+//! The addresses that haproxy binds itself, as far as its lines show: a `stats socket`, the address
+//! of the local peer, a UNIX socket for datagrams. A path has one socket at a time, so two lines
+//! with the same path are refused, and so is an address that conflicts with a listener of the
+//! broker's.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use super::error::Clash;
 use super::rendering::{Binding, LeftAlone};
 use super::{Error, Place};
 
-/// Whether haproxy's own address overlaps a listener of these.
+/// Whether an address of haproxy's own overlaps one of these listeners.
 pub(super) fn overlaps(own: &Address, bindings: &[Binding]) -> bool {
     in_the_way(own, bindings).is_some()
 }
@@ -21,10 +22,11 @@ fn in_the_way<'a>(own: &Address, bindings: &'a [Binding]) -> Option<&'a Binding>
     bindings.iter().find(|binding| binding.listener.key().overlaps(&key))
 }
 
-/// Whether haproxy can have what it binds by itself, beside the broker's and beside one another.
+/// Checks that haproxy can bind its own addresses beside the broker's and beside each other.
 ///
 /// # Errors
-/// [`Error::SamePath`] and [`Error::Beside`] with both lines, in the order of `files`.
+/// [`Error::SamePath`] with both lines, ordered by the `number` of the file and by line;
+/// [`Error::Beside`] with the broker's line first.
 pub(super) fn check(
     bindings: &[Binding],
     left_alone: &[LeftAlone],

@@ -1,18 +1,18 @@
-//! Putting the user's paths back into what haproxy says.
+//! Puts the user's paths back into haproxy's output.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-/// Which rendered file is the copy of which of the user's files.
+/// Maps each rendered file to the user's file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct PathMap {
-    /// Rendered path and user's path, the longest rendered path first, so that
-    /// no path is taken for the beginning of a longer one.
+    /// Rendered path and user's path, longest rendered path first, so that no path matches the
+    /// beginning of a longer one.
     pairs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl PathMap {
-    /// A map from pairs of (rendered path, user's path).
+    /// Builds the map from pairs of (rendered path, user's path).
     pub(super) fn new<I: IntoIterator<Item = (PathBuf, PathBuf)>>(pairs: I) -> Self {
         let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
         let mut pairs: Vec<_> =
@@ -22,14 +22,14 @@ impl PathMap {
         Self { pairs }
     }
 
-    /// Rewrites the rendered paths in `text` (haproxy's output, whole lines) to
-    /// the user's paths; every other byte stays.
+    /// Rewrites the rendered paths in `text` (whole lines of haproxy's output) to the user's paths.
+    /// Every other byte stays.
     pub(super) fn user_place(&self, text: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(text.len());
         let mut at = 0;
         while at < text.len() {
             let found = self.pairs.iter().find(|(copy, _)| {
-                // Not the beginning of a longer name, as in /dev/fd/1 and /dev/fd/12.
+                // A longer name must not match, as /dev/fd/12 for /dev/fd/1.
                 let after = text.get(at + copy.len());
                 text[at..].starts_with(copy) && !after.is_some_and(u8::is_ascii_alphanumeric)
             });

@@ -1,17 +1,17 @@
-//! What only the haproxy that will run can tell: how it takes variables that leave nothing, whether it
-//! reads global sections ahead, what it sets in its environment, and what its build and its options
-//! come to in a condition.
+//! Questions that only the haproxy that will run can answer: how it treats variables that leave
+//! nothing, whether it reads global sections ahead, which variables it sets, and which conditions
+//! hold for its build and options.
 //!
-//! All of it is asked at once, with a configuration of our own that `haproxy -c` reads: `.notice`
-//! makes haproxy print what it has understood. So nothing depends on a table of versions, which would be
-//! wrong for every distribution that has backported a change.
+//! All questions are asked at once, with a generated configuration that `haproxy -c` reads:
+//! `.notice` makes haproxy print what it has understood. So nothing depends on a table of versions,
+//! which would be wrong for every distribution that has backported a change.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::quoting::{printable, quoted};
 use super::reader::{Unset, find};
 
-/// The variables that haproxy sets while it reads, as far as they are known (2.6 to 3.5-dev5).
+/// The known variables that haproxy sets while it reads (2.6 to 3.5-dev5).
 const PREDEFINED: [&str; 9] = [
     "HAPROXY_BRANCH",
     "HAPROXY_HTTP_CLF_LOG_FMT",
@@ -24,41 +24,41 @@ const PREDEFINED: [&str; 9] = [
     "HAPROXY_TCP_LOG_FMT",
 ];
 
-/// What is to be asked.
+/// The questions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Questions {
-    /// Terms of conditions, such as `feature(QUIC)`, that hold or do not, whatever stands before them.
+    /// Terms of conditions, such as `feature(QUIC)`, whose value does not depend on earlier lines.
     pub terms: BTreeSet<Vec<u8>>,
     /// Further variables that begin with `HAPROXY_`.
     pub names: BTreeSet<String>,
 }
 
-/// What haproxy said.
+/// haproxy's answers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Answers {
-    /// What becomes of a variable that leaves nothing between its quotes.
+    /// How haproxy treats a variable that leaves nothing between its quotes.
     pub unset: Unset,
-    /// All global sections are read once before the files are read.
+    /// Whether all global sections are read once before the files are read.
     pub discovery: bool,
-    /// The variables that were asked for and the known ones: as haproxy sees them on the first line.
+    /// The variables of the questions and the known ones, with their values on the first line.
     pub variables: BTreeMap<String, Option<Vec<u8>>>,
     /// Whether a term holds, or why haproxy does not understand it.
     pub terms: BTreeMap<Vec<u8>, Result<bool, String>>,
 }
 
 impl Answers {
-    /// The value of a variable that was asked for.
+    /// The value of a variable of the questions.
     pub(super) fn variable(&self, name: &str) -> Option<&[u8]> {
         self.variables.get(name)?.as_deref()
     }
 
-    /// Whether they say more about terms than others.
+    /// Whether these answers cover terms that `others` do not.
     pub(super) fn adds_to(&self, others: &Self) -> bool {
         self.terms.keys().any(|term| !others.terms.contains_key(term))
     }
 }
 
-/// How each of our own lines begins.
+/// The beginning of each line that bindonce's own `.notice` prints.
 const SIGN: &str = "bindonce-asks";
 
 impl Questions {
@@ -66,7 +66,7 @@ impl Questions {
         PREDEFINED.into_iter().chain(self.names.iter().map(String::as_str))
     }
 
-    /// The configuration that asks, terms first: four lines each, from the first line on.
+    /// The configuration that asks, terms first: five lines each, from the first line on.
     pub(super) fn text(&self) -> Vec<u8> {
         let mut out = Vec::new();
         for (number, term) in self.terms.iter().enumerate() {
@@ -81,7 +81,7 @@ impl Questions {
             );
             out.extend(line.bytes());
         }
-        // `.notice` takes one word, and complains about a second that is not empty.
+        // `.notice` takes one word, and rejects a second one that is not empty.
         let line = format!(
             ".if defined(BINDONCE_READ_AHEAD)\n.notice \"{SIGN} reads ahead\"\n.endif\n\
              .notice \"{SIGN} empty\" \"${{BINDONCE_IS_NOT_SET[*]}}\" x\n\
@@ -93,7 +93,8 @@ impl Questions {
         out
     }
 
-    /// The term that haproxy's complaint about a line of [`text`](Self::text) is about.
+    /// The term that haproxy refuses in its message about a line of [`text`](Self::text), and the
+    /// reason.
     pub(super) fn refused(&self, file: &str, output: &str) -> Option<(Vec<u8>, String)> {
         let head = format!("parsing [{file}:");
         output.lines().find_map(|line| {
@@ -107,7 +108,7 @@ impl Questions {
         })
     }
 
-    /// Reads haproxy's answers; none when it has not read our lines to their end.
+    /// Reads haproxy's answers; None if haproxy has not read the configuration to its end.
     pub(super) fn answers(&self, output: &[u8]) -> Option<Answers> {
         let output = notices(output);
         let heard = |text: &str| output.contains(&text.as_bytes());
@@ -134,7 +135,7 @@ impl Questions {
     }
 }
 
-/// Our own lines in haproxy's output, without the sign.
+/// The lines of bindonce's `.notice` in haproxy's output, without the sign.
 fn notices(output: &[u8]) -> Vec<&[u8]> {
     let head = format!(": '{SIGN} ").into_bytes();
     let mut rest = output;

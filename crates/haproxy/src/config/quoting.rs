@@ -1,6 +1,6 @@
-//! Bytes of a configuration written so that haproxy reads them back, or so that a person can read them.
+//! Escapes bytes of a configuration for haproxy to read back, or for a person to read.
 
-/// A word in double quotes that reads back as `value`, on one line.
+/// A word in double quotes, on one line, that haproxy reads back as `value`.
 pub(super) fn quoted(value: &[u8]) -> Vec<u8> {
     let mut out = vec![b'"'];
     escape_into(&mut out, value);
@@ -20,7 +20,8 @@ pub(super) fn escape_into(out: &mut Vec<u8>, value: &[u8]) {
     }
 }
 
-/// Bytes from a file or a variable as a person can read them in a message.
+/// Bytes from a file or a variable, made printable for a message: control characters escaped, 200
+/// characters at most.
 pub(super) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut out = String::with_capacity(text.len());

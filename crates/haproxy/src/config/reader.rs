@@ -1,49 +1,47 @@
-//! Lines and words, exactly as haproxy takes a configuration apart.
+//! Splits a configuration into lines and words exactly as haproxy does.
 //!
-//! The rules stand in section 2.2 and 2.3 of haproxy's configuration manual
-//! ("Quoting and escaping", "Environment variables"), and where the manual is
-//! silent they are what haproxy 2.6, 3.0 and 3.2 were seen to do and what the
-//! source of 3.5-dev5 says. Where they differ, [`Unset`] says how. Every word
-//! remembers the bytes of the line it came from, so that one word can be
-//! replaced and all other bytes stay as they are.
+//! The rules are those of sections 2.2 and 2.3 of haproxy's configuration manual ("Quoting and
+//! escaping", "Environment variables"). Where the manual is silent, they follow the observed
+//! behaviour of haproxy 2.6, 3.0 and 3.2 and the source of 3.5-dev5. Where versions differ,
+//! [`Unset`] selects the rule. Every word remembers the bytes of the line it came from, so that one
+//! word can be replaced while all other bytes stay as they are.
 
 use std::ops::Range;
 
-/// What becomes of a variable that leaves nothing between its quotes. haproxy has
-/// changed this twice, in its stable branches too.
+/// How haproxy treats a variable that leaves nothing between its quotes. haproxy has changed this
+/// twice, in its stable branches too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Unset {
-    /// A word that is empty, and so the last one that counts (2.4 to 2.6.12).
+    /// It makes an empty word, and haproxy ignores every word after an empty one (2.4 to 2.6.12).
     #[default]
     Empty,
-    /// A variable that is not set takes the closing quote and the spaces behind it along: what
-    /// follows belongs to the same word (3.0 to 3.2, and late patch levels of 2.6 and 2.8).
+    /// An unset variable swallows the closing quote and the spaces after it: the following text
+    /// belongs to the same word (3.0 to 3.2, and late patch levels of 2.6 and 2.8).
     Joined,
-    /// An empty word, except that `"${NAME[*]}"` makes no word at all (3.3 and later).
+    /// It makes an empty word, except that `"${NAME[*]}"` makes no word at all (3.3 and later).
     NoWord,
 }
 
 /// One word of a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Word {
-    /// What haproxy sees: without quotes and escapes, variables expanded.
+    /// The value that haproxy sees: quotes and escapes removed, variables expanded.
     pub value: Vec<u8>,
-    /// The bytes of the line that it was made from. Words that come out of one
-    /// `${NAME[*]}` share them.
+    /// The bytes of the line that the word was made from. Words from one `${NAME[*]}` share them.
     pub source: Range<usize>,
 }
 
-/// A line that haproxy refuses to take apart.
+/// A line that haproxy refuses to split into words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
-    /// What is wrong.
+    /// The error.
     pub reason: &'static str,
-    /// The offset in the line at which it begins.
+    /// Offset in the line at which the error begins.
     pub position: usize,
 }
 
-/// The lines of a text, as ranges without their line feed. There is no
-/// continuation: in haproxy a backslash at the end of a line stands for itself.
+/// The lines of a text, as ranges without their line feed. There is no continuation: in haproxy a
+/// backslash at the end of a line is an ordinary character.
 pub fn lines(text: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
     let mut start = 0;
     std::iter::from_fn(move || {
@@ -58,24 +56,24 @@ pub fn lines(text: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
     })
 }
 
-/// C's isspace() in the C locale.
-/// Where a part of a text begins.
+/// The position of a part in a text.
 pub fn find(text: &[u8], part: &[u8]) -> Option<usize> {
     text.windows(part.len()).position(|window| window == part)
 }
 
+/// C's isspace() in the C locale.
 fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
 }
 
-/// A line, taken apart.
+/// A line, split into words.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Line {
     /// Its words.
     pub words: Vec<Word>,
-    /// The variables in it, each with the bytes that it was written in.
+    /// The variables in the line, each as the range of bytes that names it.
     pub variables: Vec<Range<usize>>,
-    /// The words may be others by another rule for variables that leave nothing.
+    /// Whether another [`Unset`] rule might give other words.
     pub depends: bool,
 }
 
@@ -91,9 +89,8 @@ pub fn words(
     take_apart(line, unset, variable).map(|line| line.words)
 }
 
-/// Takes a line apart. `variable` gives the value of a variable; names that
-/// begin with a dot are haproxy's pseudo-variables (`.FILE`, `.LINE`,
-/// `.SECTION`).
+/// Splits a line into words. `variable` gives the value of a variable; names that begin with a dot
+/// are haproxy's pseudo-variables (`.FILE`, `.LINE`, `.SECTION`).
 ///
 /// # Errors
 /// [`Fault`] where haproxy stops with an error of its own.
@@ -104,7 +101,7 @@ pub fn take_apart(
 ) -> Result<Line, Fault> {
     let mut scanner = Scanner { line, unset, ..Scanner::default() };
     scanner.skip_space();
-    // A line in brackets opens a scope, which says nothing about listeners.
+    // A line in brackets opens a scope, which does not affect listeners.
     if scanner.peek(0) == Some(b'[') {
         return Ok(Line::default());
     }
@@ -120,7 +117,7 @@ struct Scanner<'a> {
     at: usize,
     taken: Line,
     value: Vec<u8>,
-    /// Something has made a word of `value`, even if it is empty.
+    /// `value` is a word even if it is empty.
     open: bool,
     /// Index of the first word of the current token.
     first_of_token: usize,
@@ -129,7 +126,7 @@ struct Scanner<'a> {
 }
 
 impl Scanner<'_> {
-    /// The byte `ahead` of here; nothing behind a NUL, since haproxy reads C strings.
+    /// The byte `ahead` of the current position. None from a NUL on, since haproxy reads C strings.
     fn peek(&self, ahead: usize) -> Option<u8> {
         self.line.get(self.at + ahead).copied().filter(|&byte| byte != 0)
     }
@@ -140,14 +137,14 @@ impl Scanner<'_> {
         }
     }
 
-    /// Ends the word here, if there is one. By the older rules a space ends a word wherever it stands.
+    /// Ends the current word, if there is one. By the older rules a space ends a word in any case.
     fn end_word(&mut self) {
         if self.unset == Unset::NoWord && !self.open {
             return;
         }
         self.open = false;
         let mut value = std::mem::take(&mut self.value);
-        // An escaped \x00 ends the word: it is a C string.
+        // An escaped \x00 ends the word: haproxy's words are C strings.
         if let Some(end) = value.iter().position(|&byte| byte == 0) {
             value.truncate(end);
         }
@@ -168,12 +165,12 @@ impl Scanner<'_> {
     }
 
     fn run(&mut self, variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>) -> Result<(), Fault> {
-        // Where the open quote of each kind stands.
+        // Position of the open quote of each kind.
         let mut single = None;
         let mut double = None;
-        // Nothing has come out of the quotes that were opened last.
+        // The innermost quotes have been empty so far.
         let mut bare = false;
-        // A carriage return ends the line wherever it stands, even in quotes.
+        // A carriage return ends the line anywhere, even in quotes.
         while let Some(byte) = self.peek(0).filter(|byte| !matches!(byte, b'\n' | b'\r')) {
             let quoted = single.is_some() || double.is_some();
             let before = self.value.len();
@@ -221,7 +218,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// Opens or closes quotes of one kind. Two quotes with nothing between make a word.
+    /// Opens or closes quotes of one kind. Two quotes with nothing between them make a word.
     fn quote(&mut self, open: &mut Option<usize>, bare: &mut bool) {
         if open.take().is_some() {
             self.open |= *bare;
@@ -309,17 +306,17 @@ impl Scanner<'_> {
         };
         let edges = value.as_ref().map(|value| [value.first().copied(), value.last().copied()]);
         self.taken.depends |= match edges {
-            // Spaces at its edges, or nothing at all.
+            // Spaces at the edges of the value, or an empty value.
             Some(edges) => expand && edges.iter().any(|byte| byte.is_none_or(is_space)),
             None => expand || self.peek(0) == Some(b'"'),
         };
         self.put(&value.unwrap_or_default(), expand);
         self.open |= matches!(left, Left::Unset);
-        // Before the first section `.SECTION` has no value, and is not taken for one that is not set.
+        // Before the first section `.SECTION` has no value, but does not count as unset.
         Ok(if pseudo && matches!(left, Left::Unset) { Left::Something } else { left })
     }
 
-    /// Appends the value of a variable, as one word or as the words in it.
+    /// Appends the value of a variable, as one word or split into words.
     fn put(&mut self, value: &[u8], expand: bool) {
         let mut bytes = value.iter().copied().peekable();
         while let Some(byte) = bytes.next() {
@@ -335,19 +332,18 @@ impl Scanner<'_> {
     }
 }
 
-/// What a variable has left in its word.
+/// What a variable contributes to its word.
 enum Left {
     /// Its value, which may be empty.
     Something,
-    /// The words in its value, of which there may be none.
+    /// The words in its value, possibly none.
     Words,
-    /// It is not set.
+    /// Nothing: the variable is unset.
     Unset,
 }
 
-/// Expands the variables of an address, which haproxy does once more when it
-/// reads one: `$NAME` or `${NAME}`, without quotes, defaults or errors; what is
-/// not set is empty.
+/// Expands the variables of an address. haproxy does this once more when it reads an address:
+/// `$NAME` or `${NAME}`, without quotes, defaults or errors. An unset variable is empty.
 pub fn expand(text: &[u8], variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;

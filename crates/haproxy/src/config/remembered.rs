@@ -1,8 +1,10 @@
-//! What a haproxy has answered, so that a reload that asks the same starts no other one.
+//! Remembers haproxy's answers, so that a reload with the same questions does not start another
+//! haproxy.
 //!
-//! An answer follows from the binary and its libraries, the switches, the directory, the environment, the user and the
-//! questions. All of that is compared; of the libraries, the file that ldconfig(8) writes anew when one is installed.
-//! A script may answer otherwise each time, and so may libraries that the environment names: both are always asked.
+//! An answer depends on the binary and its libraries, the switches, the directory, the environment,
+//! the user and the questions. All of these are compared; the libraries by the file that
+//! ldconfig(8) rewrites when one is installed. A script may answer differently each time, and so
+//! may libraries that the environment names: both are always asked.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -17,15 +19,15 @@ use bindonce_sys::subprocess::User;
 use super::questions::{Answers, Questions};
 use super::world::Environment;
 
-/// So many answers are remembered: the last.
+/// Number of answers to remember: the latest ones.
 const MOST: usize = 8;
 
-/// What says which libraries a binary finds.
+/// The cache that decides which libraries a binary finds.
 const LIBRARIES: &str = "/etc/ld.so.cache";
 
 static KNOWN: Mutex<Vec<(Asked, Answers)>> = Mutex::new(Vec::new());
 
-/// All that an answer follows from.
+/// Everything that an answer depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Asked {
     program: Version,
@@ -37,7 +39,7 @@ pub(super) struct Asked {
     questions: Questions,
 }
 
-/// A file as it is now: one that is written or replaced is another.
+/// The identity of a file's content: a rewritten or replaced file has another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Version {
     device: u64,
@@ -58,8 +60,8 @@ impl Version {
 }
 
 impl Asked {
-    /// The questions to `program`, as it is looked up and run in this directory and environment. None if the answer must
-    /// not be remembered.
+    /// The questions to `program`, as found and run in this directory and environment. None if the
+    /// answer must not be remembered.
     pub(super) fn new(
         program: &OsStr,
         switches: Vec<OsString>,
@@ -89,13 +91,13 @@ impl Asked {
         })
     }
 
-    /// What was answered to this.
+    /// The remembered answers.
     pub(super) fn answers(&self) -> Option<Answers> {
         let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         known.iter().find(|(asked, _)| asked == self).map(|(_, answers)| answers.clone())
     }
 
-    /// Remembers what was answered. An error is not an answer.
+    /// Remembers the answers. An error is not an answer.
     pub(super) fn remember(self, answers: &Answers) {
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MOST {
@@ -105,7 +107,7 @@ impl Asked {
     }
 }
 
-/// Where a program is that is started in this directory and with this PATH.
+/// The path of a program that is started in this directory with this PATH.
 fn find(name: &OsStr, directory: &Path, path: Option<&[u8]>) -> Option<PathBuf> {
     if name.as_bytes().contains(&b'/') {
         return Some(directory.join(name));

@@ -1,4 +1,4 @@
-//! From a command to its rendered copy: the files are read, and once more when haproxy had to be asked.
+//! From a command to its rendered copy. The files are read again each time haproxy had to be asked.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,16 +14,16 @@ impl Rendering {
     /// Reads every file of a command and renders its copy.
     ///
     /// # Errors
-    /// What cannot be read, what haproxy would not take where it matters for
-    /// listeners, two bind lines on one address, and templates that say more than
-    /// `bind_tcp`. All other mistakes are left for haproxy to name.
+    /// A file that cannot be read, text that haproxy would refuse where it matters for listeners,
+    /// two bind lines on one address, and templates with other tags than `bind_tcp`. All other
+    /// mistakes are left for haproxy to report.
     pub fn of(command: &Command, supplied: Supplied<'_>, world: &dyn World) -> Result<Self, Error> {
         let sources = files::read(command, world)?;
         let mut answers: Option<Answers> = None;
         let (mut under_master, mut missing) = (false, BTreeSet::new());
         let mut quic_is_off = false;
-        // What only haproxy knows shows as the lines are read. One question is the rule; each
-        // further one is about terms that nothing before could have shown.
+        // Reading the lines shows what only haproxy knows. One round of questions is the rule; a
+        // further one is about terms that no earlier line could have shown.
         loop {
             let known = answers.as_ref();
             let walk =
@@ -52,7 +52,7 @@ impl Rendering {
                 .map_err(|source| Error::Unanswered { program: command.program.clone(), source })?;
             match &mut answers {
                 None => answers = Some(answer),
-                // Nothing new: the next question would be the same.
+                // The answer added nothing: the next question would be the same.
                 Some(known) if !answer.adds_to(known) => {
                     let source = io::Error::other("it does not say whether a condition holds");
                     return Err(Error::Unanswered { program: command.program.clone(), source });

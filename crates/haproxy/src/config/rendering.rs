@@ -1,4 +1,5 @@
-//! The rendered copy: what haproxy is started on, and what it takes to start it.
+//! The rendered copy of a configuration, and the variables, listeners and checks needed to start
+//! haproxy on it.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -19,64 +20,64 @@ use super::stats_file::StatsFile;
 use super::world::World;
 use super::{Error, Place, reader, saved};
 
-/// What the caller adds to the user's configuration.
+/// The caller's additions to the user's configuration.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Supplied<'a> {
-    /// The listeners of `--listen NAME=ADDR`, ranges already expanded. Each has a
-    /// name. `fd@${NAME}` in the configuration is bound to it, and a bind line
-    /// that names the same address takes its name.
+    /// The listeners of `--listen NAME=ADDR`, each with a name, ranges already expanded.
+    /// `fd@${NAME}` in the configuration is bound to the listener, and a bind line with the same
+    /// address takes its name.
     pub listeners: &'a [Listener],
-    /// Variables of the caller's own that haproxy needs until the last file is
-    /// read: they are kept through a `resetenv` of the user's.
+    /// The caller's own variables that haproxy needs until the last file is read: a `resetenv` of
+    /// the user's keeps them.
     pub keep: &'a [&'a str],
 }
 
-/// One of the files that haproxy is started on, in order.
+/// One of haproxy's configuration files, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenderedFile {
-    /// The path as haproxy would have named it from the user's command line.
+    /// The path that haproxy alone would have used for the user's file.
     #[serde(with = "saved::path")]
     pub user_path: PathBuf,
-    /// A file name for the copy, different from those of all other copies.
+    /// The file name of the copy, unique among the copies.
     pub name: String,
-    /// True for a file that has no counterpart: it restores what `default-path
-    /// config` would do at the start of the next file, or the environment of a master's worker.
+    /// Whether the user has no such file: it restores the effect of `default-path config` at the
+    /// start of the next file, or the environment of a master's worker.
     pub injected: bool,
     /// The text of the copy.
     #[serde(skip)]
     pub text: Vec<u8>,
-    /// Where it differs from the user's file, in order.
+    /// The differences from the user's file, in order.
     pub changes: Vec<Change>,
 }
 
-/// A place at which a copy differs from the user's file.
+/// One difference between a copy and the user's file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// The bytes of the copy.
     pub range: Range<usize>,
-    /// What stands there in the user's file.
+    /// The bytes of the user's file.
     pub was: Box<[u8]>,
 }
 
 /// A listener that haproxy gets from the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Binding {
-    /// What to claim. It has a name only when `--listen` gave one.
+    /// The listener to claim. It has a name only if `--listen` gave one.
     pub listener: Listener,
-    /// It is a descriptor that haproxy would have inherited under this number.
+    /// The number under which haproxy would have inherited the descriptor, if it would have.
     pub inherited: Option<RawFd>,
-    /// The variable that carries its descriptor's number.
+    /// The variable that carries the number of the descriptor.
     pub variable: String,
-    /// Where the bind line stands.
+    /// The bind line.
     pub place: Place,
-    /// Further lines of the section for the same address, each for threads of its
-    /// own: they share the socket.
+    /// Further lines of the section that share the socket: each for threads of its own, or with the
+    /// same options.
     pub also: Vec<Place>,
     /// The section, as in `frontend web`.
     pub section: String,
-    /// The address as haproxy reads it, before variables of addresses.
+    /// The address as haproxy reads it, before it expands variables in addresses.
     pub text: String,
-    /// The device that its line names and that is not there: it is bound on every interface.
+    /// The missing device that the line names: the listener is bound on every interface.
     #[serde(default)]
     pub device: Option<String>,
 }
@@ -87,46 +88,48 @@ impl Binding {
         matches!(self.listener.address, Address::Quic(_))
     }
 
-    /// What stands before the number of its descriptor.
+    /// The text before the number of the descriptor.
     pub(super) fn prefix(&self) -> &'static str {
         if self.is_quic() { "quic+fd@" } else { "fd@" }
     }
 }
 
-/// An address that haproxy still binds itself.
+/// An address that is left to haproxy to bind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftAlone {
-    /// Where it stands.
+    /// The line.
     pub place: Place,
     /// The section, as in `frontend web`.
     pub section: String,
     /// The address as written in the user's file.
     pub text: String,
-    /// Why.
+    /// Why the address is left to haproxy.
     pub reason: Cow<'static, str>,
-    /// It is a descriptor that haproxy would have to inherit; why it cannot.
+    /// For a descriptor that haproxy would have to inherit: why it cannot.
     pub descriptor: Option<String>,
-    /// haproxy listens there: false where it passes over the line.
+    /// Whether haproxy listens on the address; false if it ignores the line.
     pub listens: bool,
-    /// Where haproxy listens then, as far as the line tells: a `stats socket`, the local peer, a path for datagrams.
+    /// The addresses that haproxy then listens on, as far as the line shows: a `stats socket`, the
+    /// local peer, a path for datagrams.
     #[serde(default)]
     pub own: Vec<Address>,
-    /// The device that is why: it is not there, or was not when haproxy first bound the address.
+    /// The device that is the reason: missing now, or missing when haproxy first bound the address.
     pub device: Option<String>,
-    /// What haproxy listens on then; for the reading alone.
+    /// The listeners that haproxy then has; used while reading only.
     #[serde(skip)]
     pub(super) listeners: Vec<Listener>,
 }
 
-/// A variable of the environment that the rendered copy reads.
+/// An environment variable that the rendered copy reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Variable {
     /// Its name.
     pub name: String,
-    /// The bindings whose numbers it holds, by index: one, or a whole range of ports.
+    /// The bindings whose descriptor numbers the variable holds, by index: one, or a whole range of
+    /// ports.
     pub bindings: Range<usize>,
-    /// True when the value is `fd@3,fd@4,...` instead of one number: a variable for
-    /// each port of a long range would make haproxy's start quadratic in it.
+    /// Whether the value is `fd@3,fd@4,...` instead of one number: with one variable for each port
+    /// of a long range, the time of haproxy's start would grow with the square of the range.
     pub list: bool,
 }
 
@@ -136,51 +139,51 @@ pub struct Variable {
 pub struct Rendering {
     /// The copies, in the order of haproxy's `-f`.
     pub files: Vec<RenderedFile>,
-    /// What to claim, in order.
+    /// The listeners to claim, in order.
     pub bindings: Vec<Binding>,
-    /// What to set, in order.
+    /// The variables to set, in order.
     pub variables: Vec<Variable>,
     /// Further variables to set, with their values.
     pub constants: Vec<(String, String)>,
-    /// What haproxy binds by itself.
+    /// The addresses left to haproxy.
     pub left_alone: Vec<LeftAlone>,
-    /// What haproxy binds by itself over TCP is bound without SO_REUSEPORT (`noreuseport`, `-dR`): another
-    /// generation cannot bind the same.
+    /// Whether haproxy binds its own TCP addresses without SO_REUSEPORT (`noreuseport`, `-dR`):
+    /// another generation cannot bind the same address.
     pub no_reuse_port: bool,
-    /// As what processes haproxy runs.
+    /// How haproxy runs.
     #[serde(flatten)]
     pub mode: ProcessMode,
-    /// Names of `--listen` that nothing in the configuration uses.
+    /// Names of `--listen` that the configuration does not use.
     pub unused: Vec<Name>,
-    /// It says `cluster-secret`.
+    /// Whether the configuration has a `cluster-secret`.
     pub has_cluster_secret: bool,
-    /// The server-state files that it loads, the global one first; none if it loads none.
+    /// The server-state files that the configuration loads, the global one first.
     pub server_states: Vec<ServerState>,
-    /// The `stats-file` that it loads.
+    /// The `stats-file` that the configuration loads.
     pub stats_file: Option<StatsFile>,
 }
 
-/// As what processes haproxy runs, or would run alone.
+/// How haproxy runs under the supervisor, or would run alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ProcessMode {
-    /// It runs as a master with workers of its own.
+    /// Whether haproxy runs as a master with its own workers.
     pub master_worker: bool,
-    /// Alone it would run as a master, by `-W`, `-Ws` or `master-worker`.
+    /// Whether haproxy alone would run as a master, by `-W`, `-Ws` or `master-worker`.
     pub is_master: bool,
-    /// Alone it would go on in the background, by `-D` or `daemon`, unless it was told to stay.
+    /// Whether haproxy alone would run in the background, by `-D` or by `daemon` without an option
+    /// for the foreground.
     pub is_daemon: bool,
-    /// It polls without epoll, by `-de` or `noepoll`.
+    /// haproxy polls without epoll, by `-de` or `noepoll`.
     pub no_epoll: bool,
-    /// The file that it would write its pid to: absolute.
+    /// The absolute path of the pid file that haproxy would write.
     #[serde(with = "saved::optional_path")]
     pub pid_file: Option<PathBuf>,
 }
 
 impl Rendering {
-    /// The variables to start haproxy with, when the descriptor of `bindings[i]`
-    /// will have the number `numbers[i]` in haproxy. Variables whose bindings have
-    /// no number are left out.
+    /// The variables to start haproxy with, when the descriptor of `bindings[i]` will have the
+    /// number `numbers[i]` in haproxy. Variables whose bindings have no number are left out.
     pub fn environment(&self, numbers: &[RawFd]) -> Vec<(String, String)> {
         let value = |variable: &Variable| {
             let numbers = numbers.get(variable.bindings.clone())?;
@@ -197,14 +200,16 @@ impl Rendering {
         self.variables.iter().filter_map(value).chain(self.constants.iter().cloned()).collect()
     }
 
-    /// The devices whose addresses haproxy binds by itself because they are not there, or came late.
+    /// The devices whose addresses are left to haproxy because the device is missing or appeared
+    /// late.
     pub fn haproxys_devices(&self) -> BTreeSet<String> {
         self.left_alone.iter().filter_map(|left| left.device.clone()).collect()
     }
 
-    /// Of those that are not there, the devices whose addresses the broker can bind on every interface, as haproxy would: all
-    /// but those of which two lines come to the same address so, between which haproxy's sockets split the connections. (Where
-    /// that overlaps what the broker has, haproxy could not bind it at all.)
+    /// The missing devices whose addresses the broker can bind on every interface, as haproxy
+    /// would. Left out are devices with which two lines get the same address: haproxy's sockets
+    /// split the connections between the lines. (They count all the same where they overlap a
+    /// listener of the broker: haproxy could not bind there at all.)
     pub(super) fn missing_for_the_broker(&self, world: &dyn World) -> BTreeSet<String> {
         let held: Vec<_> = self.bindings.iter().map(|binding| binding.listener.key()).collect();
         let missing = || self.left_alone.iter().filter(|left| left.reason == NO_DEVICE);
@@ -212,7 +217,7 @@ impl Rendering {
             let whose = (left.device.as_deref(), left.section.as_str());
             left.listeners.iter().map(move |listener| (listener.key(), whose))
         });
-        // As keys sort, those of one place are neighbours.
+        // Keys of one place are neighbours once sorted.
         let mut keys: Vec<_> = keys.collect();
         keys.sort_unstable();
         let mut split = BTreeSet::new();
@@ -231,37 +236,38 @@ impl Rendering {
         ours.filter_map(|left| left.device.clone()).collect()
     }
 
-    /// Where a line names a device that is not there, so that the broker has bound its address on every interface: the line, its
-    /// address, and the device.
+    /// The lines that name a missing device and whose address the broker has bound on every
+    /// interface: the line, its address, and the device.
     pub fn without_device(&self) -> impl Iterator<Item = (&Place, &str, &str)> {
         let firsts = self.variables.iter().filter_map(|it| self.bindings.get(it.bindings.start));
         firsts.filter_map(|one| Some((&one.place, one.text.as_str(), one.device.as_deref()?)))
     }
 
-    /// The binding that wants this address, as the broker names it where it refuses one.
+    /// The binding for this address, in the form in which the broker names a refused one.
     pub fn binding_of(&self, address: &str) -> Option<&Binding> {
         self.bindings.iter().find(|binding| binding.listener.address.to_string() == address)
     }
 
-    /// Whether haproxy has something to listen on for certain, before anything of ours is added: an
-    /// address that it gets from the broker, or an admin socket of the user's. Else only haproxy knows
-    /// (peers, QUIC), and refuses to start where it finds nothing.
+    /// Whether haproxy certainly has something to listen on without anything that bindonce adds: an
+    /// address from the broker, or an admin socket of the user's. Otherwise only haproxy knows
+    /// (peers, QUIC), and refuses to start if there is nothing.
     pub fn surely_listens(&self) -> bool {
         !self.bindings.is_empty() || self.has_stats_socket()
     }
 
-    /// Whether haproxy may have something to listen on: where not, it refuses to start.
+    /// Whether haproxy may have something to listen on. If it has nothing, it refuses to start.
     pub fn may_listen(&self) -> bool {
         !self.bindings.is_empty() || self.left_alone.iter().any(|left| left.listens)
     }
 
-    /// Whether the user's configuration has an admin socket, which alone is enough for haproxy.
+    /// Whether the user's configuration has an admin socket, which alone is enough for haproxy to
+    /// start.
     pub fn has_stats_socket(&self) -> bool {
         self.left_alone.iter().any(|left| left.text.starts_with("stats socket "))
     }
 
-    /// The bind line that may name an address and was not claimed: haproxy takes a branch that was
-    /// not taken here, or expands the line in another way.
+    /// A bind line that may name an address and was not claimed: haproxy takes a branch that the
+    /// reader did not take, or expands the line in another way.
     pub fn unclaimed_bind(&self, address: &str) -> Option<Place> {
         let names = |line: &str| {
             let mut words = line.split_ascii_whitespace();
@@ -272,7 +278,7 @@ impl Rendering {
         Some(Place { file: file.clone(), line })
     }
 
-    /// The lines of the files, with the path that the user knows and their number.
+    /// The lines of the files, each with the user's path and its number.
     fn lines(&self) -> impl Iterator<Item = (&PathBuf, usize, Cow<'_, str>)> {
         self.files.iter().flat_map(|RenderedFile { user_path, text, .. }| {
             let lines = reader::lines(text).map(|line| String::from_utf8_lossy(&text[line]));
@@ -280,14 +286,15 @@ impl Rendering {
         })
     }
 
-    /// Whether the text has a `bind` line at all, also one that was read as not being there.
+    /// Whether the text has a `bind` line at all, even in a branch that the reader skipped.
     pub fn has_bind_line(&self) -> bool {
         let is_bind = |line: &str| line.split_ascii_whitespace().next() == Some("bind");
         self.lines().any(|(.., line)| is_bind(&line))
     }
 
-    /// Whether haproxy, or a program that it starts, may call bind(2) while it serves: for a connection to a server with
-    /// `source`, for one of QUIC, in an external check. As far as the text shows it.
+    /// Whether haproxy, or a program that it starts, may call bind(2) while it serves: for a
+    /// connection to a server with `source`, for a QUIC connection, in an external check. Judged by
+    /// the text.
     pub fn binds_while_it_serves(&self) -> bool {
         let says = |line: &str| {
             let words = line.split('#').next().unwrap_or_default().split_ascii_whitespace();
@@ -302,8 +309,8 @@ impl Rendering {
         self.lines().any(|(.., line)| says(&line))
     }
 
-    /// The `bind ... ssl` lines whose TLS sessions no other generation can resume: haproxy makes the keys of their tickets anew at
-    /// each start. As far as the text shows it.
+    /// The `bind ... ssl` lines whose TLS sessions no other generation can resume: haproxy makes
+    /// new ticket keys at each start. Judged by the text.
     pub fn loses_tickets(&self) -> Vec<Place> {
         let mut by_default = true;
         let mut places = Vec::new();
@@ -325,18 +332,18 @@ impl Rendering {
         places
     }
 
-    /// Whether haproxy needs a `cluster-secret` that it does not have: it makes one of its own at each start, and what one generation
-    /// has given to clients of QUIC is then nothing to the next.
+    /// Whether haproxy needs a `cluster-secret` and has none: it then makes its own at each start,
+    /// and the next generation cannot use what one generation has given to QUIC clients.
     pub fn lacks_cluster_secret(&self) -> bool {
         !self.has_cluster_secret && self.bindings.iter().any(Binding::is_quic)
     }
 
-    /// Checks that the configuration uses no descriptor but those of its bindings.
-    /// Under a supervisor haproxy inherits no other, and a number that the user
-    /// wrote would name one of ours.
+    /// Checks that the configuration uses no descriptors but those of its bindings. Under a
+    /// supervisor haproxy inherits no others, and a number in the user's text would name one of
+    /// bindonce's.
     ///
     /// # Errors
-    /// [`Error::ForeignDescriptor`] for the first that it does use.
+    /// [`Error::ForeignDescriptor`] for the first other descriptor.
     pub fn self_contained(&self) -> Result<(), Error> {
         let foreign = |left: &LeftAlone| {
             let (place, text, why) =
@@ -346,11 +353,11 @@ impl Rendering {
         self.left_alone.iter().find_map(foreign).map_or(Ok(()), Err)
     }
 
-    /// Writes the copies into `directory`, which exists, readable by their owner
-    /// alone. Gives their paths in the order of haproxy's `-f`.
+    /// Writes the copies into the existing `directory`, readable by their owner alone. Gives their
+    /// paths in the order of haproxy's `-f`.
     ///
     /// # Errors
-    /// What the system says about the first file that could not be written.
+    /// The system's error for the first file that could not be written.
     pub fn write_to(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
         use std::io::Write as _;
         use std::os::unix::fs::OpenOptionsExt as _;
@@ -366,8 +373,8 @@ impl Rendering {
     }
 }
 
-/// Whether the address word of a bind line may name a socket that the kernel shows. A variable may be
-/// anything.
+/// Whether the address word of a bind line may name a socket that the kernel shows. A variable may
+/// stand for anything.
 fn may_stand_for(word: &str, address: &str) -> bool {
     let word = word.trim_matches('"');
     let datagram = |text: &str| text.starts_with("udp") || text.starts_with("quic");

@@ -1,4 +1,5 @@
-//! A rendering that another process has written down, and whether the user's files still read as they did for it.
+//! Restores a rendering that another process has saved, and checks whether the user's files are
+//! still the same.
 
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
@@ -10,10 +11,11 @@ use super::world::World;
 use super::{Error, files};
 
 impl Rendering {
-    /// The same with the texts of its copies, which are here, in the order of its files.
+    /// The rendering with the texts of its copies, which are read from `copies` in the order of its
+    /// files.
     ///
     /// # Errors
-    /// One cannot be read, or is not what was written.
+    /// A copy cannot be read or has been changed.
     pub fn with_copies(mut self, copies: &[PathBuf]) -> io::Result<Self> {
         if copies.len() != self.files.len() {
             return Err(io::Error::other("there are not as many copies as files"));
@@ -28,11 +30,12 @@ impl Rendering {
         Ok(self)
     }
 
-    /// Whether the files of the command read now as they did for this. A pipe is not read: what comes through it is new. Nor is a
-    /// device, such as the standard input of a service.
+    /// Whether the files of the command are still the same. A pipe is not read and counts as
+    /// changed: its content is new. A device, such as the standard input of a service, is not read
+    /// either and counts as unchanged.
     ///
     /// # Errors
-    /// One cannot be read, or is a template that says too much.
+    /// A file cannot be read, or is a template with other tags.
     pub fn reads_as_before(&self, command: &Command, world: &dyn World) -> Result<bool, Error> {
         let directory = files::directory(command, world);
         let users = || self.files.iter().filter(|file| !file.injected);
@@ -40,7 +43,7 @@ impl Rendering {
             match std::fs::metadata(directory.join(&file.user_path)) {
                 Ok(metadata) if metadata.file_type().is_fifo() => return Ok(false),
                 Ok(metadata) if !metadata.is_file() => return Ok(true),
-                // Reading it says so.
+                // The error, if any, comes from reading the file.
                 Ok(_) | Err(_) => {}
             }
         }
@@ -49,7 +52,7 @@ impl Rendering {
     }
 }
 
-/// A text as it was before the changes to it.
+/// The text before the changes.
 pub(super) fn before(text: &[u8], changes: &[Change]) -> Vec<u8> {
     let (mut was_text, mut at) = (Vec::with_capacity(text.len()), 0);
     for Change { range, was } in changes {

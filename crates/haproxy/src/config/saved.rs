@@ -1,4 +1,5 @@
-//! How parts of a rendering are written down for another process: paths need not be UTF-8, and a listener is its text.
+//! How parts of a rendering are saved for another process: paths need not be UTF-8, and a listener
+//! is saved as its text.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -6,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// What paths, command lines and environments consist of: in JSON a string, or the numbers of its bytes where it is not UTF-8.
+/// Text of a path, command line or environment: in JSON a string, or the numbers of its bytes if it
+/// is not UTF-8.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Text {

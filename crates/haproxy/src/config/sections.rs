@@ -1,4 +1,4 @@
-//! Sections: which lines belong together, and what they inherit.
+//! Sections: which lines belong together, and what a section inherits from `defaults`.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use super::binds::BindLine;
 use super::options::BindOptions;
 use super::server_state::Loads;
 
-/// What a section can contain, as far as listeners are concerned.
+/// The kinds of sections, as far as listeners are concerned.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Kind {
     Global,
@@ -17,7 +17,7 @@ pub(super) enum Kind {
     Proxy,
     Peers,
     LogForward,
-    /// No listeners: all others, and the lines before the first section.
+    /// A section without listeners: all others, and the lines before the first section.
     #[default]
     Other,
 }
@@ -39,14 +39,14 @@ impl Kind {
     }
 }
 
-/// What `defaults` can set that matters here.
+/// The settings of `defaults` that matter here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Proxy {
     /// `backlog`, for bind lines without their own.
     pub(super) backlog: Option<u32>,
-    /// `disabled`.
+    /// Whether the proxy is `disabled`.
     pub(super) disabled: bool,
-    /// Where the state of servers is loaded from.
+    /// The source of the servers' state.
     pub(super) loads: Loads,
 }
 
@@ -54,21 +54,21 @@ pub(super) struct Proxy {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Section {
     pub(super) kind: Kind,
-    /// As a person names it: `frontend web`.
+    /// The keyword and the name: `frontend web`.
     pub(super) label: String,
-    /// As haproxy's `.SECTION` has it: `web`.
+    /// The value of haproxy's `.SECTION`: `web`.
     pub(super) name: Vec<u8>,
     pub(super) proxy: Proxy,
     /// `default-bind` of `peers`.
     pub(super) default_bind: BindOptions,
     pub(super) lines: Vec<BindLine>,
-    /// A line of `peers` names the local peer.
+    /// Whether a line of `peers` names the local peer.
     pub(super) local_peer: bool,
-    /// It is a backend, and a line names a server.
+    /// Whether it is a backend with at least one server.
     pub(super) has_servers: bool,
 }
 
-/// The section that is read, and what those before it have left.
+/// The open section, and what earlier sections have set.
 #[derive(Debug, Default)]
 pub(super) struct Sections {
     pub(super) open: Section,
@@ -87,7 +87,7 @@ impl Sections {
         }
     }
 
-    /// The section that was open, which has ended: everything that it says is known now.
+    /// Ends the open section: all its lines are known now.
     pub(super) fn end(&mut self) -> Section {
         let section = std::mem::take(&mut self.open);
         if section.kind == Kind::Defaults {
@@ -126,7 +126,7 @@ impl Section {
         }
     }
 
-    /// Takes a line that is not about addresses.
+    /// Takes a line that has no address.
     pub(super) fn keyword(&mut self, words: &[&[u8]]) {
         let proxy = matches!(self.kind, Kind::Proxy | Kind::Defaults);
         if proxy {
@@ -145,19 +145,20 @@ impl Section {
                     BindOptions::read(words[1..].iter().copied()).or(&self.default_bind);
             }
             b"server" | b"server-template" if self.kind == Kind::Proxy => {
-                // haproxy passes over servers in a frontend, with a warning.
+                // haproxy ignores servers in a frontend, with a warning.
                 self.has_servers = !self.label.starts_with("frontend");
             }
             _ => {}
         }
     }
 
-    /// Whether it may load the state of servers: only backends with servers that are not disabled do.
+    /// Whether the section may load the state of servers: only backends with servers that are not
+    /// disabled do.
     pub(super) fn loads_server_states(&self) -> bool {
         self.kind == Kind::Proxy && self.has_servers && !self.proxy.disabled
     }
 
-    /// Why haproxy does not listen on its bind lines at all, if it does not.
+    /// Why haproxy does not listen on the section's bind lines at all, if it does not.
     pub(super) fn idle(&self) -> Option<&'static str> {
         if self.proxy.disabled {
             Some("the section is disabled, so haproxy does not listen")
@@ -168,8 +169,7 @@ impl Section {
         }
     }
 
-    /// The options of its bind lines where a line does not set them. `unix-bind` applies to
-    /// proxies only.
+    /// The section's default options for bind lines. `unix-bind` applies to proxies only.
     pub(super) fn defaults(&self, unix: &BindOptions) -> BindOptions {
         let mut own = match self.kind {
             Kind::Proxy => unix.clone(),

@@ -1,10 +1,10 @@
-//! Which server-state files a configuration loads, so that the state of the
-//! generation before is in them when the next one starts.
+//! Finds the server-state files that a configuration loads, so that the supervisor can write the
+//! state of the old generation there before the next one starts.
 //!
 //! The rules are those of `load-server-state-from-file`, `server-state-file-name`,
-//! `server-state-base` and `server-state-file` in haproxy's configuration manual
-//! (sections 3.1 and 4.2). haproxy reads the files after the configuration, so
-//! neither the order of lines nor `default-path` matters for where they are.
+//! `server-state-base` and `server-state-file` in haproxy's configuration manual (sections 3.1 and
+//! 4.2). haproxy reads the files after the configuration, so neither the order of lines nor
+//! `default-path` affects their paths.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -14,21 +14,20 @@ use serde::{Deserialize, Serialize};
 
 use super::saved;
 
-/// A file from which haproxy takes the state of servers when it starts. What
-/// `show servers state` prints for the older generation belongs there before the
-/// newer one starts.
+/// A file from which haproxy takes the state of servers when it starts. The output of `show servers
+/// state` of the old generation belongs there before the new one starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerState {
-    /// Where it is: absolute.
+    /// The absolute path.
     #[serde(with = "saved::path")]
     pub path: PathBuf,
-    /// The one backend whose servers it is for, as the argument of `show servers
-    /// state`; none for the global file, which has those of all backends.
+    /// The one backend whose servers the file is for, as the argument of `show servers state`; None
+    /// for the global file, which covers all backends.
     pub backend: Option<String>,
 }
 
 impl ServerState {
-    /// The command of the admin CLI that tells it.
+    /// The admin CLI command that prints the file's content.
     pub fn command(&self) -> String {
         match &self.backend {
             Some(backend) => format!("show servers state {backend}"),
@@ -36,18 +35,18 @@ impl ServerState {
         }
     }
 
-    /// What the answer to that command has for the file; None if haproxy has no state yet, as for a backend that is
-    /// new: it says so in a sentence.
+    /// The part of the answer that belongs into the file. None if haproxy answers with a sentence
+    /// because it has no state yet, as for a new backend.
     pub fn text(answer: &str) -> Option<&str> {
         Some(answer.trim_start()).filter(|text| text.starts_with(|c: char| c.is_ascii_digit()))
     }
 }
 
-/// Where a proxy takes the state of its servers from, and what it inherits.
+/// The `load-server-state-from-file` and `server-state-file-name` of a proxy or of `defaults`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Loads {
     from: From,
-    /// `server-state-file-name`; without one the file is named after the backend.
+    /// `server-state-file-name`; None means the name of the backend.
     file: Option<Vec<u8>>,
 }
 
@@ -60,7 +59,7 @@ enum From {
 }
 
 impl Loads {
-    /// Takes a line of a proxy or of `defaults`, if it is about server states.
+    /// Takes a line of a proxy or of `defaults`; lines about other things are ignored.
     pub(super) fn take(&mut self, words: &[&[u8]]) {
         let value = words.get(1).copied().unwrap_or_default();
         match (words[0], value) {
@@ -74,19 +73,20 @@ impl Loads {
     }
 }
 
-/// What has been read so far.
+/// The server-state lines read so far.
 #[derive(Debug, Default)]
 pub(super) struct ServerStates {
     base: Option<Vec<u8>>,
     global: Option<Vec<u8>>,
-    /// Some proxy loads the global file.
+    /// Whether some proxy loads the global file.
     global_is_loaded: bool,
-    /// The file and the proxy of each `local`, in order.
+    /// The file and the backend of each `local`, in order.
     local: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl ServerStates {
-    /// Takes a line of `global`, if it is about server states. haproxy refuses a second one.
+    /// Takes a line of `global`; lines about other things are ignored. haproxy refuses a second
+    /// one.
     pub(super) fn take(&mut self, keyword: &[u8], value: &[u8]) {
         let place = match keyword {
             b"server-state-base" => &mut self.base,
@@ -98,7 +98,7 @@ impl ServerStates {
         }
     }
 
-    /// Takes what a backend loads, when its section has ended.
+    /// Records the file that a backend loads, at the end of its section.
     pub(super) fn loaded_by(&mut self, backend: &[u8], loads: &Loads) {
         match loads.from {
             From::Nowhere => {}
@@ -110,7 +110,7 @@ impl ServerStates {
         }
     }
 
-    /// The files, when haproxy runs in `directory`: the global one first.
+    /// The files of a haproxy that runs in `directory`: the global one first.
     pub(super) fn files(self, directory: &Path) -> Vec<ServerState> {
         let base = self.base.as_deref();
         let path = |file: &[u8]| -> PathBuf {

@@ -1,4 +1,4 @@
-//! What lines of `global` leave behind for everything that haproxy reads after them.
+//! The state that lines of `global` set for every line that haproxy reads after them.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,40 +7,41 @@ use super::listeners::mark;
 use super::quoting::quoted;
 use super::world::Environment;
 
-/// The variable with the name of the local peer.
+/// The variable that holds the name of the local peer.
 pub(super) const LOCALPEER: &str = "HAPROXY_LOCALPEER";
 
-/// The state at a line.
+/// The reader's state at one line.
 #[derive(Debug, Clone, Default)]
 pub(super) struct State {
     pub(super) environment: Environment,
-    /// The environment that haproxy begins with.
+    /// The environment at haproxy's start.
     initial: Environment,
     local_peer: String,
-    /// A `localpeer` line has been seen.
+    /// Whether a `localpeer` line has been seen.
     names_local_peer: bool,
-    /// `master-worker` has been seen.
+    /// Whether `master-worker` has been seen.
     pub(super) master_worker: bool,
-    /// The first of two passes has been: keywords that count in it count no more.
+    /// Whether the first of two passes is over: the keywords of the first pass have no effect in
+    /// the second.
     pub(super) second_pass: bool,
-    /// Names of `enabled()` that keywords have decided.
+    /// Values that keywords have set for names of `enabled()`.
     switches: BTreeMap<&'static [u8], bool>,
-    /// haproxy has been asked what it sets by itself.
+    /// Whether haproxy has answered which variables it sets itself.
     known: bool,
     marks: Cell<Marks>,
 }
 
-/// What has been looked at so far.
+/// What the reader has used so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Marks {
-    /// The environment, or the name of the local peer.
+    /// The environment or the name of the local peer was read.
     pub(super) looked: bool,
-    /// A variable that only haproxy knows, before it was asked.
+    /// A variable that only haproxy knows was read before haproxy was asked.
     pub(super) unknown: bool,
 }
 
-/// Keywords that switch off what `enabled()` tells, and whether haproxy takes them in its first
-/// pass over global sections, where it has one, and only in it.
+/// Keywords that switch a feature of `enabled()` off, the name of that feature, and whether haproxy
+/// takes the keyword in its first pass over global sections only, where it has one.
 const SWITCHES: [(&[u8], &[u8], bool); 8] = [
     (b"noepoll", b"EPOLL", true),
     (b"nopoll", b"POLL", true),
@@ -52,23 +53,23 @@ const SWITCHES: [(&[u8], &[u8], bool); 8] = [
     (b"tune.disable-fast-forward", b"FAST-FORWARD", false),
 ];
 
-/// What a line of `global` has done.
+/// The effect of a line of `global`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Done {
-    /// It does not concern the state.
+    /// No effect on this state.
     Nothing,
-    /// It has changed the environment.
+    /// It changed the environment.
     Environment,
-    /// What it has done depends on whether haproxy has two passes.
+    /// The effect depends on whether haproxy has two passes.
     ByPasses,
-    /// It has removed all variables but those that it names.
+    /// It removed all variables but the named ones.
     Reset,
-    /// It has changed something else.
+    /// It changed something else.
     Other,
 }
 
 impl State {
-    /// `known` says that the environment has what haproxy itself sets.
+    /// `known`: the environment includes the variables that haproxy itself sets.
     pub(super) fn new(environment: Environment, local_peer: String, known: bool) -> Self {
         let mut state = Self { environment, local_peer, known, ..Self::default() };
         state.name_local_peer();
@@ -76,23 +77,24 @@ impl State {
         state
     }
 
-    /// Back to the environment that haproxy begins with.
+    /// Restores the environment of haproxy's start.
     pub(super) fn begin_again(&mut self) {
         self.environment.clone_from(&self.initial);
     }
 
-    /// Lines of `global` that lead from the environment of now to the one that haproxy begins with, and
-    /// change nothing in that one; without the variables that `own` names, which haproxy sets by itself.
+    /// Lines of `global` that lead from the current environment to the one at haproxy's start, and
+    /// change nothing when that one is current already. Variables that haproxy sets itself (`own`)
+    /// are left out.
     pub(super) fn lines_back(&self, own: impl Fn(&[u8]) -> bool) -> Vec<u8> {
         let mut lines = Vec::new();
         let names: BTreeSet<_> = self.initial.keys().chain(self.environment.keys()).collect();
         for name in names.into_iter().filter(|name| !own(name)) {
             let (now, then) = (self.environment.get(name), self.initial.get(name));
-            // Of our own variables it is the descriptor's number that haproxy has.
+            // Our own variables hold descriptor numbers in the running haproxy.
             if now == then || then.is_some_and(|value| is_mark(name, value)) {
                 continue;
             }
-            // haproxy sets no variable to nothing.
+            // haproxy's `setenv` cannot set an empty value.
             let line = match then.filter(|value| !value.is_empty()) {
                 Some(value) => [b"    setenv ", &*quoted(name), b" ", &*quoted(value)].concat(),
                 None => [b"    unsetenv ", &*quoted(name)].concat(),
@@ -127,12 +129,12 @@ impl State {
         self.marks.get()
     }
 
-    /// Forgets what a line has looked at that turned out not to matter.
+    /// Restores the marks from before a line that turned out not to matter.
     pub(super) fn restore(&self, marks: Marks) {
         self.marks.set(marks);
     }
 
-    /// What keywords make of a name of `enabled()`.
+    /// The value that keywords have set for a name of `enabled()`.
     pub(super) fn enabled(&self, name: &[u8]) -> Option<bool> {
         self.switches.get(name).copied()
     }
@@ -141,13 +143,13 @@ impl State {
         self.environment.insert(name.as_bytes().to_vec(), value);
     }
 
-    /// Sets `HAPROXY_LOCALPEER`, as haproxy does before it reads.
+    /// Sets `HAPROXY_LOCALPEER`, as haproxy does before it reads the files.
     pub(super) fn name_local_peer(&mut self) {
         self.set(LOCALPEER, self.local_peer.clone().into_bytes());
     }
 
-    /// Takes a line of `global`, in haproxy's first pass over all of them or in its second or only one.
-    /// `localpeer` has no effect beside `-L`, which is the caller's to know.
+    /// Takes a line of `global`, in the first of two passes over the files or in the second or only
+    /// one. The caller skips `localpeer` beside `-L`, where it has no effect.
     pub(super) fn global(&mut self, words: &[&[u8]], first_pass: bool) -> Done {
         let value = |index: usize| words.get(index).copied().unwrap_or_default();
         let names = words.get(1..).unwrap_or_default();
@@ -176,7 +178,8 @@ impl State {
                 Done::Reset
             }
             b"localpeer" => {
-                // In a single pass it sets the variable too, whatever lines before it have made of it.
+                // In a single pass `localpeer` sets the variable too, even if earlier lines have
+                // changed it.
                 let untouched = self.environment.get(LOCALPEER.as_bytes()).map(Vec::as_slice)
                     == Some(self.local_peer.as_bytes());
                 let first = !std::mem::replace(&mut self.names_local_peer, true);

@@ -18,10 +18,10 @@ use super::ask;
 use super::questions::{Answers, Questions};
 use super::world::{Environment, Family, World};
 
-/// How large a file of another user's configuration may be.
+/// Size limit for a file of another user's configuration, in bytes.
 const LARGEST: u64 = 256 << 20;
 
-/// How long a file that is being written is waited for.
+/// Time to wait for a file that is being written.
 const WRITTEN: Duration = Duration::from_secs(2);
 
 /// The real world: this system, and the haproxy of the user's command.
@@ -30,33 +30,34 @@ pub struct System {
     program: OsString,
     directory: PathBuf,
     environment: Environment,
-    /// This process has read the configuration before: a pipe without a name has nothing more to give, and is refused.
+    /// Whether this process has read the configuration before: an unnamed pipe is then empty, and
+    /// is refused.
     pub again: bool,
-    /// With whose rights haproxy is asked, where it is not started by us.
+    /// The user whose rights haproxy is asked with, where bindonce does not start it.
     user: Option<User>,
     /// Devices of listeners that are held.
     pub devices: BTreeSet<String>,
-    /// Devices whose addresses the haproxy that serves has bound by itself.
+    /// Devices whose addresses the serving haproxy has bound itself.
     pub haproxys: BTreeSet<String>,
-    /// Descriptors that haproxy would inherit: the listener of each, or why it is none.
+    /// Descriptors that haproxy would inherit: the listener of each, or why there is none.
     pub inherited: Descriptors,
-    /// The device that new sockets of haproxy belong to.
+    /// The device that haproxy's new sockets are bound to.
     device: Option<String>,
 }
 
-/// By number: a listener, or why it is none.
+/// By number: a listener, or why there is none.
 pub type Descriptors = BTreeMap<RawFd, Result<Listener, String>>;
 
 impl System {
-    /// The system as this process sees it; what only haproxy knows is asked of
-    /// `program`. Fails when the current directory is gone.
+    /// The system as this process sees it; haproxy's own answers come from `program`. Fails when
+    /// the current directory is gone.
     pub fn new(program: &OsStr) -> io::Result<Self> {
         let environment =
             std::env::vars_os().map(|(name, value)| (name.into_vec(), value.into_vec())).collect();
         Ok(Self::at(program, std::env::current_dir()?, environment))
     }
 
-    /// The same, for a haproxy that is started without these variables, and with those.
+    /// The same for a haproxy that is started without the variables `without`, and with `more`.
     #[must_use]
     pub fn with(mut self, without: &[OsString], more: &[(&str, &str)]) -> Self {
         for name in without {
@@ -68,17 +69,17 @@ impl System {
         self
     }
 
-    /// The system as a haproxy that was started in `directory` with this environment sees it.
+    /// The system as seen by a haproxy started in `directory` with this environment.
     pub fn at(program: &OsStr, directory: PathBuf, environment: Environment) -> Self {
         let device = network::device_of_new_sockets().unwrap_or_default();
         let program = program.to_owned();
         Self { program, directory, environment, device, ..Self::default() }
     }
 
-    /// The same, where this user has chosen the program and the environment: questions are put to it
-    /// with the rights of that user and no others.
+    /// The same where this user has chosen the program and the environment: haproxy is asked with
+    /// that user's rights and no others.
     pub fn of_user(self, user: User) -> Self {
-        // It is no child of ours.
+        // That haproxy is not a child of this process.
         Self { user: Some(user), device: None, ..self }
     }
 }
@@ -88,7 +89,7 @@ impl World for System {
         let look = || nix::net::if_::if_nametoindex(name).is_ok();
         match namespace {
             None => look(),
-            // Where it cannot be entered, opening the socket says so.
+            // If the namespace cannot be entered, opening the socket reports that.
             Some(other) => listen::within_netns(other, look).unwrap_or(true),
         }
     }
@@ -98,7 +99,7 @@ impl World for System {
     }
 
     fn is_haproxys_device(&self, name: &str) -> bool {
-        // What is held is never haproxy's to bind.
+        // haproxy never binds a device of a held listener.
         self.haproxys.contains(name) && !self.devices.contains(name)
     }
 
@@ -109,7 +110,7 @@ impl World for System {
         };
         match namespace {
             None => read(),
-            // Where there is none, opening the socket says so.
+            // If the namespace does not exist, opening the socket reports that.
             Some(name) => listen::within_netns(name, read).unwrap_or(false),
         }
     }
@@ -139,7 +140,8 @@ impl World for System {
             ));
         }
         if self.user.is_some_and(|user| !user.is_ours()) {
-            // The user who named the file may not open every device; root may.
+            // Open regular files only: root may open devices that the user who named the file may
+            // not.
             return file::regular(path, LARGEST);
         }
         file::read(path, WRITTEN).map_err(|unread| match unread {
@@ -158,8 +160,8 @@ impl World for System {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(path)? {
             let entry = entry?;
-            // Follows links, as haproxy's stat() does. What cannot be looked at stays
-            // in the list, so that reading it says why, if it is a configuration at all.
+            // Follows links, as haproxy's stat() does. An entry without readable metadata stays in
+            // the list, so that reading it reports the error, if it is a configuration file at all.
             if std::fs::metadata(entry.path()).map_or(true, |about| about.is_file()) {
                 names.push(entry.file_name());
             }

@@ -1,9 +1,9 @@
-//! multibinder's templates: `.erb` and `.mb` files whose only tags are
-//! `<%= bind_tcp('IP', PORT) %>`.
+//! Reads multibinder's templates: `.erb` and `.mb` files whose only tags are `<%= bind_tcp('IP',
+//! PORT) %>`.
 //!
-//! Such a tag stands where an address stands, so it is read as that address.
-//! Nothing else of ERB can be evaluated without Ruby, and guessing would bind
-//! the wrong thing: any other tag is an error that shows the line.
+//! Such a tag stands in the place of an address and is read as that address. Nothing else of ERB
+//! can be evaluated without Ruby, and a guess would bind the wrong address: any other tag is an
+//! error that shows the line.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -12,14 +12,14 @@ use super::quoting::printable;
 use super::reader::{find, lines};
 use super::{Error, Place};
 
-/// Whether a file is a template, by its name.
+/// Whether a file is a template, judged by its name.
 pub fn is_template(path: &Path) -> bool {
     let name = path.as_os_str().as_bytes();
     name.ends_with(b".erb") || name.ends_with(b".mb")
 }
 
-/// Replaces every tag of a template by the address that it names. The number of
-/// lines stays.
+/// Replaces every tag of a template by the address that it names. The number of lines stays the
+/// same.
 ///
 /// # Errors
 /// [`Error::Template`] for every other tag.
@@ -41,7 +41,7 @@ pub fn addresses(path: &Path, text: &[u8]) -> Result<Vec<u8>, Error> {
     Ok(out)
 }
 
-/// Appends a line with its tags replaced; false when one is not understood.
+/// Appends a line with its tags replaced; false for an unknown tag.
 fn line_into(out: &mut Vec<u8>, line: &[u8]) -> bool {
     let mut rest = line;
     while let Some(start) = find(rest, b"<%") {
@@ -63,7 +63,7 @@ fn line_into(out: &mut Vec<u8>, line: &[u8]) -> bool {
     true
 }
 
-/// The address in ` bind_tcp('IP', PORT) `, with or without parentheses' spaces.
+/// The address in ` bind_tcp('IP', PORT) `, with or without spaces inside the parentheses.
 fn bind_tcp(tag: &str) -> Option<String> {
     let inside = tag.trim().strip_prefix("bind_tcp")?.trim_start();
     let (ip, port) = inside.strip_prefix('(')?.strip_suffix(')')?.split_once(',')?;

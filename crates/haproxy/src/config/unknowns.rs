@@ -1,5 +1,5 @@
-//! What the reading of a configuration depends on and only haproxy knows: it is noted while the lines
-//! are read, and then asked for all at once.
+//! Collects, while the lines are read, the questions that only haproxy can answer, so that all are
+//! asked at once.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use super::reader::{self, Line, Unset, Word};
 use super::sections::Kind;
 use super::state::State;
 
-/// Keywords whose words matter here.
+/// Keywords whose arguments affect the reading.
 const KEYWORDS: [&[u8]; 27] = [
     b"backlog",
     b"bind",
@@ -44,10 +44,10 @@ const KEYWORDS: [&[u8]; 27] = [
 
 #[derive(Debug)]
 pub(super) struct Unknowns<'a> {
-    /// What haproxy has answered; None as long as nothing had to be asked.
+    /// haproxy's answers; None as long as nothing had to be asked.
     pub(super) answers: Option<&'a Answers>,
     asks: Cell<bool>,
-    /// Terms of conditions that haproxy has not been asked about.
+    /// Terms of conditions to ask haproxy about.
     terms: RefCell<BTreeSet<Vec<u8>>>,
 }
 
@@ -56,12 +56,12 @@ impl<'a> Unknowns<'a> {
         Self { answers, asks: Cell::new(false), terms: RefCell::default() }
     }
 
-    /// Whether haproxy has to be asked before the reading can go on.
+    /// Whether haproxy has to be asked before reading can continue.
     pub(super) fn must_ask(&self, state: &State) -> bool {
         self.asks.get() || state.marks().unknown || !self.terms.borrow().is_empty()
     }
 
-    /// What was read depends on something that only haproxy knows.
+    /// Records that the lines read so far depend on something that only haproxy knows.
     pub(super) fn depend(&self) {
         self.asks.set(self.asks.get() || self.answers.is_none());
     }
@@ -71,13 +71,13 @@ impl<'a> Unknowns<'a> {
         self.answers.is_some_and(|answers| answers.discovery)
     }
 
-    /// How haproxy reads a variable that is not set.
+    /// How haproxy reads an unset variable.
     pub(super) fn unset(&self) -> Unset {
         self.answers.map(|answers| answers.unset).unwrap_or_default()
     }
 
-    /// Everything that there is to ask, as far as it can be seen from here: also the terms of the
-    /// conditions in all files that haproxy would have to decide, in the environment of now.
+    /// All questions that are known at this point, including the terms of conditions in all files
+    /// that haproxy would have to decide in the current environment.
     pub(super) fn questions(
         &self,
         sources: &[Source],
@@ -129,16 +129,16 @@ impl<'a> Unknowns<'a> {
         )
     }
 
-    /// What haproxy has answered about a term.
+    /// haproxy's answer about a term.
     fn answer(&self, term: &[u8]) -> Option<Result<bool, String>> {
         self.answers?.terms.get(term).cloned()
     }
 }
 
-/// Whether it matters here what the words of a line are.
+/// Whether the words of a line matter for the reading.
 pub(super) fn matters(taken: &Line, line: &[u8], masked: bool) -> bool {
     let Some(first) = taken.words.first() else { return taken.depends };
-    // It may turn out to be anything.
+    // A first word with a variable may turn out to be any keyword.
     let made = line.get(first.source.clone()).is_none_or(|written| written.contains(&b'$'));
     let keyword = KEYWORDS.contains(&first.value.as_slice()) || Kind::of(&first.value).is_some();
     let names_files = taken.variables.iter().any(|range| {
@@ -147,7 +147,7 @@ pub(super) fn matters(taken: &Line, line: &[u8], masked: bool) -> bool {
     made || first.value.starts_with(b".") || (!masked && (keyword || names_files))
 }
 
-/// The expression behind `.if`: haproxy puts the words together again, each space one.
+/// The expression behind `.if`. haproxy joins the words with single spaces.
 pub(super) fn expression_of(words: &[Word]) -> Vec<u8> {
     let values: Vec<&[u8]> = words.iter().skip(1).map(|word| word.value.as_slice()).collect();
     values.join(&b' ')

@@ -1,9 +1,8 @@
-//! Going through the files as haproxy does, line by line, with the state that
-//! lines leave behind for those after them: environment, conditions, sections
-//! and their defaults, `unix-bind` and `default-path`.
+//! Reads the files as haproxy does, line by line, with the state that lines set for later ones:
+//! environment, conditions, sections and their defaults, `unix-bind` and `default-path`.
 //!
-//! From 3.1 on haproxy does it twice: a first pass takes nothing but a few keywords of
-//! all global sections, and what they have set is there for every line of the second.
+//! From 3.1 on haproxy reads them twice: the first pass takes only a few keywords of all global
+//! sections, and their effect is there for every line of the second.
 
 mod line;
 
@@ -29,51 +28,53 @@ use super::unknowns::{Unknowns, expression_of, matters};
 use super::world::World;
 use super::{Error, Place};
 
-/// Why reading has ended early.
+/// Why reading stopped early.
 pub(super) enum Stopped {
     Error(Error),
-    /// haproxy has to be asked first; then everything is read once more.
+    /// haproxy has to be asked first; then everything is read again.
     Asks(Questions),
-    /// A line asks for a master, of whose workers it is to be read as one: once more.
+    /// A line asks for a master, so everything is read again as by one of its workers.
     UnderMaster,
-    /// A line after those that name addresses for QUIC switches it off, or on again: once more.
+    /// A line after the first QUIC addresses switches QUIC off or on again, so everything is read
+    /// again.
     Quic {
         is_off: bool,
     },
 }
 
-/// What is read.
+/// The input of the reader.
 struct Input<'a> {
     world: &'a dyn World,
     command: &'a Command,
     sources: &'a [Source],
     directory: PathBuf,
-    /// Devices that are not there, and whose addresses the broker binds without them, as haproxy would.
+    /// Missing devices whose addresses the broker binds on every interface, as haproxy would.
     missing: &'a BTreeSet<String>,
 }
 
 impl Input<'_> {
-    /// Whether a worker of the master that this haproxy would be has the master's variable while it reads: from
-    /// 3.1 on, where it reads in two passes; before that the master reads, and has set it when it reloads.
+    /// Whether a worker of the master that this haproxy would be has the master's variable while it
+    /// reads. From 3.1 on it has, since the worker reads in two passes; before that the master
+    /// reads, and has set the variable by the time of a reload.
     fn is_worker(&self, answers: Option<&Answers>) -> bool {
         let known = answers.is_none_or(|answers| answers.discovery) || self.world.is_reload();
         known && !self.command.nested_master
     }
 
-    /// Whether an argument of haproxy begins so.
+    /// Whether an argument of haproxy begins with these bytes.
     fn has_argument(&self, begin: &[u8]) -> bool {
         self.command.arguments.iter().any(|word| word.as_bytes().starts_with(begin))
     }
 }
 
-/// A line that was taken apart, and where it is.
+/// A line split into words, and its position.
 #[derive(Clone, Copy)]
 struct Here<'a> {
-    /// The number of its file.
+    /// The number of the file.
     source: usize,
     words: &'a [Word],
     line: &'a [u8],
-    /// Where it begins in the file.
+    /// Offset of the line in the file.
     offset: usize,
     place: &'a Place,
 }
@@ -86,18 +87,19 @@ impl<'a> Here<'a> {
 
 pub(super) struct Walk<'a> {
     input: Input<'a>,
-    /// haproxy reads it as the worker of a master, which the supervisor stands in for.
+    /// Whether haproxy reads as the worker of a master, which the supervisor stands in for.
     is_worker: bool,
-    /// The global sections, when all are read, have switched QUIC off.
+    /// Whether all global sections together switch QUIC off.
     quic_is_off: bool,
-    /// This is haproxy's first pass.
+    /// Whether this is haproxy's first pass.
     first_pass: bool,
     state: State,
     unknowns: Unknowns<'a>,
     global: Global,
     sections: Sections,
     claims: Claims,
-    /// Admin sockets over IP: the copy that each is in, and which of what haproxy binds by itself it is.
+    /// Admin sockets over IP: the number of the copy, the index in `claims.left_alone`, and the
+    /// section to claim.
     stats_sockets: Vec<(usize, usize, Section)>,
     edits: Edits,
     files: Vec<RenderedFile>,
@@ -147,7 +149,7 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Reads everything; QUIC is off if the global sections say so, wherever they stand.
+    /// Reads everything. `quic_is_off`: the global sections switch QUIC off, wherever they are.
     pub(super) fn run(mut self, quic_is_off: bool) -> Result<Rendering, Stopped> {
         self.quic_is_off = quic_is_off;
         let read = self.read();
@@ -234,8 +236,8 @@ impl<'a> Walk<'a> {
             self.file(number, source)?;
         }
         match self.sections.program.take() {
-            // haproxy's own master would run it, and each generation have one. Without any haproxy itself
-            // refuses the section.
+            // haproxy's own master would run the program, once in each generation. Without a master
+            // haproxy itself refuses the section.
             Some((section, place)) if self.has_master() || self.was_master() => {
                 Err(Error::Program { section, place })
             }
@@ -244,22 +246,22 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Each generation is a master of haproxy's own.
+    /// Whether each generation is a haproxy master.
     fn has_master(&self) -> bool {
         self.input.command.nested_master
     }
 
-    /// The supervisor stands in for a master.
+    /// Whether the supervisor stands in for a master.
     fn was_master(&self) -> bool {
         self.input.command.role.master.is_some() || self.state.master_worker
     }
 
-    /// Sets what haproxy sets before it reads the files, in each pass.
+    /// Sets the variables that haproxy sets before it reads the files, in each pass.
     fn begin(&mut self) {
         let Some(answers) = self.unknowns.answers else { return };
         for (name, value) in &answers.variables {
             match (name.as_str(), value) {
-                // These have times of their own.
+                // These variables are set at other times.
                 (STARTUP_VERSION | CFGFILES | LOCALPEER | MWORKER, _) => {}
                 (name, Some(value)) => self.state.set(name, value.clone()),
                 (name, None) => drop(self.state.environment.remove(name.as_bytes())),
@@ -267,9 +269,9 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What haproxy does between its passes: a worker begins with the environment of before, and
-    /// any other process knows all its files from now on. Gives the lines of `global` by which a process
-    /// of its own comes to what a worker has.
+    /// Does what haproxy does between its passes: a worker starts again with the original
+    /// environment, and any other process knows all its files from now on. Gives the lines of
+    /// `global` that lead a process that is not a worker to a worker's environment.
     fn between_passes(&mut self) -> Vec<u8> {
         let mut lines = Vec::new();
         if self.has_master() {
@@ -306,7 +308,7 @@ impl<'a> Walk<'a> {
         self.edits.add_copy(injected);
     }
 
-    /// Reads one file, the one that was added last unless this is the first pass.
+    /// Reads one file: the last added one, unless this is the first pass.
     fn file(&mut self, number: usize, source: &Source) -> Result<(), Error> {
         let Source { path, text } = source;
         let mut blocks = Blocks::default();
@@ -328,7 +330,7 @@ impl<'a> Walk<'a> {
                         text: printable(line),
                     });
                 }
-                // haproxy refuses the file for this line, in better words than ours.
+                // haproxy refuses the file for this line, with a better message.
                 Err(_) => continue,
             };
             if matters(&taken, line, blocks.masked()) {
@@ -394,14 +396,14 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Whether a line that cannot be taken apart begins like a bind line.
+/// Whether a line with a quoting error begins like a bind line.
 fn is_bind(line: &[u8]) -> bool {
     let line = line.trim_ascii_start();
     line.starts_with(b"bind") || line.starts_with(b"dgram-bind")
 }
 
-/// What haproxy's master sets for its workers.
+/// The variable that haproxy's master sets for its workers.
 const MWORKER: &str = "HAPROXY_MWORKER";
 
-/// The version of the haproxy that was started first, which haproxy never overwrites.
+/// The variable with the version of the first haproxy, which haproxy never overwrites.
 const STARTUP_VERSION: &str = "HAPROXY_STARTUP_VERSION";

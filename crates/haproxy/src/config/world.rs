@@ -1,5 +1,5 @@
-//! What reading a configuration needs from outside: files, environment, host
-//! names, and what only haproxy knows.
+//! The outside world as the reader of a configuration needs it: files, environment, host names, and
+//! answers from haproxy.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -24,39 +24,41 @@ pub enum Family {
     V6,
 }
 
-/// Everything the reader cannot compute. Tests put maps behind it.
+/// Everything that the reader cannot compute. Tests implement it with maps.
 pub trait World {
-    /// The directory in which haproxy is started: absolute, before `-C`.
+    /// The absolute directory in which haproxy is started, before `-C`.
     fn directory(&self) -> PathBuf;
 
-    /// The directory that a path leads to, without symbolic links and `..`.
+    /// A directory path with symbolic links and `..` resolved.
     fn resolved(&self, directory: &Path) -> io::Result<PathBuf> {
         directory.canonicalize()
     }
 
-    /// Whether there is a network device of this name, in a network namespace or in haproxy's own.
+    /// Whether a network device of this name exists, in the given network namespace or in haproxy's
+    /// own.
     fn has_device(&self, name: &str, namespace: Option<&str>) -> bool;
 
-    /// The device that sockets of haproxy are bound to where its line names none (`ip vrf exec`).
+    /// The device to which haproxy's sockets are bound where a line names none (`ip vrf exec`).
     fn device_of_new_sockets(&self) -> Option<String> {
         None
     }
 
-    /// Whether the haproxy that serves has bound the addresses of this device by itself: the broker
-    /// cannot bind them beside it, and the next haproxy can.
+    /// Whether the serving haproxy has bound the addresses of this device itself: the broker cannot
+    /// bind them beside it, and the next haproxy can.
     fn is_haproxys_device(&self, _name: &str) -> bool {
         false
     }
 
-    /// The listener that haproxy would inherit as descriptor of this number, or why it is none.
+    /// The listener that haproxy would inherit under this descriptor number.
     ///
     /// # Errors
-    /// As haproxy says it after `cannot use file descriptor`.
+    /// Why the descriptor is not a listener, in the words that haproxy prints after `cannot use
+    /// file descriptor`.
     fn inherited(&self, _number: RawFd) -> Result<Listener, String> {
         Err("Bad file descriptor".to_owned())
     }
 
-    /// Whether this is a reload: the files were read before.
+    /// Whether this is a reload, so that the files were read before.
     fn is_reload(&self) -> bool {
         false
     }
@@ -64,27 +66,26 @@ pub trait World {
     /// The environment that haproxy is started with.
     fn environment(&self) -> Environment;
 
-    /// The bytes of a file. Relative paths have been joined to
-    /// [`World::directory`] already.
+    /// The bytes of a file. The caller has joined relative paths to [`World::directory`].
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
 
-    /// The names of the regular files in a directory, in any order; `None` when
-    /// the path is something else.
+    /// The names of the regular files in a directory, in any order; `None` for a path that is not a
+    /// directory.
     fn list(&self, path: &Path) -> io::Result<Option<Vec<OsString>>>;
 
-    /// The address that haproxy would take for a host name: the first that
-    /// getaddrinfo gives.
+    /// The address that haproxy would take for a host name: the first one from getaddrinfo.
     fn resolve(&self, host: &str, family: Option<Family>) -> io::Result<IpAddr>;
 
-    /// What the haproxy that will run says, with those of its arguments that matter.
+    /// Puts questions to the haproxy that will run, with those of its arguments that affect the
+    /// answers.
     fn ask(&self, questions: &Questions, arguments: &[OsString]) -> io::Result<Answers>;
 
-    /// Whether an IPv6 wildcard is for IPv6 alone where nothing is said (net.ipv6.bindv6only), in
-    /// this network namespace.
+    /// Whether an IPv6 wildcard without `v6only` or `v4v6` accepts IPv6 only in this network
+    /// namespace (net.ipv6.bindv6only).
     fn is_ipv6_only(&self, _namespace: Option<&str>) -> bool {
         false
     }
 
-    /// The name of this host, which haproxy takes for the local peer.
+    /// The name of this host, which haproxy uses as the name of the local peer.
     fn host_name(&self) -> String;
 }

@@ -1,24 +1,26 @@
-//! What is taken of `show stat`: the columns, and what haproxy's exporter calls them.
+//! The columns of `show stat` that bindonce uses, and their names in haproxy's exporter.
 
-/// How the values of several generations become one.
+/// How the values of several generations are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sum {
-    /// It only grows, and counts for generations that are gone too.
+    /// A counter: the sum over all generations, including those that are gone.
     Counter,
-    /// It is added over the generations that live.
+    /// The sum over living generations.
     Live,
-    /// It is that of the generation that serves.
+    /// The value of the serving generation.
     Serving,
 }
 
-/// A column.
+/// A column of `show stat`.
 #[derive(Debug)]
 pub(super) struct Column {
-    /// As `show stat` calls it.
+    /// Its name in `show stat`.
     pub(super) name: &'static str,
-    /// As haproxy's exporter does, behind `haproxy_frontend_`; a counter's samples end in `_total` besides.
+    /// Its name in haproxy's exporter, after `haproxy_frontend_`. The samples of a counter end in
+    /// `_total` as well.
     pub(super) metric: &'static str,
-    /// The value of the label `code`, where one metric has several columns: these follow each other.
+    /// The value of the label `code`, where one metric has several columns. Those columns are
+    /// adjacent.
     pub(super) code: Option<&'static str>,
     pub(super) sum: Sum,
     pub(super) help: &'static str,
@@ -37,10 +39,10 @@ const fn responses(name: &'static str, code: &'static str) -> Column {
     Column { code: Some(code), ..counter(name, "http_responses", help) }
 }
 
-/// How many there are.
+/// Number of columns.
 pub(super) const COUNT: usize = COLUMNS.len();
 
-/// Which one is `stot`: every row has it.
+/// Index of `stot`, which every row has.
 pub(super) const SESSIONS: usize = 4;
 
 pub(super) const COLUMNS: &[Column] = &[

@@ -1,35 +1,35 @@
-//! What the generations of a service have answered lately, as its supervisor tells.
+//! The recent traffic of a service's generations, as its supervisor reports it.
 
 use serde::{Deserialize, Serialize};
 
-/// What the generations of a service have answered lately, where haproxy tells.
+/// The recent traffic of a service's generations, as far as haproxy reports it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Lately {
-    /// In this time.
+    /// The length of the period, in seconds.
     pub seconds: u64,
-    /// Requests of all generations.
+    /// Requests answered by all generations.
     pub requests: u64,
-    /// Bytes that these have sent.
+    /// Bytes sent by all generations.
     pub bytes: u64,
-    /// Requests that came to generations after they had stopped accepting.
+    /// Requests that reached generations after they had stopped accepting.
     pub draining_requests: u64,
-    /// Bytes that these have sent since then.
+    /// Bytes sent by generations after they had stopped accepting.
     pub draining_bytes: u64,
 }
 
-/// What is counted.
+/// The unit of the counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unit {
     /// Requests.
     Requests,
-    /// Bytes sent, where no request was counted (TCP).
+    /// Bytes sent, if no request was counted (TCP).
     Bytes,
 }
 
 impl Lately {
-    /// What draining generations have answered, and what all have.
+    /// The unit, the share of draining generations, and the total.
     pub fn draining(&self) -> (Unit, u64, u64) {
         match self.requests {
             0 => (Unit::Bytes, self.draining_bytes, self.bytes),
@@ -37,7 +37,7 @@ impl Lately {
         }
     }
 
-    /// The share of draining generations in percent.
+    /// The share of draining generations, in percent.
     pub fn draining_percent(&self) -> u64 {
         let (_, of, all) = self.draining();
         of.saturating_mul(100) / all.max(1)

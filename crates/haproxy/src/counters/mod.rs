@@ -1,10 +1,11 @@
-//! haproxy's own counters: read from `show stat`, summed over the generations of a service, and written under the names and
-//! labels of haproxy's own exporter.
+//! haproxy's own counters: read from `show stat`, summed over the generations of a service, and
+//! written under the names and labels of haproxy's own exporter.
 //!
-//! A sum never goes down, whatever the generations say: what one has counted stays in it when that one is gone, has
-//! cleared its counters, or answers no more.
+//! A sum never goes down. The counts of a generation stay in it when the generation is gone, has
+//! cleared its counters, or no longer answers.
 //!
-//! Source: haproxy's management guide, section 9.1, "CSV format"; its exporter's README for the names.
+//! Source: haproxy's management guide, section 9.1, "CSV format"; the README of its exporter for
+//! the names.
 
 mod columns;
 mod lately;

@@ -1,11 +1,11 @@
-//! Counters as OpenMetrics, under the names of haproxy's own exporter.
+//! Writes counters as OpenMetrics, under the names of haproxy's own exporter.
 
 use std::fmt::Write as _;
 
 use super::columns::{COLUMNS, Column, Sum};
 use super::rows::{Counters, Kind, Row};
 
-/// Writes each family that has a sample. `common` is a label on all of them.
+/// Writes each family that has a sample. `common` is a label on every sample.
 pub fn write(text: &mut String, counters: &Counters, common: (&str, &str)) {
     let common = format!("{}=\"{}\"", common.0, escaped(common.1));
     for (kind, prefix) in [

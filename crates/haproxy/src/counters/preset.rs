@@ -1,12 +1,13 @@
-//! A `stats-file`: what haproxy begins to count with. Its columns are those of `show stat`, which it reads by their place, as is
-//! done here. Source: haproxy's management guide, 9.5; src/stats-file.c (3.0 to 3.5-dev5).
+//! Reads a `stats-file`, from which haproxy initializes its counters. Its columns are those of
+//! `show stat`. haproxy and this module read them by position. Source: haproxy's management guide,
+//! 9.5; src/stats-file.c (3.0 to 3.5-dev5).
 
 use super::columns::{COLUMNS, Sum};
 use super::rows::{Counters, Kind, Row};
 use super::table::MOST;
 use crate::config::Guids;
 
-/// Reads what such a file says about what `guids` names. Nothing of anything else: haproxy passes over it as well.
+/// Reads the counters of the objects in `guids`. Everything else is ignored, as in haproxy.
 pub fn preset(text: &str, guids: &Guids) -> Counters {
     let mut counters = Counters::default();
     let mut section = None;
@@ -41,7 +42,8 @@ pub fn preset(text: &str, guids: &Guids) -> Counters {
     counters
 }
 
-/// Whether a header is that of frontends, and its columns that are counters; none if haproxy knows no such section.
+/// Whether a header is the one of frontends, and the index of each column that is a counter. None
+/// for a section that haproxy does not know.
 fn columns(header: &str) -> Option<(bool, Vec<Option<usize>>)> {
     let (name, columns) = header.split_once(" guid,")?;
     let frontends = match name {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::columns::{COLUMNS, COUNT, SESSIONS, Sum};
 
-/// What a row is about.
+/// The kind of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// A frontend.
@@ -18,20 +18,20 @@ pub enum Kind {
 /// A frontend, a backend or a server.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Row {
-    /// Which of these.
+    /// The kind.
     pub kind: Kind,
     /// The name of its section.
     pub proxy: Box<str>,
-    /// The name of the server; empty of the others.
+    /// The name of the server; empty for frontends and backends.
     pub server: Box<str>,
 }
 
-/// The value of each column that a row has. Some are for frontends or servers only.
+/// The values of a row's columns. Some columns exist for frontends or servers only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Values {
-    /// Which are there, a bit for each.
+    /// The columns that exist, one bit each.
     has: u64,
-    /// Those that are not are 0.
+    /// The values; 0 for a missing column.
     values: [u64; COUNT],
 }
 
@@ -56,7 +56,7 @@ impl Values {
         }
     }
 
-    /// Adds the columns that `which` names.
+    /// Adds the columns that `which` selects.
     pub(super) fn add(&mut self, more: &Self, which: impl Fn(Sum) -> bool) {
         for (at, _) in COLUMNS.iter().enumerate().filter(|(_, column)| which(column.sum)) {
             if let Some(more) = more.get(at) {
@@ -65,12 +65,12 @@ impl Values {
         }
     }
 
-    /// Goes on from what was known, where this is the same count; gives false where it began again: a server that was
-    /// deleted and added, or `clear counters all`.
+    /// Continues the known count, so that no counter goes down. False if the count began again: the
+    /// server was deleted and added, or `clear counters all` was run.
     pub(super) fn goes_on(&mut self, before: &Self) -> bool {
         let goes_on = self.get(SESSIONS) >= before.get(SESSIONS);
         let counters = COLUMNS.iter().enumerate().filter(|(_, column)| column.sum == Sum::Counter);
-        // A time in state DOWN is rounded, and may be one less than before.
+        // The time in state DOWN is rounded, and may be one second less than before.
         for (at, _) in counters.filter(|_| goes_on) {
             if let Some(before) = before.get(at).filter(|before| Some(*before) > self.get(at)) {
                 self.set(at, before);
@@ -79,7 +79,8 @@ impl Values {
         goes_on
     }
 
-    /// Takes off what it began with, which is in the counters; gives false where it is not, since they began again.
+    /// Subtracts the preset values. False if the counters no longer include them because they began
+    /// again.
     pub(super) fn without(&mut self, preset: &Self) -> bool {
         let has = self.get(SESSIONS) >= preset.get(SESSIONS);
         for (at, _) in COLUMNS.iter().enumerate().filter(|_| has) {
@@ -90,19 +91,19 @@ impl Values {
         has
     }
 
-    /// Leaves the counters.
+    /// Keeps the counters only, without current values.
     pub(super) fn end(&mut self) {
         let all = std::mem::take(self);
         self.add(&all, |sum| sum == Sum::Counter);
     }
 }
 
-/// What one generation has counted, or several together.
+/// The counters of one generation, or of several together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters(pub(super) BTreeMap<Row, Values>);
 
 impl Counters {
-    /// Adds the columns that `which` names.
+    /// Adds the columns that `which` selects.
     pub(super) fn add(&mut self, more: &Self, which: impl Fn(Sum) -> bool + Copy) {
         for (row, values) in &more.0 {
             match self.0.get_mut(row) {
@@ -112,7 +113,7 @@ impl Counters {
         }
     }
 
-    /// How many frontends, backends and servers.
+    /// Number of frontends, backends and servers.
     pub fn rows(&self) -> usize {
         self.0.len()
     }

@@ -1,4 +1,4 @@
-//! The table of `show stat`, read and written.
+//! Reads and writes the table of `show stat`.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -6,17 +6,19 @@ use std::fmt::Write as _;
 use super::columns::COLUMNS;
 use super::rows::{Counters, Kind, Row, Values};
 
-/// Asks for frontends, backends and servers; [`read`] takes the answer.
+/// The command for frontends, backends and servers; [`read`] takes the answer.
 pub const QUESTION: &str = "show stat -1 7 -1";
 
-/// More frontends, backends and servers than these are left out.
+/// Limit on the number of frontends, backends and servers; further ones are left out.
 pub(super) const MOST: usize = 20_000;
-/// One with a longer name is, too; haproxy's are shorter than a line.
+/// Limit on the length of a name in bytes; longer ones are left out. A name in haproxy is shorter
+/// than a line.
 const LONGEST: usize = 256;
-/// The columns besides those that are counted.
+/// The columns that identify a row.
 const WHICH: [&str; 3] = ["pxname", "svname", "type"];
 
-/// Reads an answer, or what [`Counters::table`] has written; None if it is something else, or ends in the middle.
+/// Reads an answer, or the text from [`Counters::table`]. None if the text is something else or is
+/// incomplete.
 pub fn read(text: &str) -> Option<Counters> {
     let mut fields = Fields(text.strip_prefix("# ")?);
     let mut header = Vec::new();
@@ -74,7 +76,7 @@ fn kind_of(text: &str) -> Option<Kind> {
 }
 
 impl Counters {
-    /// As `show stat` writes it, for [`read`].
+    /// Writes the table as `show stat` does, for [`read`].
     pub fn table(&self) -> String {
         let mut text = format!("# {}", WHICH.join(","));
         for column in COLUMNS {
@@ -101,7 +103,8 @@ fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('"', "\"\""))
 }
 
-/// The fields of a table: between commas, perhaps in quotes, in which a quote is two (RFC 4180).
+/// The fields of a table, separated by commas. A field may be in quotes; two quotes in it stand for
+/// one (RFC 4180).
 struct Fields<'a>(&'a str);
 
 struct Field<'a> {
@@ -110,7 +113,7 @@ struct Field<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The next one; none if the text ends in the middle of it.
+    /// The next field; None if the text ends in the middle of one.
     fn next(&mut self) -> Option<Field<'a>> {
         let text = match self.0.strip_prefix('"') {
             Some(quoted) => {

@@ -6,7 +6,8 @@ use super::columns::{COLUMNS, SESSIONS};
 use super::rows::Values;
 use super::*;
 
-/// What 2.6.12 says, with some columns left out; the text of the health check is from the server.
+/// Output of 2.6.12, with some columns left out. The text of the health check comes from the
+/// server.
 const ANSWER: &str = "\
 # pxname,svname,qcur,scur,slim,stot,bin,status,weight,type,hrsp_2xx,hrsp_5xx,req_tot,last_chk,connect,-,h1_bytes_in,
 web,FRONTEND,,3,9985,20,690,OPEN,,0,11,9,20,,,-,41,
@@ -32,7 +33,7 @@ fn page(counters: &Counters) -> String {
     text
 }
 
-/// Of each row, the first counter.
+/// The first counter of each row.
 fn sessions(counters: &Counters) -> BTreeMap<Row, u64> {
     let rows = counters.0.iter();
     rows.map(|(row, values)| (row.clone(), values.get(SESSIONS).unwrap_or(0))).collect()
@@ -160,7 +161,7 @@ proptest! {
     }
 }
 
-/// What 3.2.26 says to `dump stats-file`, with some columns left out.
+/// Output of 3.2.26 for `dump stats-file`, with some columns left out.
 const DUMP: &str = "\
 #fe guid,stot,bin,rate,hrsp_2xx,conn_tot,
 web-fe,7,700,3,5,7,
@@ -198,12 +199,12 @@ fn what_a_generation_began_with_is_counted_once() {
     let mut totals = Totals::default();
     totals.update(1, of(&[("a", 10), ("b", 5)]));
     totals.preset(2, of(&[("a", 10)]));
-    // It has been asked before the older one was for the last time.
+    // The new generation was asked before the last answer of the old one.
     totals.update(2, of(&[("a", 13), ("b", 1)]));
     totals.update(1, of(&[("a", 11), ("b", 5)]));
     assert_eq!(totals.sum(None), of(&[("a", 14), ("b", 6)]));
     totals.end(1);
-    // `clear counters all`: nothing of another is in it any more.
+    // `clear counters all`: the preset values are no longer included.
     totals.update(2, of(&[("a", 2), ("b", 1)]));
     assert_eq!(totals.sum(None), of(&[("a", 16), ("b", 6)]));
     totals.preset(3, of(&[("a", 2)]));

@@ -1,4 +1,4 @@
-//! The counters of a service: of the generations that live, and of those that are gone.
+//! The counters of a service: of living generations, and of those that are gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,19 +6,21 @@ use super::columns::Sum;
 use super::rows::{Counters, Row};
 use super::table::MOST;
 
-/// What all generations of a service have counted.
+/// The counts of all generations of a service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// By those that are gone, and before a counter began again.
+    /// Counts of generations that are gone, and counts from before a counter began again.
     gone: Counters,
-    /// By each that lives, as far as it has told.
+    /// The last known counts of each living generation.
     live: BTreeMap<u64, Counters>,
-    /// What each that lives began with (`stats-file`): another has counted it.
+    /// The values that each living generation began with (`stats-file`), which another generation
+    /// has counted.
     preset: BTreeMap<u64, Counters>,
 }
 
 impl Totals {
-    /// What was counted by generations that are gone, and by each that lived, and what these began with.
+    /// Restores saved totals: the counts of generations that are gone, those of each living one,
+    /// and their presets.
     pub fn new(
         gone: Counters,
         live: impl IntoIterator<Item = (u64, Counters)>,
@@ -27,32 +29,32 @@ impl Totals {
         Self { gone, live: live.into_iter().collect(), preset: preset.into_iter().collect() }
     }
 
-    /// By generations that are gone.
+    /// The counts of generations that are gone.
     pub fn gone(&self) -> &Counters {
         &self.gone
     }
 
-    /// By each that lives.
+    /// The counts of each living generation.
     pub fn live(&self) -> &BTreeMap<u64, Counters> {
         &self.live
     }
 
-    /// What each that lives began with, where it began with something.
+    /// The preset values of each living generation that has some.
     pub fn presets(&self) -> &BTreeMap<u64, Counters> {
         &self.preset
     }
 
-    /// A generation will begin to count with this, which is none of its own.
+    /// Records the values that a generation will begin with, which it has not counted itself.
     pub fn preset(&mut self, generation: u64, preset: Counters) {
         self.preset.insert(generation, preset);
     }
 
-    /// A generation tells what it has counted so far.
+    /// Records the counts that a generation reports.
     pub fn update(&mut self, generation: u64, mut now: Counters) {
         if let Some(preset) = self.preset.get_mut(&generation) {
             preset.0.retain(|row, preset| match now.0.get_mut(row) {
                 Some(values) => values.without(preset),
-                // It is not told now, and may be again.
+                // The row is missing from this report, and may come back.
                 None => true,
             });
         }
@@ -70,7 +72,7 @@ impl Totals {
         }
     }
 
-    /// A generation is gone.
+    /// Records that a generation is gone.
     pub fn end(&mut self, generation: u64) {
         self.preset.remove(&generation);
         if let Some(last) = self.live.remove(&generation) {
@@ -79,7 +81,7 @@ impl Totals {
         }
     }
 
-    /// Every generation but these is gone.
+    /// Records that every generation but these is gone.
     pub fn end_others(&mut self, living: &BTreeSet<u64>) {
         let known: BTreeSet<u64> = self.live.keys().chain(self.preset.keys()).copied().collect();
         for id in known.difference(living).copied() {
@@ -87,7 +89,8 @@ impl Totals {
         }
     }
 
-    /// Where servers come and go by the thousand, those that no generation has any more are left out at some point.
+    /// Drops servers that no living generation has, once there are too many: servers may come and
+    /// go by the thousand.
     fn forget(&mut self) {
         if self.gone.rows() > MOST {
             let live = &self.live;
@@ -95,7 +98,7 @@ impl Totals {
         }
     }
 
-    /// All of it, while this generation serves.
+    /// The sum of all counts, while generation `serving` serves.
     pub fn sum(&self, serving: Option<u64>) -> Counters {
         let mut sum = self.gone.clone();
         for (id, counters) in &self.live {

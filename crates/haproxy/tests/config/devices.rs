@@ -1,4 +1,5 @@
-//! Lines for an interface that is not there, or came when haproxy had bound their address.
+//! Bind lines for an interface that is missing, or that appeared after haproxy had bound the
+//! address.
 
 use std::collections::BTreeSet;
 use std::process::Command as Process;
@@ -7,7 +8,8 @@ use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
 
 use super::support::Scratch;
 
-/// The devices whose addresses stay haproxy's, the listeners that are claimed, and the devices that these do without.
+/// The devices whose addresses are left to haproxy, the claimed listeners, and the missing devices
+/// of those listeners.
 fn read(
     name: &str,
     text: &str,
@@ -36,7 +38,7 @@ const TWO: &str = "frontend f\n mode http\n bind quic4@127.0.0.1:443 interface l
 
 #[test]
 fn the_broker_binds_the_address_of_a_device_that_is_not_there_on_every_interface() {
-    // A line that is haproxy's own for another reason (QUIC) says nothing of its device.
+    // A line that is left to haproxy for another reason (QUIC) does not count for its device.
     let both = words(&["127.0.0.1:80,interface=lo", "127.0.0.1:81"]);
     assert_eq!(read("first", TWO, &[], &[]), (BTreeSet::new(), both, words(&["nosuch0"])));
     let text = "frontend f\n bind 127.0.0.1:80 interface nosuch0\n bind 127.0.0.1:81,/run/x interface 'a b'\n\
@@ -44,7 +46,7 @@ fn the_broker_binds_the_address_of_a_device_that_is_not_there_on_every_interface
     let claimed = words(&["127.0.0.1:80", "127.0.0.1:81", "unix@/run/x", "0.0.0.0:80"]);
     let without = words(&["nosuch0", "a b"]);
     assert_eq!(read("beside", text, &[], &[]), (BTreeSet::new(), claimed, without));
-    // The kernel reads 15 bytes of a name.
+    // The kernel reads 15 bytes of a device name.
     let text = "frontend f\n bind 127.0.0.1:80 interface abcdefghijklmnopq\n";
     let without = words(&["abcdefghijklmno"]);
     assert_eq!(read("long", text, &[], &[]), (BTreeSet::new(), words(&["127.0.0.1:80"]), without));
@@ -66,13 +68,14 @@ fn what_haproxy_has_bound_before_the_device_came_stays_its_own() {
         read("late", TWO, &[], &["lo", "nosuch0"]),
         (devices(&["lo", "nosuch0"]), none(), none())
     );
-    // What is held is the broker's, whatever else was said of the device.
+    // A held listener is the broker's, whatever else is known about its device.
     let both = words(&["127.0.0.1:80,interface=lo", "127.0.0.1:81"]);
     let without = words(&["nosuch0"]);
     assert_eq!(read("held", TWO, &["lo", "nosuch0"], &["lo"]), (devices(&[]), both, without));
 }
 
-/// haproxy alone then has two sockets at one address, and the kernel gives each connection to one of them.
+/// haproxy alone would have two sockets at one address, and the kernel gives each connection to one
+/// of them.
 #[test]
 fn two_lines_that_come_to_one_address_without_their_devices_stay_haproxys() {
     let text = "frontend f\n bind *:80 interface nosuch0\nfrontend g\n bind *:80 interface nosuch1\n bind *:81 interface nosuch1\n\
@@ -101,7 +104,7 @@ fn a_device_is_looked_for_in_the_network_namespace_of_its_line() {
                 bind 127.0.0.1:81 namespace NAME interface lo\n \
                 bind 127.0.0.1:82 interface nosuch1 namespace no-such\n"
         .replace("NAME", &namespace.0);
-    // Of a namespace that is not there nothing is known: the broker says so.
+    // Nothing is known about a missing namespace: the broker reports the error.
     let netns = format!("netns={}", namespace.0);
     let claimed = vec![
         format!("127.0.0.1:80,{netns}"),

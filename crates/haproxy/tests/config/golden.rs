@@ -1,13 +1,12 @@
-//! Golden tests: every folder of `tests/golden` is a configuration with what
-//! rendering has to make of it.
+//! Golden tests: every folder of `tests/golden` has a configuration and the expected rendering.
 //!
-//! In a folder: the user's files; `command`, the haproxy command (default:
-//! `haproxy -f input.cfg`); `env` (`NAME=VALUE`), `hosts` (`NAME IP`), `listen` (one
-//! `NAME=ADDR` a line), `conditions` (`yes TERM` or `no TERM`), `haproxy` (what else a haproxy says: `unset=joined`,
-//! `discovery=yes`, `HAPROXY_X=VALUE`), `keep` (variables);
-//! and the answers: `expected.cfg` and `expected.explain`, or `expected.error`.
-//! `BLESS=1 cargo test -p bindonce-haproxy --test config` writes the answers anew;
-//! read the difference before you commit it.
+//! A folder contains the user's files; `command`, the haproxy command (default: `haproxy -f
+//! input.cfg`); `env` (`NAME=VALUE`), `hosts` (`NAME IP`), `listen` (one `NAME=ADDR` a line),
+//! `conditions` (`yes TERM` or `no TERM`), `haproxy` (haproxy's other answers: `unset=joined`,
+//! `discovery=yes`, `HAPROXY_X=VALUE`), `keep` (variables); and the expected results:
+//! `expected.cfg` and `expected.explain`, or `expected.error`. `BLESS=1 cargo test -p
+//! bindonce-haproxy --test config` rewrites the expected results; read the difference before you
+//! commit it.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,7 +14,7 @@ use std::path::Path;
 use super::support::{Case, cases};
 use bindonce_haproxy::config::{Rendering, reader};
 
-/// The copies, as one text: each after its user's path, when there are several.
+/// The copies as one text, each after its user's path if there are several.
 fn copies(rendering: &Rendering) -> Vec<u8> {
     let mut out = Vec::new();
     for file in &rendering.files {
@@ -99,7 +98,7 @@ fn every_configuration_renders_as_expected() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
-/// Every line without an address stays byte for byte, and no line moves.
+/// Every line without an address stays the same byte for byte, and no line moves.
 #[test]
 fn rendering_changes_nothing_but_addresses() {
     for case in cases() {
@@ -139,7 +138,7 @@ fn assert_unchanged(case: &Case, rendering: &Rendering, path: &Path, text: &[u8]
     }
 }
 
-/// The copy is accepted by a real haproxy when the user's own file is.
+/// A real haproxy accepts the copy if it accepts the user's own file.
 #[test]
 fn haproxy_accepts_the_copies() {
     let Some(haproxy) = super::support::haproxy() else {

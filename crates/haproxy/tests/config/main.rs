@@ -1,5 +1,5 @@
-//! Reading and rendering configurations, against answers on file and against the
-//! haproxy that is installed.
+//! Reads and renders configurations, and compares with expected results and with the installed
+//! haproxy.
 
 mod devices;
 mod golden;

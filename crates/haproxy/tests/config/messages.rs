@@ -1,6 +1,5 @@
-//! haproxy's messages about the copies, told of the user's files. The words are
-//! those of haproxy 2.6.12, 3.0.11 and 3.2.26 as they were seen; tests/check.rs of the
-//! workspace compares with the real ones.
+//! haproxy's messages about the copies, translated for the user's files. The texts were observed
+//! with haproxy 2.6.12, 3.0.11 and 3.2.26; tests/check.rs of the workspace compares with real ones.
 
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -9,14 +8,15 @@ use bindonce_haproxy::config::{Command, Messages, Rendering, Supplied, System};
 
 use super::support::Scratch;
 
-/// What another supervisor has of a rendering, or another image of this one: through JSON, and without the texts of the copies.
+/// A rendering as another supervisor, or another image of this one, restores it: through JSON,
+/// without the texts of the copies.
 fn read_back(rendering: &Rendering, copies: &[PathBuf]) -> Rendering {
     let saved = serde_json::to_vec(rendering).expect("JSON");
     let saved: Rendering = serde_json::from_slice(&saved).expect("JSON");
     saved.with_copies(copies).expect("the copies")
 }
 
-/// Translates what a haproxy says that was started on the copy of `text`, with its first
+/// Translates the output of a haproxy that was started on the copy of `text`, with its first
 /// descriptor as number 3.
 fn translate(name: &str, text: &str, said: &str) -> String {
     let scratch = Scratch::new(name);
@@ -59,10 +59,10 @@ fn every_descriptor_of_a_message_becomes_its_address() {
             "parsing [/run/1/000-a.cfg:3] : 'bind fd@4,fd@5' in section 'frontend' : 'id' : custom id 7 already used at /run/1/000-a.cfg:2 ('bind fd@3')",
             "parsing [a.cfg:3] : 'bind 10.0.0.2:80,10.0.0.3:80' in section 'frontend' : 'id' : custom id 7 already used at a.cfg:2 ('bind 10.0.0.1:80')",
         ),
-        // A range is one address.
+        // A range counts as one address.
         ("'bind fd@6,fd@7,fd@8,fd@9' in section", "'bind 10.0.0.4:80-82,10.0.0.5:80' in section"),
         ("cannot change mode [fd 10]", "cannot change mode [unix@/run/x.sock]"),
-        // Of its line, though no `bind` stands before it.
+        // A message about the line itself, without `bind` before the descriptor.
         (
             "parsing [/run/1/000-a.cfg:2] : 'bind' : stream not acceptable in 'fd@3'",
             "parsing [a.cfg:2] : 'bind' : stream not acceptable in '10.0.0.1:80'",
@@ -70,7 +70,7 @@ fn every_descriptor_of_a_message_becomes_its_address() {
     ] {
         assert_eq!(translate("addresses", LINES, said), wanted);
     }
-    // What is not one of our descriptors, or is the user's own text, stays.
+    // Descriptors of others, and the user's own text, stay.
     for said in [
         "'bind fd@2' 'bind fd@11' 'bind fd@' 'bind fd@3x' bind fd@99999999999999999999",
         "parsing [/run/1/000-b.cfg:6] : unknown 'fd@3'",
@@ -96,7 +96,7 @@ fn the_quoted_line_is_the_users_with_the_mark_under_the_same_byte() {
                       ^
 ";
     assert_eq!(translate("quote", text, said), wanted);
-    // Any other message with a position: what stands after the address moves with it.
+    // Any other message with a position: positions after the address move with its length.
     let said = "\
 parsing [/run/1/000-a.cfg:2]: some fault at position 43:
   bind \"fd@${BINDONCE_127_0_0_1_8080}\" \"\" ssl

@@ -1,4 +1,4 @@
-//! What holds for every configuration, sensible or not.
+//! Properties of every configuration, sensible or not.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::one::{render, variables};
 
 const FILE: &str = "conf/a.cfg";
 
-/// What haproxies of any kind say.
+/// Answers of any haproxy.
 fn answers() -> impl Strategy<Value = Answers> {
     let unset = prop::sample::select(vec![Unset::Empty, Unset::Joined, Unset::NoWord]);
     (unset, any::<bool>()).prop_map(|(unset, discovery)| Answers {
@@ -125,7 +125,7 @@ proptest! {
         let covered: Vec<usize> = rendering.variables.iter().flat_map(|v| v.bindings.clone()).collect();
         prop_assert_eq!(covered, (0..rendering.bindings.len()).collect::<Vec<_>>());
 
-        // Read once more, with its variables set, the copy binds nothing but descriptors.
+        // Read again, with its variables set, the copy binds nothing but descriptors.
         let numbers: Vec<i32> = (100..).take(rendering.bindings.len()).collect();
         let mut environment = variables();
         for (name, value) in rendering.environment(&numbers) {

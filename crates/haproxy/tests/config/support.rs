@@ -1,5 +1,5 @@
-//! The world of a golden test: files of a folder, a few variables and hosts; and
-//! a real haproxy to put the results to.
+//! The world of a golden test: the files of a folder, a few variables and hosts. Also a real
+//! haproxy to check the results.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -28,7 +28,7 @@ pub(crate) struct Case {
     environment: Environment,
     hosts: BTreeMap<String, IpAddr>,
     conditions: BTreeMap<String, bool>,
-    /// What else haproxy says: `unset`, `discovery`, and its variables.
+    /// haproxy's other answers: `unset`, `discovery`, and its variables.
     haproxy: BTreeMap<String, String>,
 }
 
@@ -43,7 +43,8 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 impl Case {
-    /// Another supervisor has the same of what this one has written down, and finds the files as they were.
+    /// Checks that another supervisor restores the same rendering from JSON and finds the files
+    /// unchanged.
     #[track_caller]
     fn reads_back(&self, rendering: &Rendering) {
         let saved = serde_json::to_vec(rendering).expect("JSON");
@@ -102,7 +103,7 @@ impl Case {
         Ok(rendering)
     }
 
-    /// The user's file, templates as the configuration that they stand for.
+    /// The user's file; for a template, the configuration that it stands for.
     pub(crate) fn text_of(&self, path: &Path) -> Vec<u8> {
         let mut full = self.directory();
         full.extend(&self.command.directory);
@@ -115,7 +116,7 @@ impl Case {
     }
 }
 
-/// Where the folder seems to be, so that the answers name no path of a machine.
+/// The pretended path of the folder, so that expected results contain no path of a machine.
 const PRETENDED: &str = "/srv/golden";
 
 impl World for Case {
@@ -181,7 +182,8 @@ pub(crate) fn haproxy() -> Option<PathBuf> {
     places.into_iter().map(|place| place.join("haproxy")).find(|path| path.is_file())
 }
 
-/// All haproxies that there are: of this system, and those that tests/haproxies has fetched.
+/// All available haproxies: the installed one, those that tests/haproxies has fetched, and the one
+/// that BINDONCE_HAPROXY names.
 pub(crate) fn haproxies() -> Vec<PathBuf> {
     let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/haproxies");
     let fetched = ["3.0", "3.2"].map(|version| fetched.join(version).join("haproxy"));
@@ -189,7 +191,7 @@ pub(crate) fn haproxies() -> Vec<PathBuf> {
     haproxy().into_iter().chain(fetched).chain(more).filter(|path| path.is_file()).collect()
 }
 
-/// A folder under the system's temporary one that goes away with the value.
+/// A folder under the system's temporary one, removed on drop.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
@@ -225,7 +227,7 @@ fn check(
     if output.status.success() { Ok(()) } else { Err(text(&output.stderr)) }
 }
 
-/// Puts the user's own files to haproxy. Variables of `--listen` hold real sockets.
+/// Runs haproxy on the user's own files. Variables of `--listen` hold real sockets.
 pub(crate) fn check_input(case: &Case, haproxy: &Path) -> Result<(), String> {
     let mut files = case.command.files.clone();
     let scratch = Scratch::new(&case.name);
@@ -244,7 +246,7 @@ pub(crate) fn check_input(case: &Case, haproxy: &Path) -> Result<(), String> {
     check(case, haproxy, &files, &named.collect::<Vec<_>>())
 }
 
-/// Puts the copies to haproxy, with a real socket for every binding.
+/// Runs haproxy on the copies, with a real socket for every binding.
 pub(crate) fn check_copy(case: &Case, rendering: &Rendering, haproxy: &Path) -> Result<(), String> {
     let scratch = Scratch::new(&case.name);
     let files = rendering.write_to(&scratch.0).expect("write the copies");
@@ -261,7 +263,7 @@ pub(crate) fn check_copy(case: &Case, rendering: &Rendering, haproxy: &Path) -> 
     check(case, haproxy, &files, &rendering.environment(&numbers))
 }
 
-/// A socket of the address's kind, somewhere free, that a child inherits.
+/// A socket of the address's kind at some free address, which a child inherits.
 fn socket(scratch: &Scratch, address: &Address, index: usize) -> OwnedFd {
     let loopback = |ip: IpAddr| {
         if ip.is_ipv6() { "[::1]:0" } else { "127.0.0.1:0" }

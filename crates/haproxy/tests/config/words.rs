@@ -1,5 +1,5 @@
-//! Words as our reader takes them, against words as the installed haproxy takes
-//! them: `.warning WORD` makes haproxy print the word.
+//! Compares the words of bindonce's reader with the words of the installed haproxy: `.warning WORD`
+//! makes haproxy print the word.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::process::Command;
 use bindonce_haproxy::config::reader::{self, Unset};
 use bindonce_haproxy::config::{Questions, System, World as _};
 
-/// A small generator of its own, so that a run can be repeated from its seed.
+/// A small random generator, so that a run can be repeated from its seed.
 struct Random(u64);
 
 impl Random {
@@ -79,10 +79,10 @@ fn variable(name: &[u8]) -> Option<Vec<u8>> {
     found.map(|(_, value)| value.as_bytes().to_vec())
 }
 
-/// What haproxy says about each line: the word, or `None` when it refuses the line.
+/// haproxy's word for each line, or `None` if it refuses the line.
 fn ask(haproxy: &Path, file: &Path, lines: &[String]) -> Vec<Option<Vec<u8>>> {
-    // haproxy 2.6 garbles the default of a variable on the line that makes it
-    // allocate its buffer, so the first line is not one of those compared.
+    // haproxy 2.6 garbles the default of a variable on the line that makes it allocate its buffer,
+    // so the first line is not compared.
     let text = format!(".notice first\n{}\n", lines.join("\n"));
     std::fs::write(file, text).expect("write");
     let output = Command::new(haproxy)
@@ -104,10 +104,10 @@ fn ask(haproxy: &Path, file: &Path, lines: &[String]) -> Vec<Option<Vec<u8>>> {
         .collect()
 }
 
-/// The word as our reader takes it.
+/// The word of bindonce's reader.
 fn ours(line: &str, unset: Unset) -> Option<Vec<u8>> {
     let words = reader::words(line.as_bytes(), unset, &variable).ok()?;
-    // From 3.3 on an empty word is an error wherever it stands.
+    // From 3.3 on any empty word is an error.
     if unset == Unset::NoWord && words.iter().any(|word| word.value.is_empty()) {
         return None;
     }
@@ -145,7 +145,7 @@ fn words_of(haproxy: &Path) {
             assert_eq!(show(ours(line, unset)), show(theirs), "{line} of {unset:?}");
         }
     }
-    // One refused line can end haproxy's reading, so each goes alone; a sample is enough.
+    // One refused line can end haproxy's reading, so each is tried alone; a sample is enough.
     for line in refused.iter().take(60) {
         let theirs = ask(haproxy, &file, std::slice::from_ref(line));
         assert_eq!(theirs, [None], "{line} of {unset:?}");

@@ -5,16 +5,16 @@ use std::path::PathBuf;
 
 use bindonce_core::address::Address;
 
-/// What can go wrong on the way in.
+/// What can go wrong in an adoption.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Nobody can be asked at the stats socket.
+    /// No haproxy answers at the stats socket.
     #[error("cannot ask the haproxy at {}", path.display())]
     StatsSocket {
         /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
     /// haproxy hung up instead of handing sockets over.
@@ -23,12 +23,12 @@ pub enum Error {
         /// The path.
         path: PathBuf,
     },
-    /// What came is not what haproxy sends.
+    /// The answer is not what haproxy sends.
     #[error("the answer at {} is not haproxy's: {what}", path.display())]
     Malformed {
         /// The path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the answer.
         what: &'static str,
     },
     /// There is no such process.
@@ -44,10 +44,10 @@ pub enum Error {
         pid: i32,
         /// The number of the descriptor there.
         number: i32,
-        /// What the kernel said.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// What its configuration names cannot be told.
+    /// The listeners that its configuration names cannot be determined.
     #[error("cannot tell which listeners the configuration of process {pid} names: {why}")]
     Configuration {
         /// The process.
@@ -63,13 +63,13 @@ pub enum Error {
         /// Its program.
         name: String,
     },
-    /// Ending it would leave an address without anybody who accepts.
+    /// Ending the process would leave an address where no other process accepts.
     #[error("nothing else serves on {address}")]
     NotServed {
         /// The address.
         address: Address,
     },
-    /// Connections that wait in sockets of its own would be reset.
+    /// Connections waiting in the process's own sockets would be reset.
     #[error(
         "{sockets} sockets of its own close with process {pid}, and the kernel does not move the \
          connections that wait in them: {why}"
@@ -77,22 +77,22 @@ pub enum Error {
     WouldReset {
         /// The process.
         pid: i32,
-        /// How many sockets.
+        /// Number of those sockets.
         sockets: usize,
-        /// What is in the way.
+        /// Why the kernel does not move the connections.
         why: String,
     },
-    /// It was told to stop, and did not.
+    /// The process was told to stop and has not stopped.
     #[error("process {pid} still holds {address} after {waited}")]
     StillThere {
         /// The process.
         pid: i32,
         /// One of the addresses.
         address: Address,
-        /// How long was waited, for people.
+        /// How long `retire` waited, in words.
         waited: String,
     },
-    /// What answers there has no listeners of its own.
+    /// The socket belongs to a haproxy master, which has no listeners of its own.
     #[error(
         "{} is the CLI of a haproxy master (-S): the workers have the listening sockets, and a master \
          gives none away",
@@ -102,13 +102,13 @@ pub enum Error {
         /// The path of the socket.
         path: PathBuf,
     },
-    /// A look at the system failed.
+    /// The system could not be inspected.
     #[error(transparent)]
     System(#[from] bindonce_sys::Error),
 }
 
 impl Error {
-    /// What a person can do about it.
+    /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::StatsSocket { path, .. } => format!(

@@ -1,4 +1,5 @@
-//! `_getsocks`: how one haproxy gives its listening sockets to the next (`-x`), spoken as the next.
+//! `_getsocks`: how a haproxy hands its listening sockets to the next one (`-x`). This module takes
+//! the part of the next one.
 //!
 //! Source: `_getsocks` in haproxy's src/cli.c and `sock_get_old_sockets` in src/sock.c, checked
 //! against 2.6.12, 3.0.11 and 3.2.26. On the stats socket, after the command:
@@ -10,7 +11,7 @@
 //! 3. after each batch an int from us. haproxy waits a second for it *with that thread*, so
 //!    nothing here does anything else in between.
 //!
-//! haproxy hangs up at once if the stats socket does not expose listeners, or none is left.
+//! haproxy hangs up at once if the stats socket does not expose listeners, or no socket is left.
 
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -24,7 +25,7 @@ use bindonce_sys::exchange::connect;
 /// A socket that haproxy handed over.
 #[derive(Debug)]
 pub struct Exported {
-    /// A duplicate of it: haproxy still has its own.
+    /// A duplicate: haproxy still has its own descriptor.
     pub fd: OwnedFd,
     /// The network namespace that its bind line names.
     pub namespace: Option<String>,
@@ -36,8 +37,8 @@ const MOST: usize = 1 << 20;
 /// Two names of at most 255 bytes, their lengths, and an int.
 const LONGEST_ENTRY: usize = 2 * 256 + 4;
 
-/// Asks the haproxy at a stats socket for all of its listening sockets, in `limit` at most. It keeps
-/// them and accepts on. Its stats sockets are among them.
+/// Asks the haproxy at a stats socket for all of its listening sockets, in `limit` at most. Its
+/// stats sockets are among them. haproxy keeps all and still accepts.
 ///
 /// # Errors
 /// [`Error::StatsSocket`], [`Error::NotExposed`], [`Error::Malformed`].
@@ -86,7 +87,8 @@ pub fn exported(path: &Path, limit: Duration) -> Result<Vec<Exported>, Error> {
     Ok(exported.map(|(fd, namespace)| Exported { fd, namespace }).collect())
 }
 
-/// Some bytes and the descriptors that ride on them; 0 at the end, also if haproxy resets.
+/// Reads some bytes and the descriptors sent with them. 0 at the end, also if haproxy resets the
+/// connection.
 fn receive(
     stream: &UnixStream,
     buffer: &mut [u8],
@@ -107,7 +109,8 @@ fn receive(
     }
 }
 
-/// Reads whole entries, each a namespace's name, from the beginning; gives how many bytes they took.
+/// Reads whole entries from the beginning, and of each the name of its network namespace. Gives the
+/// number of bytes read.
 fn entries(bytes: &[u8], names: &mut Vec<Option<String>>) -> usize {
     let mut used = 0;
     while let Some((name, length)) = entry(bytes.get(used..).unwrap_or_default()) {
@@ -153,7 +156,7 @@ mod tests {
         }
     }
 
-    /// What a fake haproxy says after the command, and what came of it.
+    /// Runs `serve` as a fake haproxy after the command, and gives the number of sockets received.
     fn exchanged(
         name: &str,
         serve: impl FnOnce(UnixStream) + Send + 'static,

@@ -1,10 +1,9 @@
-//! The way in: taking the listening sockets of a program that runs already, haproxy above all,
-//! and ending it afterwards with proof.
+//! Adoption: taking the listening sockets of a program that already runs, haproxy above all, and
+//! ending that program afterwards with proof.
 //!
-//! [`Running`] has duplicates of a program's listening sockets, by haproxy's own hand-over
-//! ([`exported`]) or straight from the process. Taking them changes nothing for the program: it
-//! accepts on, on the same sockets. When something else serves on them, [`retire`] tells it to
-//! stop and proves that it has.
+//! [`Running`] has duplicates of a program's listening sockets, from haproxy's own handover
+//! ([`exported()`]) or straight from the process. The program does not notice, and still accepts on
+//! them. When another process serves on them, [`retire()`] tells it to stop and proves that it has.
 
 mod error;
 mod exported;

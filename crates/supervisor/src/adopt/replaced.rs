@@ -1,5 +1,6 @@
-//! A haproxy that runs without bindonce and is replaced (`-sf`, `-st`, `-x`): before the first generation is started the
-//! broker takes its listening sockets, and when that generation serves on them it is told to stop, with proof.
+//! A haproxy that runs without bindonce and is replaced (`-sf`, `-st`, `-x`). The broker takes its
+//! listening sockets before the first generation is started. When that generation serves on them,
+//! the old haproxy is told to stop, with proof.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -20,19 +21,20 @@ use super::{Error, Retired, Running, Served, command_of, configured, master_of, 
 /// How long haproxy may take to hand its sockets over.
 const HANDOVER: Duration = Duration::from_secs(5);
 
-/// What is to be replaced.
+/// The haproxys to replace.
 #[derive(Debug, Clone, Default)]
 pub struct Replaced {
-    /// The pids that were given.
+    /// The pids on the command line.
     pub pids: Vec<i32>,
-    /// Its stats socket, for where its descriptors cannot be taken from the process.
+    /// The stats socket to ask if the descriptors cannot be taken from the process.
     pub stats_socket: Option<PathBuf>,
-    /// What it serves ends with it (`-st`).
+    /// Whether its connections end at once (`-st`).
     pub at_once: bool,
 }
 
 impl Replaced {
-    /// The haproxys among the pids, each by its topmost process; what else has a pid now is left alone.
+    /// The haproxys among the pids, each by its topmost process. A pid that another program has now
+    /// is left alone.
     fn masters(&self, known: &[i32]) -> Vec<i32> {
         let haproxys = self.pids.iter().filter(|pid| command_of(**pid).is_some());
         let mut masters: Vec<i32> = haproxys.map(|pid| master_of(*pid)).collect();
@@ -42,8 +44,9 @@ impl Replaced {
         masters
     }
 
-    /// Gives the broker duplicates of what they listen on, as far as their configurations say; nothing changes for
-    /// them. Gives their pids. `known` are processes of the service itself.
+    /// Gives the broker duplicates of the sockets that these haproxys listen on, as far as their
+    /// configurations name them; they do not notice. Gives their pids. `known` are processes of the
+    /// service itself.
     pub(crate) fn take(
         &self,
         socket: &Path,
@@ -62,8 +65,8 @@ impl Replaced {
             let gives: Vec<Give<'_>> = plan
                 .taken
                 .iter()
-                // Of several that have a socket of their own on one address the first gives it. The others close theirs when they
-                // are told to stop.
+                // If several haproxys have their own socket on one address, the first gives its
+                // socket. The others close theirs when they are told to stop.
                 .filter(|taken| had.insert(taken.listener.key()))
                 .filter_map(|taken| {
                     let fd = running.sockets.get(taken.index)?.fd.as_fd();
@@ -84,7 +87,8 @@ impl Replaced {
     }
 }
 
-/// Refuses clients of what these processes and their children listen on at this address, which can be bound anew then.
+/// Shuts down the sockets that these processes and their children listen on at this address.
+/// Clients are refused, and the address can be bound again.
 pub(crate) fn shut_down(pids: &[i32], address: &Address) -> Result<(), crate::error::Error> {
     let at: Vec<u64> = diag::listening()?
         .into_iter()
@@ -99,11 +103,12 @@ pub(crate) fn shut_down(pids: &[i32], address: &Address) -> Result<(), crate::er
     Ok(())
 }
 
-/// Listeners that a generation serves: where each is bound, its inode and a descriptor.
+/// Listeners that a generation serves on: the address, the inode and a descriptor of each.
 pub(crate) type ServedNow = Vec<(Address, u64, Arc<OwnedFd>)>;
 
-/// Tells a haproxy to stop whose listeners are served, and waits for the proof. What waits in sockets of its own is moved,
-/// or, where the kernel cannot, reset, as it would be by haproxy alone. Then, if it is to end `at_once`, it is told that.
+/// Tells a haproxy to stop, whose listeners another process serves, and waits for the proof. What
+/// waits in its own sockets is moved or, where the kernel cannot, reset, as by haproxy alone. With
+/// `at_once`, sends SIGTERM afterwards.
 pub(crate) fn end(
     pid: i32,
     served: &ServedNow,

@@ -1,15 +1,15 @@
-//! Ending a haproxy whose listeners something else serves by now, with proof.
+//! Ending a haproxy whose listeners another process already serves, with proof.
 //!
-//! It is told by SIGUSR1, never paused: on a socket that it bound itself haproxy's pause
-//! (SIGTTOU) would disconnect it for all its holders. The proof is that none of its processes has a
-//! descriptor of any of its listening sockets left, but for a master's own (`-S`), which it has until it ends.
+//! haproxy gets SIGUSR1 and is never paused: its pause (SIGTTOU) disconnects a socket that it bound
+//! itself, for all holders of the socket. The proof is that none of its processes has a descriptor
+//! of any of its listening sockets left, except a master's own (`-S`), which it has until it ends.
 //!
-//! Sockets of its own on the same address close with it, and what waits in their queues would be
-//! reset. While it stops, `net.ipv4.tcp_migrate_req` is on, by which the kernel (5.14 or later)
-//! moves such connections to a socket of the address that still listens: the broker's.
+//! Its own sockets on the same address close with it, and connections that wait in their queues
+//! would be reset. While it stops, `net.ipv4.tcp_migrate_req` is on: the kernel (5.14 or later)
+//! moves them to another socket that listens on the address, the broker's.
 //!
-//! What it closes and the broker keeps stays in its epoll sets and would wake it for every
-//! connection (`bindonce_sys::ghosts`): that is removed.
+//! Listeners that it closes and the broker keeps stay in its epoll sets and would wake it for every
+//! connection (`bindonce_sys::ghosts`). `retire` removes them.
 
 use std::collections::HashSet;
 use std::fs;
@@ -26,12 +26,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Error, command_of, listening_of};
 
-/// How often it is looked at: nothing tells that another process has closed something.
+/// Time between two looks at its descriptors: there is no event when another process closes one.
 const LOOK: Duration = Duration::from_millis(5);
-/// How often it is told again.
+/// Time until it is signalled again.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// A listener that something else serves.
+/// A listener that another process serves.
 #[derive(Debug)]
 pub struct Served<'a> {
     /// Where it is bound.
@@ -42,42 +42,43 @@ pub struct Served<'a> {
     pub fd: BorrowedFd<'a>,
 }
 
-/// Whether connections that waited in sockets that closed were moved.
+/// What became of the connections that waited in sockets that closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Migration {
-    /// There was no such socket.
+    /// No such socket closed.
     NotNeeded,
-    /// The kernel moved them.
+    /// The kernel was set to move them.
     Moved,
-    /// It could not, and the caller went on all the same.
+    /// The kernel could not move them, and the caller accepted that (`lossy`).
     Reset,
 }
 
-/// What was done and proved.
+/// What [`retire`] has done and proved.
 #[derive(Debug)]
 pub struct Retired {
-    /// The processes that accept no more.
+    /// The processes that no longer accept.
     pub pids: Vec<i32>,
-    /// Addresses of the listeners that it had, with the broker's inode where the broker has one.
+    /// Addresses that it listened on, each with the inode of the broker's listener there, if there
+    /// is one.
     pub addresses: Vec<(Address, Option<u64>)>,
-    /// How many sockets of its own beside the broker's it closed.
+    /// Number of its own sockets that it closed beside the broker's.
     pub siblings: usize,
     /// What became of the connections that waited in those.
     pub migration: Migration,
-    /// How many registrations of closed listeners were removed.
+    /// Number of epoll registrations of closed listeners that were removed.
     pub ghosts: usize,
     /// Why some of them could not be removed.
     pub ghosts_left: Option<bindonce_sys::Error>,
-    /// Sockets that still listen beside the broker's, with who holds them.
+    /// Sockets that still listen beside the broker's, with the pids of their holders.
     pub others: Vec<(Address, Vec<i32>)>,
 }
 
-/// Tells the haproxy with this pid (a master, if it has one) to stop accepting, and waits for the proof
-/// until `limit`. `served` are the listeners of the broker that something else accepts on.
+/// Tells the haproxy with this pid (a master, if it has one) to stop accepting, and waits for the
+/// proof until `limit`. `served` are the broker's listeners that another process accepts on.
 ///
 /// # Errors
-/// [`Error::NotHaproxy`], [`Error::NotServed`], [`Error::WouldReset`] unless `lossy`: nothing has
-/// been done. [`Error::StillThere`]: it was told, and does not stop.
+/// [`Error::NoProcess`], [`Error::NotHaproxy`], or [`Error::WouldReset`] unless `lossy`: nothing
+/// has been done. [`Error::StillThere`]: it was told to stop and has not stopped.
 pub fn retire(
     pid: i32,
     served: &[Served<'_>],
@@ -134,7 +135,7 @@ pub fn retire(
     Ok(Retired { pids, addresses, siblings, migration, ghosts, ghosts_left, others })
 }
 
-/// Signals it until none of its processes holds any of the sockets.
+/// Signals the haproxy until none of its processes holds any of the sockets.
 fn stop(
     pidfd: &Pidfd,
     pids: &[i32],
@@ -156,7 +157,7 @@ fn stop(
             return Err(Error::StillThere { pid: holder.pid, address, waited });
         }
         if warned.is_none_or(|warned| warned.elapsed() >= AGAIN) {
-            // It may have ended just now: the next look tells.
+            // The process may have ended just now: the next look shows it.
             let _ = pidfd.send(Signal::SIGUSR1);
             warned = Some(Instant::now());
         }
@@ -165,14 +166,15 @@ fn stop(
     }
 }
 
-/// Removes what is left of the listeners in epoll sets of processes that go on with their connections.
+/// Removes stale registrations of these listeners from the epoll sets of processes that still
+/// serve.
 fn remove_ghosts(pids: &[i32], served: &[Served<'_>]) -> (usize, Option<bindonce_sys::Error>) {
     let inodes: Vec<u64> = served.iter().map(|one| one.inode).collect();
     let listeners: Vec<_> = served.iter().map(|one| (one.inode, one.fd.as_fd())).collect();
     let (mut removed, mut left) = (0, None);
     for pid in pids {
         let found = ghosts::find(*pid, &inodes);
-        // One that has ended needs nothing.
+        // A process that has ended needs nothing.
         let Ok(pidfd) = Pidfd::open(*pid) else { continue };
         if found.is_empty() {
             continue;
@@ -185,7 +187,7 @@ fn remove_ghosts(pids: &[i32], served: &[Served<'_>]) -> (usize, Option<bindonce
     (removed, left)
 }
 
-/// `net.ipv4.tcp_migrate_req` is on until this is dropped; then it is what it was.
+/// `net.ipv4.tcp_migrate_req` is on until this is dropped, which restores its value.
 struct Migrating {
     path: PathBuf,
     before: Vec<u8>,
@@ -205,7 +207,7 @@ impl Migrating {
 impl Drop for Migrating {
     fn drop(&mut self) {
         if self.before.trim_ascii() == b"0" {
-            // It was writable a moment ago; left on it does no harm.
+            // It was writable a moment ago. Left on, it does no harm.
             let _ = fs::write(&self.path, &self.before);
         }
     }

@@ -1,4 +1,4 @@
-//! A program that runs: the sockets it listens on, and what its command line says.
+//! A running program: the sockets that it listens on, and what its command line says.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
@@ -23,7 +23,7 @@ use bindonce_haproxy::stats;
 /// A program and duplicates of its listening sockets.
 #[derive(Debug)]
 pub struct Running {
-    /// The process that accepts; of a haproxy with a master the worker.
+    /// The process that accepts; with a haproxy master, the worker.
     pub pid: i32,
     /// Its listening sockets, in the order of their descriptors.
     pub sockets: Vec<Socket>,
@@ -32,9 +32,9 @@ pub struct Running {
 /// One of its sockets.
 #[derive(Debug)]
 pub struct Socket {
-    /// A duplicate.
+    /// A duplicate of the descriptor.
     pub fd: OwnedFd,
-    /// What it is.
+    /// What the kernel says about it.
     pub candidate: Candidate,
     /// Whether no other socket can be bound to the address.
     pub exclusive: bool,
@@ -44,7 +44,7 @@ impl Running {
     /// Asks the haproxy at a stats socket, in `limit` at most. Its stats sockets are left out.
     ///
     /// # Errors
-    /// [`Error::Master`]; those of [`exported`].
+    /// [`Error::Master`], and the errors of [`exported`].
     pub fn at_stats_socket(path: &Path, limit: Duration) -> Result<Self, Error> {
         let failed = |source| Error::StatsSocket { path: path.to_owned(), source };
         let ask = |question| exchange(path, question, stats::LONGEST, limit).map_err(failed);
@@ -92,7 +92,7 @@ impl Running {
         Ok(Self { pid: accepts.unwrap_or(pid), sockets })
     }
 
-    /// What of them is to be decided on.
+    /// The candidates to decide on.
     pub fn candidates(&self) -> Vec<Candidate> {
         self.sockets.iter().map(|socket| socket.candidate.clone()).collect()
     }
@@ -103,10 +103,10 @@ fn listening() -> Result<BTreeSet<u64>, Error> {
     Ok(diag::listening()?.into_iter().map(|socket| socket.inode).collect())
 }
 
-/// What any of these processes listens on.
+/// The sockets that any of these processes listens on.
 ///
 /// # Errors
-/// The kernel does not tell what listens.
+/// If the kernel's list of listening sockets cannot be read.
 pub fn listening_of(pids: &[i32]) -> Result<Vec<diag::Socket>, Error> {
     let mut all = diag::listening()?;
     let inodes: Vec<u64> = all.iter().map(|socket| socket.inode).collect();
@@ -116,7 +116,7 @@ pub fn listening_of(pids: &[i32]) -> Result<Vec<diag::Socket>, Error> {
     Ok(all)
 }
 
-/// What a descriptor is; None for what is no bound socket.
+/// Describes a descriptor. None if it is no bound socket.
 fn describe(fd: OwnedFd, elsewhere: bool, listening: &BTreeSet<u64>) -> Option<Socket> {
     let identity = identity::of(fd.as_fd()).ok()?;
     let mut listener = identity.listener();
@@ -138,10 +138,10 @@ fn describe(fd: OwnedFd, elsewhere: bool, listening: &BTreeSet<u64>) -> Option<S
     Some(Socket { fd, candidate, exclusive: identity.exclusive })
 }
 
-/// The haproxy command that a process runs: without what says how it was started (`-D`, `-p`, `-sf`,
-/// `-x` ...). None if it runs something else.
+/// The haproxy command that a process runs, without the options for how it was started (`-D`, `-p`,
+/// `-sf`, `-x` ...). None for another program.
 pub fn command_of(pid: i32) -> Option<Vec<OsString>> {
-    // Other programs, as a supervisor, have the word on their command line too.
+    // Other programs, such as a supervisor, have the word on their command line too.
     let name = process::name(pid)?;
     if !name.starts_with("haproxy") && !name.starts_with("ld-linux") {
         return None;
@@ -152,7 +152,8 @@ pub fn command_of(pid: i32) -> Option<Vec<OsString>> {
 fn own_command(words: Vec<String>) -> Option<Vec<OsString>> {
     let is_haproxy = |word: &String| word.rsplit('/').next() == Some("haproxy");
     let mut words = words.into_iter().peekable();
-    // Behind the loader of another system's libraries (ld.so(8)) it is not the first word.
+    // With the dynamic loader of another system's libraries (ld.so(8)), haproxy is not the first
+    // word.
     while let Some(word) = words.next_if(|word| !is_haproxy(word)) {
         if ["--argv0", "--library-path", "--preload"].contains(&word.as_str()) {
             words.next();
@@ -170,10 +171,11 @@ fn own_command(words: Vec<String>) -> Option<Vec<OsString>> {
     Some(kept)
 }
 
-/// What `bindonce run` would claim for this command, in the place and the environment of the process.
+/// The listeners that `bindonce run` would claim for this command, read in the directory and the
+/// environment of the process.
 ///
-/// Whoever has started it has chosen the program, its arguments and its environment: whatever is
-/// executed of them has the rights of that user, and not ours.
+/// The user who started the process has chosen its program, arguments and environment. Whatever is
+/// executed because of them runs with the rights of that user, not ours.
 ///
 /// # Errors
 /// [`Error::Configuration`].
@@ -199,7 +201,7 @@ pub fn configured(pid: i32, command: &[OsString]) -> Result<Vec<Listener>, Error
     Ok(rendering.bindings.into_iter().map(|binding| binding.listener).collect())
 }
 
-/// The process to tell when this one shall stop: the topmost of its ancestors that runs haproxy too.
+/// The process to signal in order to stop this one: its topmost ancestor that also runs haproxy.
 pub fn master_of(pid: i32) -> i32 {
     let mut top = pid;
     while let Some(parent) = process::parent(top).filter(|parent| command_of(*parent).is_some()) {
@@ -208,7 +210,7 @@ pub fn master_of(pid: i32) -> i32 {
     top
 }
 
-/// The systemd unit whose control group a process is in, if it is that of a service.
+/// The systemd service whose control group a process is in. None if the unit is no service.
 pub fn belongs_to(pid: i32) -> Option<String> {
     let text = std::fs::read(format!("/proc/{pid}/cgroup")).ok()?;
     let text = OsString::from_vec(text).into_string().ok()?;

@@ -1,4 +1,5 @@
-//! The options of listeners that a generation wants otherwise than the one before it: changed when it serves.
+//! Listener options that differ between a new generation's configuration and the older one's:
+//! changed when the new generation serves.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -12,11 +13,12 @@ use crate::broker::lease::LeaseUpdate;
 use crate::generations::changes;
 use crate::supervisor::Supervisor;
 
-/// How long the broker may take for all of them.
+/// How long the broker may take to change all of them.
 const CHANGED: Duration = Duration::from_secs(5);
 
 impl Supervisor {
-    /// Has the broker change what this generation, which serves, wants otherwise. What it gives tells what could not be changed.
+    /// Has the broker change the listener options that this generation, which serves, wants
+    /// changed. The receiver gives the error if some could not be changed.
     pub(crate) fn change_options(
         &mut self,
         id: GenerationId,
@@ -36,13 +38,13 @@ impl Supervisor {
                 tracing::warn!(
                     generation = id.0,
                     listener = label,
-                    "stays `transparent`, which its line does not say any more: only a new socket is not (`bindonce release`)"
+                    "stays `transparent` although its line no longer says so: only a new socket changes that (`bindonce release`)"
                 );
             }
             let ours = self.leases.ours.contains(&label);
             let listener = Box::new(change.asked(ours.then_some(&default)));
             let (reply, changed) = oneshot::channel();
-            // Its task lives as long as the generation.
+            // The receiving task lives as long as the generation.
             let _ = news.send(LeaseUpdate::Claim { listener, known: known.clone(), reply });
             waiting.push(changed);
         }

@@ -1,5 +1,5 @@
-//! The leases of one generation: a connection to the broker for as long as the generation
-//! lives, and the listeners given back when the broker is lost.
+//! The leases of one generation: a connection to the broker for as long as the generation lives.
+//! When the broker is lost, the listeners are given to the next one.
 
 use std::cell::Cell;
 use std::future::pending;
@@ -24,12 +24,12 @@ use crate::error::Error;
 use crate::generations::listeners::{HeldListener, Known};
 use crate::settings::Settings;
 
-/// How long one attempt to find the next broker goes on; then the log says so again.
+/// How long one attempt to reach the next broker lasts; the log then repeats it.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Until the next attempt.
+/// Pause before the next attempt.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Errnos that depend on the address alone: the kernel would give the program the same.
+/// Errnos that depend on the address alone: the program's own bind(2) would fail with the same one.
 const KERNELS: [Errno; 7] = [
     Errno::EADDRNOTAVAIL,
     Errno::EINVAL,
@@ -43,36 +43,35 @@ const KERNELS: [Errno; 7] = [
 /// How long the broker may take to end the leases of a connection that ends.
 const ENDED: Duration = Duration::from_secs(1);
 
-/// What the broker is to know of a generation, and where to say that it does.
+/// Updates about a generation for the broker, and where to confirm them.
 pub(crate) enum LeaseUpdate {
-    /// What it does now.
     State(State, oneshot::Sender<()>),
-    /// It wants one listener more.
+    /// The generation wants one more listener.
     Claim {
         listener: Box<Listener>,
         known: Known,
         reply: oneshot::Sender<Result<Rc<HeldListener>, (Failure, String)>>,
     },
-    /// It is ready: clients are to find these of its listeners, which the broker has hidden and the supervisor may not show.
+    /// The generation is ready. The broker shows clients these listeners, which it has hidden and
+    /// the supervisor may not show.
     Show(Vec<Rc<HeldListener>>, oneshot::Sender<()>),
-    /// It drains, and of its listeners it has these: the leases of all are given back.
+    /// The generation drains and still has these listeners. All its leases end.
     Has(Vec<Rc<HeldListener>>, oneshot::Sender<()>),
-    /// It is gone.
     Gone(oneshot::Sender<()>),
 }
 
-/// The broker, as all generations of a service know it.
+/// The broker, as all generations of a service share it.
 #[derive(Debug)]
 pub(crate) struct Broker {
     socket: PathBuf,
-    /// Whether a broker is started when none answers.
+    /// Where a broker that is started, if any, writes its log.
     start: Option<broker::Log>,
     service: Name,
     /// Its pid, by the peer credentials of the last connection.
     pid: Cell<Option<i32>>,
-    /// Held by the connection that starts a broker.
+    /// Held by the task that starts a broker.
     starting: Mutex<()>,
-    /// The last connection was lost, and none has been made since.
+    /// Whether the last connection was lost and none has been made since.
     lost: Cell<bool>,
     journal: Rc<Journal>,
 }
@@ -90,7 +89,6 @@ impl Broker {
         }
     }
 
-    /// Its pid, by the peer credentials of the last connection.
     pub(crate) fn pid(&self) -> Option<i32> {
         self.pid.get()
     }
@@ -117,8 +115,8 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Tells the broker what the generation does, and finds it again when it is lost. Ends with the
-    /// generation, and so do the leases.
+    /// Reports the generation's state to the broker, and finds the broker again when it is lost.
+    /// Ends with the generation, and so do the leases.
     pub(crate) async fn keep(
         mut self,
         mut lease: Option<Client>,
@@ -132,7 +130,7 @@ impl Keeper {
             let lost = async {
                 match &lease {
                     Some(client) => client.closed().await,
-                    // What only starts holds nothing that must be given back: it is tentative.
+                    // A starting generation has nothing to give back: its listeners are tentative.
                     None if state == State::Starting => std::future::pending().await,
                     None => {}
                 }
@@ -140,18 +138,19 @@ impl Keeper {
             tokio::select! {
                 biased;
                 news = updates.recv() => {
-                    // Dropped at the end of this, which answers the task that waits for the broker to know.
+                    // Dropped at the end of this block, which answers the task that waits for the
+                    // broker.
                     let _done = match news {
                         None => return,
                         Some(LeaseUpdate::Gone(_done)) => return end(lease).await,
-                        // Who asked has waited long enough.
+                        // The requester has stopped waiting.
                         Some(LeaseUpdate::Claim { reply, .. }) if reply.is_closed() => continue,
                         Some(LeaseUpdate::Claim { listener, known, reply }) => {
                             if lease.is_none() && state != State::Starting {
                                 lease = self.find_again(state).await;
                             }
                             let claimed = self.claim(&mut lease, &listener, &known, state).await;
-                            // Who asked may have ended.
+                            // The requester may have ended.
                             let _ = reply.send(claimed);
                             continue;
                         }
@@ -165,7 +164,7 @@ impl Keeper {
                         }
                         Some(LeaseUpdate::Has(listeners, done)) => {
                             self.listeners = listeners;
-                            // Leases end with their connection, and another has none.
+                            // Leases end with their connection. A new connection has none.
                             if lease.is_some() {
                                 end(lease.take()).await;
                                 lease = self.connect_anew().await;
@@ -186,7 +185,7 @@ impl Keeper {
         }
     }
 
-    /// Claims one listener more on the connection of this generation.
+    /// Claims one more listener on the connection of this generation.
     async fn claim(
         &mut self,
         lease: &mut Option<Client>,
@@ -234,11 +233,11 @@ impl Keeper {
 
     async fn connect_anew(&self) -> Option<Client> {
         let connected = broker::connect(&self.broker.socket).await;
-        // Else it is lost, and is found again.
+        // On an error the broker counts as lost, and `keep` reconnects.
         connected.ok()
     }
 
-    /// Waits for the next broker and gives it back what this generation holds.
+    /// Waits for the next broker and gives it the listeners that this generation holds.
     async fn find_again(&self, state: State) -> Option<Client> {
         let Broker { socket, service, .. } = &*self.broker;
         let (generation, pid) = (self.id.0, self.pid);
@@ -255,8 +254,8 @@ impl Keeper {
                 .record(Happening::new(event::Kind::BrokerLost, text).pid(self.broker.pid.get()));
         }
         let broker = Rc::clone(&self.broker);
-        // A task, since a broker that is started is watched and reaped whatever comes of this. It waits for what is given back
-        // here before it says that it is ready.
+        // A task, because a started broker is watched and reaped whatever becomes of this call. It
+        // waits for the listeners given back here before it reports READY=1.
         let started = crate::tasks::spawn(async move {
             if broker.start.is_some() {
                 let _one = broker.starting.lock().await;
@@ -309,7 +308,7 @@ impl Keeper {
                     pid,
                     "the broker did not take our listeners: {error}{hint}"
                 );
-                // Whatever refused it will not change its mind at once.
+                // The cause of the refusal will not go away at once.
                 tokio::time::sleep(PATIENCE.min(Duration::from_secs(5))).await;
                 None
             }
@@ -317,7 +316,8 @@ impl Keeper {
     }
 }
 
-/// Has the broker show what it has hidden: what a connection has already is shown when it is asked for again.
+/// Has the broker show hidden listeners: it shows one that this connection already has when that is
+/// claimed again.
 async fn show(lease: &mut Option<Client>, listeners: &[Rc<HeldListener>]) {
     let Some(client) = lease else { return };
     let again = |held: &Rc<HeldListener>| Claim::listen(held.listener.to_string()).tentative();
@@ -328,14 +328,14 @@ async fn show(lease: &mut Option<Client>, listeners: &[Rc<HeldListener>]) {
     }
 }
 
-/// Claims one listener.
 pub(crate) async fn claim_one(client: &mut Client, claim: Claim) -> Result<OwnedFd, Error> {
     let lease = client.claim(&[claim]).await.map_err(Error::claim)?.pop();
     let missing = || Error::system("claim")(std::io::ErrorKind::NotFound.into());
     Ok(lease.ok_or_else(missing)?.into_fd())
 }
 
-/// Keeps one listener leased for as long as the supervisor runs: gives it back to the next broker when one is lost.
+/// Keeps one listener leased while the supervisor runs: gives it to the next broker when one is
+/// lost.
 pub(crate) async fn keep_one(mut client: Client, listener: &Listener, fd: &OwnedFd, socket: &Path) {
     loop {
         client.closed().await;
@@ -352,7 +352,8 @@ pub(crate) async fn keep_one(mut client: Client, listener: &Listener, fd: &Owned
     }
 }
 
-/// Ends a connection, and waits until the broker has ended its leases: it closes its end then.
+/// Ends a connection, and waits until the broker has ended its leases: the broker then closes its
+/// end.
 async fn end(lease: Option<Client>) {
     if let Some(client) = lease
         && rustix::net::shutdown(client.as_fd(), rustix::net::Shutdown::Write).is_ok()

@@ -1,8 +1,8 @@
-//! What the service has of the broker: the listeners that exist because of it, and how they go again.
+//! The listeners that the broker holds because of this service, and how they are released.
 //!
-//! A listener that no generation needs any more is released as soon as the generations that had it have closed it, not only
-//! when the last of them is gone. Until the broker closes it, clients would wait in a queue from which nobody accepts,
-//! where plain haproxy refuses them.
+//! A listener that no generation needs any more is released as soon as the generations that had it
+//! have closed it, not only when the last of them is gone. Until the broker closes it, clients wait
+//! in a queue from which no process accepts; plain haproxy would refuse them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,20 +24,19 @@ use crate::generations::listeners::HeldListener;
 use crate::message::Message;
 use crate::settings::Settings;
 
-/// How long the broker may take to know that leases have ended.
+/// How long the broker may take to learn that leases have ended.
 const GIVEN_BACK: Duration = Duration::from_secs(2);
 
-/// What the service has of the broker.
 pub(crate) struct Leases {
     pub(crate) broker: Rc<Broker>,
     /// Names of the listeners that exist because of this service.
     pub(crate) ours: BTreeSet<String>,
-    /// Listeners of which a draining master of haproxy's own keeps a copy: when the broker has released them they are
-    /// shut down, else clients would wait there until that master is gone.
+    /// Listeners of which a draining haproxy master keeps a copy. They are shut down when the
+    /// broker has released them, or clients would wait there until that master is gone.
     pub(crate) open: Vec<Rc<HeldListener>>,
     /// Names of the listeners that the broker is about to release.
     leaving: BTreeSet<String>,
-    /// Who waits until these are released, or it is known that they stay.
+    /// Callers that wait until these are released, or until it is known that they stay.
     awaited: Vec<(BTreeSet<String>, oneshot::Sender<()>)>,
     /// The newest generation that has served and is gone, with the names of its listeners.
     last: (GenerationId, BTreeSet<String>),
@@ -51,12 +50,13 @@ impl Leases {
         Self { broker, ours, open, leaving, awaited, last }
     }
 
-    /// Names of the listeners that stay bound when the service ends, also those that were bound before it.
+    /// Names of the listeners that stay bound when the service ends, including those bound before
+    /// it.
     pub(crate) fn staying(&self) -> BTreeSet<String> {
         self.ours.union(&self.last.1).cloned().collect()
     }
 
-    /// Keeps the leases of one generation for as long as what this gives lives.
+    /// Starts to keep the leases of one generation, until the returned sender is dropped.
     pub(crate) fn keep(
         &self,
         id: GenerationId,
@@ -70,12 +70,13 @@ impl Leases {
         news
     }
 
-    /// These listeners exist because of this service: its claims made the broker bind them, or they were not released.
+    /// Notes listeners that exist because of this service: its claims made the broker bind them, or
+    /// they were not released.
     pub(crate) fn add(&mut self, labels: impl IntoIterator<Item = String>) {
         self.ours.extend(labels);
     }
 
-    /// A generation is gone, and its leases are about to end. `used` are the listeners of the others.
+    /// Called when a generation is gone: ends its leases. `used` are the listeners of the others.
     pub(crate) fn gone(&mut self, cx: &Context, gone: &Generation, used: &BTreeSet<String>) {
         if gone.lease.served {
             if gone.id >= self.last.0 {
@@ -84,20 +85,21 @@ impl Leases {
             }
             return release_after(cx, vec![gone.leave()]);
         }
-        // What was bound for it was tentative, and ended with its connection to the broker.
+        // Listeners bound for it were tentative, and ended with its connection to the broker.
         let created = gone.listeners.iter().filter(|held| held.created);
         for label in created.map(|held| &held.label).filter(|label| !used.contains(*label)) {
             self.ours.remove(label);
         }
     }
 
-    /// Takes the listeners that exist because of this service and that no generation uses: they are to be released. With
-    /// those of all that are left open.
+    /// Takes the listeners of this service that no generation uses and that must be released, and
+    /// all listeners in [`Self::open`].
     pub(crate) fn take_unused(
         &mut self,
         used: &BTreeSet<String>,
     ) -> (Vec<String>, Vec<Rc<HeldListener>>) {
-        // An address alone would stand for the one there that is for IPv6 alone; the broker never has both.
+        // The bare address would also name the listener there that is for IPv6 alone. The broker
+        // never has both.
         let replaced = |label: &String| used.contains(&format!("{label},v6only"));
         let unused = self.ours.difference(used).filter(|label| !replaced(label));
         let unused: Vec<_> = unused.cloned().collect();
@@ -106,8 +108,8 @@ impl Leases {
         (unused, std::mem::take(&mut self.open))
     }
 
-    /// What this gives ends when none of the listeners that exist because of this service is left but the `used` ones. None if
-    /// that is so.
+    /// The receiver closes when no listener of this service but the `used` ones is left. None if
+    /// that is so already.
     pub(crate) fn await_release(
         &mut self,
         used: &BTreeSet<String>,
@@ -121,7 +123,7 @@ impl Leases {
         })
     }
 
-    /// The broker has released those of `asked` that it has not `kept`.
+    /// Notes that the broker has released the `asked` listeners except those `kept`.
     pub(crate) fn released(&mut self, asked: &[String], kept: BTreeSet<String>) {
         self.add(kept);
         for label in asked {
@@ -130,12 +132,12 @@ impl Leases {
                 left.remove(label);
             }
         }
-        // The end of its channel tells it.
+        // Dropping the sender wakes the caller that waits.
         self.awaited.retain(|(left, done)| !left.is_empty() && !done.is_closed());
     }
 }
 
-/// Has the loop release what is not used, once the broker knows that these leases have ended.
+/// Has the loop release unused listeners, once the broker knows that these leases have ended.
 pub(crate) fn release_after(cx: &Context, given_back: Vec<oneshot::Receiver<()>>) {
     let cx = cx.clone();
     crate::tasks::spawn(async move {
@@ -146,8 +148,8 @@ pub(crate) fn release_after(cx: &Context, given_back: Vec<oneshot::Receiver<()>>
     });
 }
 
-/// Releases these listeners; those that are used stay, and the loop learns which. What is `open` elsewhere refuses clients
-/// from then on.
+/// Releases these listeners. Those in use stay, and the loop learns which. A released listener in
+/// `open` is shut down, so it refuses clients.
 pub(crate) fn release(cx: &Context, unused: Vec<String>, mut open: Vec<Rc<HeldListener>>) {
     let cx = cx.clone();
     open.retain(|held| unused.contains(&held.label));
@@ -158,7 +160,7 @@ pub(crate) fn release(cx: &Context, unused: Vec<String>, mut open: Vec<Rc<HeldLi
     });
 }
 
-/// Gives the names of those that are used.
+/// Gives the names of the listeners that are still used, or could not be released.
 async fn try_release(socket: &Path, journal: &Journal, unused: Vec<String>) -> BTreeSet<String> {
     let mut client = match broker::connect(socket).await {
         Ok(client) => client,
@@ -169,7 +171,7 @@ async fn try_release(socket: &Path, journal: &Journal, unused: Vec<String>) -> B
     };
     let mut released = Vec::new();
     let mut kept = BTreeSet::new();
-    // All or none: where one stands in the way the others must not suffer.
+    // The broker releases all or none. If one is in use, release the others one by one.
     match client.release(&unused).await {
         Ok(all) => released = all,
         Err(_) => {
@@ -192,7 +194,7 @@ async fn try_release(socket: &Path, journal: &Journal, unused: Vec<String>) -> B
     }
     if !released.is_empty() {
         let listeners = released.join(" ");
-        tracing::info!(listeners, "released: the configuration names them no more");
+        tracing::info!(listeners, "released: no longer in the configuration");
         let text = format!("the configuration names them no more: {listeners}");
         journal.record(Happening::new(event::Kind::ListenerReleased, text));
     }

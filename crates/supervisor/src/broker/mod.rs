@@ -1,5 +1,5 @@
-//! The supervisor as a client of its broker, which it starts if none answers. The leases of a generation are in [`lease`], the
-//! listeners of the service in [`leases`].
+//! The supervisor as a client of its broker, which it starts if none answers. The leases of one
+//! generation are in [`lease`], the listeners of the whole service in [`leases`].
 
 mod changing;
 pub(crate) mod lease;
@@ -29,7 +29,8 @@ use crate::generations::notifications::Notifications;
 use crate::generations::output::{self, Tail};
 use crate::report::starter::BACKGROUND;
 
-/// What haproxy's own master tells itself over an exec: a generation would take itself for one that goes on.
+/// Variables that haproxy's own master passes to itself over an exec. With them, a generation would
+/// believe that it continues after one.
 const MASTERS: [&str; 5] = [
     "HAPROXY_MWORKER_REEXEC",
     "HAPROXY_MWORKER_WAIT_ONLY",
@@ -38,23 +39,22 @@ const MASTERS: [&str; 5] = [
     "HAPROXY_LOAD_SUCCESS",
 ];
 
-/// Variables that are for the supervisor, or for a broker that it starts, alone.
+/// Variables that are only for the supervisor, or for a broker that it starts.
 pub(crate) fn not_theirs() -> Vec<std::ffi::OsString> {
     let ours = [STARTER, BACKGROUND];
     inherit::SERVICE_MANAGER.into_iter().chain(MASTERS).chain(ours).map(Into::into).collect()
 }
 
-/// How long a broker that was just started may take until it listens.
+/// How long a broker that was just started may take to listen.
 const BROKER_UP: Duration = Duration::from_secs(10);
 
-/// Connects to the broker at `socket`.
 pub(crate) async fn connect(socket: &Path) -> Result<Client, Error> {
     Client::connect(socket)
         .await
         .map_err(|source| Error::NoBroker { socket: socket.to_owned(), why: Box::new(source) })
 }
 
-/// Tells the broker whose connection this is and what it does now.
+/// Tells the broker which generation this connection belongs to, and its state.
 pub(crate) async fn join(
     client: &mut Client,
     service: &Name,
@@ -70,14 +70,15 @@ pub(crate) async fn join(
 /// Where a broker that is started writes its log.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Log {
-    /// To our standard error, also when we are gone.
+    /// To the supervisor's standard error, also when the supervisor is gone.
     Ours,
-    /// To us, who pass it on: who started "haproxy" may wait until its standard error is closed, and the broker outlives us.
+    /// To the supervisor, which passes it on: the caller of "haproxy" may wait until its standard
+    /// error is closed, and the broker outlives the supervisor.
     Through,
 }
 
-/// Makes sure that a broker answers at `socket`. With `start` one is started if none does: in a
-/// session of its own, so that it outlives this process.
+/// Makes sure that a broker answers at `socket`. If none does, and `start` is given, starts one in
+/// a session of its own, which outlives this process.
 pub(crate) async fn ensure(
     socket: &Path,
     start: Option<Log>,
@@ -91,7 +92,7 @@ pub(crate) async fn ensure(
     answers(socket).await
 }
 
-/// Whether a broker answers. One that is just ending may still accept a connection.
+/// Whether a broker answers. A broker that is just ending may still accept a connection.
 async fn answers(socket: &Path) -> Result<(), Error> {
     let answered = connect(socket).await?.ping().await;
     let failed = |source| Error::NoBroker { socket: socket.to_owned(), why: Box::new(source) };
@@ -135,10 +136,10 @@ async fn start_broker(socket: &Path, log: Log, journal: Rc<Journal>) -> Result<(
         }
     };
     match bindonce_sys::patience::timeout(BROKER_UP, up).await {
-        // It gave way to one that another `run` started at the same time: that will do.
+        // The new broker gave way to one that another `run` started at the same time: that will do.
         Ok(Err(Error::BrokerNotUp { .. })) if answers(socket).await.is_ok() => return Ok(()),
         Ok(Err(error)) => {
-            // To the end of what it has said.
+            // Wait for the broker's last log lines.
             if let Some(passed_on) = passed_on {
                 let _ = bindonce_sys::patience::timeout(LAST_WORDS, passed_on).await;
             }

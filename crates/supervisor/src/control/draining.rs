@@ -1,4 +1,5 @@
-//! Older generations that a client waits for (`reload --wait drained`), and what became of their connections.
+//! Older generations that a client waits for (`reload --wait drained`), and the fate of their
+//! connections.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -21,12 +22,13 @@ pub(crate) struct Draining {
 }
 
 impl Draining {
-    /// These are left, and `cut` connections were cut since the reload began.
+    /// Starts with the generations `left`, and `cut` connections cut since the reload began.
     pub(crate) fn new(left: BTreeSet<GenerationId>, cut: u64) -> Rc<Self> {
         Rc::new(Self { left: RefCell::new(left), cut: Cell::new(cut), ..Self::default() })
     }
 
-    /// Waits until they are gone, for this long at most, and adds to the answer what became of them.
+    /// Waits until these generations are gone, for `limit` at most, and adds the result to the
+    /// answer.
     pub(crate) async fn answer(&self, mut answer: serde_json::Value, limit: Duration) -> Answer {
         let all_gone = async {
             loop {
@@ -37,7 +39,7 @@ impl Draining {
                 next.await;
             }
         };
-        // Whether it was in time is in what is left.
+        // `left` shows whether it was in time.
         let _ = bindonce_sys::patience::timeout(limit, all_gone).await;
         let left = self.left.borrow().iter().map(|id| id.0).collect();
         let drained = Drained { left, idle_closed: self.idle_closed.get(), cut: self.cut.get() };
@@ -49,25 +51,25 @@ impl Draining {
         Ok(answer)
     }
 
-    /// Whether anybody waits for it.
+    /// Whether any client still waits for it.
     pub(crate) fn is_awaited(self: &Rc<Self>) -> bool {
         Rc::strong_count(self) > 1
     }
 
-    /// One of them is gone.
+    /// A generation is gone.
     pub(crate) fn gone(&self, id: GenerationId) {
         self.left.borrow_mut().remove(&id);
         self.gone.notify_waiters();
     }
 
-    /// So many idle connections of a generation were closed.
+    /// Counts closed idle connections of a generation.
     pub(crate) fn idle_closed(&self, id: GenerationId, count: u64) {
         if self.left.borrow().contains(&id) {
             self.idle_closed.update(|before| before + count);
         }
     }
 
-    /// So many connections of a generation end with it.
+    /// Counts connections that end with a generation.
     pub(crate) fn cut(&self, id: GenerationId, count: u64) {
         if self.left.borrow().contains(&id) {
             self.cut.update(|before| before + count);

@@ -1,4 +1,4 @@
-//! How a supervisor ends: what the timeline has decided, and by which signal it was told to.
+//! How a supervisor ends: the timeline's decision, and the signal that asked for it.
 
 use bindonce_core::generation::Ending;
 use bindonce_sys::signals::Signal;
@@ -8,40 +8,40 @@ use crate::report::cause::Cause;
 /// How a supervisor ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
-    /// It was told to, and every generation is gone.
+    /// It was asked to shut down, and every generation is gone.
     Shutdown,
-    /// The same, by a signal that ends it at once.
+    /// The same, by a signal that ends the supervisor at once.
     AtOnce {
         /// The signal.
         signal: Signal,
-        /// Whether haproxy would have a master.
+        /// Whether haproxy would run with a master.
         is_master: bool,
     },
     /// The first generation failed.
     NeverServed {
-        /// Why.
+        /// The reason.
         story: String,
-        /// Whether haproxy has said it on standard error.
+        /// Whether haproxy itself wrote the reason to standard error.
         in_its_words: bool,
     },
 }
 
-/// How a supervisor is about to end.
+/// The planned end of a supervisor.
 #[derive(Default)]
 pub(crate) struct End {
-    /// What the timeline has decided: it has nothing left to do.
+    /// The timeline's decision that nothing is left to do.
     pub(crate) decided: Option<Ending>,
-    /// The signal that ends it at once, and whether haproxy would have a master.
+    /// The signal that ends the supervisor at once, and whether haproxy would run with a master.
     by: Option<(Signal, bool)>,
 }
 
 impl End {
-    /// This signal ends it at once; the first one counts.
+    /// Notes the signal that ends the supervisor at once; the first one counts.
     pub(crate) fn at_once(&mut self, signal: Signal, is_master: bool) {
         self.by.get_or_insert((signal, is_master));
     }
 
-    /// How it ends; with why the last generation failed.
+    /// The kind of end. `failure` is why the last generation failed.
     pub(crate) fn how(&self, ending: Ending, failure: &Cause) -> Ended {
         match (ending, self.by) {
             (Ending::Shutdown, None) => Ended::Shutdown,

@@ -1,5 +1,5 @@
-//! The service's control socket: `reload`, `retire`, `status`, `events`, `upgrade` and `ping`, in
-//! the same protocol as the broker's (docs/protocol-generations.md).
+//! The service's control socket: `reload`, `retire`, `status`, `state`, `events`, `upgrade` and
+//! `ping`, in the same protocol as the broker's (docs/protocol-generations.md).
 
 mod draining;
 pub(crate) mod ending;
@@ -29,8 +29,8 @@ use crate::error::Error;
 use crate::replies::ReloadParams;
 use crate::tasks::spawn;
 
-/// How much clients may have. Root and the user of this process are limited by the accept queue alone, and
-/// may be idle.
+/// Limits for clients without rights. Root and this process's own user are limited only by the
+/// accept queue, and may be idle.
 const LIMITS: Limits = Limits {
     accepted: 128,
     connections: usize::MAX,
@@ -41,40 +41,40 @@ const LIMITS: Limits = Limits {
     request_time: Duration::from_secs(30),
     idle_time: Duration::MAX,
     descriptors_in_flight: 0,
-    // It sends none.
+    // The supervisor sends no descriptors.
     descriptors_unreceived: 0,
 };
 
 const METHODS: [&str; 7] = ["reload", "retire", "status", "state", "events", "upgrade", "ping"];
 
-/// What a client wants, and where the answer goes.
+/// A client's command, with the channel for the answer.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Serve the files as they are now; asked for by this process.
+    /// Serve the files as they are now. `pid` is the process that asks.
     Reload { how: ReloadParams, reply: oneshot::Sender<Answer>, pid: i32 },
-    /// End this generation, or the oldest one that drains; asked for by this process.
+    /// End this generation, or the oldest draining one. The last field is the pid that asks.
     Retire(Option<u64>, oneshot::Sender<Answer>, i32),
-    /// Tell that the loop goes round, and which generation serves.
+    /// Reports that the loop runs, and which generation serves.
     Ping(oneshot::Sender<Answer>),
-    /// Tell everything.
+    /// Reports everything.
     Status(oneshot::Sender<Answer>),
-    /// The same at once, without what haproxy would have to be asked.
+    /// Reports the same at once, without questions to haproxy.
     State(oneshot::Sender<Answer>),
-    /// Become the binary that is installed now. Answered only if that fails: else the connection
-    /// ends, and the next one is served by the new binary.
+    /// Become the installed binary. Answered only on failure; on success the connection ends, and
+    /// the new binary serves the next one.
     Upgrade(oneshot::Sender<Answer>),
 }
 
 /// The result of a method, or its error.
 pub(crate) type Answer = Result<serde_json::Value, RpcError>;
 
-/// Binds the socket, 0600 in a directory that is 0700. The caller holds the service's lock, so a
-/// socket that is there belongs to a supervisor that is gone.
+/// Binds the socket, mode 0600 in a directory of mode 0700. The caller holds the service's lock, so
+/// an existing socket belongs to a supervisor that is gone.
 pub(crate) fn bind(path: &Path) -> Result<OwnedFd, Error> {
     Ok(listen::open_control(path, 0o600)?.fd)
 }
 
-/// Begins to serve clients, until the task is ended. `ask` has the loop do what they want.
+/// Serves clients until the task is aborted. `ask` passes their commands to the loop.
 pub(crate) fn begin(
     control: &OwnedFd,
     reporter: &Rc<Reporter>,
@@ -93,7 +93,7 @@ async fn serve(listener: UnixListener, reporter: Rc<Reporter>, ask: impl Fn(Comm
     Server::new(Clients::new(LIMITS), reporter, handler).accept(&listener).await;
 }
 
-/// Passes requests on to the supervisor's loop.
+/// Passes requests to the supervisor's loop.
 struct Handler<F> {
     reporter: Rc<Reporter>,
     ask: F,
@@ -120,7 +120,7 @@ impl<F: Fn(Command) + 'static> rpc::Handler for Handler<F> {
         Ok(text.into())
     }
 
-    /// Only clients that may do nothing have limits.
+    /// Only clients without rights have limits.
     fn refusal(&self, excess: Excess) -> RpcError {
         denied(match excess {
             Excess::Connections(_, most) => format!("{most} clients without rights are connected"),
@@ -153,7 +153,7 @@ async fn perform(request: &Request<'_>, pid: i32, ask: &impl Fn(Command)) -> Ans
     answer.await.map_err(|_| gone())?
 }
 
-/// The parameters of `reload`, each of which may be left out.
+/// The parameters of `reload`, all optional.
 fn how(request: &Request<'_>) -> Result<ReloadParams, RpcError> {
     match request.no_params() {
         Ok(()) => Ok(ReloadParams::default()),
@@ -161,7 +161,7 @@ fn how(request: &Request<'_>) -> Result<ReloadParams, RpcError> {
     }
 }
 
-/// The one parameter of `retire`: a generation, or none.
+/// The optional generation of `retire`.
 fn generation(request: &Request<'_>) -> Result<Option<u64>, RpcError> {
     match request.params::<Vec<u64>>()?.as_slice() {
         [] => Ok(None),

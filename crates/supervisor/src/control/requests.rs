@@ -15,47 +15,50 @@ use crate::control::draining::Draining;
 use crate::message::Message;
 use crate::replies::{self, Retired};
 
-/// How long the answer to a reload waits for the broker to know of it and to close what has left, for the pid file, and for a look at
-/// what the generation listens on.
+/// How long the answer to a reload waits for each of these: the broker's confirmation, the closing
+/// of listeners that left, the pid file, and the addresses without an observed call.
 const CONFIRMED: Duration = Duration::from_secs(1);
 
-/// What to do about a generation that does not listen on what was claimed for it.
+/// The hint for a generation that does not listen on all claimed listeners.
 pub(crate) const READS_OTHERWISE: &str = "haproxy reads this configuration in another way than bindonce: \
     `bindonce render` shows what was claimed; a condition or a variable of a bind line is the likeliest \
     cause, please report it";
 
-/// What has been asked of this supervisor and is not answered.
+/// Requests to this supervisor that are not answered yet.
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
     reloads: HashMap<Caller, Client>,
     last: u64,
-    /// A client that waits for the next reload allows that nothing is left to listen on.
+    /// A client of the next reload allows a configuration without listeners.
     pub(crate) allow_empty: bool,
     /// Clients that wait until a generation is gone.
     pub(crate) retirements: Vec<Retirement>,
-    /// Connections that were cut since the last reload began.
+    /// Number of connections cut since the last reload began.
     pub(crate) cut: u64,
-    /// What clients wait for whose reload is done.
+    /// The drains that clients of finished reloads wait for.
     draining: Vec<Rc<Draining>>,
     pub(crate) awaited: Awaited,
 }
 
-/// What the answer to the reload in progress waits for.
+/// Conditions that the answer to the reload in progress waits for.
 #[derive(Debug, Default)]
 pub(crate) struct Awaited {
     /// Ends when the broker knows which generation serves.
     pub(crate) confirmed: Option<oneshot::Receiver<()>>,
-    /// The late answer of the serving generation about its listeners, where it is asked only after the handover, or
-    /// after one that failed.
+    /// The serving generation's late answer about its listeners, where it was asked only after the
+    /// handover, or after a failed one.
     pub(crate) late: Option<oneshot::Receiver<Option<RpcError>>>,
-    /// Addresses that the serving generation listens on without a call that was seen, once they are looked for.
+    /// Addresses that the serving generation listens on without an observed call, once the search
+    /// is done.
     pub(crate) unseen: Option<oneshot::Receiver<BTreeSet<String>>>,
-    /// Ends when the pid file has our pid: who has asked for the reload may read it at once.
+    /// Ends when the pid file has our pid: the client that asked for the reload may read it at
+    /// once.
     pub(crate) pid_file: Option<JoinHandle<bool>>,
-    /// What could not be changed of the options of listeners.
+    /// The error if listener options could not be changed.
     pub(crate) changed: Option<oneshot::Receiver<Option<RpcError>>>,
-    /// Ends when the listeners that the configuration names no more are closed: until then, clients of these addresses wait in
-    /// queues from which nobody takes them, where a wildcard may have them afterwards.
+    /// Ends when listeners that the configuration no longer names are closed. Until then clients of
+    /// these addresses wait in queues from which no process accepts; afterwards a wildcard may
+    /// serve them.
     pub(crate) released: Option<oneshot::Receiver<()>>,
 }
 
@@ -63,22 +66,22 @@ pub(crate) struct Awaited {
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) reply: oneshot::Sender<Answer>,
-    /// It waits until the older generations are gone too, for this long at most.
+    /// Waits until the older generations are gone too, for this long at most.
     pub(crate) drained: Option<Duration>,
-    /// It wants connections of older generations closed that are idle for this long.
+    /// Close connections of older generations that are idle for this long.
     pub(crate) drain_idle: Option<Duration>,
-    /// It wants older generations ended after this long.
+    /// End older generations after this long.
     pub(crate) drain_timeout: Option<Duration>,
 }
 
 impl Client {
-    /// One that wants nothing but the reload.
+    /// A client without options.
     pub(crate) fn plain(reply: oneshot::Sender<Answer>) -> Self {
         Self { reply, drained: None, drain_idle: None, drain_timeout: None }
     }
 }
 
-/// A client that waits until a generation is gone, and what that had when it was asked for.
+/// A client that waits until a generation is gone, and the generation's data when it asked.
 #[derive(Debug)]
 pub(crate) struct Retirement {
     pub(crate) id: GenerationId,
@@ -88,7 +91,7 @@ pub(crate) struct Retirement {
 }
 
 impl Requests {
-    /// A reload is wanted; without a client there is no answer.
+    /// Registers a reload; without a client there is no answer.
     pub(crate) fn reload(&mut self, client: Option<Client>) -> Caller {
         self.last += 1;
         let caller = Caller(self.last);
@@ -96,17 +99,19 @@ impl Requests {
         caller
     }
 
-    /// After how long these clients want idle connections of older generations closed.
+    /// The shortest idle time after which these clients want connections of older generations
+    /// closed.
     pub(crate) fn drain_idle(&self, callers: &[Caller]) -> Option<Duration> {
         callers.iter().filter_map(|id| self.reloads.get(id)?.drain_idle).min()
     }
 
-    /// How long these clients let older generations drain.
+    /// The shortest drain time that these clients allow older generations.
     pub(crate) fn drain_timeout(&self, callers: &[Caller]) -> Option<Duration> {
         callers.iter().filter_map(|id| self.reloads.get(id)?.drain_timeout).min()
     }
 
-    /// Answers the clients that waited for the reload that has just ended; `older` are the generations that it leaves draining.
+    /// Answers the clients of the reload that has just ended. `older` are the generations that it
+    /// leaves draining.
     pub(crate) fn answer(
         &mut self,
         cx: &Context,
@@ -122,12 +127,12 @@ impl Requests {
             std::mem::take(&mut self.awaited);
         let cx = cx.clone();
         crate::tasks::spawn(async move {
-            // What the broker lists is what the caller is told, if the broker answers.
+            // Waits, if the broker answers, so that its list agrees with the answer.
             for told in confirmed.into_iter().chain(released) {
                 let _ = bindonce_sys::patience::timeout(CONFIRMED, told).await;
             }
             if let Some(written) = pid_file {
-                // It is tried on, and the log says so.
+                // A failed write is retried and logged.
                 let _ = bindonce_sys::patience::timeout(CONFIRMED, written).await;
             }
             let mut failed = Vec::new();
@@ -155,24 +160,24 @@ impl Requests {
                     _ => drop(reply.send(answer.clone())),
                 }
             }
-            // Behind the tasks that write the replies.
+            // After the tasks that write the replies.
             tokio::task::yield_now().await;
             cx.send(Message::Answered);
         });
     }
 
-    /// So many idle connections of a generation were closed.
+    /// Counts closed idle connections of a generation.
     pub(crate) fn idle_closed(&self, id: GenerationId, count: u64) {
         self.draining.iter().for_each(|draining| draining.idle_closed(id, count));
     }
 
-    /// So many connections of a generation end with it.
+    /// Counts connections that end with a generation.
     pub(crate) fn cut(&mut self, id: GenerationId, count: u64) {
         self.cut += count;
         self.draining.iter().for_each(|draining| draining.cut(id, count));
     }
 
-    /// A generation is gone: answers the clients that wait for that.
+    /// A generation is gone: answers the clients that wait for it.
     pub(crate) fn gone(&mut self, id: GenerationId) {
         self.draining.retain(Draining::is_awaited);
         self.draining.iter().for_each(|draining| draining.gone(id));
@@ -184,7 +189,7 @@ impl Requests {
     }
 }
 
-/// The answer to a reload, with what was known only when the new generation served: all of it.
+/// Adds all late errors, known only once the new generation served, to the answer to a reload.
 fn with_late(answer: Answer, late: impl IntoIterator<Item = Option<RpcError>>) -> Answer {
     late.into_iter().flatten().fold(answer, |answer, late| match answer {
         Ok(_) => Err(late),

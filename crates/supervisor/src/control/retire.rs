@@ -1,13 +1,13 @@
-//! `bindonce retire`: which generation it ends.
+//! Chooses the generation that `bindonce retire` ends.
 
 use bindonce_core::generation::{GenerationId, State, Timeline};
 use bindonce_core::name::Name;
 use bindonce_wire::{ErrorCode, RpcError};
 
-/// The generation that is to be ended: the one that is wanted, else the oldest one that drains.
+/// The generation to end: the requested one, else the oldest draining one.
 ///
 /// # Errors
-/// There is no such generation, or it does not drain.
+/// If there is no such generation, or it does not drain.
 pub(crate) fn choose(
     service: &Name,
     timeline: &Timeline,

@@ -1,6 +1,7 @@
-//! What a signal to the supervisor asks for. A SIGUSR1 from a generation says that haproxy is ready, from any other
-//! process it is a soft stop. SIGTTOU is haproxy's request that older ones let go of an address that it cannot bind, SIGTTIN that they
-//! take it back: it has given up (see [`crate::generations::own`]).
+//! Interprets signals to the supervisor. SIGUSR1 from a generation says that haproxy is ready; from
+//! any other process it is a soft stop. With SIGTTOU haproxy asks that older generations let go of
+//! an address that it cannot bind. With SIGTTIN they take it back: it has given up (see
+//! [`crate::generations::own_addresses`]).
 
 use bindonce_core::generation::GenerationId;
 use bindonce_daemon::Reporter;
@@ -11,24 +12,24 @@ use crate::generations::Generations;
 use crate::generations::generation::Generation;
 use crate::settings::Settings;
 
-/// What a signal asks for.
+/// The meaning of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wanted {
     Nothing,
     Reload,
     Shutdown,
-    /// Every generation ends, and then this process, by this signal.
+    /// Every generation ends, then this process ends by this signal.
     End(Signal),
-    /// This generation says that it is ready.
+    /// This generation reports readiness.
     Ready(GenerationId),
-    /// This generation cannot bind an address of its own: it asks every pid of its `-sf`, about 100 times a second for
-    /// two seconds, to let go of it.
+    /// This generation cannot bind an address of its own. It asks every pid of its `-sf`, about 100
+    /// times a second for two seconds, to let go of it.
     Address(GenerationId),
-    /// It has given up on that address; its exit follows.
+    /// The generation has given up on that address; its exit follows.
     NoAddress(GenerationId),
 }
 
-/// Reads a signal. One that is ignored is logged, with its sender.
+/// Interprets a signal. An ignored signal is logged with its sender.
 pub(crate) fn read(
     signal: Received,
     settings: &Settings,
@@ -61,7 +62,7 @@ pub(crate) fn read(
         (Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU, _) => ignored(
             "a stopped supervisor would answer nobody; to end it and its generations, send SIGTERM",
         ),
-        // By default they would end this process, and haproxy lives on.
+        // By default these signals would end this process while haproxy lives on.
         (Signal::SIGALRM | Signal::SIGQUIT, _) => ignored(
             "this signal has no meaning for a supervisor; to end it and its generations, send SIGTERM",
         ),
@@ -72,21 +73,22 @@ pub(crate) fn read(
             "its sender is gone, and may have been a worker of the haproxy that is starting; to end \
                  the service, send SIGTERM",
         ),
-        // Again it changes nothing: only a second SIGTERM ends what drains.
+        // A repeated soft stop changes nothing; only a second SIGTERM ends draining generations.
         (_, None) if is_shutting_down => Wanted::Nothing,
-        // A soft stop, as it is to haproxy: container images have it as their stop signal.
+        // A soft stop, as for haproxy: container images use it as their stop signal.
         (_, None) => Wanted::Shutdown,
     }
 }
 
-/// Whether a signal of this process is one of haproxy's own. What a generation has started, a check or a script, may
-/// ask for a soft stop like anybody else; a wrapper's child is haproxy only until that is ready.
+/// Whether a signal from this process is one of haproxy's own. A process that a generation started,
+/// a check or a script, may ask for a soft stop like any other process. A wrapper's child counts as
+/// haproxy only until haproxy is ready.
 fn speaks_for(generation: &Generation, pid: i32) -> bool {
     pid == generation.pid() || generation.has_master() || !generation.readiness.ready
 }
 
-/// Whether an unknown sender could be a worker of a nested master that has said that it is ready and has died since: then
-/// nothing shows whose it was.
+/// Whether an unknown sender could be a worker of a nested master that reported readiness and has
+/// died since. Nothing then shows which generation it belonged to.
 fn may_be_a_dead_worker(generations: &Generations, pid: i32) -> bool {
     let starts =
         |generation: &Generation| !generation.readiness.ready && generation.cli.master_worker;

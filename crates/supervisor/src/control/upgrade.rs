@@ -1,8 +1,8 @@
 //! `bindonce upgrade --name SERVICE`: this process becomes the new binary, in place.
 //!
-//! Same pid, so that every generation stays our child; the control socket, the admin
-//! connections, the listeners and the generations' standard error stay open, and the rest is found in the
-//! saved state as after a crash. The signal mask stays too: what is sent meanwhile waits.
+//! The pid stays the same, so that every generation stays our child. The control socket, the admin
+//! connections, the listeners and the generations' standard error stay open; the rest comes from
+//! the saved state, as after a crash. The signal mask stays too, so signals sent meanwhile wait.
 
 use std::collections::btree_map::Entry;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -12,30 +12,31 @@ use bindonce_core::event;
 use bindonce_daemon::Happening;
 use bindonce_daemon::reexec::{self, Installed};
 
-use crate::disk::directory::{Inherited, Saved};
+use crate::disk::saved::{self, Inherited, Saved};
 use crate::generations::admin::Admin;
 use crate::message::Message;
 use crate::supervisor::Supervisor;
 
-/// The hidden subcommand that proves that a binary reads the state.
+/// The hidden subcommand by which a binary proves that it reads the state.
 pub const CHECK: &str = "__check-state";
 
 /// How long the new binary may take to prove it.
 const PROOF: Duration = Duration::from_secs(5);
-/// How long each admin connection may take to fall silent.
+/// How long each admin connection may take to become quiet.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Reads the saved state that is at `path`, for [`CHECK`]. Gives what is answered on standard output.
+/// Checks the saved state `text` from `path`, for [`CHECK`]. Returns the answer for standard
+/// output.
 ///
 /// # Errors
-/// What is wrong with it.
+/// What is wrong with the state.
 pub fn check(path: &std::path::Path, text: &[u8]) -> Result<String, crate::error::Error> {
-    let saved = crate::disk::directory::parse(path, text)?;
+    let saved = saved::parse(path, text)?;
     Ok(reexec::answer(saved.generations.len(), text))
 }
 
 impl Supervisor {
-    /// Called when the loop has nothing to do: begins an upgrade that was asked for.
+    /// Called when the loop has nothing to do: begins a requested upgrade.
     pub(crate) fn maybe_upgrade(&mut self) {
         let waited_for =
             !self.requests.retirements.is_empty() || self.timeline.reloads_waiting() > 0;
@@ -49,7 +50,7 @@ impl Supervisor {
             .generations
             .iter_mut()
             .flat_map(|generation| {
-                // Nothing may be half said when the connections change hands.
+                // No question may be in progress when the connections change hands.
                 generation.tasks.end();
                 generation.cli.all()
             })
@@ -57,14 +58,14 @@ impl Supervisor {
         crate::tasks::spawn(async move {
             let proved = prove(&saved).await;
             for admin in admins {
-                // Answered, or so late that the next image will not ask it either.
+                // Either answered, or so slow that the next image will get no answer either.
                 let _ = admin.info(QUIET).await;
             }
             cx.send(Message::Proved(proved));
         });
     }
 
-    /// The new binary has proved itself, or has not: becomes it.
+    /// Becomes the new binary if it has proved itself; else reports the failure.
     pub(crate) fn upgrade_now(&mut self, proved: Result<Installed, String>) {
         let Some(reply) = self.upgrade.end() else { return };
         let error = match proved {
@@ -81,7 +82,8 @@ impl Supervisor {
         }
     }
 
-    /// What the new binary finds open, by number: `copies`, so that everything here is as it was should the exec fail.
+    /// The descriptors for the new binary, by number. They are `copies`, so that a failed exec
+    /// leaves everything here unchanged.
     fn inherited(&self, copies: &mut Vec<OwnedFd>) -> Result<Inherited, String> {
         let (pid, start_time) = reexec::this_process();
         let pid = pid.cast_signed();
@@ -134,7 +136,7 @@ impl Supervisor {
         Ok(inherited)
     }
 
-    /// Executes the binary; returns only if that fails, with the reason.
+    /// Executes the binary. Returns only on failure, with the reason.
     fn become_binary(&mut self, binary: &Installed) -> String {
         let mut copies = Vec::new();
         let inherited = match self.inherited(&mut copies) {
@@ -159,11 +161,11 @@ impl Supervisor {
     }
 }
 
-/// Opens the binary that is installed now, and lets it prove in a child that it reads the state.
+/// Opens the installed binary, and lets a child process prove that it reads the state.
 async fn prove(saved: &Saved) -> Result<Installed, String> {
     let binary = Installed::open()?;
     let state = serde_json::to_vec(saved).map_err(|error| error.to_string())?;
-    // Its standard input.
+    // The child's standard input.
     let arguments = vec![CHECK.into(), "/proc/self/fd/0".into()];
     binary.prove(arguments, saved.generations.len(), &state, PROOF).await?;
     Ok(binary)

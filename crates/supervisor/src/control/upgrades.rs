@@ -1,5 +1,5 @@
-//! Upgrades of this process in place: the one that is wanted, and those that were done. How one is done is in
-//! [`crate::control::upgrade`].
+//! Upgrades of this process in place: the requested one, and the number done.
+//! [`crate::control::upgrade`] performs them.
 
 use std::os::fd::OwnedFd;
 
@@ -9,17 +9,17 @@ use tokio::task::AbortHandle;
 
 use crate::control::Answer;
 
-/// Upgrades of this process: the one that is wanted, and those that were done.
+/// The requested upgrade, and the number of upgrades done.
 pub(crate) struct Upgrade {
     /// The listening control socket, for the next image of this process.
     pub(crate) control: OwnedFd,
-    /// What accepts from it.
+    /// The task that accepts from it.
     accepting: AbortHandle,
-    /// Who wants one.
+    /// The client that waits for an upgrade.
     wanted: Option<oneshot::Sender<Answer>>,
     /// The new binary is proving itself.
     proving: bool,
-    /// How often this process has become another binary.
+    /// Number of upgrades in place so far.
     pub(crate) count: u64,
 }
 
@@ -28,25 +28,25 @@ impl Upgrade {
         Self { control, accepting, wanted: None, proving: false, count }
     }
 
-    /// There is another control socket; who is connected stays so.
+    /// Replaces the control socket; existing connections stay.
     pub(crate) fn listen_anew(&mut self, control: OwnedFd, accepting: AbortHandle) {
         self.control = control;
         std::mem::replace(&mut self.accepting, accepting).abort();
     }
 
-    /// Somebody wants one, when nothing else is in progress; answered only if it fails.
+    /// Requests an upgrade for when nothing else is in progress. Answered only if it fails.
     pub(crate) fn want(&mut self, reply: oneshot::Sender<Answer>) {
         if let Some(earlier) = self.wanted.replace(reply) {
             let _ = earlier.send(Err(reexec::failed("another upgrade was asked for meanwhile")));
         }
     }
 
-    /// Whether one is wanted and not yet begun; it begins now.
+    /// Whether an upgrade is requested and not yet begun; marks it as begun.
     pub(crate) fn begin(&mut self) -> bool {
         self.wanted.is_some() && !std::mem::replace(&mut self.proving, true)
     }
 
-    /// The proof is over: who is answered if it has failed.
+    /// Ends the proof. Returns the client to answer if it failed.
     pub(crate) fn end(&mut self) -> Option<oneshot::Sender<Answer>> {
         self.proving = false;
         self.wanted.take()

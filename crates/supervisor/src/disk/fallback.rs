@@ -1,6 +1,6 @@
-//! Where the files of a generation lie while the service's directory takes none: it is full, or has
-//! become read-only. Only for a generation without which none would serve; a reload is refused
-//! then.
+//! The directory for a generation's files while the service's directory takes none: its file system
+//! is full or has become read-only. Used only for a generation without which none would serve; a
+//! reload is refused then.
 
 use std::cell::RefCell;
 use std::fs::{self, DirBuilder};
@@ -9,20 +9,20 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// A directory of this process alone, made when it is first needed.
+/// A directory for this process alone, created when first needed.
 #[derive(Debug, Default)]
 pub(crate) struct Fallback(RefCell<Option<PathBuf>>);
 
 impl Fallback {
-    /// The directory, if it was needed.
+    /// The directory, if it was created.
     pub(crate) fn get(&self) -> Option<PathBuf> {
         self.0.borrow().clone()
     }
 
-    /// The directory; made in the memory of the system, or where temporary files lie.
+    /// The directory; created in memory (`/dev/shm`), or where temporary files are.
     ///
     /// # Errors
-    /// The last of those of mkdir(2).
+    /// The last error of mkdir(2), or of the check of its parent directory.
     pub(crate) fn make(&self) -> io::Result<PathBuf> {
         if let Some(made) = self.get() {
             return Ok(made);
@@ -32,7 +32,7 @@ impl Fallback {
         let mut last = io::Error::from(io::ErrorKind::StorageFull);
         for parent in [PathBuf::from("/dev/shm"), std::env::temp_dir(), PathBuf::from("/run")] {
             let path = parent.join(&name);
-            // It must not be there: what another user has made is never used.
+            // It must not exist yet: a directory that another user made is never used.
             let made = protects(&parent).and_then(|()| DirBuilder::new().mode(0o700).create(&path));
             match made {
                 Ok(()) => {
@@ -49,12 +49,12 @@ impl Fallback {
         Err(last)
     }
 
-    /// Removes it if nothing is in it any more.
+    /// Removes the directory if it is empty.
     pub(crate) fn tidy(&self) {
         self.0.borrow_mut().take_if(|path| fs::remove_dir(path).is_ok());
     }
 
-    /// Removes it with all that is in it.
+    /// Removes the directory with its contents.
     pub(crate) fn clear(&self) {
         if let Some(path) = self.0.take()
             && let Err(error) = fs::remove_dir_all(&path)
@@ -64,7 +64,8 @@ impl Fallback {
     }
 }
 
-/// Whether what this user makes in a directory is replaced by no other one (sticky(7)).
+/// Checks that no other user can replace the files that this user creates in a directory
+/// (sticky(7)).
 fn protects(parent: &Path) -> io::Result<()> {
     const STICKY: u32 = 0o1000;
     const OTHERS: u32 = 0o022;
@@ -76,7 +77,7 @@ fn protects(parent: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether an error says that a file system takes nothing now.
+/// Whether an error says that a file system currently takes no data.
 pub(crate) fn is_refusal(error: &io::Error) -> bool {
     use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     matches!(error.kind(), StorageFull | ReadOnlyFilesystem | QuotaExceeded)

@@ -1,11 +1,11 @@
-//! `--watch`: a reload when the configuration has changed on disk.
+//! `--watch`: reloads when the configuration has changed on disk.
 //!
-//! Directories are watched, not files: an editor renames a new file into place, and a Kubernetes
-//! volume swaps the symbolic link `..data`. So every directory is watched in which a step of the
-//! way to a file could change, links and their targets included, and the way is looked at
-//! again after each change. A burst of changes is one: it is over when nothing has happened for
-//! [`QUIET`], and at the latest after [`LATEST`]. Then the contents decide: what
-//! reads the same as before is no change.
+//! The supervisor watches directories, not files: an editor renames a new file into place, and a
+//! Kubernetes volume swaps the symbolic link `..data`. It watches every directory in which a step
+//! of the path to a file could change, including links and their targets, and resolves the path
+//! again after each change. A burst of changes counts as one. It is over when nothing has happened
+//! for [`QUIET`], or after [`LATEST`]. Then the contents decide: a file that reads the same as
+//! before is no change.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
@@ -23,42 +23,43 @@ use crate::error::Error;
 
 /// A burst of changes is over when nothing has happened for this long.
 const QUIET: Duration = Duration::from_millis(100);
-/// Or after so long, if changes never end.
+/// Or after this long, if changes never end.
 const LATEST: Duration = Duration::from_secs(2);
-/// How long a look at all of them may take before that is told.
+/// How long reading all files may take before that is logged.
 const LOOKS: Duration = Duration::from_secs(10);
-/// Symbolic links on one way, as path_resolution(7) limits them.
+/// The number of symbolic links in one path, as path_resolution(7) limits it.
 const LINKS: usize = 40;
-/// How deep directories are looked into.
+/// How deep directories are searched.
 const DEPTH: usize = 8;
 
-/// Files and directories that are watched.
+/// The watched files and directories.
 #[derive(Debug)]
 pub(crate) struct Files {
     paths: Vec<PathBuf>,
     changes: Changes,
     watched: BTreeSet<Directory>,
-    /// What is there, as a hash of all of it.
+    /// A hash of all contents.
     pub(crate) contents: u64,
 }
 
 impl Files {
-    /// Begins to watch; what is there now is what later contents are compared with.
+    /// Begins to watch. Later contents are compared with the current ones.
     pub(crate) fn watch(paths: Vec<PathBuf>) -> Result<Self, Error> {
         let changes = Changes::new().map_err(Error::system("watch files (inotify)"))?;
         let mut files = Self { paths, changes, watched: BTreeSet::new(), contents: 0 };
         files.look().map_err(Error::system("watch files (inotify)"))?;
         for path in files.paths.iter().filter(|path| !path.exists()) {
-            tracing::warn!(path = %path.display(), "this path of --watch is not there (yet)");
+            tracing::warn!(path = %path.display(), "this path of --watch does not exist yet");
         }
         Ok(files)
     }
 
-    /// Calls `changed` after each burst of changes that has made a difference, with what is there then.
+    /// Calls `changed` after each burst of changes that made a difference, with the hash of the new
+    /// contents.
     pub(crate) async fn follow(mut self, changed: impl Fn(u64)) {
         loop {
             if let Err(error) = self.burst().await {
-                return tracing::error!("files are not watched any more: {error}");
+                return tracing::error!("files are no longer watched: {error}");
             }
             let before = self.contents;
             let (send, mut done) = tokio::sync::oneshot::channel();
@@ -67,11 +68,11 @@ impl Files {
                 let _ = send.send((self, looked));
             });
             if let Err(error) = started {
-                return tracing::error!("files are not watched any more: {error}");
+                return tracing::error!("files are no longer watched: {error}");
             }
             let looked = match bindonce_sys::patience::timeout(LOOKS, &mut done).await {
                 Ok(looked) => looked,
-                // Nothing else waits for it, and until it is done nothing can be compared.
+                // Nothing else waits for this, and nothing can be compared until it is done.
                 Err(_) => {
                     tracing::error!(
                         "the files that are watched cannot be read: does a file system not answer? \
@@ -81,7 +82,7 @@ impl Files {
                 }
             };
             let Ok((files, looked)) = looked else {
-                return tracing::error!("files are not watched any more: reading them panicked");
+                return tracing::error!("files are no longer watched: reading them panicked");
             };
             self = files;
             if let Err(error) = looked {
@@ -108,20 +109,20 @@ impl Files {
         }
     }
 
-    /// Watches what must be watched now, and reads the contents.
+    /// Watches the directories that matter now, and reads the contents.
     fn look(&mut self) -> io::Result<()> {
         let mut directories = BTreeSet::new();
         for path in &self.paths {
             way(path, &mut directories);
             below(path, DEPTH, &mut directories);
         }
-        // Watched first, then read: what changes in between is told.
+        // Watched first, then read: a change in between is reported.
         let mut failed = None;
         let mut watched = BTreeSet::new();
         for directory in directories {
             match self.changes.watch(&directory) {
                 Ok(directory) => drop(watched.insert(directory)),
-                // Gone since: the way to it is watched.
+                // Gone since; the path to it is watched.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => failed = Some(error),
             }
@@ -139,8 +140,8 @@ impl Files {
     }
 }
 
-/// The directories in which something could change what `path` leads to: that of each symbolic
-/// link on the way, and that of the last step, or of the first that is missing.
+/// The directories in which something could change what `path` leads to: the directory of each
+/// symbolic link on the path, and that of the last step, or of the first missing one.
 fn way(path: &Path, directories: &mut BTreeSet<PathBuf>) {
     let mut at = PathBuf::from(if path.is_absolute() { "/" } else { "." });
     let mut steps: VecDeque<OsString> = names(path).collect();
@@ -179,8 +180,8 @@ fn names(path: &Path) -> impl Iterator<Item = OsString> + '_ {
     })
 }
 
-/// Adds what is read at `path` to the hash: of a directory all that is in it, but for hidden
-/// entries. What cannot be read counts as that.
+/// Adds the contents at `path` to the hash; for a directory, all entries that are not hidden. An
+/// unreadable file is hashed by its error.
 fn contents(path: &Path, depth: usize, hasher: &mut DefaultHasher) {
     path.hash(hasher);
     let metadata = match fs::metadata(path) {
@@ -198,7 +199,7 @@ fn contents(path: &Path, depth: usize, hasher: &mut DefaultHasher) {
     }
 }
 
-/// Adds `path` and the directories in it, if it is one.
+/// Adds `path` and its subdirectories, if it is a directory.
 fn below(path: &Path, depth: usize, directories: &mut BTreeSet<PathBuf>) {
     if path.is_dir() {
         directories.insert(path.to_owned());
@@ -208,7 +209,7 @@ fn below(path: &Path, depth: usize, directories: &mut BTreeSet<PathBuf>) {
     }
 }
 
-/// What is in a directory and not hidden, in order.
+/// The entries of a directory that are not hidden, in order.
 fn entries(directory: &Path) -> BTreeSet<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name());
@@ -236,7 +237,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory that is removed at the end.
+    /// A directory that is removed on drop.
     struct Place(PathBuf);
 
     impl Place {
@@ -286,7 +287,7 @@ mod tests {
         assert_eq!(ways(&up), [top.join("..1/..")]);
     }
 
-    /// What is done to the files, and how many reloads that should be.
+    /// Applies each deed, and checks how many reloads there were after it.
     async fn reloads(paths: Vec<PathBuf>, deeds: Vec<(Box<dyn Fn()>, u32)>) {
         let files = Files::watch(paths).expect("watch");
         let count = Rc::new(Cell::new(0));

@@ -1,5 +1,5 @@
-//! The file of haproxy's `pidfile` line. It has the supervisor's pid: that of the process which lives on
-//! through all generations, and which takes the signals that haproxy's master would take.
+//! The file of haproxy's `pidfile` line. It has the supervisor's pid, since this process outlives
+//! all generations and takes the signals that haproxy's master would take.
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 /// How long a file system may take.
 const LIMIT: Duration = Duration::from_secs(5);
-/// A pid and a line end are shorter; a longer file has something else.
+/// A pid with its newline is shorter than this; a longer file is no pid file of ours.
 const LONGEST: u64 = 64;
-/// Between a try that failed and the next: at first, doubling, and in the end.
+/// The pause between a failed attempt and the next: the first, which doubles, and the longest.
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_LAST: Duration = Duration::from_secs(60);
 
-/// The file that was written last, or is being written.
+/// The file that was written last or is being written.
 #[derive(Debug, Default)]
 pub(crate) struct PidFile(Option<Writing>);
 
@@ -28,8 +28,9 @@ struct Writing {
 }
 
 impl PidFile {
-    /// Writes the file that a command or its configuration names, where it does not have this pid; what it returns ends
-    /// when it has: true. None while an earlier try goes on.
+    /// Writes the pid file that a command or its configuration names, unless it already has this
+    /// pid. The returned task ends with true when the file has it. None while an earlier attempt
+    /// continues.
     pub(crate) fn write(&mut self, path: &Path) -> Option<JoinHandle<bool>> {
         match &self.0 {
             Some(known) if known.path == path && !known.task.is_finished() => return None,
@@ -43,7 +44,8 @@ impl PidFile {
     }
 }
 
-/// Tries until it is written: true. Not where the file system stalls: each try would leave a thread there.
+/// Retries until the file is written: true. Gives up when the file system stalls, because each
+/// attempt would leave a thread there.
 async fn until_written(path: &Path) -> bool {
     let mut wait = AGAIN;
     loop {
@@ -63,12 +65,12 @@ async fn until_written(path: &Path) -> bool {
     }
 }
 
-/// As haproxy does: the old file is removed, and nothing removes the new one at the end. One that has this pid stays: who
-/// reads it meanwhile finds it.
+/// As haproxy does: the old file is removed, and the new one stays at the end. A file that has this
+/// pid already is left alone, so that a reader always finds it.
 fn write(path: &Path) -> io::Result<()> {
     let (directory, name) = Directory::of(path)?;
     let text = format!("{}\n", std::process::id());
-    // What cannot be read is replaced.
+    // An unreadable file is replaced.
     if directory.read(name, LONGEST).is_ok_and(|known| known == text.as_bytes()) {
         return Ok(());
     }

@@ -1,11 +1,11 @@
-//! Where a service keeps its files: `SERVICE.d/` beside the broker's socket, or, where another user
-//! could replace that directory, in a directory that only the supervisor's own user writes.
+//! The location of a service's files: `SERVICE.d/` beside the broker's socket, or, where another
+//! user could replace that directory, a directory that only the supervisor's user can write.
 //!
-//! A supervisor executes haproxy on what lies there and signals the processes that are named there. As
-//! packaged the broker's directory belongs to the broker's user and the supervisor is root: beside the
-//! socket that user could swap the directory, and be root with the next start. So root's supervisor
-//! then keeps everything below [`PRIVATE`], and leaves a symbolic link beside the socket for people.
-//! Clients of the control socket look in the same places in the same order.
+//! A supervisor executes haproxy on the files there and signals the processes named there. As
+//! packaged, the broker's directory belongs to the broker's user and the supervisor is root: beside
+//! the socket that user could swap the directory and become root with the next start. So root's
+//! supervisor keeps everything below [`PRIVATE`], and leaves a symbolic link beside the socket for
+//! people. Clients of the control socket look in the same places in the same order.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -21,34 +21,34 @@ use bindonce_daemon::state::fnv1a;
 use bindonce_sys::trusted::{self, Untrusted};
 use nix::libc;
 
-/// The file of events, kept for the next supervisor too.
+/// The file of events, which the next supervisor continues.
 pub(crate) const EVENTS: &str = "events.jsonl";
 
-/// Where services of root lie whose broker's directory is not to be trusted. Below it there is one directory for
-/// each broker's socket.
+/// The directory for root's services whose broker's directory cannot be trusted, with one
+/// subdirectory for each broker's socket.
 const PRIVATE: &str = "/run/bindonce-services";
 
 /// The same for other users, below XDG_RUNTIME_DIR.
 const PRIVATE_OF_USER: &str = "bindonce-services";
 
-/// Where a supervisor keeps its files.
+/// The location of a supervisor's files.
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) path: PathBuf,
-    /// Why they do not lie beside the broker's socket, or why they should not.
+    /// Why the files are not beside the broker's socket, or should not be.
     pub(crate) untrusted: Option<Untrusted>,
 }
 
-/// The directory of a service whose broker listens on `socket`, for those who want to talk to its supervisor.
+/// The directory of a service whose broker listens on `socket`, for clients of its supervisor.
 pub fn service_directory(socket: &Path, service: &Name) -> PathBuf {
     let name = directory_name(service);
     let beside = socket.with_file_name(&name);
     let own = own(socket, &name).path;
-    // A supervisor of another user, which trusts its own directory.
+    // The supervisor may run as another user, which trusts its own directory.
     if own != beside && !own.exists() && beside.exists() { beside } else { own }
 }
 
-/// The name of the control socket in the directory of a service.
+/// The name of the control socket in a service's directory.
 pub(crate) const CONTROL: &str = "control.sock";
 
 /// The control socket of a service whose broker listens on `socket`.
@@ -56,12 +56,12 @@ pub fn control_socket(socket: &Path, service: &Name) -> PathBuf {
     service_directory(socket, service).join(CONTROL)
 }
 
-/// Where the supervisor of a service whose broker listens on `socket` keeps its events.
+/// The event file of a service whose broker listens on `socket`.
 pub fn events_file(socket: &Path, service: &Name) -> PathBuf {
     service_directory(socket, service).join(EVENTS)
 }
 
-/// The names of all services that have, or had, a supervisor and use the broker at `socket`; sorted.
+/// The names of all services with the broker at `socket` that have, or had, a supervisor; sorted.
 pub fn services(socket: &Path) -> Vec<Name> {
     let beside = socket.parent().map(Path::to_owned);
     let directories = beside.into_iter().chain(private(socket));
@@ -73,8 +73,8 @@ pub fn services(socket: &Path) -> Vec<Name> {
     names
 }
 
-/// Makes the directory of a service where this user's supervisor keeps its files. Nothing is made for root in a directory that
-/// another user controls.
+/// Creates the directory of a service for this user's supervisor. For root, nothing is created in a
+/// directory that another user controls.
 ///
 /// # Errors
 /// Those of the system calls, and if the directory belongs to another user.
@@ -82,7 +82,7 @@ pub(crate) fn make(socket: &Path, service: &Name) -> io::Result<Place> {
     let name = directory_name(service);
     let denied = |text: String| io::Error::new(io::ErrorKind::PermissionDenied, text);
     if let Some(parent) = socket.parent() {
-        // Where it is not trusted `own` finds that, too, and has another place.
+        // If it is not trusted, `own` notices that too, and chooses another place.
         let _ = trusted::make(parent, me(), 0o755, me() == 0)?;
     }
     let place = own(socket, &name);
@@ -93,7 +93,7 @@ pub(crate) fn make(socket: &Path, service: &Name) -> io::Result<Place> {
                 .map_err(|untrusted| denied(untrusted.to_string()))?;
             fs::write(parent.join("socket"), [socket.as_os_str().as_bytes(), b"\n"].concat())?;
         }
-        // What is there already belongs to another program, or is this link.
+        // An existing entry belongs to another program, or is this link.
         if let Err(error) = symlink(&place.path, &beside)
             && error.kind() != io::ErrorKind::AlreadyExists
         {
@@ -104,7 +104,7 @@ pub(crate) fn make(socket: &Path, service: &Name) -> io::Result<Place> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    // A link that takes its place is not followed.
+    // A symbolic link that takes its place is not followed.
     let flags = libc::O_NOFOLLOW | libc::O_DIRECTORY;
     let directory = OpenOptions::new().read(true).custom_flags(flags).open(&place.path)?;
     let found = directory.metadata()?;
@@ -120,11 +120,11 @@ pub(crate) fn make(socket: &Path, service: &Name) -> io::Result<Place> {
     Ok(place)
 }
 
-/// Where this user's supervisor keeps a service's files.
+/// The location of a service's files for this user's supervisor.
 fn own(socket: &Path, name: &OsString) -> Place {
     let beside = socket.with_file_name(name);
     let parent = socket.parent().filter(|parent| !parent.as_os_str().is_empty());
-    // A directory that is not there yet will be made by this user.
+    // This user will create a missing directory.
     let untrusted =
         trusted::directory(parent.unwrap_or(Path::new(".")), me()).ok().and_then(Result::err);
     let untrusted = untrusted.or_else(|| {

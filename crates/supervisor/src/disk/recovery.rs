@@ -1,9 +1,9 @@
-//! What a supervisor finds of its service when the state that was saved cannot be read: the
-//! processes that were started as its generations, and what they hold.
+//! Recovery without a readable saved state: finds the processes that were started as generations of
+//! the service, and the listeners that they hold.
 //!
-//! A process is one if its environment says so, or the events of the service (a program may have
-//! written over its environment, as nginx does); and if it has a listener of the broker, or runs on
-//! a configuration that lies in the service's directory.
+//! A process is a generation if its environment or the service's events say so (a program may have
+//! overwritten its environment, as nginx does), and if it has a listener of the broker or runs on a
+//! configuration in the service's directory.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,8 @@ use bindonce_daemon::Journal;
 use bindonce_sys::{clock, holders, process, worker};
 
 use crate::broker;
-use crate::disk::directory::{Directory, LAST_ID, Saved, SavedGeneration};
+use crate::disk::directory::Directory;
+use crate::disk::saved::{LAST_ID, Saved, SavedGeneration};
 use crate::error::Error;
 use crate::handover::watchdog::ProcessRef;
 use crate::settings::Settings;
@@ -23,11 +24,11 @@ use crate::settings::Settings;
 /// How long the look at all processes may take.
 const LOOKS: Duration = Duration::from_secs(10);
 
-/// How far the age of a process and the time of an event may be apart, in milliseconds.
+/// How far a process's age and the time of an event may differ, in milliseconds.
 const CLOCKS: u64 = 50;
 
-/// What the saved state would have said, as far as it can be found. The newest generation counts as
-/// the one that serves; which listeners exist because of this service is not known.
+/// The state as far as it can be found. The newest generation counts as the serving one. It is not
+/// known which listeners exist because of this service.
 pub(crate) async fn look(
     settings: &Settings,
     directory: &Directory,
@@ -101,14 +102,14 @@ fn begun(age: Duration) -> u64 {
     clock::now().0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// A service, and the processes that it has started by pid: the generation, and when that was told.
+/// A service, and the processes that it started, by pid: the generation, and the time of the event.
 struct Service {
     name: String,
     started: BTreeMap<i32, (u64, Timestamp)>,
 }
 
 impl Service {
-    /// The number of the generation that a process was started as.
+    /// The generation that a process was started as.
     fn generation_of(&self, pid: i32) -> Option<u64> {
         self.by_environment(pid).or_else(|| self.by_event(pid))
     }
@@ -125,7 +126,7 @@ impl Service {
         value("BINDONCE_GENERATION")?.parse().ok().filter(|id| *id <= LAST_ID)
     }
 
-    /// By the event of its start: one that has the pid by now and is younger is another process.
+    /// By the event of its start. A younger process that has the same pid now is another one.
     fn by_event(&self, pid: i32) -> Option<u64> {
         let (id, start) = self.started.get(&pid)?;
         (begun(process::age(pid)?) <= start.0 + CLOCKS && *id <= LAST_ID).then_some(*id)

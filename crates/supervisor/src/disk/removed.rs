@@ -1,8 +1,9 @@
-//! The directory of a service whose files are removed while it is used, by what cleans up /tmp for one. It is made anew, as private as
-//! before, with the lock, the control socket and the configurations that may be started again: so a haproxy that dies is
-//! started again, and the service can be reloaded.
+//! Repairs the directory of a service whose files are removed while in use, for example by a
+//! cleaner of /tmp. The directory is recreated with the same permissions, the lock, the control
+//! socket, and the configurations that may be started again. So a haproxy that dies is started
+//! again, and the service can be reloaded.
 //!
-//! What another user, or another supervisor, has put in its place is theirs.
+//! A directory that another user or supervisor put in its place is left alone.
 
 use std::io;
 use std::time::Duration;
@@ -19,19 +20,19 @@ use crate::error::Error;
 use crate::message::Message;
 use crate::supervisor::Supervisor;
 
-/// Whoever removes a directory is done when nothing has changed for this long.
+/// A removal is complete when nothing has changed for this long.
 const QUIET: Duration = Duration::from_millis(100);
-/// Or after so long.
+/// Or after this long.
 const LATEST: Duration = Duration::from_secs(1);
-/// When it is tried again what could not be made.
+/// The pause before another attempt at a failed repair.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Tells the loop each time that something is missing in the directory, for as long as the supervisor runs.
+/// Tells the loop whenever a file is missing in the directory, for as long as the supervisor runs.
 pub(crate) async fn watch(cx: Context) {
     loop {
         if let Err(error) = until_removed(&cx.directory).await {
             let path = cx.directory.path().display();
-            // It is looked at before each start, too.
+            // The directory is also checked before each start.
             return tracing::debug!(%path, %error, "the service's directory is not watched");
         }
         let (reply, mended) = oneshot::channel();
@@ -42,11 +43,11 @@ pub(crate) async fn watch(cx: Context) {
     }
 }
 
-/// Waits until something is missing, and whoever removes it is done.
+/// Waits until a file is missing and the removal is complete.
 async fn until_removed(directory: &Directory) -> io::Result<()> {
     let changes = Changes::new()?;
     match changes.watch(directory.path()) {
-        // What is removed from now on is told.
+        // Removals from now on are reported.
         Ok(_) => {}
         Err(error)
             if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
@@ -56,7 +57,7 @@ async fn until_removed(directory: &Directory) -> io::Result<()> {
         Err(error) => return Err(error),
     }
     let mut is_watched = true;
-    // One that is gone may have been made anew already, and another is to be watched then.
+    // A removed directory may have been recreated already; the new one must be watched then.
     while is_watched && directory.is_whole() {
         let some = changes.next().await?;
         is_watched = !some.iter().any(|change| matches!(change, Change::Gone(_) | Change::Lost));
@@ -69,7 +70,7 @@ async fn until_removed(directory: &Directory) -> io::Result<()> {
 }
 
 impl Supervisor {
-    /// Makes anew what is missing in the directory. False where it cannot be.
+    /// Recreates missing files in the directory. False if that fails.
     pub(crate) fn mend_directory(&mut self) -> bool {
         let directory = &self.cx.directory;
         if directory.is_whole() {
@@ -77,7 +78,7 @@ impl Supervisor {
         }
         let path = directory.path().display().to_string();
         let failed = |error: &Error| {
-            // It is tried again and again.
+            // Logged once, since the attempt is repeated.
             if !directory.told.replace(true) {
                 tracing::error!(
                     path, %error,

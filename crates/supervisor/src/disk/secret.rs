@@ -1,5 +1,6 @@
-//! The `cluster-secret` of a service whose configuration has none. haproxy derives from it the tokens that it gives to
-//! clients of QUIC; without one it makes its own at each start, and the next generation takes none of them.
+//! The `cluster-secret` of a service whose configuration has none. haproxy derives from it the
+//! tokens that it gives to QUIC clients. Without one, haproxy makes a new secret at each start, and
+//! the next generation rejects the earlier tokens.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -7,10 +8,11 @@ use std::path::Path;
 
 use bindonce_daemon::state;
 
-/// Its length: 128 bits in hexadecimal digits.
+/// The length: 128 bits in hexadecimal digits.
 const LENGTH: usize = 32;
 
-/// The one that is kept at `path`, readable by its owner alone; a new one if none is there. It belongs in no line of the log.
+/// The secret stored at `path`, readable by its owner alone; a new one if there is none. It must
+/// never be logged.
 ///
 /// # Errors
 /// Those of reading the kernel's random numbers.
@@ -33,7 +35,7 @@ pub(crate) fn cluster_secret(path: &Path) -> io::Result<String> {
     Ok(secret)
 }
 
-/// The secret that a file has, if it is one: it becomes a line of haproxy's configuration.
+/// The secret in a file, if it is valid: it becomes a line of haproxy's configuration.
 pub fn whole(bytes: Vec<u8>) -> Option<String> {
     let digits = bytes.len() == LENGTH && bytes.iter().all(u8::is_ascii_hexdigit);
     String::from_utf8(bytes).ok().filter(|_| digits)
@@ -59,7 +61,7 @@ mod tests {
         fs::write(&path, "").expect("write");
         let second = cluster_secret(&path).expect("another");
         assert!(second.len() == LENGTH && second != first);
-        // Where nothing can be kept there is one all the same.
+        // A secret is made even where it cannot be stored.
         assert!(cluster_secret(&directory.join("none/secret")).is_ok());
         fs::remove_dir_all(&directory).expect("remove");
     }

@@ -1,5 +1,5 @@
-//! Taking over the generations of a supervisor that is gone, or of this process's own
-//! earlier image (`bindonce upgrade`).
+//! Takes over the generations of a supervisor that is gone, or of this process's own earlier image
+//! (`bindonce upgrade`).
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use crate::broker;
 use crate::broker::leases::Leases;
 use crate::context::Context;
-use crate::disk::directory::{Saved, SavedGeneration, SavedListener};
+use crate::disk::saved::{Saved, SavedGeneration, SavedListener};
 use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::admin::Admin;
@@ -35,33 +35,35 @@ use crate::intercept::resume;
 use bindonce_haproxy::cli::Info;
 use bindonce_haproxy::config::Messages;
 
-/// How long a generation that was found may take to answer on its admin socket, and the broker to answer an image that has the listeners.
+/// How long a found generation may take to answer on its admin socket, and the broker to answer an
+/// image that still has the listeners.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// What this process's earlier image left open, owned and close-on-exec again.
+/// Descriptors that this process's earlier image left open, owned and close-on-exec again.
 #[derive(Debug, Default)]
 pub(crate) struct Inheritance {
     pub(crate) control: Option<OwnedFd>,
-    /// By what `-S` says.
+    /// By the text of `-S`.
     pub(crate) master_cli: BTreeMap<String, OwnedFd>,
-    /// What this service has inherited, by the number of then.
+    /// Descriptors that the service inherited, by their number at that time.
     pub(crate) passed: BTreeMap<i32, OwnedFd>,
     spares: BTreeMap<u64, BTreeMap<String, OwnedFd>>,
     admin: BTreeMap<u64, OwnedFd>,
     intercept: BTreeMap<u64, OwnedFd>,
-    /// The same, with what was received of it, as the watchdog has kept it.
+    /// The watchdog's copies of the same descriptors, each with its record of received calls.
     kept: BTreeMap<u64, [OwnedFd; 2]>,
     calls: BTreeMap<u64, Vec<Received>>,
     stderr: BTreeMap<u64, OwnedFd>,
     listeners: BTreeMap<u64, Vec<SavedListener>>,
-    /// Their descriptors, by inode.
+    /// Descriptors of the listeners, by inode.
     sockets: Known,
     /// The broker did not answer this image in time.
     pub(crate) is_unanswered: bool,
 }
 
 impl Inheritance {
-    /// What the watchdog of an earlier supervisor has kept. Of what is here already it is a copy.
+    /// Adds the descriptors that an earlier supervisor's watchdog kept. Where this image already
+    /// has one, it is a copy.
     pub(crate) fn add(&mut self, kept: Stored) {
         self.kept.extend(kept.calls.into_iter().map(|(GenerationId(id), of)| (id, of)));
         for (GenerationId(id), mut connections) in kept.connections {
@@ -75,7 +77,7 @@ impl Inheritance {
         }
     }
 
-    /// Where the calls of a generation come from, with those that were not answered.
+    /// The descriptor for a generation's calls, with the calls that are not answered yet.
     fn calls(&mut self, id: GenerationId) -> Option<std::io::Result<Intercept>> {
         let left = self.calls.remove(&id.0).unwrap_or_default();
         match (self.kept.remove(&id.0), self.intercept.remove(&id.0)) {
@@ -84,7 +86,7 @@ impl Inheritance {
         }
     }
 
-    /// The reading end of a generation's standard error, and what translates it.
+    /// The reading end of a generation's standard error, and the translation of its messages.
     fn stderr(
         &mut self,
         id: GenerationId,
@@ -96,7 +98,8 @@ impl Inheritance {
         Some((self.stderr.remove(&id.0)?, messages))
     }
 
-    /// The listeners of a generation; none where an older version has left them to be claimed, or another process has.
+    /// The listeners of a generation. None if an older version or another process left them, so
+    /// that they must be claimed.
     fn listeners(&self, id: GenerationId) -> Option<Vec<Rc<HeldListener>>> {
         let of_generation = self.listeners.get(&id.0)?.iter();
         let held = of_generation
@@ -109,7 +112,7 @@ impl Inheritance {
         self.spares.remove(&id.0).unwrap_or_default()
     }
 
-    /// How this supervisor begins.
+    /// The event for this supervisor's start.
     pub(crate) fn began(&self) -> Happening {
         let version = env!("CARGO_PKG_VERSION");
         let happening = match self.control {
@@ -121,8 +124,8 @@ impl Inheritance {
         happening.pid(std::process::id().cast_signed())
     }
 
-    /// Takes everything that was left for this very process. Must come before any child is
-    /// started: it would inherit the connections too, and keep generations alive by them.
+    /// Takes everything that was left for this very process. Must run before any child is started:
+    /// a child would inherit the connections too, and so keep generations alive.
     pub(crate) fn take(saved: &Saved) -> Result<Self, Error> {
         let Some(left) = saved.inherited.as_ref() else { return Ok(Self::default()) };
         reexec::take_name();
@@ -157,10 +160,10 @@ impl Inheritance {
     }
 }
 
-/// Finds the generations that were saved and takes those on that are alive.
+/// Finds the saved generations and takes over the living ones.
 ///
 /// # Errors
-/// One of them cannot be watched.
+/// If a generation cannot be watched.
 pub(crate) async fn take_over(
     cx: &Context,
     leases: &Leases,
@@ -194,7 +197,7 @@ fn served(saved: &SavedGeneration) -> Duration {
     }
 }
 
-/// Takes one generation on again, if it is alive.
+/// Takes over one generation, if it is alive.
 async fn find(
     cx: &Context,
     leases: &Leases,
@@ -205,7 +208,7 @@ async fn find(
 ) -> Result<Option<State>, Error> {
     let id = GenerationId(saved.id);
     let pid = saved.process.pid;
-    // The descriptor is opened first: what it names cannot change under the comparison.
+    // The pidfd is opened first, so that the process it names cannot change under the comparison.
     let Ok(pidfd) = Pidfd::open(pid) else { return Ok(None) };
     if !saved.process.is_there() || pidfd.has_ended() {
         return Ok(None);
@@ -215,7 +218,7 @@ async fn find(
     let state = match (&info, saved.state.as_str()) {
         (Some(info), _) if info.stopping => State::Draining,
         (_, "draining") => State::Draining,
-        // The watchdog has finished its handover.
+        // The watchdog has finished the handover to it.
         (None, "starting") if saved.ready && is_program => {
             tree::signal(pid, Number::SIGCONT);
             State::Serving
@@ -263,7 +266,7 @@ async fn find(
     Ok(Some(state))
 }
 
-/// The admin connection to a generation that was found, if it answers.
+/// The admin connection to a found generation, if it answers.
 async fn find_admin(
     cx: &Context,
     id: GenerationId,
@@ -280,15 +283,15 @@ async fn find_admin(
         return (Some(admin), Some(info));
     }
     let socket = cx.directory.admin(id);
-    // A generation that was told to stop accepts no new connection there. One may have been started without
-    // that socket: see `Rendering::surely_listens`.
+    // A generation that was told to stop accepts no new connection there. A generation may also
+    // have been started without that socket: see `Rendering::surely_listens`.
     if saved.state == "draining" || !socket.exists() {
         return (None, None);
     }
     first(|ready| Admin::connect(socket, ready)).await.unzip()
 }
 
-/// A connection, and what is answered first on it; none if nothing is in time.
+/// A connection and its first answer; none if no answer comes in time.
 async fn first(connect: impl FnOnce(Box<dyn FnOnce(Info)>) -> Admin) -> Option<(Admin, Info)> {
     let (send, answer) = oneshot::channel();
     let admin = connect(Box::new(move |info| drop(send.send(info))));
@@ -299,8 +302,8 @@ async fn first(connect: impl FnOnce(Box<dyn FnOnce(Info)>) -> Admin) -> Option<(
     info.map(|info| (admin, info))
 }
 
-/// Claims what the generation was given: the broker gives the same sockets again. An image that has them already goes on with those
-/// where the broker does not answer at once, and the lease follows.
+/// Claims the generation's listeners; the broker gives the same sockets again. An image that still
+/// has them continues with them if the broker does not answer at once, and the lease follows.
 async fn claim_again(
     cx: &Context,
     leases: &Leases,
@@ -311,7 +314,7 @@ async fn claim_again(
 ) -> (Vec<Rc<HeldListener>>, Option<bindonce::aio::Client>) {
     let id = GenerationId(saved.id);
     let joins = match state {
-        // Clients need not find what it has.
+        // Clients need not find the listeners of a draining generation.
         State::Draining => bindonce::State::Draining,
         _ => bindonce::State::Starting,
     };
@@ -367,7 +370,7 @@ async fn claim_again(
     }
 }
 
-/// Logs which other processes hold our listeners: they may accept from them.
+/// Logs the other processes that hold our listeners, since they may accept from them.
 fn name_strangers(cx: &Context, leases: &Leases, generations: &Generations) {
     let (kind, broker) = (&cx.settings.kind, leases.broker.pid());
     let strangers = generations.strangers(kind, broker, generations.listeners());

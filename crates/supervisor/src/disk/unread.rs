@@ -1,5 +1,5 @@
-//! What has changed on disk while no supervisor was there: the generation that is taken over may serve another
-//! configuration than the files and the command say by now.
+//! Detects changes on disk while no supervisor ran: the generation that is taken over may serve
+//! another configuration than the current files and command line.
 
 use std::time::Duration;
 
@@ -8,10 +8,11 @@ use bindonce_sys::worker;
 use crate::context::Context;
 use crate::generations::start::Prepared;
 
-/// How long the files may take to be read: what serves waits for its supervisor.
+/// How long reading the files may take. The serving generation has no supervisor meanwhile.
 const READ: Duration = Duration::from_secs(5);
 
-/// What has changed since this was prepared; none if nothing has, and of a program, which reads its configuration itself.
+/// The difference to the prepared start. None if nothing has changed, and for a program that reads
+/// its own configuration.
 pub(crate) async fn changed(cx: &Context, prepared: &Prepared) -> Option<String> {
     let Prepared::Haproxy(rendered) = prepared else { return None };
     if !cx.settings.kind.haproxy().is_some_and(|haproxy| rendered.is_of(haproxy)) {

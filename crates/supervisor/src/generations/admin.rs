@@ -1,10 +1,10 @@
 //! The private admin connection to one generation.
 //!
-//! Opened when the generation starts, kept in interactive mode until nothing is
-//! connected to it any more: a haproxy that was told to stop accepts no new
-//! connection on its admin socket, and answers on this one through pause and drain.
-//! The connection keeps the process alive, so it is closed in the end.
-//! What the answers mean is in `bindonce_haproxy::cli`.
+//! It is opened when the generation starts, and kept in interactive mode until no client is
+//! connected to the generation any more. A haproxy that was told to stop accepts no new connection
+//! on its admin socket, but answers on this one through pause and drain. The connection keeps the
+//! process alive, so the supervisor closes it in the end. `bindonce_haproxy::cli` reads the
+//! answers.
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -21,35 +21,36 @@ use tokio::task::AbortHandle;
 
 use bindonce_haproxy::cli::{Info, Level, PROMPT};
 
-/// What tells of the process and its connections.
+/// The command that reports on the process and its connections.
 const INFO: &str = "show info";
 
-/// The first commands on a connection of an earlier supervisor, which may have left half a command, an unread answer, or modes that
-/// are on. The answer to the last command is found by the answer before it: a level, which no other answer has there.
+/// The first commands on a connection of an earlier supervisor, which may have left half a command,
+/// an unread answer, or modes that are on. The answer to the last command is found by the answer
+/// before it: a level, which no other answer has there.
 const AGAIN: &str = "\nset severity-output none\nexpert-mode off\nexperimental-mode off\nshow cli level\nshow info\n";
 
-/// An answer that is longer than this is read to its end and given as nothing: `show stat` with 30,000 servers.
+/// A longer answer is read to its end and given as empty (`show stat` with 30,000 servers).
 const LONGEST: usize = 16 << 20;
-/// From here on there is no end.
+/// An answer of this length counts as endless.
 const ENDLESS: usize = 4 * LONGEST;
 
-/// The way to ask one generation. Clones share the connection.
+/// The admin connection to one generation. Clones share the connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Admin {
     asks: mpsc::UnboundedSender<Ask>,
     task: AbortHandle,
     connection: Rc<RefCell<Option<Connection>>>,
-    /// How many bytes it has answered.
+    /// Number of bytes received as answers.
     told: Rc<Cell<u64>>,
 }
 
-/// A connection that ends with this, also where another process has a copy of it.
+/// A connection that is shut down on drop, even if another process has a copy of it.
 #[derive(Debug)]
 struct Connection(OwnedFd);
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // It can only have ended already.
+        // This can only fail if the connection has ended already.
         let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
     }
 }
@@ -57,9 +58,10 @@ impl Drop for Connection {
 #[derive(Debug)]
 struct Ask {
     command: Cow<'static, str>,
-    /// How many answers it has: one for each line, or one behind a payload.
+    /// Number of answers: one for each line, or one after a payload.
     answers: usize,
-    /// What is sent before it and after it, with nothing between: each on a line of its own, whose answer does not matter.
+    /// Commands sent right before and right after it, each on a line of its own. Their answers do
+    /// not matter.
     around: (Vec<String>, Vec<String>),
     reply: oneshot::Sender<Answer>,
 }
@@ -67,7 +69,7 @@ struct Ask {
 #[derive(Debug)]
 struct Answer {
     text: String,
-    /// How many bytes had been answered before.
+    /// Number of bytes received before this answer.
     before: u64,
 }
 
@@ -81,7 +83,7 @@ impl Ask {
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoAnswer {
-    /// Not in the time allowed. A later question is answered after this one.
+    /// Not in the time allowed. A later command is answered after this one.
     InTime,
     /// The connection has ended.
     Closed,
@@ -93,8 +95,8 @@ impl Admin {
         Self::over(UnixStream::connect(path), None, None, ready)
     }
 
-    /// Goes on with a connection that an earlier supervisor, or an earlier image of this process, has opened, and on which it was
-    /// `told` so many bytes.
+    /// Takes over a connection that an earlier supervisor, or an earlier image of this process, has
+    /// opened. `told` is the number of bytes received on it so far.
     pub(crate) fn resume(
         connection: OwnedFd,
         told: u64,
@@ -141,18 +143,18 @@ impl Admin {
         Self { asks, task: task.abort_handle(), connection, told }
     }
 
-    /// A copy of the connection, to leave to the next supervisor or the next image of this process; none before
-    /// it is open.
+    /// A copy of the connection, for the next supervisor or the next image of this process. None
+    /// before the connection is open.
     pub(crate) fn connection(&self) -> Option<OwnedFd> {
         self.connection.borrow().as_ref()?.0.try_clone().ok()
     }
 
-    /// How many bytes it has answered.
+    /// Number of bytes received as answers.
     pub(crate) fn told(&self) -> u64 {
         self.told.get()
     }
 
-    /// Sends a command, or one in each line, and gives what is answered, which may take `limit`.
+    /// Sends a command, or one in each line, and gives the answer, which may take `limit`.
     pub(crate) async fn ask(
         &self,
         command: impl Into<Cow<'static, str>>,
@@ -163,7 +165,8 @@ impl Admin {
         Ok(self.put(Ask::new(command, answers), limit).await?.text)
     }
 
-    /// Sends one command, perhaps with a payload, with more commands before it and after it; no other comes between.
+    /// Sends one command, perhaps with a payload, with more commands before it and after it. No
+    /// other command comes between.
     pub(crate) async fn ask_between(
         &self,
         before: Vec<String>,
@@ -188,39 +191,37 @@ impl Admin {
         }
     }
 
-    /// Sends one command whose answer does not matter, before any that is asked later.
+    /// Sends one command whose answer does not matter. It goes out before any later command.
     pub(crate) fn tell(&self, command: impl Into<Cow<'static, str>>) {
-        // One that has ended hears nothing, and is asked nothing.
+        // A connection that has ended takes no commands, now or later.
         let _ = self.asks.send(Ask::new(command.into(), 1).0);
     }
 
-    /// Whether the connection has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.asks.is_closed()
     }
 
-    /// `show info`, read. What it has sent is what others were sent: haproxy counts its answers here too.
+    /// Asks for `show info`. Its `sent` leaves out the answers on this connection, which haproxy
+    /// counts too.
     pub(crate) async fn info(&self, limit: Duration) -> Result<Info, NoAnswer> {
         let Answer { text, before } = self.put(Ask::new(INFO.into(), 1), limit).await?;
         let info = Info::read(&text);
         Ok(Info { sent: info.sent.saturating_sub(before), ..info })
     }
 
-    /// Closes the connection.
     pub(crate) fn close(&self) {
         self.task.abort();
         self.connection.take();
     }
 }
 
-/// A connection, and how many bytes have come on it.
+/// A connection, with the number of bytes received on it.
 struct Counted {
     stream: UnixStream,
     told: Rc<Cell<u64>>,
 }
 
 impl Counted {
-    /// Reads more of an answer.
     async fn read(&mut self, answer: &mut Vec<u8>) -> io::Result<()> {
         let read = self.stream.read_buf(answer).await?;
         self.told.update(|told| told + read as u64);
@@ -239,14 +240,14 @@ async fn talk(mut stream: Counted, mut requests: mpsc::UnboundedReceiver<Ask>) -
         for command in after {
             exchange(&mut stream, &command, 1).await?;
         }
-        // Whoever asked may have stopped waiting; the answer must be read all the same.
+        // The caller may have stopped waiting. The answer must be read all the same.
         let _ = reply.send(Answer { text, before });
     }
     Ok(())
 }
 
-/// Sends commands, one in each line, all at once: each way there and back is time in which a new
-/// generation is not known to serve. Gives the answers, one behind the other.
+/// Sends commands, one in each line, all at once: each round trip is time in which a new generation
+/// is not known to serve. Gives the answers, one after the other.
 async fn exchange(stream: &mut Counted, commands: &str, answers: usize) -> io::Result<String> {
     stream.stream.write_all(format!("{commands}\n").as_bytes()).await?;
     let mut answer = Vec::with_capacity(4096);
@@ -256,7 +257,7 @@ async fn exchange(stream: &mut Counted, commands: &str, answers: usize) -> io::R
     while !answer.ends_with(end) || ended + ends(&answer) < answers {
         if answer.len() > LONGEST {
             ended += ends(&answer);
-            // Half a prompt may be at its end.
+            // The last bytes stay: they may be half a prompt.
             left_out += answer.drain(..=answer.len() - end.len()).len();
         }
         if left_out > ENDLESS {
@@ -272,7 +273,7 @@ async fn exchange(stream: &mut Counted, commands: &str, answers: usize) -> io::R
     Ok(if answers > 1 { answer.replace(PROMPT, "\n") } else { answer.into_owned() })
 }
 
-/// Goes on with the connection of an earlier supervisor, and gives the answer to `show info`.
+/// Takes over the connection of an earlier supervisor, and gives the answer to `show info`.
 async fn again(stream: &mut Counted) -> io::Result<String> {
     stream.stream.write_all(AGAIN.as_bytes()).await?;
     let ends = Level::ALL.map(|level| format!("{level}\n{PROMPT}Name: "));
@@ -304,7 +305,8 @@ mod tests {
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime.expect("a runtime"), async {
             let (ours, theirs) = Blocking::pair().expect("a pair");
-            // As haproxy counts: all that it has sent before, here and to others, of which there are 1,000 bytes.
+            // Counts as haproxy does: all bytes sent before, here and to others, who got 1,000
+            // bytes.
             let haproxy = std::thread::spawn(move || {
                 let mut questions = io::BufReader::new(theirs.try_clone().expect("a copy"));
                 let mut sent = 1000 + 70;
@@ -368,7 +370,8 @@ mod tests {
         runtime.expect("a runtime").block_on(async {
             let (ours, mut theirs) = Blocking::pair().expect("a pair");
             ours.set_nonblocking(true).expect("non-blocking");
-            // More than is read of it: one read takes whatever the vector has room for, which doubles.
+            // More than the reader takes: one read fills the spare room of the vector, which
+            // doubles.
             let writer = std::thread::spawn(move || {
                 let piece = [b'x'; 65536];
                 (0..2 * ENDLESS / piece.len())

@@ -1,5 +1,5 @@
-//! Options of listeners that a new generation's lines say otherwise than those of the one that serves. They are changed in place
-//! when the new one serves: a start that fails leaves the listeners as they are.
+//! Listener options that differ between a new generation's lines and those of the serving one. They
+//! are changed in place when the new one serves: a failed start leaves the listeners as they are.
 
 use bindonce_core::listener::{Listener, Options};
 use bindonce_sys::{limits, process};
@@ -8,15 +8,15 @@ use nix::unistd::{getegid, geteuid};
 /// A listener that both generations have.
 #[derive(Debug)]
 pub(crate) struct OptionChange {
-    /// As the new one's line has it.
+    /// The listener as the new generation's line has it.
     pub(crate) listener: Listener,
-    /// Its options as the older one has claimed it.
+    /// Its options as the older generation has claimed them.
     pub(crate) was: Options,
 }
 
 impl OptionChange {
-    /// The listener with all that is to be said of it. What the line does not say any more is as it is for haproxy alone (`default`), where
-    /// the listener exists because of this service.
+    /// The listener to ask the broker for. An option that the line no longer sets becomes what
+    /// haproxy alone would use (`default`), if the listener exists because of this service.
     pub(crate) fn asked(self, default: Option<&Options>) -> Listener {
         let Self { mut listener, was } = self;
         if let Some(default) = default {
@@ -33,7 +33,7 @@ impl OptionChange {
     }
 }
 
-/// What a socket has that this process binds, without a word about it.
+/// The options of a socket that this process binds without setting any.
 pub(crate) fn default() -> Options {
     Options {
         backlog: Some(limits::somaxconn()),

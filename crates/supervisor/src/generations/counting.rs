@@ -1,8 +1,9 @@
-//! haproxy's own counters, summed over the generations of the service: those that are gone are in it too.
+//! haproxy's own counters, summed over all generations of the service, including those that are
+//! gone.
 //!
-//! A generation is asked when a scrape asks for it, now and then while it drains, and once more when it has no connection
-//! left, before it is let go: nothing counts in it after that. What one that is killed or dies has counted since it was
-//! last asked is not known.
+//! A generation is asked at a scrape, now and then while it drains, and once more when no
+//! connection is left, before it is let go: nothing counts after that. What it counts between the
+//! last answer and its death is lost.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,23 +25,23 @@ use crate::disk::directory;
 use crate::generations::admin::Admin;
 use crate::message::Message;
 
-/// How long an answer may take, and to read it.
+/// How long an answer may take, and how long reading it may take.
 const ANSWER: Duration = Duration::from_secs(1);
-/// For one answer, a generation has at least so many times that time without a question.
+/// A generation is left alone for at least this many times as long as its last answer took.
 const PAUSE: u32 = 10;
-/// Between two questions to one that drains, at least.
+/// Minimum time between two questions to a draining generation.
 const DRAINING: Duration = Duration::from_secs(1);
 /// How long the disk may take.
 const WRITTEN: Duration = Duration::from_secs(10);
 
-/// What was counted, and when each generation may be asked again.
+/// The counters, and when each generation may be asked again.
 pub(crate) struct Counting {
     totals: Rc<RefCell<Arc<Totals>>>,
     asked: BTreeMap<GenerationId, Rc<Pace>>,
     changed: Rc<Notify>,
 }
 
-/// How often one generation is asked: the more it has to tell, the less often.
+/// How often one generation is asked: the longer its answer takes, the less often.
 #[derive(Debug, Default)]
 pub(crate) struct Pace(Cell<Option<Instant>>);
 
@@ -54,7 +55,7 @@ impl Pace {
     }
 }
 
-/// In the file for the next supervisor: tables, as `show stat` writes them.
+/// The file for the next supervisor: tables, as `show stat` writes them.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Saved {
@@ -64,7 +65,8 @@ struct Saved {
 }
 
 impl Counting {
-    /// Goes on from what an earlier supervisor has left at `path`, and keeps it there for the next.
+    /// Restores the counters that an earlier supervisor has left at `path`, and keeps them there
+    /// for the next.
     pub(crate) fn resume(path: PathBuf) -> Self {
         let saved = state::read(&path, state::LARGEST).and_then(|text| {
             Ok(serde_json::from_slice::<Saved>(&text.unwrap_or_else(|| b"{}".to_vec()))?)
@@ -84,7 +86,7 @@ impl Counting {
         Self { totals, asked: BTreeMap::new(), changed }
     }
 
-    /// Every generation but these is gone.
+    /// Notes that every generation but these is gone.
     pub(crate) fn only(&mut self, living: &BTreeSet<u64>) {
         self.change(|totals| totals.end_others(living));
     }
@@ -94,17 +96,16 @@ impl Counting {
         Rc::clone(self.asked.entry(id).or_default())
     }
 
-    /// A generation that is to be started begins with this.
+    /// The counters that a generation about to be started begins with.
     pub(crate) fn preset(&mut self, id: GenerationId, preset: Counters) {
         self.change(|totals| totals.preset(id.0, preset));
     }
 
-    /// A generation has told.
+    /// The counters that a generation has reported.
     pub(crate) fn told(&mut self, id: GenerationId, now: Counters) {
         self.change(|totals| totals.update(id.0, now));
     }
 
-    /// A generation is gone.
     pub(crate) fn gone(&mut self, id: GenerationId) {
         self.asked.remove(&id);
         self.change(|totals| totals.end(id.0));
@@ -115,13 +116,13 @@ impl Counting {
         self.changed.notify_one();
     }
 
-    /// All of it.
     pub(crate) fn totals(&self) -> Arc<Totals> {
         Arc::clone(&self.totals.borrow())
     }
 }
 
-/// Writes it down when it has changed. Of what is lost with this process, generations that live tell again.
+/// Writes the counters to disk when they have changed. What is lost with this process, living
+/// generations report again.
 async fn keep(path: PathBuf, totals: Rc<RefCell<Arc<Totals>>>, changed: Rc<Notify>) {
     let mut failed = false;
     loop {
@@ -146,7 +147,7 @@ fn write(path: &Path, totals: &Totals) -> io::Result<()> {
     state::exchange(path, &serde_json::to_vec(&saved)?)
 }
 
-/// Asks what a generation has counted so far, and tells the loop.
+/// Asks a generation for its counters, and sends them to the loop.
 pub(crate) async fn ask(cx: &Context, id: GenerationId, admin: &Admin, pace: &Pace) {
     let begun = Instant::now();
     let answer = admin.ask(QUESTION, ANSWER).await;
@@ -160,7 +161,7 @@ pub(crate) async fn ask(cx: &Context, id: GenerationId, admin: &Admin, pace: &Pa
     pace.asked(begun, Duration::ZERO);
 }
 
-/// The same of one that drains, if it is time.
+/// The same for a draining generation, if it is due.
 pub(crate) async fn ask_draining(cx: &Context, id: GenerationId, admin: &Admin, pace: &Pace) {
     if pace.is_due() {
         let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! What becomes of the connections of a generation once it drains, and what the next supervisor must know of that.
+//! The connections of a draining generation, and what the next supervisor must know about them.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -9,50 +9,47 @@ use serde::{Deserialize, Serialize};
 use crate::generations::since::Since;
 use crate::replies::DrainStatus;
 
-/// What becomes of the connections of a generation once it drains.
+/// The connections of a generation, and their limits once it drains.
 #[derive(Default)]
 pub(crate) struct Drain {
-    /// Connections left.
     pub(crate) connections: Option<u64>,
-    /// How long one of them must have been idle to be closed; none: it is left alone. Shared with the task that does it.
+    /// How long a connection must be idle to be closed. None: no connection is closed. Shared with
+    /// the task that closes them.
     pub(crate) idle: Rc<Cell<Option<Duration>>>,
-    /// How long it may drain, where a reload has said so.
+    /// How long it may drain, if a reload has set that.
     pub(crate) timeout: Option<Duration>,
-    /// How many were closed for that.
     pub(crate) idle_closed: u64,
-    /// What it has done on them since it stopped accepting; none before, or where nobody tells.
+    /// Its work since it stopped accepting. None before that, or if haproxy does not report it.
     pub(crate) since: Option<Since>,
-    /// Its counters when it was last asked; none where it was not since this process has it.
+    /// Its counters at the last answer. None before this process has had an answer.
     counted: Option<Since>,
-    /// Those that end with it are counted.
+    /// Whether the connections that end with it are counted.
     is_cut: bool,
 }
 
-/// What the next supervisor must know of it.
+/// What the next supervisor must know about a drain.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct SavedDrain {
-    /// Connections that are idle for so many milliseconds are closed.
+    /// Connections that are idle for this many milliseconds are closed.
     drain_idle_ms: Option<u64>,
-    /// It may drain for so many milliseconds, where a reload has said so.
+    /// How many milliseconds it may drain, if a reload has set that.
     drain_timeout_ms: Option<u64>,
-    /// What it had done when it was last asked; for the supervisor itself alone.
+    /// Its counters at the last answer; only for the next image of this process.
     counted: Option<Since>,
-    /// How many bytes it had answered then on its admin connection.
+    /// Number of bytes received on its admin connection by then.
     pub(crate) told: u64,
-    /// What it has done since it stopped accepting.
+    /// Its work since it stopped accepting.
     after: Option<Since>,
-    /// How many of its idle connections were closed.
     idle_closed: u64,
 }
 
 impl Drain {
-    /// Of one that was just started: all that it counts is new.
+    /// The drain of a new generation: everything that it counts is new.
     pub(crate) fn of_new() -> Self {
         Self { counted: Some(Since::default()), ..Self::default() }
     }
 
-    /// Goes on from what an earlier supervisor has saved.
     pub(crate) fn resume(saved: &SavedDrain) -> Self {
         Self {
             idle: Rc::new(Cell::new(saved.drain_idle_ms.map(Duration::from_millis))),
@@ -64,7 +61,7 @@ impl Drain {
         }
     }
 
-    /// For clients, without what only haproxy can tell.
+    /// The status for clients, without what only haproxy can report.
     pub(crate) fn status(&self) -> DrainStatus {
         DrainStatus {
             connections: self.connections,
@@ -75,8 +72,9 @@ impl Drain {
         }
     }
 
-    /// For the next supervisor, or for the next image of this process: what another finds may be long ago by then.
-    /// `told`: how many bytes it has answered on its admin connection.
+    /// What to save for the next supervisor or, if `for_itself`, the next image of this process.
+    /// Only the latter gets the counters: another supervisor may come much later. `told` is the
+    /// number of bytes received on the admin connection.
     pub(crate) fn saved(&self, for_itself: bool, told: u64) -> SavedDrain {
         SavedDrain {
             drain_idle_ms: self.idle.get().and_then(milliseconds),
@@ -88,10 +86,11 @@ impl Drain {
         }
     }
 
-    /// It has told its counters: what it has done since it last did, and whether it drains. None where it has not before.
+    /// Takes new counters. Gives the work since the last ones, and whether the generation drains.
+    /// None if these are the first.
     pub(crate) fn count(&mut self, counts: Since, drains: bool) -> Option<(Since, bool)> {
         let more = counts.less(self.counted.replace(counts)?);
-        // It was one before an upgrade, too.
+        // It may have drained before an upgrade already.
         let drains = drains || self.since.is_some();
         if drains {
             self.since.get_or_insert_default().add(more);
@@ -99,8 +98,8 @@ impl Drain {
         Some((more, drains))
     }
 
-    /// Those that it has end with it: how many, as far as it has told, or has `said` of its own hard stop; none where they
-    /// are counted.
+    /// Gives the number of connections that end with the generation, as last reported or as haproxy
+    /// `said` at its own hard stop. 0 if they were counted before.
     pub(crate) fn cut(&mut self, said: u64) -> u64 {
         match (std::mem::replace(&mut self.is_cut, true), said) {
             (true, _) => 0,
@@ -110,7 +109,7 @@ impl Drain {
     }
 }
 
-/// As a file for the next supervisor has a time.
+/// A time as the file for the next supervisor has it.
 pub(crate) fn milliseconds(time: Duration) -> Option<u64> {
     u64::try_from(time.as_millis()).ok()
 }

@@ -1,7 +1,8 @@
-//! Which processes of a generation have its listeners: only when none has, it has stopped.
+//! Which processes of a generation have its listeners. The generation has stopped only when none
+//! has.
 //!
-//! "Stopping: 1" of haproxy is no proof: `grace` delays the close, and in master-worker mode only
-//! one worker says it, while the master may have been reloaded and have another one.
+//! haproxy's "Stopping: 1" is no proof: `grace` delays the close, and in master-worker mode only
+//! one worker reports it, while the master may have been reloaded and have another worker.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -20,9 +21,9 @@ pub(crate) struct Family {
     pub(crate) id: GenerationId,
     /// The process that was started.
     pub(crate) pid: i32,
-    /// That is haproxy's own master.
+    /// Whether that is haproxy's own master.
     pub(crate) has_master: bool,
-    /// Inodes of the listeners, and those among them that connections wait in.
+    /// Inodes of the listeners. `queues` are those among them in which connections wait.
     pub(crate) all: Vec<u64>,
     queues: Vec<u64>,
 }
@@ -66,12 +67,12 @@ impl Family {
         holders::holds(pid, &self.all).unwrap_or(false)
     }
 
-    /// Looks at the descriptors of all processes. `told` is what the process on the admin socket says: it
-    /// is believed where its descriptors are hidden, and where it keeps a UDP socket for the
-    /// connections that it has on it.
+    /// Looks at the descriptors of all processes. `latest` is the last answer of the process on the
+    /// admin socket. The answer is trusted if the descriptors of that process are hidden, or if it
+    /// keeps a UDP socket only for its open connections.
     pub(crate) fn look(&self, latest: Option<&Info>) -> Descriptors {
-        // The first process and those that descend from it are quickly looked at. Only if they have
-        // none are all others looked for.
+        // The first process and its descendants are quick to look at. If they have no listener, all
+        // other processes are searched.
         match self.look_at(&self.workers(), latest) {
             Descriptors::Closed if self.kind.program().is_some() => {
                 self.look_at(&self.without_master(self.kind.processes(self.pid)), latest)
@@ -95,8 +96,8 @@ impl Family {
         hidden.map_or(Descriptors::Closed, Descriptors::Hidden)
     }
 
-    /// Whether haproxy says that it has closed its listeners; one that does not count them is taken
-    /// to have when it stops. A worker has one left, to its master.
+    /// Whether haproxy reports that it has closed its listeners. A haproxy that does not count them
+    /// is taken to have closed them when it stops. A worker has one left, to its master.
     pub(crate) fn says_closed(&self, info: &Info) -> bool {
         let left = u64::from(self.has_master);
         info.stopping && info.listeners.is_none_or(|listeners| listeners <= left)

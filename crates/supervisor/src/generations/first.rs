@@ -1,5 +1,5 @@
-//! What waits for the first generation to serve: haproxys that run without bindonce, which it replaces, and the process that
-//! has put this supervisor into the background.
+//! What waits for the first generation to serve: haproxys without bindonce that it replaces, and
+//! the process that has put this supervisor into the background.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -14,20 +14,21 @@ use crate::context::Context;
 use crate::generations::generation::Generation;
 use crate::report::starter;
 
-/// What a look at all processes may take besides, where one is to be ended.
+/// Additional time for the look at all processes when a haproxy is ended.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// What waits for the first generation to serve.
 pub(crate) struct First {
-    /// The haproxys without bindonce that it replaces.
+    /// The pids of the haproxys without bindonce that it replaces.
     pub(crate) replaced: Vec<i32>,
-    /// Where the process that waits reads.
+    /// The descriptor from which the waiting process reads.
     pub(crate) starter: Option<Rc<OwnedFd>>,
 }
 
 impl First {
-    /// It serves: ends the haproxys that it replaces and tells the process that waits, beside the loop. The pid file of a
-    /// service in the foreground is for the caller to wait for.
+    /// Called when it serves: ends the haproxys that it replaces and then informs the waiting
+    /// process, in a task of its own. For a service in the foreground, gives `written` back for the
+    /// caller to await.
     pub(crate) fn serves(
         &mut self,
         cx: &Context,
@@ -46,14 +47,16 @@ impl First {
         left
     }
 
-    /// Another has failed while the one of an earlier supervisor serves on.
+    /// Informs the waiting process that a start has failed while a generation of an earlier
+    /// supervisor still serves.
     pub(crate) fn serves_on(&mut self) {
         if let Some(starter) = self.starter.take() {
             crate::tasks::spawn(starter::tell(starter, None, false));
         }
     }
 
-    /// Ends the haproxys that this generation replaces, where there are any: true when none of them accepts any more.
+    /// Ends the haproxys that this generation replaces, if any. True when none of them accepts any
+    /// more.
     fn end_replaced(
         &mut self,
         cx: &Context,

@@ -1,5 +1,5 @@
-//! What haproxy, or another program, has bound by itself: seen when it is bound, or found after each start; told once for each
-//! address.
+//! Addresses that haproxy, or another program, has bound itself. They are seen at bind(2), or found
+//! after each start, and reported once for each address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,8 +19,9 @@ use bindonce_haproxy::names::renamed;
 /// How long a look at /proc and the kernel's sockets may take.
 pub(crate) const LOOKS: Duration = Duration::from_secs(10);
 
-/// Tells which sockets a generation listens on that are not from the broker, and of which of them no call was seen: these also
-/// the answer to a reload, where the generation's calls are seen.
+/// Reports to the loop the addresses that a generation listens on without the broker, and those for
+/// which no call was seen. The receiver gives the latter for the answer to a reload, if the
+/// generation's calls are seen.
 pub(crate) fn tell(
     cx: &Context,
     generation: &Generation,
@@ -35,21 +36,22 @@ pub(crate) fn tell(
     crate::tasks::spawn(async move {
         let own = own.await;
         let mut unseen = BTreeSet::new();
-        // What it has called by now; a socket that it makes meanwhile is in neither.
+        // The calls seen by now. A socket made meanwhile is in neither set.
         if let Some(seen) = calls.filter(|_| !own.is_empty()).and_then(|calls| calls.all()) {
             let look = move || listening(&kind.processes(pid), &(&given | &seen));
             unseen = worker::within(LOOKS, look).await.unwrap_or_default();
             unseen.retain(|address| own.contains(address));
         }
-        // Nobody may wait for it.
+        // There may be no receiver.
         let _ = told.send(unseen.clone());
         cx.send(Message::Foreign(id, own, unseen));
     });
     answer
 }
 
-/// The addresses that a generation listens on by itself: as each was seen before it was bound, or as its processes show. A socket that
-/// it has closed again, as haproxy's own tries of what the kernel can do, is none.
+/// The addresses that a generation listens on without the broker, as seen before each bind(2) or as
+/// its processes show. A socket that it has closed again does not count, such as haproxy's tests of
+/// kernel features.
 pub(crate) fn own(
     cx: &Context,
     generation: &Generation,
@@ -67,13 +69,13 @@ pub(crate) fn own(
         let told = open.and_then(|open| open.into_values().collect::<Option<_>>());
         match told {
             Some(told) => told,
-            // Nothing, where the kernel's answer could not be had or the runtime ends.
+            // Empty if the kernel did not answer in time, or the runtime ends.
             None => worker::within(LOOKS, look).await.unwrap_or_default(),
         }
     }
 }
 
-/// Those of these sockets that the processes have open; all, where their descriptors may not be read.
+/// The sockets that the processes have open. All, if their descriptors may not be read.
 fn still_open<T>(pids: &[i32], mut sockets: BTreeMap<u64, T>) -> BTreeMap<u64, T> {
     let open: BTreeSet<_> = pids.iter().flat_map(|pid| holders::sockets(*pid)).collect();
     if !open.is_empty() {
@@ -82,7 +84,7 @@ fn still_open<T>(pids: &[i32], mut sockets: BTreeMap<u64, T>) -> BTreeMap<u64, T
     sockets
 }
 
-/// What finds the addresses that a generation listens on by itself.
+/// Gives the function that finds the addresses that a generation listens on without the broker.
 fn look_at_own(
     cx: &Context,
     generation: &Generation,
@@ -98,7 +100,7 @@ fn look_at_own(
     }
 }
 
-/// What the program has bound by itself, as far as it was told.
+/// The addresses, by line, that the program was reported to have bound itself.
 #[derive(Default)]
 pub(crate) struct ForeignBinds(BTreeSet<String>);
 
@@ -107,8 +109,8 @@ impl ForeignBinds {
         self.0.len()
     }
 
-    /// Tells what a generation has bound, once for each address. `fixed` is why it cannot let go of an address that no
-    /// two generations can have.
+    /// Reports what a generation has bound, once for each address. `fixed` is the reason why it
+    /// cannot let go of an address that no two generations can have.
     pub(crate) fn tell(
         &mut self,
         cx: &Context,
@@ -177,7 +179,7 @@ impl ForeignBinds {
     }
 }
 
-/// The addresses that these processes listen on, but for the sockets in `known`.
+/// The addresses that these processes listen on, except for the sockets in `known`.
 pub(crate) fn listening(pids: &[i32], known: &BTreeSet<u64>) -> BTreeSet<String> {
     let held: BTreeSet<_> = pids.iter().flat_map(|pid| holders::sockets(*pid)).collect();
     let others = &held - known;
@@ -185,7 +187,8 @@ pub(crate) fn listening(pids: &[i32], known: &BTreeSet<u64>) -> BTreeSet<String>
         return BTreeSet::new(); // The kernel's list of all sockets may be long.
     }
     let all = diag::listening().unwrap_or_default().into_iter();
-    // A path for datagrams belongs to a line; the names of programs' own sockets for answers do not.
+    // A path for datagrams belongs to a configuration line. The names of sockets on which programs
+    // receive answers do not.
     let paths = diag::unix_datagrams().unwrap_or_default().into_iter();
     let paths = paths.filter(|socket| matches!(socket.address, Address::Unix(_)));
     all.chain(paths)
@@ -194,8 +197,8 @@ pub(crate) fn listening(pids: &[i32], known: &BTreeSet<u64>) -> BTreeSet<String>
         .collect()
 }
 
-/// Whether a line of the configuration stands for a socket that the kernel shows, which may have the temporary name that it was
-/// bound under.
+/// Whether a configuration line stands for a socket that the kernel shows. The socket may have the
+/// temporary name under which it was bound.
 pub(crate) fn stands_for(line: &LeftAlone, address: &str) -> bool {
     let own = match address.parse() {
         Ok(Address::Unix(path)) => {
@@ -206,11 +209,11 @@ pub(crate) fn stands_for(line: &LeftAlone, address: &str) -> bool {
     own.is_some_and(|own| line.own.contains(&own)) || names(&line.text, address)
 }
 
-/// The same, as far as the text of the line tells.
+/// The same, judged by the text of the line.
 fn names(line: &str, address: &str) -> bool {
     let word = line.trim_end().rsplit(' ').next().unwrap_or(line);
     match address.strip_prefix("unix@") {
-        // It keeps the temporary name that it was bound under.
+        // The socket keeps the temporary name under which it was bound.
         Some(path) => {
             let bare = word.strip_prefix("unix@").or_else(|| word.strip_prefix("uxdg@"));
             path.starts_with(bare.unwrap_or(word))
@@ -223,7 +226,6 @@ fn names(line: &str, address: &str) -> bool {
     }
 }
 
-/// What stands behind the last colon.
 fn port(address: &str) -> Option<&str> {
     address.rsplit_once(':').map(|(_, port)| port)
 }
@@ -245,7 +247,7 @@ mod tests {
         let inode = holders::socket(pid, std::os::fd::AsRawFd::as_raw_fd(&stream)).expect("it");
         let seen = BTreeMap::from([(inode, "open"), (1, "closed")]);
         assert_eq!(still_open(&[pid], seen.clone()), BTreeMap::from([(inode, "open")]));
-        // Of one that is gone, or may not be looked at, nothing is known.
+        // Nothing is known of a process that is gone or may not be looked at.
         assert_eq!(still_open(&[], seen.clone()), seen);
     }
 

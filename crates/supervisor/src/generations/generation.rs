@@ -1,5 +1,5 @@
-//! One generation: its process, the listeners that it was given, and what is known of it so far. Dropping it ends its leases
-//! and its admin connection; the process lives on.
+//! One generation: its process, its listeners, and what is known of it. Dropping a [`Generation`]
+//! ends its leases and its admin connection; the process lives on.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,11 +32,11 @@ use crate::intercept::calls_seen::CallsSeen;
 use crate::report::cause::Cause;
 use bindonce_haproxy::cli::Version;
 
-/// A process that serves, is about to, or has served.
+/// A generation whose process exists.
 pub(crate) struct Generation {
     pub(crate) id: GenerationId,
     pub(crate) pidfd: Rc<Pidfd>,
-    /// The same process, as the watchdog and the next supervisor know it.
+    /// The process by pid and start time, for the watchdog and the next supervisor.
     pub(crate) named: ProcessRef,
     pub(crate) start: Start,
     pub(crate) cli: Cli,
@@ -49,19 +49,19 @@ pub(crate) struct Generation {
     pub(crate) tasks: Tasks,
 }
 
-/// Its start: from its beginning, with what is read and claimed, until the generation is ready.
+/// The start, from reading the configuration and claiming listeners until the generation is ready.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Start {
     /// When its process was started.
     pub(crate) at: Timestamp,
-    /// When this supervisor began it, until it is ready.
+    /// When this supervisor began it. None once the generation is ready.
     pub(crate) begun: Option<Instant>,
-    /// How long it has taken; none if an earlier supervisor has started it, which has not told.
+    /// How long it took. None if an earlier supervisor left no record of that.
     pub(crate) took: Option<Duration>,
 }
 
 impl Start {
-    /// It is ready.
+    /// Ends the start. Gives how long it took.
     pub(crate) fn ready(&mut self) -> Option<Duration> {
         let took = self.begun.take().map(|begun| begun.elapsed());
         self.took = took.or(self.took);
@@ -69,35 +69,35 @@ impl Start {
     }
 }
 
-/// haproxy's admin CLI, and what it has told. Empty for another program.
+/// haproxy's admin CLI, and what it has answered. Empty for another program.
 #[derive(Default)]
 pub(crate) struct Cli {
     pub(crate) admin: Option<Admin>,
-    /// Known when its admin socket has answered.
+    /// Known once the admin socket has answered.
     pub(crate) version: Option<Version>,
-    /// That version as haproxy writes it.
+    /// The version as haproxy writes it.
     pub(crate) release: Option<String>,
-    /// More connections, for the clients of the master CLI.
+    /// Spare connections for clients of the master CLI.
     pub(crate) spares: Spares,
-    /// The process that answers on its admin socket, once it has.
+    /// The process that answers on the admin socket, once known.
     pub(crate) answers: Option<i32>,
-    /// Its configuration or command line asks for haproxy's own master.
+    /// Whether the configuration or command line asks for haproxy's own master.
     pub(crate) master_worker: bool,
-    /// Its configuration or command line switches epoll off.
+    /// The configuration or the command line switches epoll off.
     pub(crate) no_epoll: bool,
-    /// How many reloads the master CLI had counted when it began to serve.
+    /// Reloads that the master CLI had counted when this generation began to serve.
     pub(crate) reloads_before: u64,
 }
 
-/// Its standard error.
+/// The standard error of a generation.
 pub(crate) struct Output {
     pub(crate) tail: Tail,
-    /// A copy of the reading end and what translates it, for the next image of this process.
+    /// A copy of the pipe's reading end, for the next image of this process.
     pub(crate) pipe: Option<OwnedFd>,
 }
 
 impl Output {
-    /// It has started: what it writes from now on does not belong to its start.
+    /// Ends the start: later output does not belong to it. What is still in the pipe does.
     pub(crate) fn started(&self) {
         let pipe = self.pipe.as_ref().map(rustix::io::ioctl_fionread);
         let unread = pipe.and_then(Result::ok).and_then(|unread| usize::try_from(unread).ok());
@@ -105,85 +105,83 @@ impl Output {
     }
 }
 
-/// How far it has come on the way to take over.
+/// How far a generation is on its way to take over.
 #[derive(Default)]
 pub(crate) struct Readiness {
-    /// It is inside the system call by which it says that it is ready, and accepts nothing until
-    /// this is let go.
+    /// The process waits in the system call that signals its readiness, and accepts nothing until
+    /// this is released.
     pub(crate) hold: Option<Rc<Hold>>,
-    /// It was stopped (SIGSTOP) by us: only then must all its processes be told to go on.
+    /// Whether we stopped it (SIGSTOP). Only then must all its processes be continued.
     pub(crate) stopped: bool,
-    /// The inodes of the listeners on which it listens, as far as it has said so.
+    /// Inodes of the listeners that it is known to listen on.
     pub(crate) listening: BTreeSet<u64>,
-    /// How many listeners it was started with: their descriptors come first.
+    /// Number of listeners passed at the start. Their descriptors come first.
     pub(crate) passed: usize,
-    /// Its readiness was told to the timeline.
+    /// Whether the timeline was notified.
     pub(crate) ready: bool,
-    /// Why it was ended by us before it took over.
+    /// Why we ended it before it took over.
     pub(crate) refused: Option<Cause>,
-    /// It has said that it listens on all that was claimed for it.
+    /// Whether it is known which of its claimed listeners it listens on.
     pub(crate) listens: bool,
 }
 
-/// Its leases, which the broker ends when this is dropped.
+/// The leases of a generation. The broker ends them when this is dropped.
 pub(crate) struct Lease {
-    /// What the broker is to know of it.
+    /// Updates for the task that keeps the leases.
     pub(crate) news: mpsc::UnboundedSender<LeaseUpdate>,
-    /// It has served: what it was given is confirmed.
+    /// Whether it has served. Its listeners are confirmed then.
     pub(crate) served: bool,
-    /// It has closed its listeners, and is woken for none of them.
+    /// Whether it has closed its listeners and is woken for none of them.
     pub(crate) closed: bool,
-    /// What it wants otherwise, once it serves.
+    /// Listener options to change once it serves.
     pub(crate) changes: Vec<OptionChange>,
 }
 
-/// Addresses that it binds by itself.
+/// Addresses that a generation binds without the broker.
 #[derive(Default)]
 pub(crate) struct OwnAddresses {
-    /// Those that it has, as far as it was looked at.
+    /// Addresses found so far.
     pub(crate) bound: BTreeSet<String>,
-    /// Those of them for which no call was seen that could be intercepted.
+    /// Addresses in `bound` for which no bind(2) or listen(2) was intercepted.
     pub(crate) unseen: BTreeSet<String>,
-    /// What it was about to bind, by the inode of the socket: each was seen before, and where, if the call has told it. None where
-    /// not all were to be seen.
+    /// Sockets that haproxy was about to bind, by inode, with the address if the call showed one.
+    /// None if not every call could be seen.
     pub(crate) seen: Option<BTreeMap<u64, Option<String>>>,
-    /// Of a program whose calls were seen from its start on: those of its own sockets.
+    /// A program's own sockets with which calls were seen. None unless calls are seen from its
+    /// start.
     pub(crate) calls: Option<CallsSeen>,
-    /// Where its calls come from, if it is asked about any.
+    /// The source of its intercepted calls.
     pub(crate) intercept: Option<Arc<Intercept>>,
-    /// It is over with binding: what it binds from now on is not looked at.
+    /// Set once the generation is ready: later binds are not looked at.
     pub(crate) over: Rc<Cell<bool>>,
-    /// Lines of its configuration, each with the address that it has bound for it and that was not claimed before: it has
-    /// the broker's socket there, and believes that it is its own.
+    /// Configuration lines with addresses that were not claimed for the start. The generation has
+    /// the broker's socket there and takes it for its own.
     pub(crate) lines: BTreeSet<String>,
-    /// Devices of its configuration that they are for.
+    /// Devices whose addresses haproxy binds itself.
     pub(crate) devices: BTreeSet<String>,
-    /// It cannot bind one: the last of SIGTTOU (older ones are to let go of it) and SIGTTIN (it has given up)
-    /// that it sent.
+    /// The last signal about an address that it cannot bind: SIGTTOU asks older generations to let
+    /// go of it, SIGTTIN means that it has given up.
     pub(crate) wanted: Option<Signal>,
 }
 
-/// Tasks that ask it, and end with it.
+/// Tasks that watch a generation and end with it.
 #[derive(Default)]
 pub(crate) struct Tasks {
-    /// Whether it has stopped, and then how many connections are left.
+    /// Watches whether it is ready, later whether it has stopped and how many connections are left.
     watch: Option<AbortHandle>,
-    /// Whether it accepts again, once it is told to.
+    /// Watches whether it accepts again after a pause.
     resumes: Option<AbortHandle>,
 }
 
 impl Tasks {
-    /// This task asks from now on, and no earlier one.
     pub(crate) fn watch(&mut self, task: AbortHandle) {
         abort(self.watch.replace(task));
     }
 
-    /// The same, for whether it accepts again.
     pub(crate) fn ask_resumed(&mut self, task: AbortHandle) {
         abort(self.resumes.replace(task));
     }
 
-    /// No task asks any more.
     pub(crate) fn end(&mut self) {
         abort(self.watch.take());
         abort(self.resumes.take());
@@ -196,11 +194,11 @@ fn abort(task: Option<AbortHandle>) {
     }
 }
 
-/// Listeners that it has let go of.
+/// Listeners that a generation has given back.
 pub(crate) struct GivenBack {
-    /// Ends when the broker knows.
+    /// Closes when the broker knows.
     pub(crate) known: oneshot::Receiver<()>,
-    /// Those of which haproxy's own master keeps a copy, open, for as long as it lives.
+    /// Listeners of which haproxy's own master keeps an open copy for as long as it lives.
     pub(crate) of_master: Vec<Rc<HeldListener>>,
 }
 
@@ -209,8 +207,9 @@ impl Generation {
         self.pidfd.pid()
     }
 
-    /// Holds it at its readiness. That stops the process that has said it alone: a worker of haproxy's own master
-    /// (3.1 and later) waits for its master for 2 s and accepts then, so it is stopped too.
+    /// Holds the generation at its readiness. The hold stops only the process that has signalled
+    /// readiness. A worker of haproxy's own master (3.1 and later) waits for its master for 2 s and
+    /// then accepts, so the other processes are stopped too (SIGSTOP).
     pub(crate) fn hold(&mut self, hold: Rc<Hold>) {
         self.readiness.hold = Some(hold);
         if self.has_master() {
@@ -219,7 +218,6 @@ impl Generation {
         }
     }
 
-    /// Lets it go on, if it is held.
     pub(crate) fn release(&mut self) {
         let Some(hold) = self.readiness.hold.take() else { return };
         hold.release();
@@ -228,16 +226,17 @@ impl Generation {
         }
     }
 
-    /// Tells the broker; what it returns ends when the broker has taken it, or is gone.
+    /// Reports this state to the broker. The receiver closes when the broker has taken it, or is
+    /// gone.
     pub(crate) fn tell(&self, state: State) -> oneshot::Receiver<()> {
         let (done, taken) = oneshot::channel();
-        // The task that takes it lives as long as this generation.
+        // The receiving task lives as long as this generation.
         let _ = self.lease.news.send(LeaseUpdate::State(state, done));
         taken
     }
 
-    /// Has clients find what the broker has hidden for its start. What it returns, if anything, ends when the broker has shown what this
-    /// process may not.
+    /// Shows clients the listeners that the broker has hidden for this start. The receiver, if any,
+    /// closes when the broker has shown those that this process may not.
     pub(crate) fn show_new(&self) -> Option<oneshot::Receiver<()>> {
         let new = self.listeners.iter().filter(|held| held.created);
         let hidden: Vec<_> = new.filter(|held| !held.show()).cloned().collect();
@@ -248,44 +247,43 @@ impl Generation {
         })
     }
 
-    /// Whether its first process is haproxy's own master, which keeps a copy of each listener for its next
-    /// worker and never accepts.
+    /// Whether its first process is haproxy's own master, which keeps a copy of each listener for
+    /// its next worker and never accepts.
     pub(crate) fn has_master(&self) -> bool {
         self.cli.answers.map_or(self.cli.master_worker, |answers| answers != self.pid())
     }
 
-    /// Whether it is held at its readiness.
     pub(crate) fn is_held(&self) -> bool {
         self.readiness.hold.is_some()
     }
 
-    /// Its version; `binary` is that of the program, where its admin socket has not told it.
+    /// Its haproxy version, or that of the `binary` until the admin socket has answered.
     pub(crate) fn version(&self, binary: Option<Version>) -> Version {
         self.cli.version.or(binary).unwrap_or_default()
     }
 
-    /// Whether it can be paused without harm to the shared sockets, so that the accept queues prove it.
+    /// Whether it can be paused without harm to the shared sockets, with the accept queues as
+    /// proof.
     pub(crate) fn can_pause(&self, binary: Option<Version>) -> bool {
         let version = self.version(binary);
         !self.listeners.is_empty()
-            // It would disconnect the socket that others have too.
+            // A pause would disconnect a socket that others have too.
             && self.own.lines.is_empty()
             && self.listeners.iter().all(|held| held.can_pause(version))
             && !self.has_master()
     }
 
-    /// The inodes of its listeners.
     pub(crate) fn inodes(&self) -> Vec<u64> {
         self.listeners.iter().map(|held| held.inode).collect()
     }
 
-    /// The inodes of those that it listens on, as far as it has said so; of one that was taken over, of all.
+    /// The inodes of the listeners that it is known to listen on; of all if it was taken over.
     pub(crate) fn listens_on(&self) -> Vec<u64> {
         let said = &self.readiness.listening;
         self.inodes().into_iter().filter(|inode| said.is_empty() || said.contains(inode)).collect()
     }
 
-    /// Lets go of the listeners that are not among these, and of its leases with them; none if there are none.
+    /// Gives back all listeners but these, with their leases. None if there are no others.
     pub(crate) fn keep_only(&mut self, inodes: &BTreeSet<u64>) -> Option<GivenBack> {
         let has_master = self.has_master();
         let goes = |held: &mut Rc<HeldListener>| {
@@ -299,7 +297,8 @@ impl Generation {
         })
     }
 
-    /// Sends it what the timeline wants sent. None if it is held, or was, and there was nothing to send.
+    /// Sends a signal for the timeline. None if the generation is held, or was: there is no result
+    /// then.
     pub(crate) fn signal(
         &mut self,
         signal: Wanted,
@@ -308,32 +307,33 @@ impl Generation {
     ) -> Option<io::Result<()>> {
         let pid = self.pid();
         Some(match signal {
-            // One that was stopped (SIGSTOP) would not hear it.
+            // A process that was stopped (SIGSTOP) would not handle the signal.
             Wanted::SoftStop if reason == Reason::Again => {
                 let sent = self.deliver(number);
                 tree::signal(pid, Signal::SIGCONT);
                 sent
             }
-            // It waits inside the call that said that it is ready.
+            // It already waits inside the call that signals its readiness.
             Wanted::Stop if self.is_held() => return None,
             Wanted::Continue if self.is_held() => {
                 self.release();
                 return None;
             }
-            // It was let go on already. Somebody else may have stopped it, or has a SIGSTOP on its way to it, which
-            // SIGCONT discards. To find all its processes all of /proc would be read.
+            // The hold was released already, but another process may have stopped the generation or
+            // have sent a SIGSTOP, which SIGCONT discards. Finding all its processes would mean
+            // reading all of /proc.
             Wanted::Continue if reason != Reason::Silent && !self.readiness.stopped => {
                 let _ = self.pidfd.send(number);
                 return None;
             }
-            // It has accepted nothing, and heeds no other signal there.
+            // A held process has accepted nothing, and handles no other signal there.
             Wanted::Terminate if self.is_held() => self.pidfd.send(Signal::SIGKILL),
-            // Every process of it may accept, and none may outlive its generation.
+            // Every process of the generation may accept, and none may outlive it.
             Wanted::Kill => {
                 tree::kill(pid);
                 Ok(())
             }
-            // The proof completes the stop: it takes effect later.
+            // The stop takes effect later; the proof completes it.
             Wanted::Stop | Wanted::Continue => {
                 self.readiness.stopped = signal == Wanted::Stop;
                 tree::signal(pid, number);
@@ -343,8 +343,8 @@ impl Generation {
         })
     }
 
-    /// Signals its first process, or haproxy, where that process is a script that waits for haproxy: the signal would end
-    /// the script alone, and haproxy would accept for ever.
+    /// Signals the first process. If that is a script that waits for haproxy, signals haproxy
+    /// instead: the signal would end only the script, and haproxy would accept for ever.
     fn deliver(&self, number: Signal) -> io::Result<()> {
         let behind_script = self.cli.answers.filter(|answers| {
             *answers != self.pid() && !self.cli.master_worker && tree::has(self.pid(), *answers)
@@ -355,20 +355,21 @@ impl Generation {
         }
     }
 
-    /// It is told to exit, or is gone: how many connections end with it, as far as it has told, or has said of its
-    /// own hard stop; none where they are counted. One that has drained has told of none.
+    /// Called when the generation is about to exit, or is gone. Gives the number of connections
+    /// that end with it, as last reported or as its own hard stop reports. 0 if they were counted
+    /// before, or if it has drained.
     pub(crate) fn cut(&mut self) -> u64 {
         self.drain.cut(self.output.tail.cut())
     }
 
-    /// Ends it because it is not to take over, for this reason.
+    /// Ends a generation that must not take over, for this reason.
     pub(crate) fn refuse(&mut self, cause: Cause) {
         self.readiness.refused = Some(Cause { ours: true, ..cause });
-        // Held or not: it has served nobody, and must not.
+        // Held or not, it has served no client and must not.
         tree::kill(self.pid());
     }
 
-    /// Ends its leases; what it returns ends when the broker knows.
+    /// Ends its leases. The receiver closes when the broker knows.
     pub(crate) fn leave(&self) -> oneshot::Receiver<()> {
         let (done, known) = oneshot::channel();
         let _ = self.lease.news.send(LeaseUpdate::Gone(done));
@@ -384,19 +385,18 @@ impl Drop for Generation {
 }
 
 impl Cli {
-    /// All connections.
     pub(crate) fn all(&self) -> Vec<Admin> {
         self.admin.iter().cloned().chain(self.spares.all()).collect()
     }
 
-    /// Copies of them, each with its name.
+    /// Copies of all connections, each with its name.
     pub(crate) fn connections(&self) -> Vec<(String, OwnedFd)> {
         let own = self.admin.as_ref().and_then(Admin::connection);
         let own = own.map(|connection| (descriptor_store::OWN.to_owned(), connection));
         own.into_iter().chain(self.spares.connections()).collect()
     }
 
-    /// Closes all connections: they keep the process alive.
+    /// Closes all connections: an open one keeps the process alive.
     pub(crate) fn close(&self) {
         if let Some(admin) = &self.admin {
             admin.close();

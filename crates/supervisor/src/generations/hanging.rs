@@ -1,27 +1,30 @@
-//! A haproxy that is at its end and never exits.
+//! Detects a haproxy that has finished its work and never exits.
 //!
-//! Its threads leave one after the other when the last connection has ended, and the first one then waits for the others. A
-//! signal that comes in between stays in haproxy's queue, which the first thread alone reads; in 2.6.12 each other thread sees
-//! that there is a signal, does not leave, and looks again at once: a whole processor, without end. 3.0 does not do so. Such a
-//! signal comes where a service is stopped by `kill -USR1 $(pidof haproxy)`: one to the process, and one to us, who tell it too.
+//! haproxy's threads leave one after the other when the last connection has ended, and the first
+//! one then waits for the others. A signal that arrives in between stays in haproxy's queue, which
+//! only the first thread reads. In 2.6.12 each other thread sees the pending signal, does not
+//! leave, and looks again at once: it uses a whole processor, for ever. 3.0 does not. Such a signal
+//! arrives when a service is stopped by `kill -USR1 $(pidof haproxy)`: one goes to the process, and
+//! one to the supervisor, which then signals the process too.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bindonce_sys::process;
 
-/// How long the first thread must have slept, at least.
+/// Minimum time for which the first thread must have slept.
 const LONG: Duration = Duration::from_secs(5);
 
 /// What was seen of the processes of one generation.
 #[derive(Default)]
 pub(crate) struct Hanging {
-    /// Since when each is in one and the same sleep.
+    /// For each process, its current sleep and since when that lasts.
     asleep: BTreeMap<i32, (u64, Instant)>,
 }
 
 impl Hanging {
-    /// Whether all these processes wait for threads of theirs that do not end; false if there are none.
+    /// Whether all these processes wait for threads of their own that do not end. False if there
+    /// are none.
     pub(crate) fn look(&mut self, pids: impl IntoIterator<Item = i32>) -> bool {
         let seen = pids.into_iter().map(|pid| (pid, process::sleeps_for_a_thread(pid)));
         self.see(seen, Instant::now())

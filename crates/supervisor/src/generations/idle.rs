@@ -1,9 +1,11 @@
 //! Idle connections of a generation that drains, closed after `--drain-idle`.
 //!
-//! At a soft stop haproxy closes the idle connections of HTTP/1 itself, and answers with `Connection: close` on the others. Left are those of HTTP/2,
-//! where the client was told (GOAWAY) and may stay; and with `close-spread-time` and `idle-close-on-response` those of
-//! HTTP/1 too. haproxy's CLI has no command that closes one: it tells which are idle (`show fd`), and each of
-//! these reads the end of its input then, upon which haproxy closes it as if the client had.
+//! At a soft stop haproxy closes the idle HTTP/1 connections itself, and answers with
+//! `Connection: close` on the others. HTTP/2 connections are left: their clients got a GOAWAY and
+//! may stay. With `close-spread-time` and `idle-close-on-response`, HTTP/1 connections are left
+//! too. haproxy's CLI has no command that closes a connection, but it shows which are idle
+//! (`show fd`). The supervisor ends the input of each of these, and haproxy then closes it as if
+//! the client had.
 
 use std::cell::Cell;
 use std::io;
@@ -15,17 +17,17 @@ use bindonce_sys::{holders, silence, worker};
 
 use crate::generations::admin::Admin;
 
-/// Between two looks, at least and at most.
+/// Minimum and maximum time between two looks.
 const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(1);
-/// How many connections haproxy is asked about in one go.
+/// Number of connections that haproxy is asked about at once.
 const AT_ONCE: usize = 64;
-/// How long haproxy may take to tell of so many, and we to look at them.
+/// How long haproxy may take to report on these, and the supervisor to look at them.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// Closes the idle connections of one generation.
 pub(crate) struct Closing {
-    /// How long one must have been idle; none: it is left alone. It may be told later.
+    /// How long a connection must be idle. None: no connection is closed. It may be set later.
     after: Rc<Cell<Option<Duration>>>,
     /// When the generation had stopped accepting.
     begun: Instant,
@@ -33,13 +35,14 @@ pub(crate) struct Closing {
 }
 
 impl Closing {
-    /// From now on.
+    /// Begins to count the time now.
     pub(crate) fn new(after: Rc<Cell<Option<Duration>>>) -> Self {
         let begun = Instant::now();
         Self { after, begun, next: begun }
     }
 
-    /// Closes those that have been idle for long enough, if a look is due, and gives how many.
+    /// Closes the connections that have been idle for long enough, if a look is due. Gives their
+    /// number.
     ///
     /// # Errors
     /// `EPERM` without the right to trace haproxy. Then there is no further look.
@@ -72,7 +75,8 @@ impl Closing {
             if silent.is_empty() {
                 continue;
             }
-            // None is held meanwhile: a number that is another connection by then closes none.
+            // No descriptor is held meanwhile. If a number is another connection by then, nothing
+            // is closed.
             let ask = show_fds(silent.iter().map(|one| one.fd));
             let Ok(answer) = admin.ask(ask, ANSWER).await else { break };
             let idle = idle_connections(&answer, info.version);

@@ -1,7 +1,8 @@
-//! Stick tables, between one reload and the next.
+//! Keeps stick tables over reloads in quick succession.
 //!
-//! A generation teaches them to the next one when it has been told to stop, and only if it has itself learned all that there was.
-//! One that is told to stop before would lose them. So the next one is started when it has.
+//! A generation teaches its stick tables to the next one when it is told to stop, but only if it
+//! has learned all of them. If it is stopped earlier, they are lost. So the next one starts when
+//! the serving one has learned them.
 
 use std::time::{Duration, Instant};
 
@@ -13,12 +14,13 @@ use bindonce_sys::process;
 use crate::generations::admin::{Admin, NoAnswer};
 use crate::settings::Settings;
 
-/// Between two questions.
+/// Time between two questions.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Waits for the generation that serves before this one is started, and says when that takes too long.
+/// Waits for the serving generation before this one is started. Logs a warning if that takes too
+/// long.
 ///
-/// A process that is stopped (SIGSTOP) learns nothing, and serves nobody: it is not waited for.
+/// A process that is stopped (SIGSTOP) learns nothing and serves no client: no wait for it.
 pub(crate) async fn before_start(settings: &Settings, id: GenerationId, serving: &Admin, pid: i32) {
     if process::is_stopped(pid) {
         return;
@@ -36,7 +38,8 @@ pub(crate) async fn before_start(settings: &Settings, id: GenerationId, serving:
     }
 }
 
-/// Waits until the generation that serves has learned its stick tables; gives the `peers` sections that have not within `limit`.
+/// Waits until the serving generation has learned its stick tables. Gives the `peers` sections that
+/// have not within `limit`.
 async fn wait(serving: &Admin, limit: Duration) -> Vec<String> {
     let until = Instant::now() + limit;
     let mut learning = Vec::new();
@@ -50,7 +53,7 @@ async fn wait(serving: &Admin, limit: Duration) -> Vec<String> {
                 learning = sections_that_learn(&answer).into_iter().map(str::to_owned).collect();
             }
             Err(NoAnswer::InTime) => {}
-            // Nobody has anything to teach.
+            // The generation is gone and has nothing to teach.
             Err(NoAnswer::Closed) => return Vec::new(),
         }
         if learning.is_empty() {

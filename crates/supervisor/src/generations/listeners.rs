@@ -1,5 +1,5 @@
-//! The listeners that a generation was given. The supervisor keeps a descriptor of each, to read its accept queue and to give
-//! it back to the next broker; it never accepts.
+//! The listeners that a generation was given. The supervisor keeps a descriptor of each, to read
+//! its accept queue and to give it back to the next broker; it never accepts.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -16,27 +16,26 @@ use bindonce_sys::{diag, probe, queue};
 
 use bindonce_haproxy::cli::Version;
 
-use crate::disk::directory::SavedListener;
+use crate::disk::saved::SavedListener;
 
 /// One listener that the broker gave us.
 #[derive(Debug)]
 pub(crate) struct HeldListener {
-    /// Our descriptor of it: for looking at its queue, never for accepting.
-    /// All generations that have it share one.
+    /// Our descriptor, for looking at the queue, never for accepting. All generations that have the
+    /// listener share it.
     pub(crate) fd: Arc<OwnedFd>,
     /// Its name on the wire.
     pub(crate) label: String,
-    /// What was claimed.
+    /// The listener as it was claimed.
     pub(crate) listener: Listener,
-    /// Where it is bound.
     pub(crate) bound: Address,
     /// Its inode, by which the kernel names it.
     pub(crate) inode: u64,
-    /// Our claim made the broker bind it.
+    /// Whether this claim made the broker bind it.
     pub(crate) created: bool,
 }
 
-/// Reads what [`HeldListener::listener`] prints as.
+/// Parses the text that [`HeldListener::listener`] prints as.
 pub(crate) fn read(text: &str) -> Option<Listener> {
     text.parse::<ListenSpec>().ok().map(|spec| Arc::unwrap_or_clone(spec.first))
 }
@@ -45,8 +44,8 @@ pub(crate) fn read(text: &str) -> Option<Listener> {
 pub(crate) type Known = HashMap<u64, Arc<OwnedFd>>;
 
 impl HeldListener {
-    /// What a lease gave for `listener`; of a socket that is known already its descriptor there is kept,
-    /// and the new one closed.
+    /// From the lease on `listener`. If the socket is `known`, its descriptor there is used and the
+    /// new one closed.
     pub(crate) fn new(lease: Lease, listener: &Listener, known: &Known) -> Rc<Self> {
         let inode = lease.inode();
         let fd = |lease: Lease| Arc::new(lease.into_fd());
@@ -60,7 +59,7 @@ impl HeldListener {
         })
     }
 
-    /// For an image of this process that may not get it from the broker.
+    /// For the next image of this process, which may not get it from the broker.
     pub(crate) fn saved(&self) -> SavedListener {
         SavedListener {
             listener: self.listener.to_string(),
@@ -70,7 +69,7 @@ impl HeldListener {
         }
     }
 
-    /// What an earlier image of this process had.
+    /// Restores a listener that an earlier image of this process had.
     pub(crate) fn resume(saved: &SavedListener, fd: Arc<OwnedFd>) -> Option<Rc<Self>> {
         Some(Rc::new(Self {
             fd,
@@ -82,9 +81,9 @@ impl HeldListener {
         }))
     }
 
-    /// Whether a generation of this version can pause it, so that its accept queue shows it. A pause
-    /// closes an abstract listener for good in the paused process, and nothing may be put into the queue of a
-    /// UDP listener that is not for QUIC.
+    /// Whether a generation of this version can pause the listener and its accept queue shows the
+    /// pause. A pause closes an abstract listener for good in the paused process, and nothing may
+    /// be put into the queue of a UDP listener that is not for QUIC.
     pub(crate) fn can_pause(&self, version: Version) -> bool {
         match self.bound {
             Address::Tcp(_) | Address::Quic(_) => version.pauses(),
@@ -93,7 +92,8 @@ impl HeldListener {
         }
     }
 
-    /// Whether a client of its address reaches it: another socket may have a UNIX path by now, or none. True where the kernel does not tell.
+    /// Whether a client of the address reaches this listener. A UNIX path may lead to another
+    /// socket by now, or to none. True if the kernel does not say.
     pub(crate) fn leads_here(&self) -> bool {
         match &self.bound {
             Address::Unix(path) => diag::unix_is_at(self.inode, Path::new(path)).unwrap_or(true),
@@ -101,13 +101,14 @@ impl HeldListener {
         }
     }
 
-    /// Whether it has a queue that shows whether a process takes from it: connections that wait, or what clients of QUIC
-    /// have sent.
+    /// Whether the listener has a queue that shows whether a process takes from it: connections
+    /// that wait, or datagrams of QUIC clients.
     pub(crate) fn has_queue(&self) -> bool {
         !matches!(self.bound, Address::Udp(_))
     }
 
-    /// How much is in that queue. It only grows where no process takes anything. One that cannot be looked at counts as empty.
+    /// The length of that queue. It only grows while no process takes anything. A queue that cannot
+    /// be read counts as empty.
     pub(crate) fn queue(&self) -> u32 {
         let fd = self.fd.as_fd();
         match self.bound {
@@ -121,17 +122,19 @@ impl HeldListener {
         matches!(self.bound, Address::Tcp(_) | Address::Unix(_))
     }
 
-    /// Refuses clients, although other processes still have the socket open. Its address can be bound anew then.
+    /// Refuses clients, although other processes still have the socket open. The address can then
+    /// be bound again.
     pub(crate) fn shut_down(&self) {
         let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
     }
 
-    /// Hides it from new connections, which go to another listener that covers its address. False if that cannot be.
+    /// Hides the listener from new connections, which go to another that covers its address. False
+    /// if that is impossible.
     pub(crate) fn hide(&self, hiding: &Hiding) -> bool {
         matches!(self.bound, Address::Tcp(_)) && hiding.hide(self.fd.as_fd(), self.interface())
     }
 
-    /// Has clients find it, if it is hidden. False if that is not permitted.
+    /// Shows the listener to clients again, if it is hidden. False if that is not permitted.
     pub(crate) fn show(&self) -> bool {
         !matches!(self.bound, Address::Tcp(_)) || hidden::show(self.fd.as_fd(), self.interface())
     }
@@ -140,19 +143,19 @@ impl HeldListener {
         self.listener.options.interface.as_deref()
     }
 
-    /// Where to connect in order to put something into its queue, the best first. Whether a connection
-    /// arrives there is seen only when it does. `taken` is where all sockets of the service are bound: of several
-    /// that an address reaches, the most specific one has the connection.
+    /// Where to connect to put something into the queue, best first. Only a connection that arrives
+    /// proves an address right. `taken` are the addresses of all sockets of the service: the most
+    /// specific socket that covers an address gets the connection.
     pub(crate) fn probe_targets(&self, taken: &[Address]) -> Vec<Address> {
         match &self.bound {
-            // Of another network namespace.
+            // In another network namespace.
             _ if self.listener.options.netns.is_some() => Vec::new(),
             Address::Tcp(address) | Address::Quic(address) => {
                 let v6only = self.listener.options.v6only;
                 let of_kind = taken.iter().filter(|at| at.listens() == self.bound.listens());
                 let taken: Vec<_> = of_kind.filter_map(Address::ip).collect();
                 let best = reachable(*address, v6only, &taken, probe::local_ipv6);
-                // For a host where a process that is no generation has the first one.
+                // For a host where a process outside the service has the first address.
                 let far = SocketAddr::from(([127, 255, 255, 254], address.port()));
                 let any = address.ip().is_unspecified() && (address.is_ipv4() || !v6only);
                 let all = best.into_iter().chain(any.then_some(far));
@@ -165,7 +168,7 @@ impl HeldListener {
     }
 }
 
-/// The address itself; in place of a wildcard a local one that no other socket has.
+/// The address itself; for a wildcard, a local address that no other socket has.
 fn reachable(
     address: SocketAddr,
     v6only: bool,

@@ -1,6 +1,6 @@
-//! Generations: how one is started, what is known of its processes and listeners, and whether it listens. One is a
-//! [`generation::Generation`]; [`start`] makes its process, [`process`] takes it on, [`watching`] learns whether it
-//! has stopped.
+//! Generations: how one is started, what is known of its processes and listeners, and whether it
+//! listens. [`start`] makes the process, [`process`] a [`generation::Generation`] of it, and
+//! [`watching`] finds out whether it has stopped. Taking over from an older one is in `handover`.
 
 pub(crate) mod admin;
 pub(crate) mod changes;

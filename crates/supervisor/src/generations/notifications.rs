@@ -1,5 +1,5 @@
-//! A socket on which a process that was started says READY=1 (sd_notify(3)): a generation of a program, or
-//! a broker. The kernel tells who has sent it.
+//! A socket on which a started process reports READY=1 (sd_notify(3)): a generation of a program,
+//! or a broker. The kernel supplies the sender's pid.
 
 use std::collections::BTreeSet;
 use std::io::{self, IoSliceMut};
@@ -17,17 +17,18 @@ use tokio::net::UnixDatagram;
 
 use crate::error::Error;
 
-/// Between two looks at what has come. Anybody can send, and a flood must neither keep this process busy nor keep
-/// the one that is waited for from a place in the queue, which has ten (net.unix.max_dgram_qlen).
+/// Time between two looks at the queue. Any process can send, and a flood must neither keep this
+/// process busy nor keep the awaited one from a place in the queue, which has ten
+/// (net.unix.max_dgram_qlen).
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// How many messages are taken at once, from all senders together.
+/// Number of messages taken at once, from all senders together.
 const AT_ONCE: usize = 64;
 
-/// The longest message that is read whole; what is longer is no READY=1 of a sane program.
+/// The longest message that is read whole. A longer one is no READY=1 of a sane program.
 const LONGEST: usize = 4096;
 
-/// Where one generation says that it is ready.
+/// The socket on which one generation, or a broker, reports that it is ready.
 #[derive(Debug)]
 pub(crate) struct Notifications {
     socket: UnixDatagram,
@@ -43,12 +44,12 @@ impl Notifications {
         made.map_err(Error::system("make a socket for the program's notifications"))
     }
 
-    /// What NOTIFY_SOCKET is to be.
+    /// The value for NOTIFY_SOCKET.
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
 
-    /// Waits for READY=1, and gives the pids of those who have sent it. Any process of this host can.
+    /// Waits for READY=1, and gives the pids of its senders. Any process of this host can send it.
     pub(crate) async fn ready(&self) -> io::Result<BTreeSet<i32>> {
         loop {
             self.socket.readable().await?;
@@ -67,7 +68,7 @@ impl Notifications {
         }
     }
 
-    /// Waits until this process says READY=1.
+    /// Waits until this process sends READY=1.
     pub(crate) async fn from(&self, pid: i32) -> Result<(), Error> {
         let failed = || Error::system("receive the readiness of the broker");
         while !self.ready().await.map_err(failed())?.contains(&pid) {
@@ -76,12 +77,12 @@ impl Notifications {
         Ok(())
     }
 
-    /// Takes one message; the pid of its sender if it says READY=1.
+    /// Takes one message. Gives the pid of its sender if it contains READY=1.
     fn receive(&self) -> io::Result<Option<i32>> {
         let mut text = [0; LONGEST];
         let mut parts = [IoSliceMut::new(&mut text)];
-        // Room for the credentials and for nothing else: descriptors that come along, as with
-        // FDSTORE=1, the kernel closes.
+        // Room for the credentials only: the kernel closes any descriptors sent along, as with
+        // FDSTORE=1.
         let mut control = cmsg_space!(UnixCredentials);
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
         let raw = self.socket.as_raw_fd();
@@ -115,7 +116,8 @@ mod tests {
 
     use super::*;
 
-    /// A thousand wait for a place in the queue, which has ten, before the one that is waited for comes.
+    /// A thousand senders wait for a place in the queue, which has ten, before the awaited one
+    /// does.
     const FLOOD: &str = "import socket, sys, threading\n\
         def flood():\n\
         \x20   s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect('\\0' + sys.argv[1][1:])\n\

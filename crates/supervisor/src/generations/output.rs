@@ -1,5 +1,6 @@
-//! The standard error of a generation: passed on line by line, with the names of the user's files in place of those of the
-//! copies ([`Messages`]), and its first and last lines kept: what it said when it started, and the error message.
+//! The standard error of a generation. It is passed on line by line, with the names of the user's
+//! files in place of those of the copies ([`Messages`]). The first and last lines are kept: the
+//! startup messages and the error message.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -14,11 +15,11 @@ use tokio::net::unix::pipe;
 use bindonce_haproxy::cli::connections_cut;
 use bindonce_haproxy::config::Messages;
 
-/// How many lines are kept, and of how many bytes each.
+/// Number of last lines kept, and the maximum bytes of each.
 const LINES: usize = 40;
 const LINE_BYTES: u64 = 16 * 1024;
 
-/// How many bytes are kept of what it says when it starts: as many as haproxy's own buffer for them holds.
+/// Number of bytes kept of the startup messages: as many as haproxy's own buffer for them holds.
 const STARTUP_BYTES: usize = 64 * 1024;
 
 /// The first and the last lines that a generation wrote on its standard error.
@@ -29,11 +30,11 @@ pub(crate) struct Tail(Rc<RefCell<Lines>>);
 struct Lines {
     last: VecDeque<String>,
     startup: String,
-    /// How many bytes were read.
+    /// Number of bytes read.
     written: u64,
-    /// How many connections it has said to cut (`hard-stop-after`).
+    /// Number of connections that haproxy reported to cut (`hard-stop-after`).
     cut: u64,
-    /// It has started: how many bytes are left that it wrote before.
+    /// Set when it has started: number of unread bytes that it wrote before.
     started: Option<usize>,
 }
 
@@ -49,22 +50,23 @@ impl Tail {
         self.0.borrow().startup.clone()
     }
 
-    /// How many bytes it has written, as far as they were read.
+    /// Number of bytes that it has written, as far as they were read.
     pub(crate) fn written(&self) -> u64 {
         self.0.borrow().written
     }
 
-    /// How many connections it has said that it cuts at its own hard stop.
+    /// Number of connections that haproxy reported to cut at its own hard stop.
     pub(crate) fn cut(&self) -> u64 {
         self.0.borrow().cut
     }
 
-    /// It has started: what it writes from now on does not belong to its start. `unread`: what is still in its pipe.
+    /// Ends the start: later output does not belong to it. `unread` is the number of bytes still in
+    /// the pipe, which do.
     pub(crate) fn started(&self, unread: usize) {
         self.0.borrow_mut().started.get_or_insert(unread);
     }
 
-    /// `read`: how many bytes it was as it was written.
+    /// `read` is the number of bytes of the line as it was written.
     fn push(&self, line: &[u8], read: usize) {
         let line = String::from_utf8_lossy(line);
         let line = line.trim_end();
@@ -84,12 +86,12 @@ impl Tail {
     }
 }
 
-/// The text with what a terminal would obey shown as text; tabs and line feeds stay.
+/// The text with everything that a terminal would obey made visible; tabs and line feeds stay.
 fn shown(text: &[u8]) -> Vec<u8> {
     printable_but(&String::from_utf8_lossy(text), &['\t', '\n']).into_owned().into_bytes()
 }
 
-/// Passes on what comes through `stderr` until its last writer is gone.
+/// Passes on all that arrives through `stderr` until its last writer is gone.
 pub(crate) async fn pass_on(
     stderr: OwnedFd,
     mut messages: Messages,
@@ -103,7 +105,7 @@ pub(crate) async fn pass_on(
         if read == 0 {
             return Ok(());
         }
-        // haproxy has dropped root by now, and may have been taken over: its bytes are not trusted.
+        // haproxy has dropped root by now, and may be compromised: its bytes are not trusted.
         let text = shown(&messages.of_the_user(&line));
         tail.push(&text, read);
         // Our own standard error may have no reader; haproxy must not wait for one.
@@ -120,7 +122,8 @@ mod tests {
     #[tokio::test]
     async fn a_line_without_end_is_kept_in_parts() {
         let (from, to) = std::io::pipe().expect("a pipe");
-        // docs/security.md says so; three are what the pipe takes before it is read.
+        // The limit is the one in docs/security.md. The pipe takes three such lines before it is
+        // read.
         let line = 16 * 1024;
         let written = 3 * line + 1;
         { to }.write_all(&vec![b'x'; written]).expect("written");

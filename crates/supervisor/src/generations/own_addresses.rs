@@ -1,10 +1,11 @@
-//! Addresses that haproxy binds by itself and that two generations cannot have at once: a TCP address under
-//! `noreuseport` or `-dR`, an abstract name.
+//! Addresses that haproxy binds itself and that two generations cannot have at once: a TCP address
+//! under `noreuseport` or `-dR`, an abstract name.
 //!
-//! A new haproxy that finds such an address in use asks the pid of its `-sf`, which is ours, to let go of it.
-//! The older generation does so when it is told to pause (SIGTTOU), and takes it back when it is told to
-//! resume (SIGTTIN), if it is still free. It is told so only where that harms nothing else, and where
-//! it has such an address at all. When and for how long is the timeline's decision.
+//! A new haproxy that finds such an address in use asks the pid of its `-sf`, the supervisor's, to
+//! let go of it. The older generation lets go when it is paused (SIGTTOU), and takes the address
+//! back when it is resumed (SIGTTIN), if it is still free. The supervisor pauses it only if that
+//! harms nothing else, and if it has such an address at all. The timeline decides when and for how
+//! long.
 
 use bindonce_core::address::Address;
 use bindonce_core::event;
@@ -16,7 +17,7 @@ use bindonce_haproxy::config::{LeftAlone, Rendering};
 use crate::context::Context;
 use crate::generations::generation::Generation;
 
-/// What to do about an address that another generation cannot bind beside this one.
+/// The hint for an address that another generation cannot bind beside this one.
 pub(crate) fn unshare(no_reuse_port: bool) -> &'static str {
     match no_reuse_port {
         true => {
@@ -36,8 +37,8 @@ pub(crate) fn is_exclusive(address: &str, no_reuse_port: bool) -> bool {
     }
 }
 
-/// Whether older generations can let go of what a newer one cannot bind, as far as is known: each, and whether it or
-/// the newer binds without SO_REUSEPORT.
+/// Whether the older generations can let go of an address that a newer one cannot bind, as far as
+/// is known. `older` says of each whether it or the newer one binds without SO_REUSEPORT.
 pub(crate) fn can_let_go(older: &[(&Generation, bool)], version: Option<Version>) -> bool {
     let has_such = |(generation, no_reuse_port): &(&Generation, bool)| {
         generation.own.bound.iter().any(|address| is_exclusive(address, *no_reuse_port))
@@ -45,8 +46,8 @@ pub(crate) fn can_let_go(older: &[(&Generation, bool)], version: Option<Version>
     older.iter().any(has_such) && older.iter().all(|(one, _)| cannot_let_go(one, version).is_none())
 }
 
-/// Why a generation cannot let go of its own addresses by a pause without harm to the rest. `version` is that of the
-/// binary, where no admin socket has told it.
+/// Why a generation cannot let go of its own addresses by a pause without harm to the rest.
+/// `version` is the version of the binary, used until an admin socket has answered.
 pub(crate) fn cannot_let_go(
     generation: &Generation,
     version: Option<Version>,
@@ -69,7 +70,8 @@ pub(crate) fn cannot_let_go(
     }
 }
 
-/// What to do where a generation that failed could not bind an address. `let_go`: the older ones can let go of theirs.
+/// The hint for a generation that failed because it could not bind an address. `let_go`: the older
+/// generations can let go of theirs.
 pub(crate) fn address_hint(let_go: bool, no_reuse_port: bool) -> String {
     if let_go {
         return "an address that haproxy binds by itself is taken by another program, since the \
@@ -83,8 +85,8 @@ pub(crate) fn address_hint(let_go: bool, no_reuse_port: bool) -> String {
     )
 }
 
-/// Says of what lines the broker has bound the addresses on every interface, because their devices are not there. haproxy,
-/// which gets the sockets, does not know.
+/// Warns of lines whose addresses the broker has bound on every interface, because their devices do
+/// not exist. haproxy, which gets the sockets, does not know.
 pub(crate) fn warn_of_devices(cx: &Context, id: GenerationId, pid: i32, rendering: &Rendering) {
     for (place, address, device) in rendering.without_device() {
         let what = format!(
@@ -101,7 +103,7 @@ pub(crate) fn warn_of_devices(cx: &Context, id: GenerationId, pid: i32, renderin
     }
 }
 
-/// What to do where the configuration has a line whose `device` is not there, and haproxy could not bind its address.
+/// The hint for a line whose `device` does not exist and whose address haproxy could not bind.
 pub(crate) fn device_hint(line: &LeftAlone, device: &str) -> String {
     format!(
         "the interface {device} of {} ({}) does not exist, and another line has the same address for another that does not, so haproxy \

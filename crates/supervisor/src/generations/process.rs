@@ -1,4 +1,5 @@
-//! The process of a generation: it is taken on as a [`Generation`], and watched until it ends.
+//! The process of a generation: [`take_on`] makes a [`Generation`] of it and watches it until it
+//! ends.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -34,9 +35,9 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 pub(crate) struct Process {
     pub(crate) pidfd: Pidfd,
     pub(crate) admin: Option<Admin>,
-    /// The reading end of its standard error, and what translates what comes through it.
+    /// The reading end of its standard error, and the translation of its messages.
     pub(crate) stderr: Option<(OwnedFd, Messages)>,
-    /// As in [`Generation`].
+    /// As in [`Cli`].
     pub(crate) master_worker: bool,
     pub(crate) no_epoll: bool,
     pub(crate) listeners: Vec<Rc<HeldListener>>,
@@ -44,21 +45,22 @@ pub(crate) struct Process {
     pub(crate) started: Timestamp,
 }
 
-/// Kills what a haproxy that has ended leaves with its listeners open: clients would wait there
-/// for a process that does not accept, such as what a script has started that never became haproxy.
+/// Kills processes that a dead haproxy leaves with its listeners open, such as children of a start
+/// script: clients would wait there for a process that does not accept.
 pub(crate) fn kill_holders(leader: i32, inodes: &[u64]) -> usize {
     let left = tree::members(leader).into_iter().filter(|pid| *pid != leader);
     let holders = left.filter(|pid| holders::holds(*pid, inodes).unwrap_or(false));
     let pidfds = holders.filter_map(|pid| Pidfd::open(pid).ok());
-    // It is the one that was looked at if it still has one of them.
+    // A process that still has one of the listeners is the one that was looked at.
     let same = |pidfd: &Pidfd| holders::holds(pidfd.pid(), inodes).unwrap_or(false);
     pidfds.filter(|pidfd| same(pidfd) && pidfd.send(Number::SIGKILL).is_ok()).count()
 }
 
-/// Begins to watch a process. One that cannot be watched is ended.
+/// Makes a generation of a process and begins to watch it. A process that cannot be watched is
+/// killed.
 ///
 /// # Errors
-/// Those of epoll(7).
+/// The errors of epoll(7).
 pub(crate) fn take_on(
     cx: &Context,
     leases: &Leases,
@@ -121,7 +123,7 @@ pub(crate) fn take_on(
     Ok(generation)
 }
 
-/// What to call when the admin socket of a generation first answers.
+/// The callback for the first answer of a generation's admin socket.
 pub(crate) fn on_answer(cx: &Context, id: GenerationId) -> impl FnOnce(Info) + 'static {
     let cx = cx.clone();
     move |info| cx.send(Message::Answers(id, info))
@@ -138,10 +140,10 @@ pub(crate) fn end_quietly(pidfd: Pidfd) {
     });
 }
 
-/// A reload has each listener twice for a moment: once of the older generation, and once as the broker
-/// gives it.
+/// Warns if a reload may exceed RLIMIT_NOFILE. It has each listener twice for a moment: once from
+/// the older generation, and once as the broker gives it.
 pub(crate) fn warn_of_limit(listeners: usize) {
-    /// What a supervisor has open besides: connections, pipes, admin sockets.
+    /// Other descriptors of a supervisor: connections, pipes, admin sockets.
     const BESIDES: u64 = 256;
     let (limit, _) = bindonce_sys::limits::nofile();
     let needed = 2 * listeners as u64 + BESIDES;

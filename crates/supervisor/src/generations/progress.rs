@@ -1,4 +1,4 @@
-//! Whether a generation that starts makes progress: looked at while it is not ready, for `--ready-timeout`.
+//! Whether a starting generation makes progress, which gives it more time than `--ready-timeout`.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -10,19 +10,19 @@ use crate::context::Context;
 use crate::generations::generation::Generation;
 use crate::message::Message;
 
-/// How many looks there are in one `--ready-timeout`.
+/// Number of looks in one `--ready-timeout`.
 const LOOKS: u32 = 8;
-/// Between two looks, at least and at most. Each reads all of /proc.
+/// Minimum and maximum time between two looks. Each reads all of /proc.
 const SHORTEST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(5);
 /// How long a look may take.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Begins to look at it, until it is ready or gone.
+/// Begins to look at a generation, until it is ready or gone.
 pub(crate) fn watch(cx: &Context, generation: &Generation) {
     let (cx, id, pid) = (cx.clone(), generation.id, generation.pid());
     let tail = generation.output.tail.clone();
-    // It is dropped with the generation.
+    // The flag is dropped with the generation.
     let over = Rc::downgrade(&generation.own.over);
     let every = (cx.settings.timing.ready_timeout / LOOKS).clamp(SHORTEST, LONGEST);
     crate::tasks::spawn(async move {
@@ -33,7 +33,7 @@ pub(crate) fn watch(cx: &Context, generation: &Generation) {
             if over.upgrade().is_none_or(|over| over.get()) {
                 return;
             }
-            // One that cannot be looked at shows no progress.
+            // A look that fails shows no progress.
             let Ok(processor) = worker::within(LOOK, move || tree::processor(pid)).await else {
                 continue;
             };

@@ -1,5 +1,6 @@
-//! As PID 1 of a container we inherit orphans and must reap them (wait(2)). Our own children are
-//! reaped by the part that started them; a zombie that is there for a second was started by none.
+//! Reaps orphans (wait(2)), which the supervisor inherits as PID 1 of a container. Each part of the
+//! supervisor reaps the children that it started itself. A child that stays a zombie for a second
+//! is an orphan.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,12 +12,10 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 /// How long a zombie is left to the part that started it.
 const OURS: Duration = Duration::from_secs(1);
 
-/// Whether this process must reap orphans.
 pub(crate) fn is_needed() -> bool {
     std::process::id() == 1
 }
 
-/// Reaps orphans for as long as the process lives.
 pub(crate) async fn reap() {
     let mut before = BTreeSet::new();
     loop {

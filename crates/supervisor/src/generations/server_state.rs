@@ -1,6 +1,6 @@
-//! The state of servers, carried from the generation that serves to the next one: the
-//! answer to `show servers state` is written to the files that the configuration loads.
-//! Source: haproxy configuration manual, "load-server-state-from-file".
+//! The state of servers, carried from the serving generation to the next one: the answer to
+//! `show servers state` is written to the files that the configuration loads. Source: haproxy
+//! configuration manual, "load-server-state-from-file".
 
 use std::ffi::OsString;
 use std::io;
@@ -11,11 +11,12 @@ use crate::generations::admin::Admin;
 use bindonce_haproxy::config::{Rendering, ServerState};
 use bindonce_sys::directory::Directory;
 
-/// How long the generation that serves may take to tell.
+/// How long the serving generation may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// Writes every file that `rendering` loads, as `serving` tells it. What cannot be told or written
-/// is logged and left as it is: haproxy then starts from the older state, as in a plain reload.
+/// Writes the state that `serving` reports to every file that `rendering` loads. A failure is
+/// logged and the file left as it is: haproxy then starts from the older state, as in a plain
+/// reload.
 pub(crate) async fn carry(rendering: &Rendering, serving: &Admin) {
     for state in &rendering.server_states {
         let Ok(answer) = serving.ask(state.command(), ANSWER).await else {
@@ -29,7 +30,8 @@ pub(crate) async fn carry(rendering: &Rendering, serving: &Admin) {
     }
 }
 
-/// In one step: a reader sees the old or the new text. The directory may be haproxy's user's.
+/// Replaces a file in one step: a reader sees the old or the new text. The directory may belong to
+/// haproxy's user.
 pub(super) fn replace(path: &Path, text: &str) -> io::Result<()> {
     let (directory, name) = Directory::of(path)?;
     let mut temporary = OsString::from(".");
@@ -46,7 +48,8 @@ mod tests {
 
     use super::*;
 
-    /// haproxy's user lays traps in its own directory, for root's supervisor to write where they lead.
+    /// haproxy's user puts links into its own directory, so root's supervisor would write where
+    /// they lead.
     #[test]
     fn the_directory_of_haproxys_user_leads_to_no_other_file() {
         let directory = std::env::temp_dir().join(format!("bindonce-trap-{}", std::process::id()));

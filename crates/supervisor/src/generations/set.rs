@@ -1,4 +1,4 @@
-//! All generations that have not ended, and what is known of them together.
+//! The set of all generations that have not ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -11,7 +11,6 @@ use super::generation::{Generation, GivenBack};
 use super::listeners::{HeldListener, Known};
 use crate::kind::Kind;
 
-/// All generations that have not ended, and what is known of them together.
 #[derive(Default)]
 pub(crate) struct Generations(BTreeMap<GenerationId, Generation>);
 
@@ -32,7 +31,7 @@ impl Generations {
         self.0.get_mut(id)
     }
 
-    /// The oldest first.
+    /// Oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Generation> {
         self.0.values()
     }
@@ -51,7 +50,7 @@ impl Generations {
         self.iter().find(|generation| [Some(pid), parent].contains(&Some(generation.pid())))
     }
 
-    /// The listeners of all generations; one that several have comes several times.
+    /// The listeners of all generations. One that several have appears several times.
     pub(crate) fn listeners(&self) -> impl Iterator<Item = &Rc<HeldListener>> {
         self.iter().flat_map(|generation| &generation.listeners)
     }
@@ -61,7 +60,8 @@ impl Generations {
         self.listeners().map(|held| held.label.clone()).collect()
     }
 
-    /// The names of the listeners of this generation, and of those that older ones keep until they are gone.
+    /// The names of the listeners of this generation, and of those that a haproxy master keeps
+    /// until it is gone.
     pub(crate) fn staying(&self, id: Option<GenerationId>) -> BTreeSet<String> {
         let older = self.iter().filter(|generation| generation.has_master());
         let kept = older.flat_map(|older| &older.listeners).filter(|held| !held.can_be_shut_down());
@@ -80,8 +80,8 @@ impl Generations {
         self.listeners().map(|held| (held.inode, Arc::clone(&held.fd))).collect()
     }
 
-    /// Ends the leases on listeners that a draining generation has closed and that no other needs. Gives each generation's,
-    /// with what ends when the broker knows.
+    /// Ends the leases on listeners that a draining generation has closed and no other generation
+    /// needs. Gives what each generation has given back.
     pub(crate) fn give_back(&mut self, timeline: &Timeline) -> Vec<GivenBack> {
         let has_closed = |generation: &Generation| {
             generation.lease.closed && timeline.state_of(generation.id) == Some(State::Draining)
@@ -92,8 +92,8 @@ impl Generations {
         closed.filter_map(|generation| generation.keep_only(&needed)).collect()
     }
 
-    /// Processes that hold these listeners and are neither a generation, nor this process, nor the broker; each with
-    /// its command line.
+    /// Processes that hold these listeners and are neither a generation, nor this process, nor the
+    /// broker; each with its command line.
     pub(crate) fn strangers<'a>(
         &self,
         kind: &Kind,

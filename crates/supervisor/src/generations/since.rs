@@ -1,4 +1,4 @@
-//! What a generation does, and still does after it has stopped accepting.
+//! The work of a generation, in particular after it has stopped accepting.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -9,22 +9,21 @@ use serde::{Deserialize, Serialize};
 /// How far back "lately" goes.
 pub(crate) const LATELY: Duration = Duration::from_secs(10);
 
-/// What a generation has done on the connections that it has, since it stopped accepting.
+/// Work of a generation: all of it, or the part since it stopped accepting.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Since {
-    /// Requests that have come.
     pub(crate) requests: u64,
-    /// Bytes that it has sent.
+    /// Bytes sent.
     pub(crate) bytes: u64,
 }
 
 impl Since {
-    /// All that haproxy has done since it began.
+    /// All work of a haproxy since its start.
     pub(crate) fn all(info: &Info) -> Self {
         Self { requests: info.requests, bytes: info.sent }
     }
 
-    /// What has come since.
+    /// The work since `before`.
     pub(crate) fn less(self, before: Self) -> Self {
         Self {
             requests: self.requests.saturating_sub(before.requests),
@@ -32,14 +31,14 @@ impl Since {
         }
     }
 
-    /// Adds what has come.
     pub(crate) fn add(&mut self, more: Self) {
         self.requests += more.requests;
         self.bytes += more.bytes;
     }
 }
 
-/// What was done lately, and when. Generations tell once a second, those that begin to drain ten times.
+/// Recent work, with its time. Generations report once a second, those that begin to drain ten
+/// times a second.
 #[derive(Debug, Default)]
 pub(crate) struct Lately(VecDeque<(Instant, Since)>);
 
@@ -58,7 +57,7 @@ impl Lately {
     }
 }
 
-/// The same for the next image of this process: how many milliseconds ago, and what.
+/// The same for the next image of this process: how many milliseconds ago, and the work.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct SavedLately {
@@ -74,13 +73,13 @@ impl Lately {
         self.0.iter().filter_map(|(at, more)| Some((age(at)?, *more))).collect()
     }
 
-    /// Of all generations, and of those that drain.
+    /// Restores the work of all generations, and of those that drain.
     pub(crate) fn resume_both(saved: &SavedLately) -> (Self, Self) {
         let now = Instant::now();
         (Self::resume(&saved.all, now), Self::resume(&saved.draining, now))
     }
 
-    /// The moment between the two images is left out.
+    /// The time between the two images does not count.
     fn resume(saved: &[(u64, Since)], now: Instant) -> Self {
         let at = |age: u64| now.checked_sub(Duration::from_millis(age));
         Self(saved.iter().filter_map(|(age, more)| Some((at(*age)?, *more))).collect())

@@ -1,8 +1,10 @@
-//! Connections to a generation for the clients of the master CLI, for when it accepts none any more.
+//! Spare connections to a generation for clients of the master CLI, for the time when it accepts no
+//! more.
 //!
-//! A haproxy that was told to stop accepts no new connection on its admin socket. So they are opened when a reload begins,
-//! while it serves: one for each level, since a connection that was lowered cannot be raised again, and none of them is the
-//! supervisor's own, which no client may keep waiting.
+//! A haproxy that was told to stop accepts no new connection on its admin socket. So the spares are
+//! opened when a reload begins, while it serves. There is one for each level, since a connection
+//! that was lowered cannot be raised again. The supervisor's own connection is not among them: no
+//! client may keep it waiting.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -19,7 +21,7 @@ use crate::generations::admin::Admin;
 pub(crate) struct Spares(Rc<RefCell<BTreeMap<Level, Admin>>>);
 
 impl Spares {
-    /// Opens those that are not open.
+    /// Opens the connections that are not open.
     pub(crate) fn open(&self, path: &Path) {
         let mut spares = self.0.borrow_mut();
         for level in Level::ALL {
@@ -34,7 +36,7 @@ impl Spares {
         }
     }
 
-    /// Goes on with those that an earlier supervisor, or an earlier image of this process, had.
+    /// Takes over the connections of an earlier supervisor, or of an earlier image of this process.
     pub(crate) fn resume(&self, connections: BTreeMap<String, OwnedFd>) {
         let connections = connections.into_iter().filter_map(|(level, connection)| {
             Some((Level::read(&level)?, Admin::resume(connection, 0, |_| ())))
@@ -42,17 +44,15 @@ impl Spares {
         self.0.borrow_mut().extend(connections);
     }
 
-    /// The one of this level.
     pub(crate) fn get(&self, level: Level) -> Option<Admin> {
         self.0.borrow().get(&level).cloned()
     }
 
-    /// All of them.
     pub(crate) fn all(&self) -> Vec<Admin> {
         self.0.borrow().values().cloned().collect()
     }
 
-    /// Copies of the connections, to leave to the next image of this process.
+    /// Copies of the connections, for the next image of this process.
     pub(crate) fn connections(&self) -> Vec<(String, OwnedFd)> {
         let spares = self.0.borrow();
         let open = spares
@@ -61,7 +61,6 @@ impl Spares {
         open.collect()
     }
 
-    /// Closes them.
     pub(crate) fn close(&self) {
         for admin in std::mem::take(&mut *self.0.borrow_mut()).values() {
             admin.close();

@@ -23,35 +23,36 @@ use crate::kind::{Haproxy, Kind};
 use crate::message::Message;
 use crate::origin::Origin;
 
-/// What the starts of a service need to know of each other.
+/// What the starts of a service share.
 #[derive(Default)]
 pub(crate) struct Starts {
     /// Generations that are being started and have no process yet.
     in_progress: HashMap<GenerationId, Starting>,
     /// Configurations that may be started again.
     configurations: BTreeMap<GenerationId, Rc<Prepared>>,
-    /// This process has read the configuration before.
+    /// Whether this process has read the configuration before.
     pub(crate) read_before: bool,
-    /// The generation that may have nothing to listen on.
+    /// The generation that may have no listeners.
     may_be_empty: Option<GenerationId>,
-    /// What the newest generation leaves of what served before it.
+    /// Listeners that served before and that the newest generation lacks.
     pub(crate) unserved: Unserved,
     pid_file: PidFile,
-    /// What the next reload is to be started with; it stays if it serves.
+    /// The command for the next reload. It becomes `given` if that generation serves.
     pub(crate) wanted: Option<Haproxy>,
-    /// What a caller has given, since it serves, perhaps to an earlier image of this process.
+    /// The command of the caller whose configuration serves, perhaps from an earlier image of this
+    /// process.
     pub(crate) given: Option<Haproxy>,
-    /// The version of the binary, where no admin socket tells it.
+    /// The version of the binary, for a haproxy without an admin socket.
     pub(crate) version: Option<Version>,
     pub(crate) watched: Watched,
 }
 
-/// What the files that are watched were, as a hash of all of them.
+/// The contents of all watched files, as a hash.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Watched {
-    /// When they were last looked at.
+    /// At the last look.
     pub(crate) seen: Option<u64>,
-    /// When they were last read for a start.
+    /// At the last read for a start.
     pub(crate) read: Option<u64>,
 }
 
@@ -60,7 +61,7 @@ impl Starts {
         Self { read_before, version, ..Self::default() }
     }
 
-    /// Begins a start beside the loop, which learns how it ended.
+    /// Begins a start in a task of its own, which sends the loop its result.
     pub(crate) fn begin(&mut self, cx: &Context, watchdog: Rc<RefCell<Watchdog>>, mut plan: Plan) {
         let id = plan.id;
         let prepared = match plan.configuration {
@@ -70,7 +71,7 @@ impl Starts {
             }
             Configuration::Of(of) => {
                 let prepared = self.configurations.get(&of).cloned();
-                // Where the directory of it is gone it is written elsewhere.
+                // If its directory is gone, the configuration is read again and written elsewhere.
                 let prepared = prepared.filter(|it| it.is_there() || cx.directory.ours().is_ok());
                 if prepared.is_none() && cx.settings.kind.haproxy().is_some() {
                     let text = "the rendered copy of this configuration is gone: the files are read instead";
@@ -114,7 +115,7 @@ impl Starts {
                     now.set("asking the serving haproxy for the state of its servers");
                     server_state::carry(rendering, admin).await;
                 }
-                // Last: what is counted after it, the new one does not know.
+                // Last: the new generation does not know what is counted after this.
                 stats_file::carry(&inner, id, rendering, admin).await;
             }
             let want = |want| {
@@ -122,7 +123,8 @@ impl Starts {
                     inner.send(Message::Wants(serving.id, want));
                 }
             };
-            // Until it has taken over, our death must not leave it beside the older one.
+            // Until the new generation has taken over, the supervisor's death must not leave it
+            // beside the older one.
             let tell = |pid| {
                 if plan.older_alive {
                     let end = |newer| Duty::End { newer, paused: Vec::new() };
@@ -133,7 +135,8 @@ impl Starts {
         };
         let cx = cx.clone();
         let task = crate::tasks::spawn(async move {
-            // No await between the start of the process and this: an abort loses no process.
+            // No await between the start of the process and this send, or an abort could lose the
+            // process.
             cx.send(match launch.await {
                 Ok(launched) => Message::Launched(id, Box::new(launched)),
                 Err(error) => Message::NotLaunched(id, error),
@@ -143,17 +146,18 @@ impl Starts {
             .insert(id, Starting { task: task.abort_handle(), step, begun: Instant::now() });
     }
 
-    /// A start has led to a process, or to none, or is called off; none if it was called off before.
+    /// Ends a start: it has led to a process, has failed, or is called off. None if it was called
+    /// off before.
     pub(crate) fn end(&mut self, id: GenerationId) -> Option<Starting> {
         self.in_progress.remove(&id)
     }
 
-    /// What a caller has given, since it serves.
+    /// The caller whose command serves.
     pub(crate) fn caller(&self) -> Option<&Origin> {
         self.given.as_ref()?.caller.as_deref()
     }
 
-    /// The configuration of this generation serves, with its command.
+    /// Notes that the configuration of this generation serves, with the command of its caller.
     pub(crate) fn serves(&mut self, of: GenerationId, kind: &Kind) {
         let caller = self.configurations.get(&of).and_then(|prepared| prepared.caller());
         if let (Some(haproxy), Some(caller)) = (kind.haproxy(), caller)
@@ -163,18 +167,16 @@ impl Starts {
         }
     }
 
-    /// Whether this one is in progress.
     pub(crate) fn is_in_progress(&self, id: GenerationId) -> bool {
         self.in_progress.contains_key(&id)
     }
 
-    /// Whether any start is in progress.
     pub(crate) fn in_progress(&self) -> bool {
         !self.in_progress.is_empty()
     }
 
-    /// Reads the configurations of these generations, as an earlier supervisor has left them. One that is not there was not
-    /// kept, or is of an older version.
+    /// Reads the configurations that an earlier supervisor has left for these generations. A
+    /// missing one was not kept, or was written by an older version.
     pub(crate) fn load(&mut self, cx: &Context, of: &BTreeSet<u64>) {
         for id in of.iter().copied().map(GenerationId) {
             match Prepared::load(&cx.settings.kind, &cx.directory, id) {
@@ -188,7 +190,7 @@ impl Starts {
         }
     }
 
-    /// Writes those that were removed meanwhile.
+    /// Recreates the rendered copies that were removed meanwhile.
     pub(crate) fn write_missing(&self) {
         for (of, prepared) in &self.configurations {
             if let Err(error) = prepared.write_missing() {
@@ -198,38 +200,35 @@ impl Starts {
         }
     }
 
-    /// A generation was started on this.
+    /// Notes the configuration that a generation was started on.
     pub(crate) fn started_on(&mut self, id: GenerationId, prepared: Rc<Prepared>) {
         self.configurations.insert(id, prepared);
     }
 
-    /// What the configuration of this generation was prepared to.
+    /// The configuration of this generation, as it was prepared.
     pub(crate) fn prepared(&self, of: GenerationId) -> Option<&Rc<Prepared>> {
         self.configurations.get(&of)
     }
 
-    /// The configuration of this generation, as it was read; none of a program's.
+    /// The configuration of this generation, as it was read. None for a program.
     pub(crate) fn rendering(&self, of: GenerationId) -> Option<&Rendering> {
         self.configurations.get(&of)?.rendering()
     }
 
-    /// The configuration of the newest generation.
     pub(crate) fn newest(&self) -> Option<&Rendering> {
         self.configurations.values().next_back()?.rendering()
     }
 
-    /// Forgets all configurations but these.
     pub(crate) fn retain(&mut self, keep: &[GenerationId]) {
         self.configurations.retain(|of, _| keep.contains(of));
     }
 
-    /// Whether this generation may have nothing to listen on.
     pub(crate) fn may_be_empty(&self, id: GenerationId) -> bool {
         self.may_be_empty == Some(id)
     }
 
-    /// Writes the pid file that the command or the configuration of a generation names; what it returns ends when it is
-    /// written.
+    /// Writes the pid file that the command or the configuration of a generation names. The handle
+    /// ends when the file is written.
     pub(crate) fn write_pid_file(&mut self, of: GenerationId) -> Option<JoinHandle<bool>> {
         let path = self.rendering(of).and_then(|rendering| rendering.mode.pid_file.clone());
         path.and_then(|path| self.pid_file.write(&path))

@@ -1,6 +1,7 @@
-//! haproxy's own counters, carried from the generation that serves to the next one where the configuration has a `stats-file` (3.0
-//! and later): what the one that serves has counted is written there. What the file says is told to the loop, which counts it once.
-//! Source: haproxy management guide, 9.5, "Stats-file".
+//! haproxy's own counters, carried from the serving generation to the next one if the configuration
+//! has a `stats-file` (3.0 and later): the counters of the serving generation are written there.
+//! The loop learns what the file contains, and counts that once. Source: haproxy management guide,
+//! 9.5, "Stats-file".
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,15 +18,15 @@ use crate::generations::admin::Admin;
 use crate::generations::server_state;
 use crate::message::Message;
 
-/// How long the generation that serves may take to tell.
+/// How long the serving generation may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long the disk may take.
 const DISK: Duration = Duration::from_secs(5);
-/// A file that is longer counts as empty: the sums then have what it says twice.
+/// A longer file counts as empty: the sums then have its counters twice.
 const LONGEST: u64 = 64 << 20;
 
-/// Writes the file, if `serving` tells what belongs there, before `id` is started. What cannot be told or written is logged and
-/// left as it is: haproxy then begins with what the file says, as in a plain reload.
+/// Writes the counters of `serving` to the file, before `id` is started. A failure is logged and
+/// the file left as it is: haproxy then begins with what it contains, as in a plain reload.
 pub(crate) async fn carry(
     cx: &Context,
     id: GenerationId,
@@ -39,7 +40,7 @@ pub(crate) async fn carry(
             Err(_) => {
                 tracing::warn!(%path, "the serving haproxy did not report its counters for the stats-file in time");
             }
-            // As of 2.6, which is about to be replaced by one that has the file.
+            // Not a stats-file if haproxy is older, such as a 2.6 about to be replaced.
             Ok(answer) => match StatsFile::text(&answer).map(str::to_owned) {
                 None => {
                     tracing::warn!(%path, "the serving haproxy has no `dump stats-file`, which 3.0 and later have: no counters for the stats-file");
@@ -56,7 +57,7 @@ pub(crate) async fn carry(
     let read = worker::within(DISK, move || Ok(counters::preset(&read(&path)?, &guids))).await;
     match read.and_then(std::convert::identity) {
         Ok(preset) => cx.send(Message::Preset(id, preset)),
-        // haproxy says so where it is the first time.
+        // The file is missing the first time. haproxy reports that itself.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => tracing::warn!(path = %file.path.display(), %error, "stats-file not read"),
     }

@@ -1,6 +1,8 @@
-//! What the loop does when the process of a generation has started, has ended, or is known to have closed its listeners.
+//! What the loop does when the process of a generation has started, has ended, or is known to have
+//! closed its listeners.
 //!
-//! Under the name of haproxy the log leaves out what this module says (`serve` in `cli/stand_in`): haproxy has said it.
+//! Under the name of haproxy the log omits the messages of this module (`serve` in `cli/stand_in`):
+//! haproxy prints its own.
 
 use std::collections::BTreeSet;
 
@@ -26,10 +28,9 @@ use crate::report::cause::{Cause, Unseen, nothing_to_listen_on};
 use crate::supervisor::Supervisor;
 
 impl Supervisor {
-    /// A process was started for a generation.
     pub(crate) fn launched(&mut self, id: GenerationId, launched: Launched) {
         let Some(starting) = self.starts.end(id) else {
-            // It was called off while the process was on its way to us.
+            // The start was called off while this message was on its way.
             return process::end_quietly(launched.pidfd);
         };
         let rendering = launched.prepared.rendering();
@@ -37,7 +38,7 @@ impl Supervisor {
         let no_epoll = self.handover.ghosts.no_epoll()
             || rendering.is_some_and(|rendering| rendering.mode.no_epoll);
         let devices = rendering.map(Rendering::haproxys_devices).unwrap_or_default();
-        // A path stays: the process that made the socket made the path too.
+        // A path stays bound: the process that made the socket made the path too.
         let bindings = rendering.map(|rendering| rendering.bindings.as_slice()).unwrap_or_default();
         let goes = |binding: &Binding| {
             binding.inherited.is_some() && !matches!(binding.listener.address, Address::Unix(_))
@@ -73,7 +74,7 @@ impl Supervisor {
         generation.lease.changes = launched.changes;
         generation.drain = Drain::of_new();
         generation.own.devices = devices;
-        // What it was given at its start it does not say that it listens on.
+        // A generation does not report the listeners that it was given at its start.
         generation.readiness.listening.extend(generation.inodes());
         if let Some(shim) = launched.shim {
             intercept::begin(&self.cx, self.handover.watchdog(), id, shim);
@@ -110,7 +111,7 @@ impl Supervisor {
                         generation = id.0,
                         pid,
                         left,
-                        "killed what it left with its listeners open"
+                        "killed processes that it left behind with its listeners open"
                     );
                 }
             }
@@ -179,11 +180,11 @@ impl Supervisor {
         }
     }
 
-    /// Ends the leases of generations that have closed their listeners, on those that no generation needs that accepts or is about
-    /// to; then has the listeners released.
+    /// Ends the leases of generations that have closed their listeners, except on listeners that
+    /// another generation needs because it accepts or is about to. Then has the listeners released.
     pub(crate) fn give_back(&mut self) {
         if self.timeline.serving().is_none() {
-            // Clients wait in the queues for whatever serves next.
+            // Clients wait in the queues for the next generation.
             return;
         }
         let given_back = self.generations.give_back(&self.timeline);
@@ -202,7 +203,7 @@ impl Supervisor {
     /// Releases the listeners that exist because of this service and that no generation has.
     pub(crate) fn release_unused(&mut self) {
         if self.timeline.serving().is_none() || self.starts.in_progress() {
-            // What is being started may claim them in this moment; there is a next time.
+            // A start in progress may be about to claim them. They are released next time.
             return;
         }
         let (unused, open) = self.leases.take_unused(&self.generations.used());

@@ -1,5 +1,6 @@
-//! Whether haproxy may bind a socket for each connection of QUIC, which it does on the listener's port. Once it has given up root it may
-//! not below port 1024 without a capability: it then leaves all connections on the listener, without a word.
+//! Whether haproxy may bind a socket for each QUIC connection, on the listener's port. Once it has
+//! given up root, it may not do so below port 1024 without a capability. It then leaves all
+//! connections on the listener and does not report that.
 
 use bindonce_core::address::Address;
 use bindonce_sys::{holders, limits, process, worker};
@@ -8,7 +9,7 @@ use crate::context::Context;
 use crate::generations::foreign::LOOKS;
 use crate::generations::generation::Generation;
 
-/// Says if a generation that runs, so that it has given up what it gives up, may not.
+/// Warns if a generation may not. It must run already: only then has it given up its rights.
 pub(crate) fn look(cx: &Context, generation: &Generation) {
     let id = generation.id;
     let here = generation.listeners.iter().filter(|held| held.listener.options.netns.is_none());

@@ -1,9 +1,9 @@
-//! Whether a generation still listens, as long as it serves; whether it has stopped, once it was
-//! told to; and what is left of it then.
+//! Watches a generation: while it serves, whether it still listens; once it was told to stop,
+//! whether it has stopped, and then how many connections are left.
 //!
-//! haproxy is asked, on the admin connection that it was given, and then the descriptors must tell
-//! the same: it has stopped when none of its processes has one of a listener. Of any other
-//! program, and of a haproxy without that connection, the descriptors alone tell.
+//! haproxy is asked on its admin connection, and then its descriptors must agree: it has stopped
+//! when none of its processes has a descriptor of a listener. For any other program, and for a
+//! haproxy without that connection, the descriptors alone decide.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -25,28 +25,29 @@ use crate::kind::Kind;
 use crate::message::Message;
 use bindonce_haproxy::cli::Info;
 
-/// Between two looks at a generation that was told to stop: at first, and later.
+/// Time between two looks at a generation that was told to stop: at first, and later.
 const STOP_LOOK: Duration = Duration::from_millis(2);
 const STOP_LOOK_LATER: Duration = Duration::from_millis(10);
-/// Between two looks at one that drains: at first, and later.
+/// Time between two looks at a draining generation: at first, and later.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
 const DRAIN_LOOK_LATER: Duration = Duration::from_secs(1);
 /// How long a look at what a program listens on may take.
 const ELSEWHERE: Duration = Duration::from_secs(10);
-/// Between two looks at the one that serves: at first, and later.
+/// Time between two looks at the serving generation: at first, and later.
 const SERVING_LOOK: Duration = Duration::from_millis(100);
 const SERVING_LOOK_LATER: Duration = Duration::from_secs(1);
 /// How long an answer of the admin socket may take.
 const ANSWER: Duration = Duration::from_secs(1);
 
-/// Asks the serving generation now and then whether another process has told it to stop, or its
-/// own master to reload: then another must be started.
+/// Checks now and then whether another process has told the serving generation to stop, or its own
+/// master to reload. Another generation must be started then.
 pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
     let (cx, id) = (cx.clone(), generation.id);
     let kind = cx.settings.kind.clone();
     let mut admin = generation.cli.admin.clone();
     let family = Family::of(&kind, generation);
-    // One that binds by itself can have bound nothing yet; this is called again when it has.
+    // A program whose calls are intercepted may have bound nothing yet. This is called again when
+    // it has.
     if kind.is_intercepted() && generation.listeners.is_empty() {
         return;
     }
@@ -72,7 +73,8 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
                     Err(NoAnswer::Closed) if family.has_master => admin = None,
                     Err(NoAnswer::Closed) => return,
                 },
-                // The first process has them from the start, and closes them when it stops.
+                // The first process has the listeners from the start, and closes them when it
+                // stops.
                 None if !family.has_master && family.has(family.pid) => continue,
                 None => {}
             }
@@ -97,7 +99,7 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
                  itself, where bindonce protects nothing: let it take the descriptors (LISTEN_FDS, or \
                  --variable), or give its address to --listen; starting another"
             ),
-            // Its new worker has nothing of ours yet, or there is none.
+            // The new worker has none of the listeners yet, or there is no new worker.
             None if family.has_master => {
                 "no worker of haproxy's own master accepts any more: the master was told to \
                                           reload, or its worker to stop; starting another"
@@ -114,7 +116,7 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
     generation.tasks.watch(task.abort_handle());
 }
 
-/// Begins to ask a generation whether it has stopped, and then what is left.
+/// Begins to watch whether a generation has stopped, and then what is left of it.
 pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pace>) {
     let (cx, id) = (cx.clone(), generation.id);
     drop(generation.tell(State::Draining));
@@ -158,13 +160,13 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pac
                     }
                 },
                 None if std::mem::take(&mut untold) => cx.send(Message::CannotTell(id)),
-                // Nothing is left but its exit.
+                // Only its exit is left.
                 None if is_haproxy && hanging.look(family.workers()) => {
                     // The last client may have left after the last answer.
                     cx.send(Message::Left(id, 0));
                     return cx.later(Event::Hangs(id));
                 }
-                // Only a master can get what it has closed again.
+                // Only a master can get closed listeners back.
                 None if !is_haproxy => return,
                 None => {}
             }
@@ -178,7 +180,7 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pac
     generation.tasks.watch(task.abort_handle());
 }
 
-/// Closes connections that have been idle for long enough, and tells how many, or why none can be.
+/// Closes connections that have been idle for long enough, and reports how many, or why it cannot.
 async fn close_idle(
     cx: &Context,
     family: &Family,
@@ -209,8 +211,9 @@ async fn close_idle(
     }
 }
 
-/// Waits until haproxy says that it has closed its listeners, and tells when it says that it
-/// stops; none if its connection ends first, or is silent when no process has a descriptor of them any more.
+/// Waits until haproxy reports that it has closed its listeners, and sends an event when it reports
+/// that it stops. None if its connection ends first, or is silent when no process has a descriptor
+/// of a listener any more.
 async fn said_closed(cx: &Context, family: &Family, admin: &Admin) -> Option<Info> {
     let (mut said, mut left) = (false, None);
     loop {
@@ -226,7 +229,7 @@ async fn said_closed(cx: &Context, family: &Family, admin: &Admin) -> Option<Inf
                     return Some(info);
                 }
             }
-            // Its descriptors tell as much.
+            // The descriptors show the same.
             Err(NoAnswer::InTime) if matches!(family.look(None), Descriptors::Closed) => {
                 return None;
             }
@@ -243,7 +246,7 @@ async fn closed(family: &Family, told: Option<&Info>) {
         match family.look(told) {
             Descriptors::Closed => return,
             Descriptors::Open => {}
-            // Nothing will ever be known.
+            // Further looks will show no more.
             Descriptors::Hidden(error) => {
                 return tracing::warn!(
                     generation = family.id.0,
@@ -258,7 +261,8 @@ async fn closed(family: &Family, told: Option<&Info>) {
     }
 }
 
-/// What a program listens on besides these sockets; nothing of haproxy, which tells itself whether it stops.
+/// The addresses that a program listens on besides these sockets. None for haproxy, which reports
+/// itself whether it stops.
 async fn listens_elsewhere(kind: Kind, pid: i32, inodes: &[u64]) -> Option<String> {
     kind.program()?;
     let known = inodes.iter().copied().collect();

@@ -1,12 +1,12 @@
-//! Compares what a generation of haproxy really listens on with what was claimed for it: a listener
-//! that it passes over would keep clients waiting for ever, and an address of a `bind` line that it has
-//! bound by itself is not protected. Either means that we read the configuration in another way than
-//! haproxy does, and fails the start.
+//! Compares the listeners that a generation of haproxy really listens on with those claimed for it.
+//! On a listener that haproxy passes over, clients would wait forever; an address of a `bind` line
+//! that haproxy bound itself is not protected. Either means that bindonce and haproxy read the
+//! configuration differently, and fails the start.
 //!
-//! What it has bound is seen before anything older is touched. Which descriptors it listens on is known
-//! as soon as it goes on ([`super::listening`]): in a reload the older generations are still paused then,
-//! and resume if it is ended. What is started while no generation serves is compared too, and serves whatever
-//! it listens on.
+//! The addresses that haproxy bound are checked before anything older is touched. The descriptors
+//! that it listens on are known only once it continues ([`super::listening`]); in a reload the
+//! older generations are still paused then, and resume if the new one is ended. A generation
+//! started while none serves is compared too, and serves whatever it listens on.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -28,21 +28,21 @@ use crate::generations::start::Prepared;
 use crate::handover::listening::Listening;
 use crate::message::{Compared, Message};
 
-/// How long haproxy may take to tell what it listens on while clients wait. If it takes longer, the
-/// handover goes on, and it is asked again.
+/// How long haproxy may take to name its listeners while clients wait. If it takes longer, the
+/// handover continues and haproxy is asked again later.
 pub(crate) const ANSWER: Duration = Duration::from_secs(1);
-/// How long it may take when it is asked again, before the answer to the reload: exit 0 is said only of
-/// what was observed.
+/// How long haproxy may take when it is asked again, before the reload is answered: exit code 0 is
+/// given only for an observed result.
 const ANSWER_LATE: Duration = Duration::from_secs(10);
-/// What to do about one that does not accept again.
+/// The hint for a generation that does not accept again.
 const RESUMES_NOT: &str = "see what it does with `bindonce doctor`; correct the configuration, then run \
     `bindonce reload`: the next generation takes over from it";
 
-/// Why a reload has failed that was said to be done, as soon as that is known.
+/// Why a reload failed that was already reported as done; the value arrives as soon as it is known.
 pub(crate) type Late = oneshot::Receiver<Option<RpcError>>;
 
-/// Looks at what a generation that is ready has bound; at what it listens on too, if it is `running`
-/// already. False if there is nothing to compare.
+/// Looks at the addresses that a ready generation has bound, and if it is `running`, also at those
+/// that it listens on. False if there is nothing to compare.
 pub(crate) fn begin(
     cx: &Context,
     generation: &Generation,
@@ -60,7 +60,7 @@ pub(crate) fn begin(
     true
 }
 
-/// An address that a bind line names and that haproxy has bound by itself.
+/// An address that a bind line names and that haproxy bound itself.
 pub(crate) fn unclaimed(rendering: &Rendering, own: &BTreeSet<String>) -> Option<String> {
     let line = own.iter().find_map(|address| unclaimed_line(rendering, address))?;
     Some(format!("haproxy has bound {line}, which was not claimed"))
@@ -76,8 +76,8 @@ pub(crate) fn unclaimed_line(rendering: &Rendering, address: &str) -> Option<Str
     Some(format!("{address} by itself, of the bind line {place}"))
 }
 
-/// Asks a generation that serves, where it could not be asked before older ones were told to stop
-/// for good, or did not answer: why the reload has failed, if it has.
+/// Asks a serving generation for its listeners, where that was not possible before the older ones
+/// were told to stop for good, or it did not answer. Returns why the reload failed, if it did.
 pub(crate) fn ask_late(
     cx: &Context,
     generation: &Generation,
@@ -108,8 +108,8 @@ pub(crate) fn ask_late(
     }))
 }
 
-/// Asks a generation that was paused and is told to accept again whether it does, until it does: why it
-/// does not serve as before, if it does not in time.
+/// Asks a paused generation that was told to accept again whether it does, until it does. Returns
+/// why it does not serve as before, if it does not in time.
 pub(crate) fn ask_resumed(
     cx: &Context,
     generation: &mut Generation,
@@ -118,7 +118,7 @@ pub(crate) fn ask_resumed(
     let (id, listening) = (generation.id, Rc::new(Listening::of(&cx.settings.kind, generation)?));
     let (inbox, asked) = (cx.clone(), Rc::clone(&listening));
     let task = crate::tasks::spawn(async move {
-        // A signal that comes while it is stopped is lost when it is continued.
+        // A signal sent to a stopped process is lost when it is continued.
         while asked.missing(ANSWER).await.is_none_or(|missing| !missing.is_empty()) {
             inbox.send(Message::StillPaused(id));
             tokio::time::sleep(ANSWER).await;
@@ -140,7 +140,7 @@ pub(crate) fn ask_resumed(
     }))
 }
 
-/// Logs and records why the reload has failed, if it has, and gives that to the client.
+/// Logs and records why the reload failed, if it did, and returns it for the client.
 fn answer_late(
     cx: &Context,
     id: GenerationId,
@@ -162,14 +162,14 @@ fn answer_late(
     receive
 }
 
-/// The listeners of a generation, as people know them.
+/// The listeners of a generation, named as users know them.
 pub(crate) struct Listeners {
     pub(crate) prepared: Option<Rc<Prepared>>,
     pub(crate) listeners: Vec<Rc<HeldListener>>,
 }
 
 impl Listeners {
-    /// The first of these, and how many more; none if there is none.
+    /// The first listener of `indexes`, and how many more there are. None if the list is empty.
     pub(crate) fn some(&self, indexes: &[usize]) -> Option<String> {
         let rendering = self.prepared.as_ref().and_then(|prepared| prepared.rendering());
         let name = |index: usize| match rendering.and_then(|r| r.bindings.get(index)) {

@@ -1,10 +1,13 @@
-//! Descriptors that outlive the supervisor. The [`watchdog`](super::watchdog) has copies, and gives them to the supervisor that comes next:
+//! Descriptors that outlive the supervisor. The [`watchdog`](super::watchdog) has copies and gives
+//! them to the next supervisor:
 //!
-//! - Admin connections to older generations: a haproxy that was told to stop accepts no other, and a supervisor that is killed would leave it
-//!   out of reach. They keep haproxy alive, so it has them for [`WAIT`] at most.
-//! - Where the calls of generations come from that are asked about (seccomp_unotify(2)): a filter cannot be taken off, so this has them for
-//!   as long as a process has the filter. A program's calls wait for the next supervisor, for [`WAIT`] at most; from then on a bind(2) fails,
-//!   until that comes. haproxy's are left to the kernel at once.
+//! - Admin connections to older generations. A haproxy that was told to stop accepts no new ones,
+//!   so a killed supervisor would leave it out of reach. They keep haproxy alive, so the watchdog
+//!   holds them for [`WAIT`] at most.
+//! - The descriptors for intercepted calls (seccomp_unotify(2)). A filter cannot be removed, so the
+//!   watchdog holds these as long as a process has the filter. A program's calls wait for the next
+//!   supervisor, for [`WAIT`] at most; after that bind(2) fails until it arrives. haproxy's calls
+//!   are left to the kernel at once.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
@@ -17,77 +20,80 @@ use bindonce_core::generation::GenerationId;
 use bindonce_sys::intercept::{Left, Unattended};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// How long the connections are kept for the next supervisor, and a call of a program waits for it.
+/// How long the connections are kept for the next supervisor, and how long a program's call waits
+/// for it.
 const WAIT: Duration = Duration::from_secs(10);
 
-/// How long the next supervisor waits for the watchdog, which may have a handover to finish, and how long that waits for it to read.
+/// How long the next supervisor waits for the watchdog, which may have a handover to finish, and
+/// how long the watchdog waits for it to read.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// By what the kernel shows that the other end of a descriptor is gone.
+/// Poll results that show that the other end of a descriptor is gone.
 const ENDED: PollFlags = PollFlags::POLLHUP.union(PollFlags::POLLERR).union(PollFlags::POLLNVAL);
 
-/// The line that the socket comes with at which the next supervisor asks.
+/// The line that carries the socket at which the next supervisor asks.
 pub(super) const ASKED: &str = "asked\n";
 
-/// The line behind all that is given.
+/// The line after the last descriptor.
 const END: &str = "end\n";
 
-/// What the next supervisor answers when it has given all of it to a watchdog of its own.
+/// The next supervisor's answer when it has given all descriptors to its own watchdog.
 const TAKEN: &[u8] = b"\n";
 
-/// What the line of a connection begins with.
+/// Prefix of a line that carries a connection.
 const KEEP: &str = "keep ";
 
-/// What the line of the calls of a program begins with, and of those of a haproxy.
+/// Prefixes of lines that carry a program's calls, and haproxy's calls.
 const CALLS: [(&str, Unattended); 2] =
     [("calls ", Unattended::Fail), ("haproxy's calls ", Unattended::GoOn)];
 
-/// What the line begins with that says that these are no more to be kept.
+/// Prefix of a line that says that a generation's calls need not be kept any more.
 const FORGET: &str = "forget ";
 
-/// The name of the supervisor's own connection, beside those that are named for their level.
+/// The name of the supervisor's own connection. Other connections are named for their level.
 pub(crate) const OWN: &str = "own";
 
-/// The connections to each generation, by their name.
+/// The connections to each generation, by name.
 pub(crate) type Connections = BTreeMap<GenerationId, BTreeMap<String, OwnedFd>>;
 
-/// What the watchdog of an earlier supervisor has kept.
+/// The descriptors kept by an earlier supervisor's watchdog.
 #[derive(Debug, Default)]
 pub(crate) struct Stored {
     pub(crate) connections: Connections,
-    /// What [`Left`] is made of, of each generation.
+    /// The two parts of a [`Left`] for each generation.
     pub(crate) calls: BTreeMap<GenerationId, [OwnedFd; 2]>,
-    /// Who has kept it, and does so until it learns that it need not.
+    /// The connection to that watchdog, which keeps the descriptors until [`Stored::are_taken`]
+    /// answers it.
     keeper: Option<UnixStream>,
 }
 
 impl Stored {
-    /// All of it is in the hands of another watchdog: its keeper is not needed any more.
+    /// Tells the earlier watchdog that another watchdog has all descriptors.
     pub(super) fn are_taken(&self) {
         if let Some(mut keeper) = self.keeper.as_ref() {
-            // It can only have ended.
+            // A failure means that the watchdog has ended.
             let _ = keeper.write_all(TAKEN);
         }
     }
 }
 
-/// The line that this connection comes with.
+/// The line for a connection of this name.
 pub(super) fn line(id: GenerationId, name: &str) -> String {
     format!("{KEEP}{id} {name}\n")
 }
 
-/// The line that what the calls of this generation come from comes with.
+/// The line for the calls of this generation.
 pub(super) fn calls_line(id: GenerationId, how: Unattended) -> String {
     let begins = CALLS.iter().find(|(_, of)| *of == how).map_or("", |(begins, _)| begins);
     format!("{begins}{id}\n")
 }
 
-/// The line that ends that.
+/// The line that ends the keeping of a generation's calls.
 pub(super) fn forget_line(id: GenerationId) -> String {
     format!("{FORGET}{id}\n")
 }
 
-/// Whose calls come with this line, and what becomes of them.
+/// The generation whose calls this line carries, and how to answer them.
 fn calls_of(line: &str) -> Option<(GenerationId, Unattended)> {
     CALLS.iter().find_map(|(begins, how)| Some((id(line.strip_prefix(begins)?)?, *how)))
 }
@@ -96,8 +102,9 @@ fn id(text: &str) -> Option<GenerationId> {
     text.trim_end().parse().ok().map(GenerationId)
 }
 
-/// The socket at which the next supervisor asks, with one end of a pair to which it is answered. Of datagrams: what is asked waits
-/// there until the watchdog reads it, and it is no listener from which nobody accepts.
+/// The socket at which the next supervisor asks, sending one end of a pair for the answer. A
+/// datagram socket: a question waits there until the watchdog reads it, and no listener exists from
+/// which no process accepts.
 ///
 /// # Errors
 /// If it cannot be bound at `path`.
@@ -108,21 +115,21 @@ pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// Whether this line is about what is kept.
+/// Whether a line concerns the descriptor store.
 pub(super) fn is_line(line: &str) -> bool {
     line == ASKED
         || [KEEP, FORGET].iter().any(|begins| line.starts_with(begins))
         || calls_of(line).is_some()
 }
 
-/// What the watchdog of an earlier supervisor has kept.
+/// Fetches the descriptors that the watchdog of an earlier supervisor kept.
 pub(crate) fn fetch(path: &Path) -> Stored {
     let mut found = Stored::default();
-    // Nobody has kept anything.
+    // No watchdog kept anything.
     let Ok(answer) = ask(path) else { return found };
     let (mut text, mut descriptors) = (Vec::new(), Vec::new());
     let mut buffer = [0; 4096];
-    // What comes behind an error has no line, or no descriptor.
+    // Lines or descriptors after an error are incomplete.
     while !text.ends_with(END.as_bytes())
         && let Ok(count @ 1..) = bindonce_fd::recv(answer.as_fd(), &mut buffer, &mut descriptors)
     {
@@ -146,7 +153,7 @@ pub(crate) fn fetch(path: &Path) -> Stored {
     found
 }
 
-/// Asks for them: where they come.
+/// Sends the question. Returns the connection for the answer.
 fn ask(path: &Path) -> io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_read_timeout(Some(PATIENCE))?;
@@ -157,17 +164,17 @@ fn ask(path: &Path) -> io::Result<UnixStream> {
     Ok(ours)
 }
 
-/// What the watchdog keeps.
+/// The descriptors that the watchdog keeps.
 #[derive(Default)]
 pub(super) struct DescriptorStore {
     asked: Option<UnixDatagram>,
-    /// By their lines.
+    /// Connections by their lines.
     connections: BTreeMap<String, OwnedFd>,
     calls: BTreeMap<GenerationId, (Unattended, Left)>,
 }
 
 impl DescriptorStore {
-    /// Takes what has come with one of its lines; nothing, where it was lost on the way.
+    /// Takes the descriptors of a line; none if they were lost on the way.
     pub(super) fn take(&mut self, line: String, mut descriptor: impl FnMut() -> Option<OwnedFd>) {
         if let Some(id) = line.strip_prefix(FORGET).and_then(id) {
             self.calls.remove(&id);
@@ -181,7 +188,8 @@ impl DescriptorStore {
         self.wait(PollTimeout::ZERO, |_| false, None);
         match calls_of(&line) {
             Some((id, how)) => {
-                // Without them it cannot be known what waits: that fails as if there were no watchdog.
+                // Without both descriptors the waiting calls are unknown: they fail as if there
+                // were no watchdog.
                 let left = descriptor().and_then(|second| Left::new([first, second]).ok());
                 self.calls.extend(left.map(|left| (id, (how, left))));
             }
@@ -189,7 +197,8 @@ impl DescriptorStore {
         }
     }
 
-    /// The supervisor is gone: gives all to the next one that asks, and answers calls until that has taken it.
+    /// The supervisor is gone. Gives everything to the next one that asks, and answers calls until
+    /// that one has it.
     pub(super) fn leave(mut self) {
         let until = Instant::now() + WAIT;
         let mut next: Option<UnixStream> = None;
@@ -199,17 +208,17 @@ impl DescriptorStore {
             if is_late && next.is_none() {
                 self.connections.clear();
             }
-            // What a program asks is the next one's as soon as there is one.
+            // The next supervisor answers a program's calls as soon as it exists.
             let fails = is_late && next.is_none();
             let is_answered = |how| fails || how == Unattended::GoOn;
-            // What cannot be answered fails.
+            // A call that cannot be answered fails.
             self.calls.retain(|_, (how, left)| !is_answered(*how) || left.answer(*how).is_ok());
             if self.connections.is_empty() && self.calls.is_empty() {
                 return;
             }
             let limit = match is_late {
                 true => PollTimeout::NONE,
-                // Rounded up: at least until then.
+                // Rounded up, so that the wait lasts at least until then.
                 false => PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX),
             };
             match self.wait(limit, is_answered, next.as_ref()) {
@@ -220,21 +229,21 @@ impl DescriptorStore {
                     if matches!(read, Some(Ok(()))) {
                         return;
                     }
-                    // It has ended before it had all in other hands.
+                    // The next supervisor ended before its watchdog had everything.
                 }
                 None => {}
             }
         }
     }
 
-    /// Gives copies of all to the next supervisor, which has asked.
+    /// Gives the next supervisor, which has asked, copies of everything.
     fn give(&self) -> Option<UnixStream> {
         let (mut byte, mut descriptors) = ([0], Vec::new());
         let asked = self.asked.as_ref()?.as_fd();
         bindonce_fd::recv(asked, &mut byte, &mut descriptors).ok()?;
         let next = UnixStream::from(descriptors.pop()?);
         next.set_write_timeout(Some(PATIENCE)).ok()?;
-        // In one piece each: the socket takes so little whenever it takes anything.
+        // Each line goes in one piece: a socket with any room takes a message this small.
         for (id, (how, left)) in &self.calls {
             let line = calls_line(*id, *how);
             bindonce_fd::send(&next, line.as_bytes(), &left.copies()).ok()?;
@@ -246,8 +255,8 @@ impl DescriptorStore {
         Some(next)
     }
 
-    /// Waits until the next supervisor gives a sign, a connection or a program ends, a call comes that `is_answered`, or the limit has
-    /// passed. What has ended is forgotten.
+    /// Waits until the next supervisor gives a sign, a connection or a program ends, a call arrives
+    /// that `is_answered`, or the limit passes. Ended descriptors are forgotten.
     fn wait(
         &mut self,
         limit: PollTimeout,
@@ -255,7 +264,7 @@ impl DescriptorStore {
         next: Option<&UnixStream>,
     ) -> Option<Sign> {
         let read = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        // An end is shown without being asked for.
+        // poll(2) reports the end without being asked.
         let ends = |fd| PollFd::new(fd, PollFlags::empty());
         let calls = self.calls.values().map(|(how, left)| {
             let [listener, _] = left.copies();
@@ -269,7 +278,7 @@ impl DescriptorStore {
         if !poll(&mut polled, limit).is_ok_and(|count| count > 0) {
             return None;
         }
-        // What the kernel shows and we do not know is an end too.
+        // An unknown flag counts as an end.
         let shown = polled.iter().map(|polled| polled.revents().unwrap_or(PollFlags::POLLERR));
         let shown: Vec<PollFlags> = shown.collect();
         let mut shown = shown.into_iter();
@@ -285,11 +294,11 @@ impl DescriptorStore {
     }
 }
 
-/// What comes from the next supervisor.
+/// A sign from the next supervisor.
 enum Sign {
-    /// It asks for what is kept.
+    /// It asks for the descriptors.
     Asked,
-    /// It has all, or has ended.
+    /// It has all of them, or has ended.
     Answered,
 }
 

@@ -1,5 +1,5 @@
-//! Ghosts: what a generation that has closed its listeners left in its epoll sets, where each entry wakes it
-//! for every new connection. They are removed, as far as the kernel lets us.
+//! Ghosts: epoll entries of a generation's closed listeners, each of which wakes it for every new
+//! connection. They are removed as far as the kernel permits.
 
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
@@ -20,11 +20,10 @@ use crate::message::Message;
 use crate::settings::Ghosts;
 use crate::settings::Settings;
 
-/// How long looking for ghosts, or removing them, may take.
+/// How long searching for ghosts, or removing them, may take.
 const LOOKS: Duration = Duration::from_secs(10);
 
-/// A generation has closed its listeners: removes what it left in its epoll sets, where each
-/// entry would wake it for every new connection.
+/// Removes the ghosts of a generation that has closed its listeners.
 pub(crate) fn detach(cx: &Context, generation: &Generation) {
     let (cx, id, pid) = (cx.clone(), generation.id, generation.pid());
     tracing::info!(generation = id.0, pid, "stopped accepting");
@@ -58,7 +57,7 @@ pub(crate) fn detach(cx: &Context, generation: &Generation) {
             Ok::<_, Error>(removed)
         })
         .await;
-        drop(pidfd); // Not reaped before: the pid was its own until here.
+        drop(pidfd); // Not reaped before: until here the pid cannot be reused.
         let message = match removed {
             Ok(Ok(removed)) => {
                 let left = find(&cx.settings, pid, inodes).await.len();
@@ -78,11 +77,11 @@ pub(crate) fn detach(cx: &Context, generation: &Generation) {
     });
 }
 
-/// Whether ghosts can be removed here, as far as it was tried.
+/// Whether ghosts can be removed here, judged by the attempts so far.
 pub(crate) struct Removal {
     /// Generations start without epoll.
     no_epoll: bool,
-    /// It was told that ghosts stay: once is enough.
+    /// The warning about remaining ghosts was logged; once is enough.
     logged: bool,
 }
 
@@ -96,7 +95,8 @@ impl Removal {
         self.no_epoll
     }
 
-    /// What came of removing the ghosts of one generation; whether it is one of the last, after which none is started.
+    /// Reports the removal of one generation's ghosts. `is_last`: no generation will start after
+    /// it.
     pub(crate) fn ended(
         &mut self,
         cx: &Context,

@@ -1,10 +1,12 @@
-//! Listeners that leave the configuration while the new generation has one that covers them, as `127.0.0.1:80` goes and `*:80`
-//! stays or comes.
+//! Listeners that leave the configuration while the new generation has a listener that covers them,
+//! as when `127.0.0.1:80` goes and `*:80` stays or arrives.
 //!
-//! Who connects to such an address once the older generations are paused would wait in a queue from which nobody accepts
-//! any more, and be reset when the listener is closed. So it is [hidden](bindonce_sys::hidden) before the pause: new connections go to the listener that covers it, and
-//! the older generations accept what had come before. It is found again when the new generation does not take over, and
-//! by whoever claims it next: so it does no harm if this process dies at whatever moment.
+//! After the pause, a client of such an address would wait in a queue from which no process
+//! accepts, and be reset when the listener closes. So the listener is
+//! [hidden](bindonce_sys::hidden) before the pause: new connections go to the covering listener,
+//! and the older generations accept the earlier ones. The listener is shown again if the new
+//! generation does not take over, and by the next claim of it. So hiding does no harm if this
+//! process dies at any moment.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -17,14 +19,16 @@ use bindonce_sys::watch::Ticks;
 use crate::generations::generation::Generation;
 use crate::generations::listeners::HeldListener;
 
-/// How long older generations may take to accept what waits in these listeners. They accept from the others meanwhile.
+/// How long older generations may take to accept the connections waiting in these listeners. Their
+/// other listeners accept meanwhile.
 const DRAINED: Duration = Duration::from_millis(50);
 /// Between two looks at the queues.
 const LOOK: Duration = Duration::from_millis(1);
-/// So often in a row there must be nothing: what the kernel is just about to put there comes between two.
+/// The queues must be empty at this many looks in a row: a connection that the kernel is just about
+/// to queue arrives between two looks.
 const EMPTY: u32 = 2;
 
-/// The listeners that are hidden for one handover, until the broker has released them.
+/// Listeners hidden for one handover, until the broker has released them.
 #[derive(Debug)]
 pub(crate) struct Leaving {
     pub(crate) newer: GenerationId,
@@ -32,8 +36,9 @@ pub(crate) struct Leaving {
 }
 
 impl Leaving {
-    /// Hides what older generations have, the newer one covers, and nobody will have then: of those that exist because of this
-    /// service (`ours`). None if there is nothing of this kind, or it is not permitted.
+    /// Hides listeners that older generations have, that the newer one covers, and that no
+    /// generation will have afterwards. Only listeners that exist because of this service (`ours`)
+    /// are hidden. None if there is no such listener, or hiding is not permitted.
     pub(crate) fn hide(
         newer: &Generation,
         older: &[&Generation],
@@ -59,12 +64,13 @@ impl Leaving {
         (!listeners.is_empty()).then_some(Self { newer: newer.id, listeners })
     }
 
-    /// What waits until the older generations have accepted all that had come before, or do not in time.
+    /// A future that ends when the older generations have accepted all earlier connections, or the
+    /// time for that is over.
     pub(crate) fn drained(&self) -> impl Future<Output = ()> + use<> {
         let listeners = self.listeners.clone();
         async move {
             let until = Instant::now() + DRAINED;
-            // Without a timer nothing is waited for.
+            // Without a timer there is no wait.
             let Ok(mut ticks) = Ticks::every(LOOK) else { return };
             let mut empty = 0;
             while empty < EMPTY && Instant::now() < until && ticks.tick().await.is_ok() {
@@ -74,17 +80,19 @@ impl Leaving {
         }
     }
 
-    /// Whether this is one of them. It shows nothing of who accepts: nobody comes to it.
+    /// Whether this listener is hidden. A hidden listener shows nothing about who accepts, since no
+    /// client reaches it.
     pub(crate) fn has(&self, listener: &HeldListener) -> bool {
         self.listeners.iter().any(|held| held.inode == listener.inode)
     }
 
-    /// The new generation does not take over.
+    /// Shows the listeners again, because the new generation does not take over.
     pub(crate) fn show(self) {
         self.listeners.iter().for_each(|held| show(held));
     }
 
-    /// The broker has released those of `asked` that it has not `kept` because others have them.
+    /// The broker has released the listeners of `asked` that are not in `kept` because others have
+    /// them.
     pub(crate) fn released(&mut self, asked: &[String], kept: &BTreeSet<String>) {
         self.listeners.retain(|held| {
             if kept.contains(&held.label) {

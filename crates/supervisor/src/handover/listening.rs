@@ -1,5 +1,5 @@
-//! Which of its listeners a generation of haproxy really listens on: it says so on its
-//! admin socket (`show fd`), or its epoll sets show it.
+//! Which listeners a generation of haproxy really listens on. haproxy reports it on its admin
+//! socket (`show fd`), or its epoll sets show it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,17 +12,18 @@ use crate::generations::admin::{Admin, NoAnswer};
 use crate::generations::generation::Generation;
 use crate::kind::Kind;
 
-/// Up to so many descriptors are asked for one by one, more all at once: that answer has its
-/// connections too.
+/// Up to this many descriptors are queried one by one; more are queried all at once, which also
+/// lists the connections.
 const ONE_BY_ONE: usize = 32;
 /// Between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// The way to find it out for one generation.
+/// How to find it out for one generation.
 pub(crate) enum Listening {
-    /// It is asked for its descriptors: that of the admin socket, and those of so many listeners behind it.
+    /// Ask it on its admin connection: the descriptor of the admin socket, and those of the given
+    /// number of listeners behind it.
     Asked(Admin, usize),
-    /// It has no admin socket: its processes are looked at.
+    /// Look at its processes, because it has no admin socket.
     Seen(Box<Processes>),
 }
 
@@ -32,12 +33,12 @@ pub(crate) struct Processes {
     kind: Kind,
     pid: i32,
     inodes: Vec<u64>,
-    /// It was told to use no epoll.
+    /// haproxy was started without epoll.
     no_epoll: bool,
 }
 
 impl Listening {
-    /// None for a program other than haproxy, which reads its listeners itself.
+    /// None for a program other than haproxy, which takes its listeners itself.
     pub(crate) fn of(kind: &Kind, generation: &Generation) -> Option<Self> {
         kind.haproxy()?;
         Some(match &generation.cli.admin {
@@ -51,7 +52,7 @@ impl Listening {
         })
     }
 
-    /// What it has not told within `limit`, in words.
+    /// The log text for a generation that did not answer within `limit`.
     pub(crate) fn silence(&self, limit: Duration) -> String {
         let limit = duration::format(limit);
         match self {
@@ -64,9 +65,9 @@ impl Listening {
         }
     }
 
-    /// Which of its listeners it does not listen on, nor begins to within `limit`. None if it does not
-    /// answer in that time. None where it cannot be known: it does not have the command, or
-    /// uses no epoll; or it has ended, which is noticed elsewhere.
+    /// The indexes of listeners that the generation does not listen on, nor begins to within
+    /// `limit`. None if it does not answer in time. Empty where it cannot be known: haproxy lacks
+    /// the command or uses no epoll, or has ended, which is noticed elsewhere.
     pub(crate) async fn missing(&self, limit: Duration) -> Option<Vec<usize>> {
         let (mut heard, mut last) = (None, None);
         let looks = async {
@@ -84,7 +85,7 @@ impl Listening {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         };
-        // One that does not end in time tells no more than the one before.
+        // A look that does not end in time adds nothing to the one before.
         let _ = bindonce_sys::patience::timeout(limit, looks).await;
         let missing = last?;
         if let Self::Seen(processes) = self
@@ -101,15 +102,15 @@ impl Listening {
 /// Listeners that a generation does not listen on.
 #[derive(Default)]
 struct Missing {
-    /// It knows nothing of them.
+    /// Listeners unknown to haproxy.
     unknown: Vec<usize>,
-    /// It may be about to.
+    /// Listeners that haproxy may be about to listen on.
     waiting: Vec<usize>,
 }
 
 impl Processes {
-    /// Adds the inodes that are waited for to `heard`: one that is full waits for none. None if the look
-    /// takes too long.
+    /// Adds the inodes that the processes wait for to `heard`, since a process that is full waits
+    /// for none. None if the look takes too long.
     async fn look(&self, heard: &mut Option<BTreeSet<u64>>, limit: Duration) -> Option<Missing> {
         let this = self.clone();
         let look = move || {
@@ -167,7 +168,8 @@ async fn descriptors(admin: &Admin, count: usize, limit: Duration) -> Result<Mis
     let answer = admin.ask(commands, limit).await?;
     let known: BTreeMap<_, _> = answer.lines().filter_map(descriptor).collect();
     let mut missing = Missing::default();
-    // That of the admin socket shows that it has the command, and what an answer looks like.
+    // The entry of the admin socket shows that haproxy has the command, and the form of its
+    // answers.
     if known.contains_key(&(first - 1)) {
         for index in 0..count {
             match known.get(&(first + index)) {
@@ -187,8 +189,8 @@ mod tests {
 
     use super::*;
 
-    /// What a haproxy tells that has the descriptors up to `last`, and that ends after so many answers about them: it
-    /// closes its connection, or is silent from then on.
+    /// Runs a fake haproxy that knows descriptors up to `last` and stops after `answers` answers
+    /// about them: it then closes its connection, or is silent.
     fn told(last: usize, answers: usize, closes: bool) -> Option<Vec<usize>> {
         let (ours, mut theirs) = UnixStream::pair().expect("a pair");
         let talks = std::thread::spawn(move || {
@@ -216,11 +218,11 @@ mod tests {
         let local = tokio::task::LocalSet::new();
         let missing = local.block_on(&runtime.expect("a runtime"), async {
             let listening = Listening::Asked(Admin::resume(ours.into(), 0, |_| ()), 2);
-            // A minute for what answers; nothing at all for what is silent.
+            // A minute for a haproxy that answers; nothing for a silent one.
             let limit = if closes { 60_000 } else { 50 };
             listening.missing(Duration::from_millis(limit)).await
         });
-        drop(local); // Its end of the connection.
+        drop(local); // Closes its end of the connection.
         drop(talks.join().expect("a haproxy"));
         missing
     }

@@ -1,9 +1,12 @@
-//! A handover: from a generation that is ready to the proof that it alone accepts.
+//! A handover: the steps from a ready generation to the proof that it alone accepts.
 //!
-//! At no moment are two configurations left accepting, whatever dies. [`steps`] has the order: [`readiness`], the
-//! comparison with what the serving generation has ([`promise`]) and with what was claimed ([`compare`], [`listening`]), the [`proof`] that
-//! no older generation accepts, what is [`leaving`] the configuration, the connections that it is still [`opening`], and the removal of what it leaves in epoll sets ([`ghosts`]). The [`watchdog`] is the
-//! process that finishes a handover if this one dies in it; what it has in its [`descriptor_store`] then is the next supervisor's.
+//! At no moment are two configurations left accepting, whichever process dies. [`steps`] has the
+//! order: [`readiness`]; the comparison with the serving generation's listeners ([`promise`]) and
+//! with the claimed ones ([`compare`], [`listening`]); the [`proof`] that no older generation
+//! accepts; listeners [`leaving`] the configuration; QUIC connections that are still [`opening`];
+//! and the removal of [`ghosts`] from epoll sets. The [`watchdog`] is the process that finishes a
+//! handover if the supervisor dies in it. It passes its [`descriptor_store`] to the next
+//! supervisor.
 
 pub(crate) mod compare;
 pub(crate) mod descriptor_store;
@@ -41,21 +44,21 @@ use crate::handover::proof::{Older, Proof};
 use crate::handover::watchdog::{Duty, ProcessRef, Watchdog};
 use crate::settings::Ghosts;
 
-/// How much longer than it should a pause may last before the watchdog ends it.
+/// How much longer than intended a pause may last before the watchdog ends it.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// What a handover needs beside the generations themselves.
+/// The state of a handover, apart from the generations themselves.
 pub(crate) struct Handover {
     /// The generation that takes over if the proof succeeds, and the task that watches the queues.
     proof: Option<(GenerationId, AbortHandle)>,
     watchdog: Rc<RefCell<Watchdog>>,
-    /// What was hidden for the latest handover, as long as it is open.
+    /// The listeners hidden for the latest handover, until it is settled.
     leaving: Option<Leaving>,
     pub(crate) ghosts: Removal,
 }
 
 impl Handover {
-    /// What the watchdog keeps for the next supervisor is asked for at `kept`.
+    /// The next supervisor asks at the socket `kept` for the descriptors that the watchdog keeps.
     pub(crate) fn new(ghosts: Ghosts, kept: &Path) -> Result<Self, Error> {
         let kept = descriptor_store::open(kept).inspect_err(|error| {
             let text = "if this supervisor is killed, the next one will not reach the admin sockets of draining generations";
@@ -66,7 +69,7 @@ impl Handover {
         Ok(Self { proof: None, watchdog, leaving: None, ghosts: Removal::new(ghosts) })
     }
 
-    /// Begins to watch the queues of the older generations' listeners.
+    /// Begins to watch the accept queues of the older generations' listeners.
     pub(crate) fn prove(
         &mut self,
         cx: &Context,
@@ -77,7 +80,8 @@ impl Handover {
         let older: Vec<_> = older.iter().filter_map(|id| generations.get(id)).collect();
         let mut listeners = BTreeMap::new();
         let of_older = older.iter().flat_map(|generation| &generation.listeners);
-        // An older one may be gone by now: what the new one has of the same counts too.
+        // An older generation may be gone by now, so the new generation's share of the same
+        // listeners counts too.
         let newer_has = generations.get(&newer).into_iter().flat_map(|g| &g.listeners);
         for held in of_older.chain(newer_has.filter(|held| !held.created)) {
             let is_hidden = self.leaving.as_ref().is_some_and(|leaving| leaving.has(held));
@@ -117,24 +121,25 @@ impl Handover {
         self.proof = Some((newer, task.abort_handle()));
     }
 
-    /// The watch is over, whatever it has found.
+    /// Ends the watch, whatever its result.
     pub(crate) fn end_watch(&mut self) {
         if let Some((_, task)) = self.proof.take() {
             task.abort();
         }
     }
 
-    /// The generation for which the queues are watched.
+    /// The generation for which the queues are being watched.
     pub(crate) fn newer(&self) -> Option<GenerationId> {
         self.proof.as_ref().map(|(newer, _)| *newer)
     }
 
-    /// Tells the watchdog what is to be done if this process dies now.
+    /// Tells the watchdog its duty if this process dies now.
     pub(crate) fn tell(&self, duty: &Duty) {
         self.watchdog.borrow_mut().tell(duty);
     }
 
-    /// Tells the watchdog to finish this handover, should we die or the older ones stay paused for too long.
+    /// Tells the watchdog to finish this handover if this process dies or the older generations
+    /// stay paused for too long.
     pub(crate) fn finish_without_us(
         &self,
         cx: &Context,
@@ -152,8 +157,8 @@ impl Handover {
         older.iter().for_each(|older| self.keep(older));
     }
 
-    /// Hides what leaves the configuration and is covered by what stays. What is given ends when the older generations have accepted
-    /// what waits there.
+    /// Hides listeners that leave the configuration and that a remaining listener covers. The
+    /// returned future ends when the older generations have accepted the connections waiting there.
     pub(crate) fn hide_leaving(
         &mut self,
         newer: &Generation,
@@ -164,31 +169,34 @@ impl Handover {
         self.leaving.as_ref().map(Leaving::drained)
     }
 
-    /// This generation does not take over: what was hidden for it is found again.
+    /// Shows the hidden listeners again, because this generation does not take over.
     pub(crate) fn show_leaving(&mut self, newer: Option<GenerationId>) {
         let of_newer = |leaving: &mut Leaving| newer.is_none_or(|newer| leaving.newer == newer);
         self.leaving.take_if(of_newer).into_iter().for_each(Leaving::show);
     }
 
-    /// The broker has released those of `asked` that it has not `kept`.
+    /// The broker has released the listeners of `asked` that are not in `kept`.
     pub(crate) fn released(&mut self, asked: &[String], kept: &BTreeSet<String>) {
         self.leaving.iter_mut().for_each(|leaving| leaving.released(asked, kept));
     }
 
-    /// Gives the watchdog the admin connections of a generation that accepts no others, for the next supervisor.
+    /// Gives the watchdog the admin connections of a generation that accepts no new ones, for the
+    /// next supervisor.
     pub(crate) fn keep(&self, generation: &Generation) {
         for (name, connection) in generation.cli.connections() {
             self.watchdog.borrow().keep(generation.id, &name, connection.as_fd());
         }
     }
 
-    /// Gives the watchdog a copy of what the calls of a generation come from, if it is asked about any.
+    /// Gives the watchdog a copy of the descriptor for the generation's intercepted calls, if it
+    /// has one.
     pub(crate) fn keep_calls(&self, cx: &Context, generation: &Generation) {
         let Some(calls) = &generation.own.intercept else { return };
         self.watchdog.borrow_mut().keep_calls(generation.id, how(cx), calls);
     }
 
-    /// Gives the watchdog what that of an earlier supervisor has kept, which is not needed any more then.
+    /// Gives the watchdog the descriptors that an earlier supervisor's watchdog kept. That watchdog
+    /// is no longer needed then.
     pub(crate) fn keep_on(&self, cx: &Context, kept: &Stored) {
         let watchdog = self.watchdog.borrow();
         for (id, copies) in &kept.calls {
@@ -202,23 +210,23 @@ impl Handover {
         kept.are_taken();
     }
 
-    /// They can be answered no more: they fail from now on.
+    /// The calls of a generation can no longer be answered: they fail from now on.
     pub(crate) fn forget_calls(&self, id: GenerationId) {
         self.watchdog.borrow_mut().forget_calls(id);
     }
 
-    /// Tells the watchdog which generation to end and which resume, should we end now.
+    /// Tells the watchdog which generation to end, and which to resume, if this process dies now.
     pub(crate) fn guard(&self, newer: ProcessRef, paused: Vec<ProcessRef>) {
         self.tell(&Duty::End { newer, paused });
     }
 
-    /// For what tells it from a task.
+    /// The watchdog, for tasks that give it duties.
     pub(crate) fn watchdog(&self) -> Rc<RefCell<Watchdog>> {
         Rc::clone(&self.watchdog)
     }
 }
 
-/// How the calls of a generation are answered without a supervisor.
+/// How the watchdog answers a generation's calls without a supervisor.
 fn how(cx: &Context) -> Unattended {
     match cx.settings.kind.program() {
         Some(_) => Unattended::Fail,

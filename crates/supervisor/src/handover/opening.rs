@@ -1,8 +1,10 @@
-//! Connections of QUIC that an older generation has begun and not opened when it is proved to read no new ones.
+//! QUIC connections that an older generation has begun but not opened when the proof shows that it
+//! takes no new ones.
 //!
-//! haproxy finishes the handshakes that it has begun, and takes their requests, while it is paused. Told to stop, it closes a
-//! connection that has no request yet, and never answers one whose handshake ends later. So it is told to stop when no
-//! handshake has been under way for [`GRACE`], or [`LIMIT`] has passed: a client may begin one and never finish it.
+//! While paused, haproxy finishes the handshakes that it has begun and takes their requests. Once
+//! told to stop, it closes a connection that has no request yet, and never answers one whose
+//! handshake ends later. So the stop is sent only when no handshake has been under way for
+//! [`GRACE`], or [`LIMIT`] has passed: a client may begin a handshake and never finish it.
 
 use std::time::{Duration, Instant};
 
@@ -12,17 +14,17 @@ use bindonce_haproxy::cli::Quic;
 use crate::generations::admin::{Admin, NoAnswer};
 use crate::generations::generation::Generation;
 
-/// From the last handshake until the older generation is told to stop: how long a client may take from the end of its
-/// handshake until its request is there. Most send both at once.
+/// From the last handshake until the older generation is told to stop. This is how long a client
+/// may take from the end of its handshake to its first request; most send both at once.
 const GRACE: Duration = Duration::from_millis(200);
-/// How long handshakes may take in all. Nobody waits meanwhile but those who asked for the reload.
+/// How long handshakes may take in all. Only the clients that asked for the reload wait meanwhile.
 pub(crate) const LIMIT: Duration = Duration::from_secs(1);
 /// Between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// With more connections than this they are not listed: each is a line of 170 bytes.
+/// With more connections than this they are not listed; each is a line of 170 bytes.
 const LISTED: u64 = 10_000;
 
-/// The older generations that may have such connections.
+/// The admin connections of older generations that may have such connections.
 pub(crate) struct Opening(Vec<Admin>);
 
 impl Opening {
@@ -37,12 +39,12 @@ impl Opening {
         self.0.is_empty()
     }
 
-    /// Waits for their handshakes, and for the first requests.
+    /// Waits for the handshakes and the first requests, until `limit`.
     pub(crate) async fn settle(self, limit: Duration) {
         let begun = Instant::now();
         for admin in self.0 {
             let left = limit.saturating_sub(begun.elapsed());
-            // One that does not answer, or not in time, is told to stop as it is.
+            // A generation that does not answer in time is told to stop as it is.
             let _ = bindonce_sys::patience::timeout(left, settled(&admin, begun, limit)).await;
         }
     }
@@ -62,7 +64,7 @@ async fn settled(admin: &Admin, begun: Instant, limit: Duration) -> Result<(), N
             Quic::Open if handshake + GRACE <= asked => return Ok(()),
             Quic::Open => {}
         }
-        // A long answer stops haproxy while it is written.
+        // haproxy does nothing else while it writes a long answer.
         tokio::time::sleep(LOOK_AGAIN.max(asked.elapsed())).await;
     }
 }

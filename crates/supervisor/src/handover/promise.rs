@@ -1,5 +1,5 @@
-//! What is checked before an older generation is touched for a newer one: that the newer one has a listener to serve on, if
-//! any serves now.
+//! The check before an older generation is touched for a newer one: if any generation serves, the
+//! newer one must have a listener too.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -11,17 +11,20 @@ use crate::generations::generation::Generation;
 use crate::generations::listeners::HeldListener;
 use bindonce_haproxy::config::Rendering;
 
-/// What the newest generation leaves of the listeners of the one that serves.
+/// Listeners of the serving generation that the newest one leaves.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Unserved {
-    /// The listeners that it does not have.
+    /// Listeners that the newest generation does not have.
     pub(crate) left: Vec<String>,
-    /// No client of any of them reaches it.
+    /// No client of any of them reaches a listener of the newest generation.
     pub(crate) none_kept: bool,
 }
 
-/// Compares a generation that is ready with the listeners that serve now: what it leaves of them, or why it must not take
-/// over.
+/// Compares a ready generation with the listeners that serve now. Returns the listeners that it
+/// leaves.
+///
+/// # Errors
+/// Why the generation must not take over.
 pub(crate) fn compare(
     served: &[Rc<HeldListener>],
     generation: &Generation,
@@ -48,15 +51,15 @@ pub(crate) fn compare(
     Ok(Unserved { left, none_kept })
 }
 
-/// Whether no client of the listeners that served reaches one of the new ones: another address may take its connections, as `[::]:80`
-/// does those of `*:80`.
+/// Whether no client of the old listeners reaches a new one. Another address may take over its
+/// connections, as `[::]:80` does those of `*:80`.
 fn none_reached(served: &[Key], new: &[Key]) -> bool {
     !served.iter().any(|old| new.iter().any(|new| new.overlaps(old)))
 }
 
-/// Refuses a configuration on which haproxy would start for its admin socket alone, while others serve. One with a `bind` line
-/// that was not claimed is started, since haproxy may read it otherwise and have the broker's socket; [`compare`] finds
-/// it without, if it does not.
+/// Refuses a configuration with which haproxy would start for its admin socket alone while another
+/// generation serves. A configuration with an unclaimed `bind` line is started, since haproxy may
+/// read it differently and use the broker's socket; [`compare`] finds out if it does not.
 pub(crate) fn keeps_something(rendering: &Rendering, served: &[String]) -> Result<(), Error> {
     let starts_with_nothing = rendering.bindings.is_empty() && rendering.has_stats_socket();
     match starts_with_nothing && !rendering.has_bind_line() {

@@ -1,16 +1,16 @@
-//! The proof that nobody accepts, for a handover behind a pause.
+//! The proof that no process accepts, for a handover behind a pause.
 //!
-//! While the new generation is stopped and the older ones are told to pause, the
-//! accept queue of every listener is sampled. A queue that is not empty and was
-//! never seen to shrink for [`STILL`] means that no process accepts from it,
-//! known to us or not. Where no client waits, a probe does. For QUIC it is the receive queue: an Initial packet
-//! begins a connection, and the probe is a packet that nobody answers. A queue that is
-//! refilled as fast as it drains would look still, so each older generation's
-//! own count of accepted connections must not move over the same time.
+//! While the new generation is stopped and the older ones are told to pause, the supervisor samples
+//! the accept queue of every listener. A queue that is not empty and did not shrink for [`STILL`]
+//! shows that no process accepts from it, known to us or not. Where no client waits, a probe fills
+//! the queue. For QUIC the receive queue counts: an Initial packet begins a connection, and the
+//! probe is a packet that no one answers. A queue that refills as fast as it drains would look
+//! still, so each older generation's own count of accepted connections must not move during the
+//! same time.
 //!
 //! A listener that no connection from here reaches, and that no client uses at this moment, shows
-//! nothing. It must not delay the others: that the older generations stop is then what shows it.
-//! See docs/architecture.md, "Why sharing a socket is not enough".
+//! nothing. It must not delay the other listeners: there the older generations' own stop is the
+//! evidence. See docs/architecture.md, "Why sharing a socket is not enough".
 
 use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
@@ -34,57 +34,61 @@ use crate::message::Message;
 
 /// How long each queue must stand still.
 const STILL: Duration = Duration::from_millis(5);
-/// The same where no older generation can be asked: then no answer shows that a process which might accept
-/// has run meanwhile, and on a busy machine a process may well not run for some milliseconds.
+/// The same, where no older generation can be asked. Then no answer shows that a process which
+/// might accept has run meanwhile, and on a busy machine a process may not run for some
+/// milliseconds.
 const STILL_UNASKED: Duration = Duration::from_millis(25);
 /// Between two samples.
 const SAMPLE: Duration = Duration::from_millis(1);
-/// How long an older generation may take to answer; it is asked again at each sample.
+/// How long an older generation may take to answer. It is asked again at each sample.
 const ANSWER: Duration = Duration::from_millis(100);
-/// How long a queue may show nothing at all before its listener counts as one that no connection from
-/// here reaches: a firewall may drop it, or no connection may be allowed (`--no-probe`).
+/// How long a queue may show nothing before its listener counts as one that no connection from here
+/// reaches: a firewall may drop the connection, or `--no-probe` may forbid it.
 const GIVE_UP: Duration = Duration::from_millis(40);
-/// Probes to one listener: at first at each sample, then no more often than this.
+/// The number of probes to one listener that may follow each other at each sample; later probes are
+/// [`PROBE_AGAIN`] apart.
 const MANY_PROBES: u32 = 20;
 const PROBE_AGAIN: Duration = Duration::from_millis(20);
 
-/// What is to be proved, and with what.
+/// The subject of the proof, and its means.
 pub(crate) struct Proof {
-    /// The new generation, unless it waits in its readiness call: a process of it that is not stopped
-    /// takes connections, as if a stranger did.
+    /// The new generation, unless it waits in its readiness call. A process of it that is not yet
+    /// stopped takes connections as a stranger would.
     pub(crate) stopping: Option<Stopping>,
     /// The listeners that the older generations accept from.
     pub(crate) listeners: Vec<Rc<HeldListener>>,
     /// The older generations.
     pub(crate) older: Vec<Older>,
-    /// Whether to connect where no client waits.
+    /// Whether to probe listeners where no client waits.
     pub(crate) probe: bool,
-    /// Where all sockets of the service are bound.
+    /// The addresses of all sockets of the service.
     pub(crate) taken: Vec<Address>,
 }
 
 /// An older generation.
 pub(crate) struct Older {
     pub(crate) id: GenerationId,
-    /// The way to ask it.
+    /// Its admin connection.
     pub(crate) admin: Option<Admin>,
     /// Inodes of its listeners.
     pub(crate) inodes: BTreeSet<u64>,
 }
 
-/// What the watch has shown, and cost, for the log.
+/// The result and cost of the watch, for the log.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Shown {
     pub(crate) probes: u32,
-    /// Listeners that no connection from here reaches, and from which no connection was taken.
+    /// Number of listeners that no connection from here reaches, and from which no process took a
+    /// connection.
     pub(crate) unseen: usize,
 }
 
 impl Proof {
-    /// Watches until it is proved, or as far as it can be, telling every [`PAUSE_AGAIN`] that it is not.
+    /// Watches until the proof succeeds, or goes as far as it can. Every [`PAUSE_AGAIN`] it reports
+    /// that it is not proved yet.
     ///
     /// # Errors
-    /// Those of the kernel's timer; the timeline's deadline then ends the handover.
+    /// Those of the kernel's timer. The timeline's deadline then ends the handover.
     pub(crate) async fn watch(self, cx: &Context) -> io::Result<Shown> {
         let tell = |event| cx.later(event);
         let answered = Rc::new(Notify::new());
@@ -137,20 +141,23 @@ impl Proof {
                 }
                 Some(None) => {}
                 Some(Some(since)) => {
-                    // From when both stand still: a queue that was long before the first question
-                    // must not wait for an answer that is older than the question.
+                    // The queues and the counts must stand still at the same time. A queue that was
+                    // long before the first question must not wait for an answer older than the
+                    // question.
                     let since =
                         counts.iter().map(|count| count.unchanged.get()).fold(since, Instant::max);
                     let until = since + still_for;
                     let left = until.saturating_duration_since(now);
                     if !left.is_zero() && left < SAMPLE {
-                        // Clients wait: the last sample is taken as soon as it can prove it.
+                        // Clients wait, so the last sample is taken as soon as it can complete the
+                        // proof.
                         ticks.next_in(left)?;
                     }
                     if left.is_zero() && counts.iter().all(|count| count.stood(since, until)) {
-                        // One that did not run all this time, on a busy machine, has taken nothing
-                        // either. Its answer shows that it has run; and haproxy takes what it finds
-                        // waiting before it answers. So what waits even now is left by all.
+                        // A process that did not run all this time, on a busy machine, has taken
+                        // nothing either. Its answer shows that it has run, and haproxy takes
+                        // waiting connections before it answers. So a connection that still waits
+                        // now was left by every generation.
                         queues.iter_mut().for_each(Queue::look);
                         let stands = |queue: &Queue| queue.still.is_some_and(|at| at <= since);
                         if queues.iter().all(stands) {
@@ -173,7 +180,7 @@ impl Proof {
             }
             if report <= now {
                 report = now + PAUSE_AGAIN;
-                // What ends with one that has to be ended.
+                // Reports the connections that a forced end would cut.
                 let left = |count: &Rc<Count>| Some(Message::Left(count.id, count.left.get()?));
                 counts.iter().filter_map(left).for_each(|left| cx.send(left));
                 tell(Event::Unproved(observe(&queues, &counts, now)));
@@ -182,8 +189,8 @@ impl Proof {
     }
 }
 
-/// Orders so that the least is what the proof waits for: a queue that does not stand still, else
-/// the one that began last.
+/// Orders so that the least value is the one that the proof waits for: a queue that does not stand
+/// still, else the queue that stands still for the shortest time.
 fn later_or_none(a: &Option<Instant>, b: &Option<Instant>) -> std::cmp::Ordering {
     match (a, b) {
         (Some(a), Some(b)) => b.cmp(a),
@@ -210,21 +217,22 @@ fn observe(queues: &[Queue], counts: &[Rc<Count>], now: Instant) -> Observation 
     }
 }
 
-/// One queue over time.
+/// The state of one queue over time.
 struct Queue {
     listener: Rc<HeldListener>,
     length: u32,
-    /// Since when it is not empty and has not been seen to shrink.
+    /// Since when the queue is not empty and did not shrink.
     still: Option<Instant>,
-    /// When it was last seen to shrink.
+    /// When the queue last shrank.
     shrank: Option<Instant>,
     probes: u32,
     probed: Option<Instant>,
-    /// Where a connection may reach it; what did not is gone from here.
+    /// Addresses at which a connection may reach the listener. Addresses where it did not are
+    /// removed.
     targets: VecDeque<Address>,
-    /// A connection to the first of these comes to this listener and to no other.
+    /// A connection to the first target reaches this listener and no other.
     certain: bool,
-    /// A connection that the kernel has not completed yet.
+    /// A probe connection that the kernel has not completed yet.
     pending: Option<Probe>,
 }
 
@@ -243,14 +251,14 @@ impl Queue {
         }
     }
 
-    /// Whether it shows nothing and will not: it is empty, no connection was seen to be taken from
+    /// Whether the queue shows nothing and will not: it is empty, no process took a connection from
     /// it, and no connection from here reaches it.
     fn is_unseen(&self, begun: Instant, now: Instant) -> bool {
         let given_up = self.targets.is_empty() || now >= begun + GIVE_UP;
         self.still.is_none() && self.shrank.is_none() && given_up
     }
 
-    /// Looks at the queue; where it is empty, puts a probe into it.
+    /// Samples the queue, and probes it if it is empty.
     fn sample(&mut self) {
         self.look();
         if self.length > 0 {
@@ -264,7 +272,7 @@ impl Queue {
                 self.pending = None;
                 match self.listener.bound {
                     Address::Quic(_) => self.arrived(),
-                    // Its last step may still be under way.
+                    // The last step of the connection may still be under way.
                     _ => self.look(),
                 }
             }
@@ -272,7 +280,7 @@ impl Queue {
     }
 
     fn look(&mut self) {
-        // Taken first: a queue has not stood still for longer than it is known to.
+        // The time is taken first: a queue has not stood still for longer than it is known to.
         let now = Instant::now();
         let length = self.listener.queue();
         if length < self.length {
@@ -306,16 +314,17 @@ impl Queue {
         self.arrived();
     }
 
-    /// A probe to the first target is complete.
+    /// A probe to the first target completed.
     fn arrived(&mut self) {
         let Some(target) = self.targets.front().cloned() else { return };
         self.probes += 1;
-        // A connection is in the queue when connect(2) returns: it stands still from now on.
+        // The connection is in the queue when connect(2) returns; the queue stands still from now
+        // on.
         self.look();
         if self.length > 0 {
             return;
         }
-        // It was taken before the look, or has come to another listener.
+        // The connection was taken before the look, or reached another listener.
         self.certain =
             self.certain || probe::comes_to(&target, self.listener.inode).unwrap_or(false);
         if self.certain {
@@ -325,7 +334,7 @@ impl Queue {
         }
     }
 
-    /// A connection to the first target does not come here.
+    /// A connection to the first target does not reach this listener.
     fn missed(&mut self, why: &str) {
         if let Some(target) = self.targets.pop_front() {
             let listener = &self.listener.label;
@@ -334,21 +343,21 @@ impl Queue {
     }
 }
 
-/// One older generation's count of accepted connections over time.
+/// An older generation's count of accepted connections over time.
 struct Count {
     id: GenerationId,
     value: Cell<Option<u64>>,
-    /// How many connections it has.
+    /// Its current number of connections.
     left: Cell<Option<u64>>,
-    /// When the first question was sent whose answer was this value.
+    /// When the first question was sent that got the current value as its answer.
     unchanged: Cell<Instant>,
-    /// When the last question was sent that was answered.
+    /// When the last answered question was sent.
     asked: Cell<Instant>,
     /// When the last answer came.
     answered: Cell<Instant>,
     grew: Cell<Option<Instant>>,
     closed: Cell<bool>,
-    /// Wakes the asking.
+    /// Wakes the task that asks.
     ask: Notify,
 }
 
@@ -368,7 +377,7 @@ impl Count {
         }
     }
 
-    /// Asks again and again; ends with the connection.
+    /// Asks for the count each time it is woken. Ends with the connection.
     async fn follow(self: Rc<Self>, admin: Admin, answered: Rc<Notify>) {
         loop {
             self.ask.notified().await;
@@ -396,8 +405,8 @@ impl Count {
         }
     }
 
-    /// Whether it is known not to have grown from `since` to `until`. One whose connection has
-    /// ended cannot tell: the accept queues must do.
+    /// Whether the count is known not to have grown from `since` to `until`. A generation whose
+    /// connection has ended cannot tell; the accept queues must show it.
     fn stood(&self, since: Instant, until: Instant) -> bool {
         self.closed.get()
             || (self.value.get().is_some()

@@ -1,8 +1,8 @@
-//! How a program says that it is ready: by READY=1 (sd_notify(3)), by a check that succeeds, or by
-//! having lived for a while. haproxy has ways of its own.
+//! How a program reports readiness: by READY=1 (sd_notify(3)), by a check that succeeds, or by
+//! surviving a delay. haproxy has its own ways.
 //!
-//! Each generation has a socket of its own for READY=1, and the kernel says who has sent it: only
-//! a process of that generation is believed.
+//! Each generation has its own socket for READY=1, and the kernel names the sender: only a process
+//! of that generation is believed.
 
 use std::ffi::OsStr;
 use std::process::Stdio;
@@ -22,8 +22,8 @@ use crate::generations::notifications::{LOOK_AGAIN, Notifications};
 use crate::message::Message;
 use crate::program::Readiness;
 
-/// Between a check that failed and the next: at first, doubling, and in the end. Until a check succeeds
-/// the new generation and the older one both accept.
+/// The pause between a failed check and the next: the first, which doubles, and the longest. Until
+/// a check succeeds the new and the older generation both accept.
 const CHECK_AGAIN: Duration = Duration::from_millis(10);
 const CHECK_AGAIN_LAST: Duration = Duration::from_millis(100);
 
@@ -59,14 +59,18 @@ pub(crate) fn await_ready(
         match ready {
             Ok(how) => cx.send(Message::Ready(id, how)),
             Err(error) => {
-                tracing::error!(generation = id.0, pid, "its readiness cannot be awaited: {error}");
+                tracing::error!(
+                    generation = id.0,
+                    pid,
+                    "cannot wait for the generation's readiness: {error}"
+                );
             }
         }
     });
     generation.tasks.watch(task.abort_handle());
 }
 
-/// Waits until a process of the generation says READY=1.
+/// Waits until a process of the generation sends READY=1.
 async fn told(
     id: GenerationId,
     pid: i32,
@@ -88,7 +92,7 @@ async fn told(
                 pid,
                 sender = senders.first(),
                 left_out,
-                "READY=1 ignored: its sender is no process of this generation, or has ended already"
+                "READY=1 ignored: its sender does not belong to this generation, or has ended"
             );
         }
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -121,7 +125,7 @@ async fn checked(
     }
 }
 
-/// A check that runs; it is killed with the task that waits for it.
+/// A running check, killed when the task that waits for it is dropped.
 struct Check(Pidfd);
 
 impl Drop for Check {

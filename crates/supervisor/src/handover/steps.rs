@@ -1,6 +1,7 @@
-//! The steps of a handover, from a generation that is ready to the proof that no older one accepts, and the comparison of
-//! what the new one listens on with what was claimed. Whether an older one has stopped is in
-//! [`crate::generations::watching`], what it leaves behind in [`crate::handover::ghosts`].
+//! The steps of a handover, from a ready generation to the proof that no older one accepts, and the
+//! comparison of the new generation's listeners with those claimed.
+//! [`crate::generations::watching`] finds out whether an older generation has stopped;
+//! [`crate::handover::ghosts`] removes what it leaves behind.
 
 use std::time::Duration;
 
@@ -19,11 +20,11 @@ use crate::message::{Compared, Message};
 use crate::report::cause::Cause;
 use crate::supervisor::Supervisor;
 
-/// How long the broker may take to show a listener. The older generation serves on meanwhile.
+/// How long the broker may take to show a hidden listener. The older generation serves meanwhile.
 const SHOWN: Duration = Duration::from_secs(1);
 
 impl Supervisor {
-    /// Tells the timeline that a generation is ready, once.
+    /// Tells the timeline, once, that a generation is ready.
     pub(crate) fn ready(&mut self, id: GenerationId, how: &'static str) {
         let Some(generation) = self.generations.get_mut(&id) else { return };
         if std::mem::replace(&mut generation.readiness.ready, true) {
@@ -42,13 +43,14 @@ impl Supervisor {
         }
         let held = generation.is_held();
         let first = self.timeline.accepting(id).is_empty();
-        // One that is not held accepts already, beside an older one: nothing may delay the handover.
+        // A generation that is not held already accepts beside an older one: nothing may delay the
+        // handover.
         if !((held || first) && compare::begin(&self.cx, generation, how, first && !held)) {
             self.take_over_now(id, how);
         }
     }
 
-    /// Begins the handover to a generation that is ready.
+    /// Begins the handover to a ready generation.
     fn take_over_now(&mut self, id: GenerationId, how: &'static str) {
         let Some(newer) = self.generations.get_mut(&id) else { return };
         let took = newer.start.ready();
@@ -64,13 +66,15 @@ impl Supervisor {
         };
         let lines = older.iter().flat_map(|one| &one.own.lines).cloned();
         self.report.stopped_first = lines.collect();
-        // From here on it takes over also without us.
+        // From here on the new generation takes over even if the supervisor dies.
         let shown = newer.show_new();
-        // Before the first signal: whatever becomes of us now, one of them will serve.
+        // Sent before the first signal: if the supervisor dies now, one of the generations still
+        // serves.
         self.handover.finish_without_us(&self.cx, newer, &older);
         let waits = newer.is_held();
         let drained = self.handover.hide_leaving(newer, &older, &self.leases.ours);
-        // Should we die now it goes on: the next supervisor must not take it for one that starts.
+        // Saved before the handover continues: the next supervisor must not take this generation
+        // for one that is starting.
         self.save();
         let after = took.map(|took| format!(", {} after its start began", duration::format(took)));
         let text = format!("{how}{}", after.unwrap_or_default());
@@ -83,7 +87,7 @@ impl Supervisor {
         let cx = self.cx.clone();
         crate::tasks::spawn(async move {
             if let Some(shown) = shown {
-                // In vain, the broker shows them when the new one serves.
+                // If this fails, the broker shows the listeners when the new generation serves.
                 let _ = tokio::time::timeout(SHOWN, shown).await;
             }
             if let Some(drained) = drained {
@@ -93,7 +97,7 @@ impl Supervisor {
         });
     }
 
-    /// What was seen: the start goes on, or ends here.
+    /// Continues the start after the comparison, or ends it.
     pub(crate) fn compared(&mut self, id: GenerationId, how: &'static str, seen: &Compared) {
         let refused = self.generations.get(&id).is_none_or(|g| g.readiness.refused.is_some());
         if refused {
@@ -109,11 +113,11 @@ impl Supervisor {
         }
     }
 
-    /// No process accepts, as far as `proof` shows. The new generation goes on, and before the older ones
-    /// are told to stop for good it must be known that it listens on what it was given, and what they have begun with
-    /// clients of QUIC must be open.
+    /// No process accepts, as far as `proof` shows. The new generation continues. Before the older
+    /// ones are told to stop for good, two things must hold: the new generation listens on all its
+    /// listeners, and the QUIC connections that the older ones began are open.
     pub(crate) fn proved(&mut self, proof: Event) {
-        // Where one of them is not known to be paused, the new one cannot go on yet.
+        // If one of the older generations may still accept, the new one cannot continue yet.
         let may_go_on = match proof {
             Event::ProvedInPart { all_paused } => all_paused || self.timeline.is_stopping(),
             _ => true,
@@ -136,7 +140,7 @@ impl Supervisor {
         };
         let opening = Opening::of(older.iter().filter_map(|id| self.generations.get(id)));
         if !opening.is_none() {
-            // Nobody need be told again to pause.
+            // No older generation needs another pause signal.
             self.feed(Event::Unproved(Observation::default()));
         }
         let limit = opening::LIMIT.min(self.cx.settings.timing.retire_timeout / 2);
@@ -148,8 +152,7 @@ impl Supervisor {
         });
     }
 
-    /// It is known which of its listeners a generation that goes on passes over, or it could not be known
-    /// in time.
+    /// The comparison of a continued generation's listeners is done, or did not complete in time.
     pub(crate) fn listens(&mut self, id: GenerationId, missing: Option<&[usize]>, proof: Event) {
         if self.handover.newer() != Some(id) {
             return; // It has died, or the service is being shut down.
@@ -167,8 +170,8 @@ impl Supervisor {
         }
     }
 
-    /// Tells what differs, and ends the generation: true. Not one that was started anew on a configuration
-    /// that serves, or has served: no other would serve.
+    /// Logs the difference and ends the generation: true. A restart on a configuration that serves,
+    /// or served, is not ended, since no other generation would serve.
     fn reads_otherwise(&mut self, id: GenerationId, text: String) -> bool {
         let fresh = self.timeline.configuration_of(id) == Some(id);
         tracing::error!(generation = id.0, pid = self.generations.pid(id), "{text}");
@@ -178,32 +181,32 @@ impl Supervisor {
             if let Some(generation) = self.generations.get_mut(&id) {
                 generation.refuse(Cause::new(text, hint));
             }
-            // Until its end is seen the older ones may finish their stop.
+            // The older generations may finish their stop until the end of the new one is seen.
             self.feed(Event::Refused(id));
         }
         fresh
     }
 
-    /// Listeners that haproxy was given and does not listen on.
+    /// Listeners that haproxy was given but does not listen on.
     fn passed_over(&self, id: GenerationId, missing: Option<&[usize]>) -> Option<String> {
         let listeners = self.listeners(self.generations.get(&id)?);
         Some(format!("haproxy does not listen on {}", listeners.some(missing?)?))
     }
 
-    /// The listeners of a generation, as people know them.
+    /// The listeners of a generation, named as users know them.
     pub(crate) fn listeners(&self, generation: &Generation) -> Listeners {
         let of = self.timeline.configuration_of(generation.id);
         let prepared = of.and_then(|of| self.starts.prepared(of).cloned());
         Listeners { prepared, listeners: generation.listeners.clone() }
     }
 
-    /// A generation that is to accept has not said that it does: it is told again.
+    /// Signals a generation again that should accept but does not confirm it.
     pub(crate) fn still_paused(&mut self, id: GenerationId) {
         if self.timeline.serving() == Some(id)
             && !self.timeline.is_paused(id)
             && let Some(generation) = self.generations.get(&id)
         {
-            // Its end is on its way to us.
+            // The process may have ended; its exit message is on its way.
             let _ = generation.pidfd.send(Number::SIGTTIN);
         }
     }

@@ -1,20 +1,20 @@
-//! The watchdog: a process of its own that ends a handover whose supervisor has died.
+//! The watchdog: a separate process that finishes a handover whose supervisor has died.
 //!
-//! While a new generation starts next to an older one, or is stopped and the older
-//! ones are paused, the death of the supervisor would leave two configurations
-//! accepting, or none. So the supervisor tells this process about every handover, over
-//! a socket that ends with the supervisor, and what is to be done then:
+//! While a new generation starts next to an older one, or is stopped and the older ones are paused,
+//! the death of the supervisor would leave two configurations accepting, or none. So the supervisor
+//! tells the watchdog about every handover, over a socket that ends with the supervisor, and what
+//! to do then:
 //!
-//! - a generation that was only starting is ended: the older one serves on, and resumes if it was
-//!   paused so that the new one can bind an address;
-//! - one that was taking over goes on, as soon as the older ones, which are told to stop, have
-//!   closed their listeners.
+//! - A generation that was only starting is ended. The older generation keeps serving, and resumes
+//!   if it was paused so that the new one could bind an address.
+//! - A generation that was taking over continues as soon as the older ones, which are told to stop,
+//!   have closed their listeners.
 //!
-//! The same is done when a pause lasts longer than the supervisor said it might. A new generation
-//! that is held at its readiness stays so meanwhile: this process has a copy of the hold,
-//! which the death of the supervisor does not release.
-//! Processes are named by pid and start time, so that no other process is ever signalled.
-//! Behind all that it gives the next supervisor what it has [`kept`](super::kept) for it.
+//! The watchdog does the same when a pause lasts longer than the supervisor announced. A new
+//! generation that is held at its readiness stays held meanwhile: the watchdog has a copy of the
+//! hold, which the supervisor's death does not release. Processes are named by pid and start time,
+//! so that no other process is ever signalled. In the end the watchdog gives the next supervisor
+//! the descriptors of the `descriptor_store`.
 
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -42,59 +42,59 @@ pub const SUBCOMMAND: &str = "__watchdog";
 /// How long the supervisor waits for the watchdog to take a message.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long the supervisor waits for the end of a watchdog that it needs no more.
+/// How long the supervisor waits for an unneeded watchdog to end.
 const ENDING: Duration = Duration::from_millis(100);
 
-/// How long a new generation waits for older ones that were told to stop to close their listeners:
-/// one that does not must not keep the service away for longer.
+/// How long a new generation waits for the older ones, which were told to stop, to close their
+/// listeners. A generation that does not must not keep the service down for longer.
 const CLOSING: Duration = Duration::from_millis(500);
 
-/// How long older generations may be paused so that a new one binds an address: the supervisor ends it
-/// long before, unless it is stuck.
+/// How long older generations may be paused so that a new one can bind an address. The supervisor
+/// ends the pause long before, unless it is stuck.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// How often is looked whether they have.
+/// Interval between two checks for closed listeners.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
-/// The line that a hold comes with.
+/// The line that carries a hold.
 const HOLD: &str = "hold\n";
 
-/// A process, as a supervisor names it to its watchdog and to the next supervisor.
+/// A process, as the supervisor names it to its watchdog and to the next supervisor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct ProcessRef {
     pub(crate) pid: i32,
-    /// In clock ticks since boot: a pid alone may name another process by then.
+    /// In clock ticks since boot. A pid alone may name another process later.
     pub(crate) start_time: u64,
 }
 
-/// What is to be done if the supervisor dies now.
+/// The watchdog's duty if the supervisor dies now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Duty {
     /// Nothing.
     None,
-    /// End a generation that was starting, then let those resume that were paused for it; while any are,
-    /// also after [`PAUSE`].
+    /// End a starting generation, then resume those paused for it. While any are paused, also after
+    /// [`PAUSE`].
     End { newer: ProcessRef, paused: Vec<ProcessRef> },
-    /// Tell the older ones to stop, and continue the new one; also after this time.
+    /// Tell the older generations to stop, and continue the new one; also after `within`.
     Finish {
         within: Duration,
-        /// The number of the signal.
+        /// Number of the signal that tells the older ones to stop.
         retire: i32,
         newer: ProcessRef,
         older: Vec<ProcessRef>,
-        /// Inode numbers of what the older ones listen on.
+        /// Inode numbers of the older generations' listeners.
         listeners: Vec<u64>,
     },
 }
 
 impl ProcessRef {
-    /// Names the process that has this pid now.
+    /// Names the process that currently has this pid.
     pub(crate) fn of(pid: i32) -> Option<Self> {
         Some(Self { pid, start_time: process::start_time(pid)? })
     }
 
-    /// Waits until it has ended, but for no longer than [`CLOSING`].
+    /// Waits until the process has ended, for [`CLOSING`] at most.
     fn wait_end(self) {
         let limit = PollTimeout::try_from(CLOSING).unwrap_or(PollTimeout::ZERO);
         if let Ok(pidfd) = Pidfd::open(self.pid)
@@ -105,15 +105,16 @@ impl ProcessRef {
     }
 
     fn signal(self, signal: Signal) {
-        // The descriptor is opened first: what it names cannot change under the comparison.
+        // The pidfd is opened first, so that the process it names cannot change under the
+        // comparison.
         let Ok(pidfd) = Pidfd::open(self.pid) else { return };
         if self.is_there() {
-            // It can only have ended meanwhile.
+            // The process may have ended meanwhile.
             let _ = pidfd.send(signal);
         }
     }
 
-    /// Whether it has a descriptor of one of these listeners, as far as can be seen.
+    /// Whether the process has a descriptor of one of these listeners, as far as /proc shows.
     fn listens(self, listeners: &[u64]) -> bool {
         self.is_there()
             && process::family(self.pid)
@@ -121,20 +122,20 @@ impl ProcessRef {
                 .any(|pid| holders::holds(pid, listeners).unwrap_or(false))
     }
 
-    /// Whether it has not ended.
+    /// Whether the process still exists.
     pub(crate) fn is_there(self) -> bool {
         process::start_time(self.pid) == Some(self.start_time)
     }
 }
 
 impl Duty {
-    /// One line of the socket.
+    /// The duty as one line.
     fn write(&self) -> String {
-        // Nothing in it can fail to be written.
+        // This type always serializes.
         serde_json::to_string(self).unwrap_or_default() + "\n"
     }
 
-    /// Does it. What is held goes on behind this, at the earliest.
+    /// Carries out the duty. A held generation continues afterwards at the earliest.
     fn perform(self) {
         match self {
             Self::None => {}
@@ -143,7 +144,7 @@ impl Duty {
                     tree::kill(newer.pid);
                 }
                 if !paused.is_empty() {
-                    // It may have an address that the older ones take back.
+                    // The new generation may have an address that the older ones take back.
                     newer.wait_end();
                     paused.iter().for_each(|paused| paused.signal(Signal::SIGTTIN));
                 }
@@ -160,7 +161,7 @@ impl Duty {
                 let until = Instant::now() + CLOSING;
                 let open = |older: &ProcessRef| older.listens(&listeners);
                 while older.iter().any(open) && Instant::now() < until {
-                    // There is no event for a descriptor that another process closes.
+                    // The kernel sends no event when another process closes a descriptor.
                     std::thread::sleep(LOOK_AGAIN);
                 }
                 if newer.is_there() {
@@ -171,22 +172,23 @@ impl Duty {
     }
 }
 
-/// The supervisor's side. It never waits for a watchdog that does not read: that one is replaced.
+/// The supervisor's side. It never waits for a watchdog that does not read; such a watchdog is
+/// replaced.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
     socket: UnixStream,
     child: Child,
-    /// Where the next supervisor asks for what it keeps.
+    /// The socket at which the next supervisor asks for the kept descriptors.
     kept: Option<OwnedFd>,
-    /// The calls that it keeps, for the one that takes its place.
+    /// The kept calls, for a replacement watchdog.
     calls: Vec<(GenerationId, Unattended, Weak<Intercept>)>,
-    /// Since when it has not read what it was told.
+    /// Since when the watchdog has left a message unread.
     unread: Option<Instant>,
 }
 
 impl Watchdog {
-    /// Starts the process, in a group of its own so that a Ctrl-C does not reach it. The next supervisor asks at the
-    /// socket `kept`.
+    /// Starts the process in its own process group, so that Ctrl-C does not reach it. The next
+    /// supervisor asks at the socket `kept`.
     pub(crate) fn start(kept: Option<OwnedFd>) -> Result<Self, Error> {
         let failed = || Error::system("start the watchdog");
         let (socket, theirs) = UnixStream::pair().map_err(failed())?;
@@ -206,8 +208,8 @@ impl Watchdog {
         Ok(watchdog)
     }
 
-    /// Tells what is to be done if we die now. A watchdog that has died itself, that is stopped or
-    /// does not read, is replaced.
+    /// Tells the watchdog its duty if this process dies now. A watchdog that has died, is stopped,
+    /// or does not read is replaced.
     pub(crate) fn tell(&mut self, duty: &Duty) {
         let line = duty.write();
         if !self.is_stuck() && self.socket.write_all(line.as_bytes()).is_ok() {
@@ -215,7 +217,7 @@ impl Watchdog {
         }
         tracing::warn!(
             pid = self.child.id(),
-            "the watchdog is gone, stopped or does not read; starting another"
+            "the watchdog has ended, is stopped or does not read; starting another"
         );
         let kept = self.kept.as_ref().and_then(|kept| kept.try_clone().ok());
         match Self::start(kept) {
@@ -224,14 +226,15 @@ impl Watchdog {
                     calls.upgrade().iter().for_each(|calls| new.keep_calls(id, how, calls));
                 }
                 drop(std::mem::replace(self, new));
-                // A second failure at once is no accident; the log has said enough.
+                // A second failure in a row is no accident; the log has said enough.
                 let _ = self.socket.write_all(line.as_bytes());
             }
-            Err(error) => tracing::error!(%error, "handovers go on without a watchdog"),
+            Err(error) => tracing::error!(%error, "handovers continue without a watchdog"),
         }
     }
 
-    /// Whether it is stopped (SIGSTOP), or has left something unread for longer than [`PATIENCE`].
+    /// Whether the watchdog is stopped (SIGSTOP) or has left a message unread for longer than
+    /// [`PATIENCE`].
     fn is_stuck(&mut self) -> bool {
         let unread = self.has_unread();
         let since = *self.unread.get_or_insert_with(Instant::now);
@@ -253,7 +256,7 @@ impl Watchdog {
         process::is_stopped(i32::try_from(self.child.id()).unwrap_or_default())
     }
 
-    /// Waits for it to have ended, but for no longer than [`ENDING`].
+    /// Waits for the watchdog to end, for [`ENDING`] at most.
     fn has_ended(&mut self) -> bool {
         let pid = i32::try_from(self.child.id()).unwrap_or_default();
         let limit = PollTimeout::try_from(ENDING).unwrap_or(PollTimeout::ZERO);
@@ -263,18 +266,19 @@ impl Watchdog {
         self.child.try_wait().is_ok_and(|ended| ended.is_some())
     }
 
-    /// Gives it a copy of the hold of the generation that starts. It has it until it is
-    /// told to do nothing.
+    /// Gives the watchdog a copy of the starting generation's hold. The watchdog keeps it until its
+    /// duty is [`Duty::None`].
     pub(crate) fn hold(&self, hold: BorrowedFd<'_>) {
         self.share(HOLD, hold);
     }
 
-    /// Gives it a copy of an admin connection of a generation, for the next supervisor.
+    /// Gives the watchdog a copy of a generation's admin connection, for the next supervisor.
     pub(crate) fn keep(&self, id: GenerationId, name: &str, connection: BorrowedFd<'_>) {
         self.share(&descriptor_store::line(id, name), connection);
     }
 
-    /// Gives it a copy of what the calls of a generation come from: without a supervisor it answers them.
+    /// Gives the watchdog a copy of the descriptors for a generation's calls, which it answers
+    /// without a supervisor.
     pub(crate) fn keep_calls(&mut self, id: GenerationId, how: Unattended, calls: &Arc<Intercept>) {
         let Some(copies) = calls.copies() else { return };
         self.keep_copies(id, how, copies);
@@ -282,7 +286,7 @@ impl Watchdog {
         self.calls.push((id, how, Arc::downgrade(calls)));
     }
 
-    /// The same of copies.
+    /// The same, for descriptors that are already copies.
     pub(super) fn keep_copies(
         &self,
         id: GenerationId,
@@ -292,19 +296,19 @@ impl Watchdog {
         self.send(&descriptor_store::calls_line(id, how), &copies);
     }
 
-    /// The calls of a generation are to fail, also while we live.
+    /// Makes a generation's calls fail from now on, also while the supervisor lives.
     pub(crate) fn forget_calls(&mut self, id: GenerationId) {
         self.calls.retain(|(of, ..)| *of != id);
         self.send(&descriptor_store::forget_line(id), &[]);
     }
 
-    /// Gives it a descriptor, with a line that says what it is.
+    /// Sends a descriptor with a line that names it.
     fn share(&self, line: &str, descriptor: BorrowedFd<'_>) {
         self.send(line, &[descriptor]);
     }
 
     fn send(&self, line: &str, descriptors: &[BorrowedFd<'_>]) {
-        // In one piece: the socket takes so little whenever it takes anything.
+        // In one piece: a socket with any room takes a message this small.
         if let Err(error) = bindonce_fd::send(&self.socket, line.as_bytes(), descriptors) {
             let what = line.trim_end();
             tracing::warn!(%error, what, "the watchdog has no copy of this descriptor: if this supervisor dies, the next one lacks it");
@@ -314,8 +318,9 @@ impl Watchdog {
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        // It ends with the socket; one that is stopped or does not read does not, and one that keeps calls of a process that has outlived
-        // its generation stays for as long as that. A process that does not even end when it is killed stays a zombie until we end.
+        // The watchdog ends with the socket. A stopped or non-reading watchdog does not, and one
+        // that keeps calls stays as long as a process that outlived its generation. A watchdog that
+        // does not end even when killed stays a zombie until this process ends.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
         if !self.has_ended() && self.does_not_read() {
             let _ = self.child.kill();
@@ -324,11 +329,10 @@ impl Drop for Watchdog {
     }
 }
 
-/// Writes to standard error, which may have no reader: what is to be done next does not
-/// wait for that.
+/// Writes to standard error, which may have no reader; later steps do not wait for it.
 fn say(text: &str) {
     log::keep(|dropped| format!("bindonce: {dropped} lines were dropped\n"));
-    // Without a thread the last words are lost, and nothing else.
+    // Without a thread only the last words are lost.
     log::start();
     log::write(format!("bindonce: {text}\n").as_bytes());
 }
@@ -340,7 +344,7 @@ pub fn run() {
 }
 
 fn work() {
-    // A supervisor's own log must not end us.
+    // The supervisor's blocked signals are inherited through exec.
     let _ = bindonce_sys::signals::reset();
     let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else { return };
     let mut inbox = Inbox::new(socket);
@@ -355,7 +359,7 @@ fn work() {
                 kept.take(line, || inbox.descriptor());
             }
             Next::Line(line) => {
-                // What it does not understand comes from no supervisor of this version.
+                // An unknown line comes from no supervisor of this version.
                 duty = serde_json::from_str(&line).unwrap_or(Duty::None);
                 until = match &duty {
                     Duty::Finish { within, .. } => Some(Instant::now() + *within),

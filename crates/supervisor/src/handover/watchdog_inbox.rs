@@ -1,4 +1,5 @@
-//! What the supervisor tells its [`watchdog`](super::watchdog): lines on a socket, some with descriptors.
+//! Messages from the supervisor to its [`watchdog`](super::watchdog): lines on a socket, some with
+//! descriptors.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Instant;
@@ -6,7 +7,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// What comes from the supervisor.
+/// The incoming lines and descriptors.
 pub(super) struct Inbox {
     socket: OwnedFd,
     text: Vec<u8>,
@@ -14,9 +15,9 @@ pub(super) struct Inbox {
 }
 
 pub(super) enum Next {
-    /// With its end.
+    /// A line, including its newline.
     Line(String),
-    /// Nothing has come until then.
+    /// No line arrived by the deadline.
     Late,
     /// The supervisor is gone.
     End,
@@ -27,12 +28,12 @@ impl Inbox {
         Self { socket, text: Vec::new(), descriptors: Vec::new() }
     }
 
-    /// The oldest that came; lines are taken in the order in which they came, each with its own.
+    /// The oldest descriptor. Lines are handled in order of arrival, each with its own descriptors.
     pub(super) fn descriptor(&mut self) -> Option<OwnedFd> {
         (!self.descriptors.is_empty()).then(|| self.descriptors.remove(0))
     }
 
-    /// Waits for the next line, until then at most.
+    /// Waits for the next line until `until` at most.
     pub(super) fn next(&mut self, until: Option<Instant>) -> Next {
         loop {
             if let Some(end) = self.text.iter().position(|byte| *byte == b'\n') {
@@ -41,7 +42,7 @@ impl Inbox {
             }
             let left = until.map_or(PollTimeout::NONE, |until| {
                 let left = until.saturating_duration_since(Instant::now());
-                // Rounded up: at least until then.
+                // Rounded up, so that the wait lasts at least until then.
                 PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
             });
             let mut socket = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
@@ -54,7 +55,7 @@ impl Inbox {
             match bindonce_fd::recv(self.socket.as_fd(), &mut buffer, &mut self.descriptors) {
                 Ok(0) => return Next::End,
                 Ok(count) => self.text.extend_from_slice(&buffer[..count]),
-                // Only the copy of a hold was lost.
+                // Only the copy of a hold is lost.
                 Err(bindonce_fd::Error::Truncated) => {}
                 Err(_) => return Next::End,
             }

@@ -1,10 +1,13 @@
-//! bind(2) and listen(2) of a program that takes no descriptors: each bind of an address that is intercepted is a claim of the
-//! program's generation, and the program gets the broker's socket in place of its own.
+//! bind(2) and listen(2) of a program that takes no descriptors. Each bind(2) of an intercepted
+//! address is a claim of the program's generation, and the program gets the broker's socket in
+//! place of its own. An intercepted UNIX path keeps its file when the program removes it
+//! (unlink(2)).
 //!
-//! One task for each generation takes its calls, one at a time: a program that floods us waits for itself. It lives for as
-//! long as a process has the filter, also one that has outlived its generation. What a call is about is looked at on a thread,
-//! since a page of the program's memory can stall; what becomes of it is decided in
-//! [`bindonce_core::intercept`]; a UNIX path that is intercepted keeps its file when the program removes it (unlink(2)); [`steps`] is the part of it that the loop does. [`net`] is what is asked about haproxy.
+//! One task for each generation answers its calls, one at a time: a program that floods the
+//! supervisor delays only itself. The task lives as long as any process has the filter, even one
+//! that has outlived its generation. A thread looks at each call, since a page of the program's
+//! memory can stall; [`bindonce_core::intercept`] decides. [`steps`] is the loop's part, and
+//! [`net`] decides about the calls of haproxy.
 
 pub(crate) mod calls_seen;
 mod net;
@@ -39,10 +42,10 @@ use crate::message::Message;
 
 /// How long a look at a call may take.
 const LOOK: Duration = Duration::from_secs(1);
-/// So many looks that stalled, and no call of this program is looked at any more.
+/// After this many stalled looks, no call of this program is looked at any more.
 const STALLED: u32 = 3;
 
-/// Answers the calls of a generation that is just being started.
+/// Answers the calls of a generation that is being started.
 pub(crate) fn begin(
     cx: &Context,
     watchdog: Rc<RefCell<Watchdog>>,
@@ -56,7 +59,7 @@ pub(crate) fn begin(
             if !is_program {
                 cx.send(Message::Unseen(id, "seccomp(2) is refused".to_owned()));
             }
-            // The shim of a program has said why, and ends.
+            // The shim of a program has reported why, and exits.
             return;
         };
         if !is_program {
@@ -71,7 +74,7 @@ pub(crate) fn begin(
     });
 }
 
-/// Answers the calls of a generation from now on, and for as long as anybody can make one.
+/// Answers the calls of a generation from now on, for as long as any process can make one.
 pub(crate) fn serve(
     cx: &Context,
     generation: &mut Generation,
@@ -100,7 +103,7 @@ pub(crate) fn serve(
     });
 }
 
-/// Answers the calls of a generation of haproxy, and holds one that starts.
+/// Answers the calls of a haproxy generation. A generation that starts is held at its readiness.
 fn serve_haproxy(
     cx: &Context,
     generation: &mut Generation,
@@ -108,7 +111,7 @@ fn serve_haproxy(
     prepared: Option<Rc<Prepared>>,
 ) {
     let (send, mut binds) = mpsc::unbounded_channel();
-    // The task below lives for as long as this does.
+    // The task below lives as long as this hold.
     let hold = Rc::new(Hold::new(calls, move |call| drop(send.send(call))));
     let over = Rc::clone(&generation.own.over);
     if generation.readiness.ready {
@@ -120,7 +123,7 @@ fn serve_haproxy(
         crate::tasks::spawn(async move {
             match hold.called().await {
                 Ok(Some(_)) => cx.send(Message::Held(id, hold)),
-                // It has ended without having said it.
+                // It has ended before it was ready.
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(generation = id.0, %error, "it cannot be held when it is ready");
@@ -140,21 +143,23 @@ fn serve_haproxy(
     });
 }
 
-/// What decides about a bind(2).
+/// The rule that decides about a bind(2).
 enum Rule {
     Program(Scope),
     Haproxy(Net),
 }
 
-/// What the task of one generation knows.
+/// The state of the task that answers one generation's calls.
 struct Answers {
     cx: Context,
     id: GenerationId,
     rule: Rule,
     ports: Ports,
-    /// What the program was given, by inode. The generation has them: one that has left is to be closed.
+    /// The listeners that the program was given, by inode. Weak, because the generation owns them:
+    /// a listener that it has given back must close.
     given: BTreeMap<u64, Weak<HeldListener>>,
-    /// Those of them that it has, and whose call was interrupted before it was answered: the same one comes again (before Linux 5.19).
+    /// Inodes of given listeners whose call was interrupted before the answer arrived: the same
+    /// call comes again (before Linux 5.19).
     interrupted: BTreeSet<u64>,
     /// The sockets of calls that were left to the kernel.
     left: CallsSeen,
@@ -188,7 +193,7 @@ impl Answers {
         };
         match look {
             Look { target, .. } if call.is_unlink() => self.unlink(call, target),
-            // The kernel finds what is wrong with it.
+            // The kernel finds what is wrong with the call.
             Look { socket: None, .. } => call.go_on(),
             Look { socket: Some(theirs), .. } if call.is_listen() => self.listen(call, &theirs),
             Look { socket: Some(theirs), target: Some(target) } => {
@@ -208,7 +213,8 @@ impl Answers {
         }
     }
 
-    /// The file of the broker's socket stays: the next generation has it, and so have clients meanwhile.
+    /// Keeps the file of the broker's socket: the next generation needs it, and clients do
+    /// meanwhile.
     fn unlink(&self, call: Call, target: Option<Target>) {
         match (&self.rule, target) {
             (Rule::Program(scope), Some(target)) if scope.keeps(&target) => {
@@ -223,7 +229,7 @@ impl Answers {
     async fn bind(&mut self, call: Call, theirs: Theirs, target: &Target) {
         let (id, pid) = (self.id.0, call.pid());
         if self.given.get(&theirs.inode).and_then(Weak::upgrade).is_some() {
-            // It is bound, as the kernel finds too.
+            // The socket is bound already, as the kernel finds too.
             let again = call.comes_again() || self.interrupted.remove(&theirs.inode);
             return if again { call.succeed() } else { call.go_on() };
         }
@@ -252,12 +258,13 @@ impl Answers {
             Ok(Err((failure, why))) => {
                 return self.refuse(call, failure, &format!("{text}: {why}"));
             }
-            // The loop has ended, and the process is about to.
+            // The loop has ended, and the supervisor is about to.
             Err(_) => return call.refuse(Failure::Unavailable),
         };
         let held = given.held;
         self.prepare(pid, &theirs, &held, given.alone);
-        // Also where the program has it only after we stopped waiting: what it listens on is the broker's then.
+        // Noted even if the program gets it only after we stop waiting: it listens on the broker's
+        // then.
         let is_new = self.given.insert(held.inode, Rc::downgrade(&held)).is_none();
         let given = worker::within(LOOK, call.give(Arc::clone(&held.fd), theirs)).await;
         match given.and_then(identity) {
@@ -265,7 +272,7 @@ impl Answers {
                 if gave.is_interrupted {
                     self.interrupted.insert(held.inode);
                 }
-                // A program may bind one address as often as it likes.
+                // A program may bind one address again and again.
                 let said = "bind() answered with the broker's";
                 if is_new {
                     tracing::info!(generation = id, pid, "{said} {text}");
@@ -284,7 +291,7 @@ impl Answers {
         }
     }
 
-    /// What the program has set on its own socket holds for the one that it gets.
+    /// Applies what the program has set on its own socket to the broker's socket.
     fn prepare(&self, pid: i32, theirs: &Theirs, held: &HeldListener, alone: bool) {
         let failed = sys::copy_options(theirs.fd.as_fd(), held.fd.as_fd());
         if !failed.is_empty() {
@@ -292,13 +299,13 @@ impl Answers {
             self.warn(pid, &format!("{}: {options} not set as the program has them", held.label));
         }
         if alone {
-            // Where others have it they have set it as this program wants it, or it is the program's to set.
+            // Other generations have set it as this program wants it, or this program must set it.
             let blocking = theirs.socket.options.blocking;
             let _ = rustix::io::ioctl_fionbio(&held.fd, !blocking);
         }
     }
 
-    /// A line in the log where it is not one of many.
+    /// Logs a warning, unless it is one of many.
     fn warn(&self, pid: i32, text: &str) {
         let own = nix::unistd::getuid().as_raw();
         if let Some(left_out) = self.cx.reporter.refused(own, "intercepted call that worked") {
@@ -323,7 +330,7 @@ impl Answers {
         self.refuse(call, Failure::Denied, &format!("the {what} cannot be looked at: {error}"));
     }
 
-    /// Lets it fail, with a line in the log where it is not one of many.
+    /// Refuses the call, and logs that unless it is one of many.
     fn refuse(&self, call: Call, failure: Failure, why: &str) {
         let own = nix::unistd::getuid().as_raw();
         if let Some(left_out) = self.cx.reporter.refused(own, "intercepted call") {

@@ -1,12 +1,14 @@
-//! The net under haproxy: each bind(2) of a generation that starts is seen before it is done.
+//! The net under haproxy: the supervisor sees each bind(2) of a starting generation before the
+//! kernel does it.
 //!
-//! An address of a `bind` line that was not claimed, because haproxy reads a condition or a variable otherwise, is claimed now, and
-//! haproxy gets the broker's socket. It believes that it is its own: a pause would disconnect it for all, so that a generation
-//! that has one is told to stop instead. A path stays its own: it binds another name, which it renames. What else it
-//! binds is its own, and is told.
+//! An address of a `bind` line that was not claimed, because haproxy reads a condition or a
+//! variable differently, is claimed now, and haproxy gets the broker's socket. haproxy takes it for
+//! its own: a pause would disconnect it for all, so such a generation is stopped instead. A UNIX
+//! path stays haproxy's own: haproxy binds another name and renames it. All other binds are its own
+//! too, and are reported.
 //!
-//! Nothing is looked at once it is ready: what it binds then, and what its children bind, the kernel does. The task lives for as
-//! long as a process has the filter, as for any program.
+//! No call is looked at once the generation is ready: its later binds, and those of its children,
+//! go to the kernel. The task lives as long as any process has the filter, as for any program.
 
 use std::rc::Rc;
 
@@ -20,11 +22,11 @@ use crate::generations::start::Prepared;
 use crate::handover::compare;
 use crate::message::Message;
 
-/// What decides about a bind(2) of haproxy.
+/// Decides about a bind(2) of haproxy.
 pub(super) struct Net(pub(super) Option<Rc<Prepared>>);
 
 impl Net {
-    /// What becomes of it, and the line that was read otherwise, if it is one.
+    /// The decision, and the `bind` line that haproxy reads differently, if there is one.
     pub(super) fn decide(
         &self,
         cx: &Context,

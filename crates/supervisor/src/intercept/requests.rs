@@ -1,4 +1,4 @@
-//! What the task that answers the calls of a program asks of the loop.
+//! Requests to the loop from the task that answers intercepted calls.
 
 use std::rc::Rc;
 
@@ -9,27 +9,29 @@ use tokio::sync::oneshot;
 
 use crate::generations::listeners::HeldListener;
 
-/// What a program wants to bind.
+/// A listener that a program wants to bind.
 #[derive(Debug)]
 pub(crate) struct Want {
     pub(crate) listener: Listener,
-    /// The line of haproxy's configuration that names it and was read otherwise.
+    /// The line of haproxy's configuration that names the address and was not claimed for the
+    /// start.
     pub(crate) line: Option<String>,
-    /// It has bound it by itself, and the broker was given that socket: it goes again when no generation has it.
+    /// The program bound the address itself, and the broker got that socket. The listener is
+    /// released when no generation has it.
     pub(crate) moved: bool,
-    /// Its listener, or how the call fails, and why.
+    /// The listener, or how the call fails and why.
     pub(crate) reply: oneshot::Sender<Result<Given, (Failure, String)>>,
 }
 
-/// What it gets.
+/// The listener that the program gets.
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) held: Rc<HeldListener>,
-    /// No other generation has it: what the program has set on its own socket holds for this one.
+    /// Whether no other generation has it: what the program has set on its own socket then applies.
     pub(crate) alone: bool,
 }
 
-/// A program that listens on a socket that it was given. Its call goes on when this is dropped.
+/// A listen(2) of a program on a socket that it was given. The call continues when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Listens {
     pub(crate) inode: u64,
@@ -41,7 +43,7 @@ impl Listens {
         Self { inode, call }
     }
 
-    /// The thread that listens stops before its call returns.
+    /// Stops the calling thread before its call returns.
     pub(super) fn stop(&self) {
         if let Some(call) = &self.call {
             call.stop_thread();

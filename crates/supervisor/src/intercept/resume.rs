@@ -1,4 +1,5 @@
-//! The calls of a generation that an earlier supervisor has left: they are answered again, or the log says what becomes of them.
+//! Intercepted calls of a generation that an earlier supervisor has left. They are answered again,
+//! or the log says how they fail.
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +10,8 @@ use bindonce_sys::intercept::{Intercept, is_asked_about};
 use crate::context::Context;
 use crate::generations::generation::Generation;
 
-/// Answers the calls of a generation that was found. Where supervisor and watchdog were killed, nothing is left to answer by.
+/// Answers the calls of a generation that was taken over. If the supervisor and the watchdog were
+/// both killed, no descriptor is left to answer them with.
 pub(crate) fn serve_again(
     cx: &Context,
     generation: &mut Generation,
@@ -31,7 +33,7 @@ pub(crate) fn serve_again(
             tracing::error!(generation = id, pid, %error, "its bind() cannot be answered");
         }
         None if cx.settings.kind.program().is_none() => {
-            // The filter of one that may bind while it serves asks about no bind.
+            // The filter of a haproxy that may bind while it serves does not cover bind(2).
             if rendering.is_some_and(|it| !it.binds_while_it_serves()) && is_asked_about(pid) {
                 let text = "its bind() fails with ENOSYS, since the supervisor that answered it is gone, and its watchdog";
                 tracing::warn!(

@@ -1,9 +1,11 @@
-//! What the loop does about the calls of a program: a bind becomes a claim of its generation, and a listen its readiness.
+//! What the loop does about intercepted calls: a bind(2) becomes a claim of the program's
+//! generation, and a listen(2) shows its readiness.
 //!
-//! A program is ready when it is about to listen on the last of what the older generation was given for its bind(2), or, where
-//! nothing tells which is the last, when it has listened on nothing more for [`SETTLES`]. In the first case the call has not
-//! returned yet, so what stops a new generation (SIGSTOP) is on its way to it before it can accept; the thread that calls has a
-//! signal of its own, since another one may take that of the process, and be scheduled later.
+//! A program is ready when it is about to listen on the last listener that the older generation got
+//! for its bind(2) or, if the last is not known, when it has listened on no more for [`SETTLES`].
+//! In the first case the call has not returned yet, so the SIGSTOP arrives before the program can
+//! accept. The calling thread gets its own signal: another thread may take that of the process, and
+//! be scheduled later.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -26,17 +28,17 @@ use crate::message::Message;
 use crate::program::Readiness;
 use crate::supervisor::Supervisor;
 
-/// How long a program may take from one listen to the next, where nothing tells which is its last.
+/// How long a program may take from one listen(2) to the next, if the last one is not known.
 const SETTLES: Duration = Duration::from_millis(200);
 
-/// How long a claim may take, with the search for a broker that is lost: a little longer than a broker may take to answer, which
-/// tells more.
+/// How long a claim may take, including the search for a lost broker. A little longer than the
+/// broker may take to answer, since its answer tells more.
 const CLAIM: Duration = Duration::from_secs(32);
 
 impl Supervisor {
-    /// The calls of a generation can be answered.
+    /// Begins to answer the calls of a generation.
     pub(crate) fn intercepts(&mut self, id: GenerationId, calls: Arc<Intercept>) {
-        // Without a generation they fail when this is dropped.
+        // Without a generation, the calls fail when `calls` is dropped.
         if let Some(generation) = self.generations.get_mut(&id) {
             let of = self.timeline.configuration_of(id);
             let prepared = of.and_then(|of| self.starts.prepared(of).cloned());
@@ -48,7 +50,8 @@ impl Supervisor {
         }
     }
 
-    /// They are answered no more, and fail: no copy of the descriptor may be left.
+    /// Drops all copies of the descriptor for calls that can no longer be answered: the calls then
+    /// fail.
     pub(crate) fn unanswerable(&mut self, id: GenerationId) {
         self.handover.forget_calls(id);
         if let Some(generation) = self.generations.get_mut(&id) {
@@ -56,7 +59,7 @@ impl Supervisor {
         }
     }
 
-    /// The calls of a generation cannot be seen: what it has bound is looked for afterwards.
+    /// A generation's calls cannot be seen: what it binds itself is looked for when it is ready.
     pub(crate) fn unseen(&mut self, id: GenerationId, why: &str) {
         if !std::mem::replace(&mut self.report.unseen, true) {
             tracing::info!(
@@ -67,7 +70,7 @@ impl Supervisor {
         }
     }
 
-    /// haproxy is about to bind an address by itself.
+    /// Notes an address that haproxy is about to bind itself.
     pub(crate) fn binds(&mut self, id: GenerationId, inode: Option<u64>, own: Own) {
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let address = match own {
@@ -82,7 +85,7 @@ impl Supervisor {
         }
     }
 
-    /// A program wants to bind an address that is intercepted.
+    /// Claims an intercepted address that a program wants to bind.
     pub(crate) fn wants(&mut self, id: GenerationId, want: Want) {
         let Want { mut listener, line, moved, reply } = want;
         let key = listener.key();
@@ -92,12 +95,13 @@ impl Supervisor {
             return drop(reply.send(Err((Failure::InUse, why))));
         };
         generation.own.lines.extend(line);
-        // Who has removed the file of a path has a socket that nobody reaches, and the broker binds another one.
+        // If the program has removed the file of a path, no client reaches its socket, and the
+        // broker binds another one.
         let has = |held: &&Rc<HeldListener>| {
             let is_it = held.listener.key() == key || held.bound == listener.address;
             is_it && held.leads_here()
         };
-        // The file may have another mode now.
+        // The program may want another mode for the file now.
         let mode = listener.options.mode;
         let is_as_it_was =
             |held: &&Rc<HeldListener>| has(held) && held.listener.options.mode == mode;
@@ -107,11 +111,11 @@ impl Supervisor {
         }
         let news = generation.lease.news.clone();
         let alone = !self.generations.listeners().any(|held| has(&held));
-        // Where another generation has it the flag is as that one needs it.
+        // If another generation has the socket, the flag stays as that generation needs it.
         listener.options.blocking &= alone;
         let (send, claimed) = oneshot::channel();
         let known = self.generations.descriptors();
-        // Its task lives as long as the generation.
+        // The receiving task lives as long as the generation.
         let _ = news.send(LeaseUpdate::Claim { listener: Box::new(listener), known, reply: send });
         let cx = self.cx.clone();
         crate::tasks::spawn(async move {
@@ -132,7 +136,8 @@ impl Supervisor {
         });
     }
 
-    /// A generation has one listener more, which exists because of this service if it was bound for it, or has `moved`.
+    /// Adds a listener to a generation. It exists because of this service if it was bound for it,
+    /// or has `moved`.
     pub(crate) fn claimed(&mut self, id: GenerationId, held: Rc<HeldListener>, moved: bool) {
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let (label, created) = (held.label.clone(), held.created);
@@ -152,7 +157,7 @@ impl Supervisor {
         self.save();
     }
 
-    /// A program is about to listen. Its call goes on at the end of this.
+    /// Handles a listen(2) that a program is about to make. The call continues after this.
     pub(crate) fn listening(&mut self, id: GenerationId, listens: &Listens) {
         let Some(program) = self.cx.settings.kind.program() else { return };
         let option = match program.readiness {
@@ -192,7 +197,8 @@ impl Supervisor {
         });
     }
 
-    /// A program that listens on so many sockets has had the time to listen on more.
+    /// Handles the end of the time in which a program with `count` listening sockets could listen
+    /// on more.
     pub(crate) fn settled(&mut self, id: GenerationId, count: usize) {
         let generation = self.generations.get(&id);
         if generation.is_some_and(|generation| generation.readiness.listening.len() == count) {

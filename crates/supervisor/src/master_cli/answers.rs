@@ -1,4 +1,4 @@
-//! What the loop answers to the clients of the master CLI, and what a reload changes for them.
+//! The loop's answers to clients of the master CLI, and the effect of a reload on them.
 
 use std::cell::OnceCell;
 use std::rc::Rc;
@@ -15,7 +15,7 @@ use crate::control::requests::Client;
 use crate::generations::generation::Generation;
 use crate::supervisor::Supervisor;
 
-/// For how many seconds something has lived.
+/// Seconds since this time.
 fn uptime(since: Timestamp) -> u64 {
     clock::now().0.saturating_sub(since.0) / 1000
 }
@@ -23,7 +23,7 @@ fn uptime(since: Timestamp) -> u64 {
 impl Supervisor {
     pub(crate) fn answer_master_cli(&mut self, ask: Ask) {
         match ask {
-            // A client that has gone away misses nothing, here and below.
+            // The client may have gone away, here and below.
             Ask::Begun(reply) if self.master.begins => self.master.beginning.push(reply),
             Ask::Look(reply) | Ask::Begun(reply) => drop(reply.send(self.seen())),
             Ask::Reload { hard, pid, reply } => {
@@ -91,7 +91,8 @@ impl Supervisor {
         }
     }
 
-    /// A reload begins while this generation serves: clients of the master CLI will want to reach it when it drains.
+    /// A reload begins while this generation serves: opens the connections by which clients of the
+    /// master CLI reach it once it drains.
     pub(crate) fn open_spares(&self, serving: GenerationId) {
         self.master.forget();
         let generation = self.generations.get(&serving);
@@ -102,7 +103,7 @@ impl Supervisor {
         }
     }
 
-    /// A reload, or the first start, has ended: counts it, and keeps what was said at it.
+    /// Counts a reload, or the first start, that has ended, and keeps its startup messages.
     pub(crate) fn reload_ended(&mut self, callers: &[Caller], outcome: &Outcome) {
         let us = std::process::id();
         let counts = u64::from(!std::mem::take(&mut self.master.begins));
@@ -162,7 +163,7 @@ impl Supervisor {
     }
 }
 
-/// A message of ours, as haproxy writes its own.
+/// Formats one of our messages as haproxy writes its own.
 fn alerts(text: &str) -> String {
     let us = std::process::id();
     text.lines().map(|line| format!("[ALERT]    ({us}) : {line}\n")).collect()

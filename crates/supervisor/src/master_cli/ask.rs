@@ -1,4 +1,4 @@
-//! What the clients of the master CLI ask the loop, and what it answers.
+//! The requests of master CLI clients to the loop, and its answers.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -10,29 +10,29 @@ use tokio::sync::oneshot;
 use crate::generations::output::Tail;
 use crate::generations::spares::Spares;
 
-/// What a client wants of the loop.
+/// A client's request to the loop.
 #[derive(Debug)]
 pub(crate) enum Ask {
-    /// Tell what there is.
+    /// Asks for a [`Seen`].
     Look(oneshot::Sender<Seen>),
-    /// The same, when the first start of the service has ended.
+    /// The same, after the first start of the service has ended.
     Begun(oneshot::Sender<Seen>),
-    /// Reload; older generations end at once if it is `hard`.
+    /// Reload; with `hard`, older generations end at once.
     Reload { hard: bool, pid: Option<i32>, reply: oneshot::Sender<Reloaded> },
 }
 
-/// What there is.
+/// The processes and state that the master CLI shows.
 #[derive(Debug)]
 pub(crate) struct Seen {
     pub(super) processes: Processes,
-    /// Of the haproxy that serves.
+    /// The version of the serving haproxy.
     pub(super) version: Version,
-    /// How to reach each process.
+    /// The route to each process.
     pub(super) routes: HashMap<i32, Route>,
     pub(super) startup: Startup,
 }
 
-/// How to reach a generation.
+/// The route to a generation.
 #[derive(Debug, Clone)]
 pub(super) struct Route {
     /// Its admin socket, if it accepts there.
@@ -40,14 +40,14 @@ pub(super) struct Route {
     pub(super) spares: Spares,
 }
 
-/// What came of a reload.
+/// The result of a reload.
 #[derive(Debug)]
 pub(crate) struct Reloaded {
     pub(super) success: bool,
     pub(super) startup: String,
 }
 
-/// What was said at the last start or reload.
+/// The messages of the last start or reload.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Startup {
     pub(super) before: String,
@@ -56,7 +56,7 @@ pub(crate) struct Startup {
 }
 
 impl Startup {
-    /// What an earlier supervisor has kept.
+    /// The messages that an earlier supervisor saved.
     pub(super) fn said(text: String) -> Self {
         Self { before: text, tail: None, after: String::new() }
     }

@@ -1,4 +1,4 @@
-//! The connection of a client of the master CLI, and what all of them share.
+//! A client's connection to the master CLI, and the state that all clients share.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -17,24 +17,25 @@ use super::ask::{Ask, Reloaded, Seen};
 use crate::context::Context;
 use crate::message::Message;
 
-/// How long a client may take what is sent to it.
+/// How long a client may take to read what is sent.
 const WRITE: Duration = Duration::from_secs(30);
 
-/// How many connections to generations are open for clients at once, so that some of the ten that a haproxy has by default are left.
+/// How many connections to generations may be open for clients at once. It leaves some of the ten
+/// that a haproxy has by default.
 const TO_GENERATIONS: usize = 6;
 
-/// How long a connection to a generation that nobody needs stays open.
+/// How long an unused connection to a generation stays open.
 const READY: Duration = Duration::from_secs(2);
 
-/// How long what a refused client still sends is read, so that it sees why.
+/// How long a refused client's further input is read, so that it sees the reason.
 const DISCARD: Duration = Duration::from_secs(2);
 
-/// What all clients share.
+/// The state that all clients share.
 #[derive(Clone)]
 pub(super) struct Hub {
     cx: Context,
     pub(super) to_generations: Rc<Semaphore>,
-    /// A connection to this admin socket, opened before it is needed.
+    /// A connection opened before it is needed, with the admin socket it leads to.
     ready: Rc<RefCell<Option<(PathBuf, UnixStream)>>>,
 }
 
@@ -58,7 +59,8 @@ impl Hub {
         }
     }
 
-    /// One client has asked a generation, and others may follow: opens the next connection to it, for a short time.
+    /// Opens the next connection to a generation, for a short time: after one client has asked it,
+    /// others may follow.
     pub(super) fn prepare(&self, socket: PathBuf) {
         let hub = self.clone();
         crate::tasks::spawn(async move {
@@ -72,22 +74,24 @@ impl Hub {
         });
     }
 
-    /// Closes the connection that was opened before it was needed: it would keep a generation that is to end alive.
+    /// Closes the connection that was opened in advance: it would keep alive a generation that
+    /// should end.
     pub(super) fn forget(&self) {
         self.ready.take();
     }
 
-    /// Asks the loop what there is.
+    /// Asks the loop for its state.
     pub(super) async fn look(&self) -> io::Result<Seen> {
         self.ask(Ask::Look).await
     }
 
-    /// The same, when the first start has ended: its generation may answer clients of its own a moment before.
+    /// The same, after the first start has ended: that generation may answer its own clients a
+    /// moment earlier.
     pub(super) async fn begun(&self) -> io::Result<Seen> {
         self.ask(Ask::Begun).await
     }
 
-    /// The answer to `show env`: what a master has in its environment.
+    /// The answer to `show env`: a master's environment.
     pub(super) fn environment(&self, name: Option<&str>) -> String {
         let sockets = MasterSocket::variable_of(&self.cx.settings.master_cli);
         let own = [(MasterSocket::VARIABLE, sockets), ("HAPROXY_MWORKER", "1".to_owned())];
@@ -116,7 +120,7 @@ impl Hub {
 pub(super) struct Client<S> {
     pub(super) stream: S,
     pub(super) input: Input,
-    /// It sends nothing more.
+    /// The client has closed its sending side.
     pub(super) ended: bool,
 }
 
@@ -129,13 +133,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
-    /// The last that it is told.
+    /// Sends a last text and ends the conversation.
     pub(super) async fn end(&mut self, text: &[u8]) -> io::Result<Goes> {
         self.say(text).await?;
         Ok(Goes::Ends)
     }
 
-    /// Receives more, for at most `limit`.
+    /// Receives more input, for `limit` at most.
     pub(super) async fn receive(&mut self, limit: Duration) -> io::Result<()> {
         let mut bytes = [0; 4096];
         let read = bindonce_sys::patience::timeout(limit, self.stream.read(&mut bytes)).await;
@@ -145,8 +149,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         Ok(())
     }
 
-    /// Refuses what is too long, and reads on for a moment: a connection that is closed before all is read is reset, and the
-    /// client would not see why.
+    /// Refuses input that is too long, and reads on for a moment: closing a connection with unread
+    /// input resets it, and the client would not see the reason.
     pub(super) async fn refuse(&mut self, text: &str) -> io::Result<()> {
         self.input.clear();
         self.say(text.as_bytes()).await?;
@@ -158,7 +162,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 }
 
-/// Whether the conversation goes on.
+/// Whether the conversation continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Goes {
     On,

@@ -1,8 +1,8 @@
 //! One client of the master CLI, from its first command to its end.
 //!
-//! What it sends is read only while nothing is being answered, and what it may send and keep waiting is limited, so that one that
-//! floods or hangs costs the others nothing. Without `prompt` the connection ends after the answers to one line, and what had
-//! come with it.
+//! Its input is read only while no answer is in progress, and the amount and the time are limited,
+//! so that a client that floods or hangs costs the others nothing. Without `prompt` the connection
+//! ends after the answers to one line, and to the input that arrived with it.
 
 use std::io;
 use std::rc::Rc;
@@ -20,7 +20,7 @@ use super::client::{Client, Goes, Hub};
 use super::generation::{self, Request};
 use super::seats::{Seats, Taken};
 
-/// How long one that is not interactive may be silent, and any in the middle of a command.
+/// How long a client may be silent if it is not interactive, or in the middle of a command.
 const SILENT: Duration = Duration::from_secs(60);
 
 /// Serves a client in a task of its own.
@@ -87,7 +87,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         }
     }
 
-    /// Receives more; the client may lose its seat meanwhile.
+    /// Receives more input. The client may lose its seat meanwhile.
     async fn receive(&mut self) -> io::Result<()> {
         let silent = self.session.interactive && self.client.input.is_empty();
         let limit = if silent { Duration::MAX } else { SILENT };
@@ -97,7 +97,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         received
     }
 
-    /// Takes one command, and answers it.
+    /// Takes and answers one command.
     async fn take(&mut self, command: &[u8], seen: Seen) -> io::Result<Goes> {
         let find = |prefix: &str| {
             seen.processes.find(prefix).map(|pid| match pid {
@@ -140,7 +140,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
             }
         };
         if goes == Goes::On && self.session.prompt {
-            // What it shows may have changed meanwhile.
+            // The state in the prompt may have changed meanwhile.
             let seen = self.hub.look().await?;
             self.prompt(&seen).await?;
         }
@@ -158,7 +158,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         self.client.say(prompt.as_bytes()).await
     }
 
-    /// Adds a payload up to the line that ends it; false if it will not come.
+    /// Reads a payload up to its end line; false if it will not arrive.
     async fn receive_payload(&mut self, command: &mut Vec<u8>, end: &[u8]) -> io::Result<bool> {
         let prompt = self.session.payload_prompt().as_bytes();
         self.client.say(prompt).await?;
@@ -187,7 +187,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         }
     }
 
-    /// Answers what the master itself is asked for.
+    /// Answers a command for the master itself.
     async fn answer(&mut self, command: &[u8], seen: &Seen) -> io::Result<Goes> {
         let line = command.split(|byte| *byte == b'\n').next().unwrap_or_default();
         let version = seen.version;
@@ -211,7 +211,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         Ok(Goes::On)
     }
 
-    /// `@@`: the rest of the line goes to a process unread, and what the client sends while that is answered.
+    /// `@@`: passes the rest of the line to a process unread, and the client's further input until
+    /// that process has answered.
     async fn both(&mut self, prefix: &str, mut rest: Vec<u8>, seen: Seen) -> io::Result<Goes> {
         let prefix = prefix.strip_prefix('@').unwrap_or(prefix);
         match seen.processes.find(prefix) {
@@ -220,7 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
                 self.client.say(text.as_bytes()).await?;
                 self.client.input.clear();
             }
-            // Our own commands are read no other way.
+            // Commands for the master are read as usual.
             Some(0) => {
                 rest.extend(self.client.input.take());
                 self.client.input.push(&rest);

@@ -1,5 +1,6 @@
-//! Commands for a generation, each on a connection of its own to its admin socket; or, to one that accepts none any more, on one that
-//! was opened before ([`Spares`](crate::generations::spares::Spares)).
+//! Commands for a generation. Each goes on its own connection to the admin socket, or, if the
+//! generation accepts no new one, on a connection opened earlier
+//! ([`Spares`]).
 
 use std::io;
 use std::path::Path;
@@ -13,26 +14,26 @@ use super::ask::Seen;
 use super::client::{Client, Goes, Hub};
 use crate::generations::spares::Spares;
 
-/// What is said when a generation cannot be reached, in haproxy's words.
+/// The message for an unreachable generation, in haproxy's words.
 const NOT_REACHED: &[u8] = b"Can't connect to the target CLI!\n";
 
 /// How long a command waits for a connection, and how long a generation may be silent.
 const CONNECT: Duration = Duration::from_secs(10);
 const SILENT: Duration = Duration::from_secs(600);
 
-/// How long one that drains may take for an answer.
+/// How long a draining generation may take to answer.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// How often a connection that was not accepted is tried again: a handover has come between.
+/// How often a connection that was not accepted is retried: a handover may have come between.
 const ATTEMPTS: usize = 20;
 
-/// A command, with its line end and its payload, and what holds for it.
+/// A command with its newline and payload, and the session it belongs to.
 pub(super) struct Request<'a> {
     pub(super) session: &'a Session,
     pub(super) text: &'a [u8],
 }
 
-/// Sends a command to a process and its answer to the client.
+/// Sends a command to a process, and its answer to the client.
 pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     client: &mut Client<S>,
     hub: &Hub,
@@ -54,7 +55,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
             hub.prepare(socket);
             return Ok(Goes::On);
         }
-        // It was told to stop before it accepted the connection.
+        // The generation was told to stop before it accepted the connection.
         seen = hub.look().await?;
     }
     client.end(NOT_REACHED).await
@@ -68,8 +69,8 @@ async fn send(hub: &Hub, socket: &Path, request: &Request<'_>) -> io::Result<Uni
     Ok(stream)
 }
 
-/// Passes an answer on to its end, but for so many line ends before it; it may be empty (`quit`). False if the connection was
-/// not accepted, which resets it.
+/// Passes an answer on to its end, without the first `empty` newlines. The answer may be empty
+/// (`quit`). False if the connection was not accepted, which resets it.
 async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut UnixStream,
     client: &mut Client<S>,
@@ -90,7 +91,7 @@ async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Asks a generation that accepts no connection any more.
+/// Asks a generation that accepts no new connections.
 async fn ask_spare<S: AsyncRead + AsyncWrite + Unpin>(
     client: &mut Client<S>,
     spares: &Spares,
@@ -108,7 +109,8 @@ async fn ask_spare<S: AsyncRead + AsyncWrite + Unpin>(
     let Some(answer) = answer else {
         return client.end(NOT_REACHED).await;
     };
-    // It is asked with a prompt, so that it shows where an answer ends; for each line of a payload it says that it waits for more.
+    // The connection uses a prompt, which marks the end of an answer. For each line of a payload
+    // haproxy prompts for more.
     let mut answer = answer.as_str();
     while let Some(rest) = answer.strip_prefix("+ ") {
         answer = rest;
@@ -118,7 +120,7 @@ async fn ask_spare<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(Goes::On)
 }
 
-/// Joins the client with a process until that closes the connection.
+/// Connects the client with a process until the process closes the connection.
 pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin>(
     client: &mut Client<S>,
     hub: &Hub,
@@ -135,7 +137,7 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin>(
             client.say(text.as_bytes()).await?;
             return Ok(Goes::On);
         }
-        // Its connection is shared: each command is asked alone.
+        // The connection is shared, so each command is sent alone.
         let mut commands = Input::default();
         commands.push(request.text);
         while let Next::Command(mut text) = commands.next(false) {

@@ -1,8 +1,9 @@
-//! The master CLI (haproxy's `-S`): the language of haproxy's own master, served by the supervisor, so that a reload that is asked
-//! for there is one of ours.
+//! The master CLI (haproxy's `-S`): the protocol of haproxy's own master, served by the supervisor,
+//! so that a reload requested there is one of ours.
 //!
-//! Each connection is a task ([`conversation`]). It asks the loop for what it must know, and for a reload; commands for a generation
-//! go to that haproxy by a connection of their own ([`generation`]). [`Master`] is what the loop keeps.
+//! Each connection is a task ([`conversation`]). It asks the loop for information and for reloads.
+//! Commands for a generation go to that haproxy on a connection of their own ([`generation`]).
+//! [`Master`] is the loop's state for the master CLI.
 
 mod answers;
 mod ask;

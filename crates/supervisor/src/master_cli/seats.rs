@@ -1,4 +1,5 @@
-//! How many clients there may be: when all seats are taken, one that only waits gives its place to the next.
+//! Limits the number of clients: when all seats are taken, an idle client loses its seat to the
+//! next one.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -7,7 +8,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-/// As many as there may be at once; haproxy's master has 10.
+/// The number of clients at once; haproxy's master allows 10.
 const SEATS: usize = 64;
 
 /// The seats of all clients.
@@ -20,19 +21,20 @@ pub(super) struct Seats {
 /// The seat of one client.
 #[derive(Debug)]
 pub(super) struct Seat {
-    /// Since when it has only waited; none while it is being answered.
+    /// Since when the client is idle; none while it is being answered.
     idle: Cell<Option<Instant>>,
     task: RefCell<Option<AbortHandle>>,
 }
 
-/// A seat that is taken; it is free again when this is dropped.
+/// A taken seat; dropping it frees the seat.
 pub(super) struct Taken {
     seats: Rc<Seats>,
     seat: Rc<Seat>,
 }
 
 impl Seats {
-    /// Waits until a seat is free. If none is, the client that has waited longest loses its own.
+    /// Waits until a seat is free. If none is, the client that has been idle longest loses its
+    /// seat.
     pub(super) async fn free(&self) {
         loop {
             let left = self.left.notified();
@@ -73,11 +75,11 @@ impl Taken {
         Rc::clone(&self.seat)
     }
 
-    /// The client only waits from now on, or is being answered.
+    /// Marks the client as idle, or as being answered.
     pub(super) fn set_idle(&self, idle: bool) {
         self.seat.idle.set(idle.then(Instant::now));
         if idle {
-            // Where all were busy, one can go now.
+            // If all clients were busy, this one can lose its seat now.
             self.seats.left.notify_one();
         }
     }

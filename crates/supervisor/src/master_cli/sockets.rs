@@ -1,5 +1,5 @@
-//! The sockets of the master CLI: bound anew by each supervisor, kept when it becomes a newer binary. One that the haproxy has that is
-//! replaced stays its own until the first generation serves.
+//! The sockets of the master CLI. Each supervisor binds them anew; an upgrade in place keeps them.
+//! A socket of the haproxy that is being replaced stays with it until the first generation serves.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,7 +22,7 @@ use crate::adopt;
 use crate::error::Error;
 use crate::passed::Passed;
 
-/// How long no client is accepted after accept(2) has failed.
+/// The pause after a failed accept(2).
 const REFUSED: Duration = Duration::from_millis(100);
 
 /// One socket of the master CLI.
@@ -33,8 +33,8 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Takes the one that an earlier image of this process left, or that was inherited, or binds it; none where it is in use and
-    /// `replaces` another haproxy.
+    /// Takes the socket that an earlier image of this process left or that was inherited, or binds
+    /// it. None if the address is in use and this service `replaces` another haproxy.
     pub(super) fn open(
         wanted: &MasterSocket,
         left: &mut BTreeMap<String, OwnedFd>,
@@ -58,7 +58,7 @@ impl Socket {
         Ok(Some(Self { wanted: wanted.clone(), fd }))
     }
 
-    /// Binds one that the haproxy with these pids has.
+    /// Binds an address of the haproxy with these pids.
     pub(super) fn take(wanted: &MasterSocket, pids: &[i32]) -> Result<Option<Self>, Error> {
         let MasterAddress::Listen(listener) = &wanted.at else { return Ok(None) };
         if !matches!(listener.address, Address::Unix(_)) {
@@ -67,7 +67,7 @@ impl Socket {
         Self::open(wanted, &mut BTreeMap::new(), &Passed::default(), false)
     }
 
-    /// Serves its clients until the process ends.
+    /// Serves clients until the process ends.
     pub(super) fn serve(&self, hub: &Hub, seats: &Rc<Seats>) -> Result<(), Error> {
         let failed = || Error::system("serve the master CLI");
         let fd = self.fd.try_clone().map_err(failed())?;
@@ -98,8 +98,9 @@ fn is_in_use(error: &bindonce_sys::Error) -> bool {
     error.errno() == Some(libc::EADDRINUSE)
 }
 
-/// Listens where another process does: haproxy's own master takes a path from the process that has it, and so takes over from
-/// another. What another user could exchange on the way to the path is not followed.
+/// Listens on the address of another process. haproxy's own master takes a UNIX path from the
+/// process that has it, and so from another master. A path that another user could exchange is not
+/// followed.
 fn take_place(listener: &Listener, error: bindonce_sys::Error) -> Result<OwnedFd, Error> {
     let Address::Unix(path) = &listener.address else { return Err(error.into()) };
     tracing::warn!(path, "another process listens here for its master CLI; taking its place");
@@ -109,12 +110,12 @@ fn take_place(listener: &Listener, error: bindonce_sys::Error) -> Result<OwnedFd
     Ok(listen::open(listener)?.fd)
 }
 
-/// Accepts one client after another, each when a seat is free.
+/// Accepts one client at a time, when a seat is free.
 async fn accept(seats: Rc<Seats>, one: impl AsyncFn() -> io::Result<()>) {
     loop {
         seats.free().await;
         if let Err(error) = one().await {
-            // Of one client, or until descriptors are free again.
+            // The error concerns one client, or lasts until descriptors are free again.
             tracing::warn!(%error, "a client of the master CLI was not accepted");
             tokio::time::sleep(REFUSED).await;
         }

@@ -1,4 +1,4 @@
-//! What the loop keeps for the master CLI.
+//! The loop's state for the master CLI.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -15,50 +15,50 @@ use super::client::Hub;
 use super::seats::Seats;
 use super::sockets::Socket;
 use crate::context::Context;
-use crate::disk::directory::{Saved, SavedHistory};
+use crate::disk::saved::{Saved, SavedHistory};
 use crate::disk::take_over::Inheritance;
 use crate::error::Error;
 use crate::generations::output::Tail;
 use crate::passed::Passed;
 use crate::settings::Settings;
 
-/// What the loop keeps for the master CLI.
+/// The loop's state for the master CLI.
 #[derive(Default)]
 pub(crate) struct Master {
     pub(crate) sockets: Vec<Socket>,
-    /// Those that the haproxy has that is replaced.
+    /// Sockets that still belong to the haproxy being replaced.
     late: Vec<MasterSocket>,
     pub(crate) history: History,
     /// The service begins: its first start is no reload.
     pub(super) begins: bool,
-    /// Clients that wait for its end.
+    /// Clients that wait for the first start to end.
     pub(super) beginning: Vec<oneshot::Sender<Seen>>,
     hub: Option<(Hub, Rc<Seats>)>,
-    /// The generation that has failed, and what it wrote.
+    /// The generation that failed, and its output.
     pub(crate) failing: Option<(GenerationId, Tail)>,
-    /// Clients that wait for a reload, each with what was said at its start.
+    /// Clients that wait for a reload, each with its startup messages.
     pub(super) waiting: HashMap<Caller, Rc<OnceCell<Startup>>>,
-    /// After the next reload older generations end at once.
+    /// After the next reload, older generations end at once.
     pub(crate) hard: bool,
-    /// The version that was last seen, as haproxy writes it.
+    /// The version seen last, in haproxy's notation.
     pub(super) release: String,
 }
 
-/// What the master CLI tells its clients of this process and its reloads.
+/// What the master CLI tells its clients about this process and its reloads.
 #[derive(Default)]
 pub(crate) struct History {
     /// When this process began.
     pub(super) began: Timestamp,
-    /// How many reloads there were, the failed ones too.
+    /// Number of reloads, including failed ones.
     pub(crate) reloads: u64,
-    /// How many have failed since the last that succeeded.
+    /// Number of failed reloads since the last success.
     pub(super) failed: u64,
-    /// What was said at the last of them, or at the start.
+    /// The messages of the last reload, or of the start.
     pub(super) startup: Startup,
 }
 
 impl History {
-    /// Goes on from that of an earlier supervisor.
+    /// Continues the history of an earlier supervisor.
     fn resume(saved: &SavedHistory, same_process: bool) -> Self {
         Self {
             began: if same_process { Timestamp(saved.began) } else { clock::now() },
@@ -68,7 +68,7 @@ impl History {
         }
     }
 
-    /// For the next supervisor.
+    /// The form saved for the next supervisor.
     pub(crate) fn saved(&self) -> SavedHistory {
         SavedHistory {
             began: self.began.0,
@@ -99,18 +99,18 @@ impl Master {
         Ok(Self { sockets, late, history, ..Self::default() })
     }
 
-    /// The service begins: nothing of an earlier one serves.
+    /// The service begins: no earlier generation serves.
     pub(crate) fn begin(&mut self) {
         self.begins = true;
         (self.history.reloads, self.history.failed) = (0, 0);
     }
 
-    /// A generation begins to end, or is about to.
+    /// Closes the connection opened in advance, because a generation ends or is about to.
     pub(crate) fn forget(&self) {
         self.hub.iter().for_each(|(hub, _)| hub.forget());
     }
 
-    /// Serves the sockets.
+    /// Serves all open sockets.
     pub(crate) fn serve(&mut self, cx: &Context) -> Result<(), Error> {
         let (hub, seats) = (Hub::new(cx.clone()), Rc::new(Seats::default()));
         self.sockets.iter().try_for_each(|socket| socket.serve(&hub, &seats))?;
@@ -118,7 +118,7 @@ impl Master {
         Ok(())
     }
 
-    /// Serves the sockets of the haproxys that were replaced.
+    /// Binds and serves the sockets of the replaced haproxys.
     pub(crate) fn serve_late(&mut self, replaced: &[i32]) {
         let Some((hub, seats)) = &self.hub else { return };
         for wanted in std::mem::take(&mut self.late) {

@@ -1,11 +1,11 @@
-//! Variables that tell a program its sockets in the way that it wants: `NGINX={fds:;};`.
+//! Variables that name a program's sockets in the form that it expects: `NGINX={fds:;};`.
 //!
-//! | placeholder | what stands there |
+//! | placeholder | replaced by |
 //! |---|---|
-//! | `{fds}` | the numbers of all descriptors, between them a comma |
-//! | `{fds:SEP}` | the same with another separator |
-//! | `{count}` | how many there are |
-//! | `{fd:NAME}` | the number of the listener NAME |
+//! | `{fds}` | the numbers of all descriptors, separated by commas |
+//! | `{fds:SEP}` | the same with the separator SEP |
+//! | `{count}` | the number of descriptors |
+//! | `{fd:NAME}` | the descriptor number of the listener NAME |
 //! | `{service}`, `{generation}` | the service's name, the generation's number |
 //! | `{{`, `}}` | a brace |
 
@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use bindonce_core::name::Name;
 
-/// A variable and what it is to be.
+/// A variable and its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Variable {
     /// Its name.
@@ -39,7 +39,7 @@ enum Part {
 /// What the placeholders stand for.
 #[derive(Debug, Clone, Copy)]
 pub struct Numbers<'a> {
-    /// Each descriptor: its listener and its number.
+    /// Name and number of each descriptor.
     pub descriptors: &'a [(Name, i32)],
     /// The name of the service.
     pub service: &'a Name,
@@ -47,11 +47,11 @@ pub struct Numbers<'a> {
     pub generation: u64,
 }
 
-/// Why a variable cannot be read, or not be filled in.
+/// Why a variable cannot be parsed, or cannot be filled in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TemplateError {
-    /// It is not `NAME=TEXT`, or the name is none that a shell would take.
+    /// The text is not `NAME=TEXT`, or no shell would accept the name.
     #[error("{0:?} is no variable: write NAME=TEXT, as in NGINX='{{fds:;}};'")]
     NoVariable(String),
     /// A placeholder that does not exist.
@@ -65,7 +65,7 @@ pub enum TemplateError {
         "a brace in {0:?} has no partner: write {{{{ or }}}} for a brace that stands for itself"
     )]
     Unbalanced(String),
-    /// `{fd:NAME}` of a listener that there is not.
+    /// `{fd:NAME}` names a listener that does not exist.
     #[error("{{fd:{0}}} names no listener: add --listen {0}=ADDR")]
     UnknownListener(Name),
 }

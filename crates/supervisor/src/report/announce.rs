@@ -1,30 +1,31 @@
-//! What systemd is told (sd_notify(3)): READY, RELOADING, STOPPING, a STATUS line, and the
-//! watchdog's keep-alive, which comes from the supervisor's own loop, so that a loop that
-//! hangs is noticed.
+//! Messages to systemd (sd_notify(3)): READY, RELOADING, STOPPING, a STATUS line, and the
+//! watchdog's keep-alive. The supervisor's own loop sends the keep-alive, so that a hanging loop is
+//! noticed.
 
 use std::time::{Duration, Instant};
 
 use bindonce_daemon::notify;
 
-/// The way to tell systemd; does nothing where nobody listens.
+/// Sends messages to systemd; does nothing where systemd does not listen.
 #[derive(Debug, Default)]
 pub(crate) struct Announcer {
-    /// How often the keep-alive is due: how long the loop may sleep before it must call [`Announcer::alive`].
+    /// The interval of the keep-alive: how long the loop may sleep before it must call
+    /// [`Announcer::alive`].
     pub(crate) keep_alive: Option<Duration>,
-    /// When it was last told.
+    /// When the last keep-alive was sent.
     announced: Option<Instant>,
     reloading: bool,
-    /// Its messages are those of haproxy's own master, from 3.0 on byte for byte (`-Ws`).
+    /// Messages are those of haproxy's own master, from 3.0 on byte for byte (`-Ws`).
     as_haproxy: bool,
 }
 
 impl Announcer {
-    /// Reads what systemd asks of this process.
+    /// Reads the keep-alive interval that systemd asks for.
     pub(crate) fn new(as_haproxy: bool) -> Self {
         Self { keep_alive: notify::watchdog(), as_haproxy, ..Self::default() }
     }
 
-    /// The loop turns; told to systemd no more often than it wants to know.
+    /// Called on each turn of the loop. Sends the keep-alive no more often than systemd needs it.
     pub(crate) fn alive(&mut self) {
         let Some(interval) = self.keep_alive else { return };
         if self.announced.is_none_or(|announced| announced.elapsed() >= interval / 2) {
@@ -44,12 +45,12 @@ impl Announcer {
         });
     }
 
-    /// What starts needs more time, this much from now on.
+    /// The starting generation needs this much more time from now on.
     pub(crate) fn more_time(&self, time: Duration) {
         notify::tell(&format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()));
     }
 
-    /// Something serves, or serves on after a reload that failed.
+    /// A generation serves, or keeps serving after a failed reload.
     pub(crate) fn ready(&mut self, status: &str) {
         self.reloading = false;
         notify::tell(&if self.as_haproxy {
@@ -59,12 +60,13 @@ impl Announcer {
         });
     }
 
-    /// Nothing serves, for the reason in `status`; a reload in progress is over.
+    /// Nothing serves, for the reason in `status`; ends a reload in progress.
     pub(crate) fn troubled(&mut self, status: &str) {
         let reloading = std::mem::take(&mut self.reloading);
         match (self.as_haproxy, reloading) {
             (true, true) => notify::tell("READY=1\nSTATUS=Reload failed!\n"),
-            // 3.0 is silent at a first start that fails. 3.2 calls itself ready then, and ends: that would be no help.
+            // haproxy 3.0 is silent when the first start fails. 3.2 reports READY then, and ends,
+            // which helps no one.
             (true, false) => {}
             (false, true) => notify::tell(&format!("READY=1\nSTATUS={status}")),
             (false, false) => notify::tell(&format!("STATUS={status}")),

@@ -1,21 +1,22 @@
-//! Why a generation failed: in words for the client, the log and the next status, and in one word for metrics.
+//! Why a generation failed: as text for the client, the log and the next status, and as one word
+//! for metrics.
 
 use bindonce_core::generation::Failure;
 
 /// Why a generation failed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cause {
-    /// What happened.
+    /// The failure in one sentence.
     pub(crate) text: String,
-    /// The last lines of the program that ended. They have been passed on to our standard error.
+    /// The last lines of the ended program. They were already passed on to our standard error.
     pub(crate) words: String,
-    /// What to do about it, where there is more to say than to correct the configuration.
+    /// The remedy, where more is needed than correcting the configuration.
     pub(crate) hint: Option<String>,
-    /// It was ended by us, for this reason.
+    /// The supervisor ended the generation, for this reason.
     pub(crate) ours: bool,
-    /// haproxy has said it, also on standard error.
+    /// haproxy itself reported it, also on standard error.
     pub(crate) in_its_words: bool,
-    /// A program whose bind(2) is intercepted has listened on nothing of that.
+    /// An intercepted program has not listened on an intercepted address.
     pub(crate) unseen: Option<Unseen>,
 }
 
@@ -24,7 +25,7 @@ impl Cause {
         Self { text, words: String::new(), hint, ours: false, in_its_words: false, unseen: None }
     }
 
-    /// What happened and the program's own lines, for a reader elsewhere.
+    /// The failure and the program's own lines, for a reader who sees no log.
     pub(crate) fn with_words(&self) -> String {
         match self.words.as_str() {
             "" => self.text.clone(),
@@ -37,7 +38,7 @@ impl Cause {
         self.hinted(self.with_words())
     }
 
-    /// The same, for a reader of our standard error, where the program's own lines are already.
+    /// The same for a reader of our standard error, which already has the program's own lines.
     pub(crate) fn below_its_words(&self) -> String {
         self.hinted(match self.words.as_str() {
             "" => self.text.clone(),
@@ -53,12 +54,12 @@ impl Cause {
     }
 }
 
-/// Why nothing tells when an intercepted program is ready.
+/// Why nothing shows when an intercepted program is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unseen {
-    /// It has bound nothing that is intercepted.
+    /// It has bound no intercepted address.
     Bind,
-    /// It has, and has not called listen(2) on it.
+    /// It has bound one, but has not called listen(2) on it.
     Listen,
 }
 
@@ -70,7 +71,7 @@ impl Unseen {
         }
     }
 
-    /// What to do about it.
+    /// The remedy.
     pub(crate) fn hint(self) -> &'static str {
         match self {
             Self::Bind => {
@@ -87,7 +88,7 @@ impl Unseen {
     }
 }
 
-/// What to do where haproxy says that its configuration has nothing to listen on.
+/// The remedy where haproxy says that its configuration has nothing to listen on.
 pub(crate) fn nothing_to_listen_on(words: &str) -> Option<String> {
     words.contains("No enabled listener found").then(|| {
         "nothing in the files of -f is there for clients to connect to: add a `bind` line to a frontend or a listen \
@@ -96,7 +97,7 @@ pub(crate) fn nothing_to_listen_on(words: &str) -> Option<String> {
     })
 }
 
-/// Why a generation failed, in one word that metrics have too.
+/// Why a generation failed, as one word, also for metrics.
 pub(crate) fn word(failure: Failure) -> &'static str {
     match failure {
         Failure::NotStarted => "not-started",

@@ -1,4 +1,4 @@
-//! What is counted and timed for metrics alone.
+//! Counters and durations for metrics alone.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -8,12 +8,12 @@ use bindonce_core::time::Timestamp;
 use bindonce_daemon::openmetrics::Durations;
 use bindonce_sys::clock;
 
-/// What is counted for metrics alone.
+/// Counters and durations for metrics alone.
 #[derive(Debug, Default)]
 pub(crate) struct Measured {
     /// When the reload in progress began.
     pub(crate) begun: Option<Instant>,
-    /// When the generation that takes over was ready.
+    /// When the generation that takes over became ready.
     pub(crate) ready: Option<Instant>,
     pub(crate) reload_time: Durations,
     pub(crate) start_time: Durations,
@@ -23,7 +23,7 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    /// A reload has ended, or the first start; with its cause if it failed.
+    /// Ends a reload, or the first start; with its cause if it failed.
     pub(crate) fn ended(&mut self, failure: Option<&'static str>) {
         if let Some(begun) = self.begun.take() {
             self.reload_time.add(begun.elapsed());

@@ -1,10 +1,10 @@
-//! What a supervisor exports for Prometheus: its generations, reloads, and what went wrong.
-//! docs/metrics.md lists every family.
+//! The supervisor's metrics for Prometheus: its generations, reloads, and failures. docs/metrics.md
+//! lists every family.
 //!
-//! Scraped on a UNIX socket in the service's directory, and on a listener of the broker's if
-//! one is asked for. That one is claimed tentatively: it ends with this supervisor, so that
-//! no client waits in the queue of a listener from which no process accepts. Errors
-//! here are logged and do not affect the service.
+//! They are scraped on a UNIX socket in the service's directory, and, if requested, on a listener
+//! of the broker. The supervisor claims that listener tentatively: it ends with this supervisor, so
+//! that no client waits in the queue of a listener from which no process accepts. Errors here are
+//! logged and do not affect the service.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -38,12 +38,12 @@ use crate::supervisor::Supervisor;
 use crate::tasks::spawn;
 use bindonce_haproxy::counters;
 
-/// On the socket in the service's directory, which only its user can reach.
+/// For the socket in the service's directory, which only its user can reach.
 const PRIVATE: Served = Served { is_tcp: false, status_page: scrape::StatusPage::Open };
 
-/// How long to wait before a listener that could not be had is claimed again.
+/// The pause before another claim of a listener that could not be claimed.
 const AGAIN: Duration = Duration::from_secs(5);
-/// How long the counters of haproxy may take to be written.
+/// How long writing haproxy's counters into the page may take.
 const WRITTEN: Duration = Duration::from_secs(5);
 
 const GENERATIONS: Family =
@@ -138,7 +138,7 @@ const BROKER_LOSSES: Family =
     Family::counter("bindonce_broker_losses", "Times the broker was lost.");
 
 impl View<'_> {
-    /// Everything, as it is now.
+    /// All metrics, as they are now.
     pub(crate) fn metrics(&self) -> Page {
         let mut page = Page::with_label("service", self.cx.settings.service.as_str());
         self_metrics(&mut page, env!("CARGO_PKG_VERSION"));
@@ -217,11 +217,12 @@ impl View<'_> {
 }
 
 impl Supervisor {
-    /// Answers a scrape when the generations have told what they have counted, each at most once for several scrapes.
+    /// Answers a scrape once the generations have reported their counters. Each is asked at most
+    /// once for several scrapes.
     pub(crate) fn scraped(&mut self, reply: oneshot::Sender<String>) {
         let mut asked = JoinSet::new();
         for generation in self.generations.iter() {
-            // One that has not answered is starting.
+            // A generation that has not answered yet is starting.
             let admin = generation.cli.admin.clone().filter(|_| generation.cli.version.is_some());
             let (cx, id, pace) =
                 (self.cx.clone(), generation.id, self.report.counting.pace(generation.id));
@@ -238,7 +239,8 @@ impl Supervisor {
         });
     }
 
-    /// Answers it now. The names and labels of a large configuration are many: not on the loop's thread.
+    /// Answers a scrape now. A large configuration has many names and labels, so the page is
+    /// written on another thread.
     pub(crate) fn answer_scrape(&mut self, reply: oneshot::Sender<String>) {
         let (mut page, totals) = (self.view().metrics(), self.report.counting.totals());
         let serving = self.timeline.serving().map(|id| id.0);
@@ -249,7 +251,7 @@ impl Supervisor {
                 counters::write(page.text(), &totals.sum(serving), label);
                 page.finish()
             });
-            // A client that has gone away misses nothing; one that gets no page is told to ask again.
+            // The client may have gone away; one that gets no page is told to ask again.
             let _ = reply.send(written.await.unwrap_or_default());
         });
     }
@@ -287,7 +289,7 @@ pub(crate) async fn keep(
     tokio::join!(in_directory, on_listener);
 }
 
-/// Claims the listener, serves on it, and gives it back to the next broker when one is lost.
+/// Claims the listener, serves on it, and gives it to the next broker if one is lost.
 async fn serve(listener: &Listener, opened: bool, pages: &Rc<Pages>) {
     let socket = pages.socket.as_path();
     let mut logged = false;
@@ -322,11 +324,11 @@ async fn claim(listener: &Listener, socket: &Path) -> Result<(Client, OwnedFd), 
     Ok((client, fd))
 }
 
-/// What makes the pages.
+/// The source of the pages.
 struct Pages {
     socket: PathBuf,
     sender: mpsc::UnboundedSender<Message>,
-    /// Each asks the broker for its listeners.
+    /// Paced, because each page asks the broker for its listeners.
     status: Paced,
     findings: Findings,
 }
@@ -347,7 +349,7 @@ impl Pages {
         }
     }
 
-    /// The supervisor's loop answers; nothing else knows it all. It ends only with the process.
+    /// Asks the supervisor's loop, which alone has the data. The loop ends only with the process.
     async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         self.sender.send(message(reply)).ok()?;

@@ -1,5 +1,5 @@
-//! What the supervisor reports: the log of its signals, the messages to the service manager, the counts and times for
-//! metrics, the answer to a reload ([`outcome`]), and status ([`status`]).
+//! The supervisor's reports: the log of its signals, messages to the service manager, counters and
+//! durations for metrics, the answer to a reload ([`outcome`]), and status ([`status`]).
 
 pub(crate) mod announce;
 pub(crate) mod cause;
@@ -30,31 +30,33 @@ use crate::report::cause::Cause;
 use crate::report::measured::Measured;
 use crate::settings::Settings;
 
-/// What is told, and what was told last.
+/// The reported state, and what was reported last.
 pub(crate) struct Report {
     pub(crate) announcer: Announcer,
     pub(crate) counts: Counts,
     /// haproxy's own counters.
     pub(crate) counting: Counting,
-    /// What all generations have done lately, and what those did that drain.
+    /// Recent traffic of all generations, and of the draining ones.
     lately: (Lately, Lately),
     measured: Measured,
-    /// Why the last generation that failed did so.
+    /// Why the last failed generation failed.
     pub(crate) failure: Cause,
-    /// What haproxy has bound by itself, as far as it was told.
+    /// Addresses that haproxy bound itself, as far as they were reported.
     pub(crate) foreign: ForeignBinds,
-    /// What older generations have bound that could not be paused for it.
+    /// Addresses that older generations bound themselves, and because of which they could not be
+    /// paused.
     pub(crate) stopped_first: Vec<String>,
-    /// It was told that its bind(2) cannot be seen.
+    /// Whether it was logged that haproxy's bind(2) cannot be seen.
     pub(crate) unseen: bool,
-    /// It was told that its listen(2) says when it is ready.
+    /// Whether it was logged that listen(2) can signal the program's readiness.
     pub(crate) listens: bool,
-    /// The last signal that was not the normal course.
+    /// The last signal that was logged as a warning.
     last_warning: Option<(GenerationId, Reason)>,
 }
 
 impl Report {
-    /// Goes on from what an earlier supervisor has counted, and the image before has done lately.
+    /// Continues the counters of an earlier supervisor, and the recent traffic of the earlier
+    /// image.
     pub(crate) fn new(settings: &Settings, counters: PathBuf, lately: &SavedLately) -> Self {
         let notifies = |haproxy: &Haproxy| haproxy.command.role.master == Some(Master::Notifying);
         let as_haproxy = settings.kind.haproxy().is_some_and(notifies);
@@ -78,7 +80,7 @@ impl Report {
         self.measured.begun = Some(Instant::now());
     }
 
-    /// The generation that is to take over is ready; how long its start took.
+    /// The generation that takes over is ready. `took` is the duration of its start.
     pub(crate) fn ready(&mut self, took: Option<Duration>) {
         self.measured.ready = Some(Instant::now());
         took.into_iter().for_each(|took| self.measured.start_time.add(took));
@@ -90,7 +92,7 @@ impl Report {
         self.announcer.ready(&format!("generation {id} serves, pid {pid}"));
     }
 
-    /// A generation has done so much more, perhaps after it had stopped accepting.
+    /// Adds traffic of a generation. `drains`: it had stopped accepting.
     pub(crate) fn served(&mut self, more: Since, drains: bool) {
         let now = Instant::now();
         self.lately.0.add(now, more);
@@ -101,14 +103,15 @@ impl Report {
         }
     }
 
-    /// What was done lately, for the next image of this process.
+    /// The recent traffic, for the next image of this process.
     pub(crate) fn saved_lately(&self) -> SavedLately {
         let now = Instant::now();
         let (all, draining) = &self.lately;
         SavedLately { all: all.saved(now), draining: draining.saved(now) }
     }
 
-    /// Logs a signal with its reason and how many connections it cuts; what is not the normal course is a warning, once.
+    /// Logs a signal with its reason and the number of connections that it cuts. An exceptional
+    /// signal is logged as a warning, once.
     pub(crate) fn signalled(
         &mut self,
         cx: &Context,
@@ -135,7 +138,7 @@ impl Report {
                     generation = id.0,
                     pid,
                     signal,
-                    "paused for a moment: the new generation needs an address that it has bound by itself"
+                    "paused for a moment: the new generation needs an address that this one bound itself"
                 );
             }
             Reason::AddressNotBound => {

@@ -1,4 +1,5 @@
-//! The answer to the clients that wait for a reload: what serves now, or why the new generation failed.
+//! The answer to clients that wait for a reload: the generation that serves now, or why the new
+//! generation failed.
 
 use bindonce_core::duration;
 use bindonce_core::event;
@@ -13,18 +14,19 @@ use crate::handover::promise::Unserved;
 use crate::replies::{self, Reloaded};
 use crate::report::{Report, cause};
 
-/// What the answer tells beside the outcome.
+/// Data for the answer beside the outcome.
 pub(crate) struct Now<'a> {
     pub(crate) generations: &'a Generations,
     /// The generation that serves.
     pub(crate) serving: Option<GenerationId>,
-    /// What it leaves of what served before it.
+    /// The listeners of its predecessor that it leaves.
     pub(crate) unserved: Unserved,
     pub(crate) broker: Option<i32>,
 }
 
 impl Report {
-    /// The answer to the clients that wait for a reload; `cut`: how many connections were cut since it began.
+    /// The answer to clients that wait for a reload. `cut` is the number of connections cut since
+    /// it began.
     pub(crate) fn outcome(
         &mut self,
         cx: &Context,
@@ -104,7 +106,7 @@ impl Report {
                     Some(_) => format!("the last reload failed; {serves}"),
                     None => serves.clone(),
                 });
-                // The program's own words have been passed on as they came.
+                // The program's own output was passed on as it arrived.
                 let first = self.failure.text.lines().next().unwrap_or_default();
                 tracing::error!(generation = id.0, "not started; {serves}: {first}");
                 let word = cause::word(*failure);
@@ -145,7 +147,7 @@ impl Report {
     }
 }
 
-/// The new generation serves, and so does an unknown process: says which.
+/// The error for a new generation that serves beside an unknown process; names that process.
 fn strangers(cx: &Context, id: GenerationId, now: &Now<'_>) -> RpcError {
     let Some(generation) = now.generations.get(&id) else {
         return RpcError::new(ErrorCode::INTERNAL, "the generation is gone");

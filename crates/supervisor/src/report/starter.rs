@@ -1,4 +1,5 @@
-//! The process that has put this supervisor into the background: it waits for the first generation to serve.
+//! The process that put this supervisor into the background. It waits for the first generation to
+//! serve.
 
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
@@ -8,23 +9,23 @@ use std::time::Duration;
 use bindonce_sys::log;
 use tokio::task::JoinHandle;
 
-/// The variable of a supervisor that goes on in the background.
+/// The environment variable of a supervisor that continues in the background.
 pub const BACKGROUND: &str = "BINDONCE_BACKGROUND";
 
-/// What it reads.
+/// The line that the starter reads on success.
 pub const SERVES: &[u8] = b"serves\n";
 
-/// How long it waits for the pid file too. Later its caller learns nothing that helps.
+/// How long the starter also waits for the pid file. Later its caller would learn nothing useful.
 const PID_FILE: Duration = Duration::from_secs(5);
 
-/// The same, where another process may accept beside that generation, or where there is no pid file.
+/// The line where another process may accept beside that generation, or where there is no pid file.
 const NOT_AS_ASKED: &[u8] = b"not as asked\n";
 
-/// Tells it, when the pid file is written: its caller may read that at once. From then on standard error leads nowhere,
-/// as that of a haproxy in the background.
+/// Tells the starter when the pid file is written, since its caller may read that at once. From
+/// then on standard error leads nowhere, as for a haproxy in the background.
 pub(crate) async fn tell(starter: Rc<OwnedFd>, written: Option<JoinHandle<bool>>, alone: bool) {
     let is_written = match written {
-        // It is tried on, and the log says so.
+        // A failed write is retried and logged.
         Some(written) => {
             matches!(bindonce_sys::patience::timeout(PID_FILE, written).await, Ok(Ok(true)))
         }
@@ -32,13 +33,13 @@ pub(crate) async fn tell(starter: Rc<OwnedFd>, written: Option<JoinHandle<bool>>
     };
     log::finish(log::LAST_WORDS);
     if let Ok(nowhere) = std::fs::File::options().read(true).write(true).open("/dev/null") {
-        // Only a full table of descriptors refuses it, and it needs no new one.
+        // This fails only with a full descriptor table, and dup2(2) needs no new descriptor.
         let _ = nix::unistd::dup2_stderr(&nowhere);
-        // The configuration may have come through it.
+        // The configuration may have come through standard input.
         let _ = nix::unistd::dup2_stdin(&nowhere);
     }
     if let Ok(copy) = starter.try_clone() {
-        // One that is gone misses nothing.
+        // The starter may be gone.
         let _ = std::fs::File::from(copy).write_all(if alone && is_written {
             SERVES
         } else {

@@ -1,4 +1,4 @@
-//! What the supervisor answers about itself and its generations.
+//! The supervisor's answers about itself and its generations.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::generations::since::LATELY;
 use crate::replies::{self, GenerationStatus, OwnAddress, Pong, Status};
 use crate::report::view::View;
 
-/// How long a draining generation may take to tell its sessions.
+/// How long a draining generation may take to list its sessions.
 const SESSIONS: Duration = Duration::from_millis(500);
 
 impl View<'_> {
@@ -25,12 +25,12 @@ impl View<'_> {
     pub(crate) fn tell_alive(&self, reply: oneshot::Sender<control::Answer>) {
         let serving = self.timeline.serving().map(|id| id.0);
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        // A client that has gone away no longer waits for it.
+        // The client may have gone away.
         let _ = reply.send(replies::result(&Pong { pong: true, version, serving }));
     }
 
-    /// Tells everything there is to know, for `bindonce status`. What only a draining generation
-    /// itself knows is asked of it first.
+    /// Sends the full status, for `bindonce status`. Draining generations are first asked for what
+    /// only they know.
     pub(crate) fn tell_status(&self, reply: oneshot::Sender<control::Answer>) {
         let mut status = self.status();
         let ask: Vec<_> = self
@@ -47,14 +47,14 @@ impl View<'_> {
                     known.drain.oldest_sessions = oldest_sessions(&answer);
                 }
             }
-            // A client that has gone away no longer waits for it.
+            // The client may have gone away.
             let _ = reply.send(replies::result(&status));
         });
     }
 
-    /// The same without what a generation would have to be asked.
+    /// The same, without questions to generations.
     pub(crate) fn tell_state(&self, reply: oneshot::Sender<control::Answer>) {
-        // A client that has gone away no longer waits for it.
+        // The client may have gone away.
         let _ = reply.send(replies::result(&self.status()));
     }
 
@@ -70,7 +70,7 @@ impl View<'_> {
                 state: state.to_string(),
                 pid,
                 since: generation.map(|known| known.start.at.to_string()),
-                // By the monotonic clock.
+                // From the monotonic clock.
                 age: pid.and_then(process::age).map(|age| age.as_secs()),
                 version: generation.and_then(|known| known.cli.version).map(|v| v.to_string()),
                 listeners: generation.map(|known| known.listeners.len()),

@@ -1,5 +1,5 @@
-//! The supervisor's status page: what `bindonce status` tells of its service, for a browser; and what
-//! `bindonce doctor` finds, where that is asked for.
+//! The supervisor's status page: the data of `bindonce status` for one service, for a browser, and
+//! on request the findings of `bindonce doctor`.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,15 +15,15 @@ use tokio::time::timeout;
 
 use crate::report::view::View;
 
-/// How long the broker may take to tell its listeners.
+/// How long the broker may take to list its listeners.
 const BROKER: Duration = Duration::from_secs(3);
 /// How long an examination may take.
 const EXAMINATION: Duration = Duration::from_secs(8);
-/// For how long findings are shown again: readers cause one examination in this time at most.
+/// How long findings are reused: readers cause at most one examination in this time.
 const AGAIN: Duration = Duration::from_secs(10);
 
 impl View<'_> {
-    /// The page, except for the listeners, which the broker knows.
+    /// The page without the listeners, which the broker knows.
     pub(crate) fn status_page(&self) -> StatusPage {
         let settings = &self.cx.settings;
         let generations = self.timeline.generations().map(|(id, state)| {
@@ -63,7 +63,7 @@ impl View<'_> {
     }
 }
 
-/// Adds the listeners that the service has, as the broker tells them.
+/// Adds the service's listeners, as the broker lists them.
 pub(crate) async fn with_listeners(mut page: StatusPage, socket: &Path) -> String {
     let service = page.services.first().map(|service| service.name.clone()).unwrap_or_default();
     let ask = async { Client::connect(socket).await?.list().await };
@@ -83,12 +83,13 @@ pub(crate) async fn with_listeners(mut page: StatusPage, socket: &Path) -> Strin
     page.html()
 }
 
-/// What `bindonce doctor` found last, and when.
+/// The last findings of `bindonce doctor`, and when they were made.
 #[derive(Debug, Default)]
 pub(crate) struct Findings(Mutex<Option<(Instant, Timestamp, String)>>);
 
 impl Findings {
-    /// As a page. One examination at a time, and none within ten seconds of another.
+    /// The findings as a page. One examination runs at a time, and none within ten seconds of
+    /// another.
     pub(crate) async fn html(&self, socket: &Path) -> String {
         let mut last = self.0.lock().await;
         let known = last.take().filter(|(looked, ..)| looked.elapsed() < AGAIN);
@@ -102,8 +103,8 @@ impl Findings {
     }
 }
 
-/// What it prints. A process of its own: it looks at every process of this host, and nothing that it
-/// meets there may stop the supervisor.
+/// The output of `bindonce doctor`, in a process of its own: it looks at every process of this
+/// host, and nothing that it finds there may stop the supervisor.
 async fn examine(socket: &Path) -> String {
     let mut command = Command::new("/proc/self/exe");
     command.arg("doctor").arg("--socket").arg(socket);

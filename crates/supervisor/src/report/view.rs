@@ -1,4 +1,4 @@
-//! What status and metrics show, borrowed from the parts that have it.
+//! The data for status and metrics, borrowed from the parts that own it.
 
 use bindonce_core::generation::Timeline;
 use bindonce_haproxy::config::Rendering;
@@ -12,7 +12,7 @@ pub(crate) struct View<'a> {
     pub(crate) timeline: &'a Timeline,
     pub(crate) generations: &'a Generations,
     pub(crate) report: &'a Report,
-    /// The configuration that serves.
+    /// The configuration of the serving generation.
     pub(crate) rendering: Option<&'a Rendering>,
     pub(crate) upgrades: u64,
     pub(crate) broker_is_lost: bool,

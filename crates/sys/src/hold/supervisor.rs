@@ -8,34 +8,34 @@ use tokio::sync::watch;
 
 use crate::intercept::{Call, Intercept};
 
-/// A program that is held when it says that it is ready, until it is let go.
+/// Holds a program when it signals readiness, until it is released.
 ///
-/// Everything that comes before [`release`](Self::release) waits, everything after it continues at
-/// once: a call that a signal interrupts comes again as another. A task of its own answers, for as
-/// long as the process and its children live. Dropping it releases.
+/// A call before [`release`](Self::release) waits; a call after it continues at once, as does a
+/// call that a signal interrupted and that comes again. A task of its own answers, for as long as
+/// the process and its children live. Dropping the value releases the program.
 ///
-/// A process that is held obeys no signal but those that end it, and these only if it does not
-/// handle them: it handles the others when it has been released. SIGKILL always ends it.
+/// While held, the process reacts only to signals that end it, and to these only if it does not
+/// handle them. It handles all others after the release. SIGKILL always ends it.
 #[derive(Debug)]
 pub struct Hold {
     state: Arc<Mutex<State>>,
     news: watch::Receiver<News>,
 }
 
-/// What the program has done so far.
+/// The state of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum News {
     None,
-    /// This process calls kill().
+    /// This thread has called kill().
     Called(i32),
-    /// It has ended, and so have its children.
+    /// The program has ended, and so have its children.
     Ended,
     Failed(Errno),
 }
 
 impl Hold {
-    /// Holds the program whose calls these are; `others` gets those that are no readiness signal. Call it within a tokio
-    /// runtime.
+    /// Holds the program that makes these calls; `others` gets the calls that are not the readiness
+    /// signal. Call it within a tokio runtime.
     pub fn new(calls: Arc<Intercept>, others: impl Fn(Call) + Send + 'static) -> Self {
         let state = Arc::new(Mutex::new(State { waits: None, released: false }));
         let (sender, news) = watch::channel(News::None);
@@ -43,14 +43,14 @@ impl Hold {
         Self { state, news }
     }
 
-    /// Waits until the program says that it is ready, and gives the pid (the thread id) of who
-    /// says it; it stays there, unless it was released before. None if it has ended, and every child
-    /// of it, without having said it; where the kernel tells that only once the process
-    /// has been reaped, not before.
+    /// Waits until the program signals readiness, and returns the pid (the thread id) of the
+    /// sender, which stays in the call unless it was released before. None if the program and all
+    /// its children have ended without the signal; some kernels report that only once the process
+    /// has been reaped.
     ///
     /// # Errors
-    /// Those of ioctl(2) SECCOMP_IOCTL_NOTIF_RECV. Drop the hold then:
-    /// nothing is held any more when its last descriptor closes.
+    /// Errors from ioctl(2) SECCOMP_IOCTL_NOTIF_RECV. Drop the hold then: nothing is held any more
+    /// once its last descriptor closes.
     pub async fn called(&self) -> io::Result<Option<i32>> {
         let mut news = self.news.clone();
         match news.wait_for(|news| *news != News::None).await.as_deref() {
@@ -61,9 +61,9 @@ impl Hold {
         }
     }
 
-    /// Lets the program go on, now and whenever it sends this signal again. The signal that it was held at is not sent: it
-    /// says nothing new, and while it waits it would swallow the same signal of another process. It is no error if
-    /// the program has ended.
+    /// Releases the program, now and whenever it sends this signal again. The signal itself is not
+    /// sent: it tells nothing new, and while pending it would swallow the same signal from another
+    /// process. It is not an error if the program has ended.
     pub fn release(&self) {
         let mut state = lock(&self.state);
         state.released = true;
@@ -81,17 +81,17 @@ impl Drop for Hold {
 
 #[derive(Debug)]
 struct State {
-    /// The call that waits: an earlier one that was interrupted is forgotten.
+    /// The waiting call; a newer one replaces one that was interrupted.
     waits: Option<Call>,
     released: bool,
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    // Nothing panics while it is locked, and every state is a valid one.
+    // Nothing panics while the lock is held, and every state is valid.
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Answers until nobody is left who could call.
+/// Answers calls until no process is left that could make one.
 async fn follow(
     calls: Arc<Intercept>,
     state: Arc<Mutex<State>>,
@@ -164,7 +164,7 @@ mod tests {
         tokio::time::timeout(DEADLINE, wait).await.expect("in time");
     }
 
-    /// As on a kernel before 5.19: a signal interrupts the call, and it comes again as another.
+    /// As on a kernel before 5.19: a signal interrupts the call, and it comes again as a new one.
     #[tokio::test]
     async fn a_call_that_is_interrupted_stays_held() {
         on(Signal::SIGUSR1, SigHandler::SigIgn);

@@ -1,8 +1,9 @@
-//! Which calls were received and are not answered, where it outlives the process that has received them.
+//! A record of the calls that were received and not answered, which outlives the process that
+//! received them.
 //!
-//! The kernel tells of a call once. Who gets the descriptor after a supervisor that was killed can answer the calls that this one had
-//! received only if it knows of them. So they are written, before anything is done about them, to memory (memfd_create(2)) that the
-//! watchdog has too.
+//! The kernel reports a call once. The successor of a killed supervisor gets the descriptor, but
+//! can answer the calls that were already received only if it knows them. So each call is written,
+//! before anything is done about it, to memory (memfd_create(2)) that the watchdog has too.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,47 +11,51 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::calls::Calls;
 use crate::memory;
 
-/// What the kernel tells of a call when it is received, which it does once: its id, its thread, the architecture, the number
-/// and the arguments.
+/// A call as the kernel reports it on receipt, which it does once: id, thread, architecture, number
+/// and arguments.
 pub type Received = (u64, i32, u32, i32, [u64; 6]);
 
-/// One call: id, thread, architecture, number, six arguments.
+/// Words of a record: id, thread, architecture, number, six arguments.
 const RECORD: usize = 10;
-/// The id that was received last and whether there is one, and how many records follow.
+/// Words before the records: whether any call was received, the id of the last one, and the number
+/// of records.
 const HEAD: usize = 3;
-/// What fits into a page: to that size it is written in one piece, also when the process is killed meanwhile.
+/// How many records fit into a page. Up to that size a write is complete even if the process is
+/// killed meanwhile.
 const MOST: usize = (4096 / size_of::<u64>() - HEAD) / RECORD;
 
-/// A call can be received and not written yet when the process is killed. The kernel numbers the calls of a filter one after the other,
-/// also those that a signal interrupts: it is one of so many behind the last that is written.
+/// A process can be killed after it received a call and before it wrote it. The kernel numbers the
+/// calls of a filter consecutively, including those that a signal interrupts, so the id of such a
+/// call is among this many after the last one written.
 const NOT_WRITTEN: u64 = 256;
 
-/// The memory.
+/// The shared memory.
 #[derive(Debug)]
 pub(super) struct Ledger(OwnedFd);
 
-/// What is written there.
+/// The contents of the ledger.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Written {
     /// The id of the call that was received last.
     pub(super) last: Option<u64>,
-    /// What was not answered.
+    /// The calls that were not answered.
     pub(super) open: Vec<Received>,
 }
 
 impl Ledger {
     /// # Errors
-    /// Those of memfd_create(2).
+    /// Errors from memfd_create(2).
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self(memory::file("bindonce-calls")?.into()))
     }
 
-    /// Takes what another process has written.
+    /// Takes a ledger that another process has written.
     pub(super) fn from(memory: OwnedFd) -> Self {
         Self(memory)
     }
 
-    /// Of more calls than fit into a page, which no program makes that waits for its answers, those are written that came first.
+    /// Writes the open calls. If they do not fit into a page, only the first are written; a program
+    /// that waits for its answers does not make that many.
     pub(super) fn write<'a>(&self, last: u64, open: impl ExactSizeIterator<Item = &'a Received>) {
         let count = open.len().min(MOST) as u64;
         let mut words = vec![1, last, count];
@@ -61,11 +66,12 @@ impl Ledger {
             words.extend(arguments);
         }
         let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_ne_bytes).collect();
-        // What cannot be written is not known to the next supervisor, and nothing else.
+        // If the write fails, the next supervisor does not know the calls; there is no other
+        // effect.
         let _ = rustix::io::pwrite(&self.0, &bytes, 0);
     }
 
-    /// What was written last.
+    /// Reads what was written last.
     pub(super) fn read(&self) -> Written {
         let mut bytes = [0; 4096];
         let length = rustix::io::pread(&self.0, &mut bytes, 0).unwrap_or_default();
@@ -83,7 +89,7 @@ impl Ledger {
 }
 
 impl Written {
-    /// What was received and not even written: only their ids are known.
+    /// The ids of calls that were received and not even written; nothing else is known of them.
     pub(super) fn unknown(&self, calls: &Calls) -> Vec<u64> {
         let known = |id: &u64| self.open.iter().any(|(open, ..)| open == id);
         let behind = self

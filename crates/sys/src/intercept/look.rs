@@ -1,4 +1,4 @@
-//! What a call is about: the program's own socket, and the address in its memory.
+//! Inspects a call: the program's own socket, and the address in its memory.
 
 use std::ffi::OsString;
 use std::fs;
@@ -21,31 +21,32 @@ use crate::options::number;
 use crate::process::{self, Pidfd};
 use crate::{identity, limits};
 
-/// What was seen of a call. What is missing the kernel finds missing too: it answers with the right error.
+/// What was found out about a call. A part that is missing here is missing for the kernel too,
+/// which returns the right error.
 #[derive(Debug)]
 pub struct Look {
-    /// The socket that it names, if it names one.
+    /// The socket that the call names, if any.
     pub socket: Option<Theirs>,
-    /// The address of a bind(2), if it can be read; the path of an unlink(2), if a socket has it.
+    /// The address of a bind(2), if readable; the path of an unlink(2), if a socket has it.
     pub target: Option<Target>,
 }
 
-/// A socket of the program's.
+/// A socket of the program.
 #[derive(Debug)]
 pub struct Theirs {
-    /// Our copy of it.
+    /// Our copy of the socket.
     pub fd: OwnedFd,
-    /// Its number in the program.
+    /// The descriptor number in the program.
     pub number: RawFd,
-    /// Its inode.
+    /// The socket's inode.
     pub inode: u64,
-    /// What a decision depends on.
+    /// The facts that a decision depends on.
     pub socket: Socket,
-    /// The descriptor table that has it.
+    /// The descriptor table with that number.
     pub(super) table: Pidfd,
 }
 
-/// Looks at the call of a thread.
+/// Inspects the call of a thread.
 pub(super) fn at(thread: i32, number: Number, arguments: &[u64; 6]) -> io::Result<Look> {
     let none = Look { socket: None, target: None };
     let [fd, address, length] = match number {
@@ -67,7 +68,7 @@ pub(super) fn at(thread: i32, number: Number, arguments: &[u64; 6]) -> io::Resul
         Number::Kill => return Ok(none),
     };
     let status = Status::of(thread)?;
-    // An int, whatever the upper half of the register says.
+    // An int: the kernel ignores the upper half of the register.
     let Ok(number_of) = i32::try_from(fd & 0xFFFF_FFFF) else { return Ok(none) };
     let table = table_of(thread, status.process)?;
     let fd = match table.take(number_of) {
@@ -93,7 +94,7 @@ pub(super) fn at(thread: i32, number: Number, arguments: &[u64; 6]) -> io::Resul
     Ok(Look { socket: Some(theirs), target })
 }
 
-/// Which socket's file is to be removed.
+/// The socket file that an unlink call would remove.
 fn unlinked(thread: i32, directory: RawFd, at: u64) -> io::Result<Look> {
     let directory = match directory {
         libc::AT_FDCWD => "cwd".to_owned(),
@@ -112,12 +113,12 @@ fn unlinked(thread: i32, directory: RawFd, at: u64) -> io::Result<Look> {
     Ok(Look { socket: None, target: path.map(Target::Path) })
 }
 
-/// Reads a path of a thread, as long as one can be (PATH_MAX), once; None if there is none.
+/// Reads a path from a thread's memory, up to PATH_MAX, once; None if it cannot be read.
 fn text(thread: i32, at: u64) -> io::Result<Option<OsString>> {
     const PAGE: u64 = 4096;
     let (mut text, mut at) = (Vec::new(), at);
     while text.len() < libc::PATH_MAX.cast_unsigned() as usize {
-        // What follows may be no memory.
+        // The next page may be unmapped.
         let mut part = vec![0; usize::try_from(PAGE - at % PAGE).unwrap_or(1)];
         if !read(thread, at, &mut part)? {
             return Ok(None);
@@ -132,10 +133,11 @@ fn text(thread: i32, at: u64) -> io::Result<Option<OsString>> {
     Ok(None)
 }
 
-/// The descriptor table of a thread, which may have one of its own (unshare(2) with CLONE_FILES).
+/// The descriptor table of a thread, which may have its own (unshare(2) with CLONE_FILES).
 ///
 /// # Errors
-/// Those of pidfd_open(2): `EINVAL` before Linux 6.9, which shows no table but that of the process.
+/// Errors from pidfd_open(2): `EINVAL` before Linux 6.9, which gives access only to the table of
+/// the process.
 fn table_of(thread: i32, process: i32) -> io::Result<Pidfd> {
     if thread == process || process::share_descriptors(process, process, thread) {
         Pidfd::open(process)
@@ -144,7 +146,7 @@ fn table_of(thread: i32, process: i32) -> io::Result<Pidfd> {
     }
 }
 
-/// What a decision depends on, but for the process.
+/// The facts about a socket that a decision depends on, without those about the process.
 fn socket(fd: BorrowedFd<'_>, kind: SocketType) -> io::Result<Socket> {
     let family = get::socket_domain(fd)?;
     let reference = SockRef::from(&fd);
@@ -171,7 +173,7 @@ fn socket(fd: BorrowedFd<'_>, kind: SocketType) -> io::Result<Socket> {
     Ok(Socket { kind, ipv6, bound, elsewhere, late_port, privileged: false, options })
 }
 
-/// The address that a bind(2) gives; None if the kernel refuses it too.
+/// The address of a bind(2); None if the kernel refuses it too.
 fn target(thread: i32, at: u64, length: u64) -> io::Result<Option<Target>> {
     let length = usize::try_from(length & 0xFFFF_FFFF).unwrap_or(usize::MAX);
     let mut bytes = [0; size_of::<libc::sockaddr_storage>()];
@@ -190,7 +192,8 @@ fn target(thread: i32, at: u64, length: u64) -> io::Result<Option<Target>> {
     Ok(Some(target))
 }
 
-/// The same path as a person would write it: without `.` and doubled slashes, and where it goes up, by what it leads to.
+/// The path as a person would write it: without `.` and doubled slashes, and with `..` resolved
+/// through the file system.
 fn plain(path: &Path) -> PathBuf {
     let plain: PathBuf = path.components().collect();
     let goes_up = plain.components().any(|part| part == Component::ParentDir);
@@ -201,7 +204,7 @@ fn plain(path: &Path) -> PathBuf {
     }
 }
 
-/// Reads a sockaddr(3type), as long as its caller says that it is.
+/// Parses a sockaddr(3type) of the length that its caller stated.
 fn parse(bytes: &[u8]) -> Target {
     let part = |from: usize, to: usize| bytes.get(from..to);
     let family = part(0, 2).map(|family| i32::from(u16::from_ne_bytes([family[0], family[1]])));
@@ -209,19 +212,19 @@ fn parse(bytes: &[u8]) -> Target {
     let ipv4 = || Some((Ipv4Addr::from(<[u8; 4]>::try_from(part(4, 8)?).ok()?), port?));
     let found = match family {
         Some(libc::AF_INET) if bytes.len() >= 16 => ipv4().map(|at| Target::Ip(at.into())),
-        // For old programs (inet_bind in the kernel): with the wildcard alone.
+        // For old programs (inet_bind in the kernel): with the wildcard only.
         Some(libc::AF_UNSPEC) if bytes.len() >= 16 => {
             ipv4().filter(|(ip, _)| ip.is_unspecified()).map(|at| Target::Ip(at.into()))
         }
         Some(libc::AF_INET6) if bytes.len() >= 24 => (|| {
             let ip = Ipv6Addr::from(<[u8; 16]>::try_from(part(8, 24)?).ok()?);
             let scope = part(24, 28).and_then(|scope| scope.try_into().ok());
-            // Only there it means anything (inet6_bind in the kernel).
+            // The scope has a meaning only for these addresses (inet6_bind in the kernel).
             let has_scope = ip.is_unicast_link_local() || ip.is_multicast();
             let scope = u32::from_ne_bytes(scope.filter(|_| has_scope).unwrap_or_default());
             Some(Target::Ip(SocketAddr::V6(SocketAddrV6::new(ip, port?, 0, scope))))
         })(),
-        // The kernel takes no longer one (unix_validate_addr).
+        // The kernel accepts no longer address (unix_validate_addr).
         Some(libc::AF_UNIX) if bytes.len() <= size_of::<libc::sockaddr_un>() => {
             let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(str::to_owned).ok();
             match bytes.get(2..) {
@@ -238,13 +241,13 @@ fn parse(bytes: &[u8]) -> Target {
     found.unwrap_or(Target::Other)
 }
 
-/// Reads memory of a thread once. False if there is none.
+/// Reads memory of a thread once. False if it is not mapped.
 pub(super) fn read(thread: i32, at: u64, into: &mut [u8]) -> io::Result<bool> {
     let Ok(base) = usize::try_from(at) else { return Ok(false) };
     let ours = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     let theirs = libc::iovec { iov_base: base as *mut libc::c_void, iov_len: into.len() };
-    // SAFETY: the kernel writes at most `into.len()` bytes to `into`, which nothing else refers to. What `theirs` says is an
-    // address of the other process: the kernel checks it, and reads it from there.
+    // SAFETY: the kernel writes at most `into.len()` bytes to `into`, which nothing else refers to.
+    // `theirs` holds an address of the other process: the kernel checks it, and reads there.
     let done =
         unsafe { libc::process_vm_readv(thread, &raw const ours, 1, &raw const theirs, 1, 0) };
     match Errno::result(done) {
@@ -254,7 +257,7 @@ pub(super) fn read(thread: i32, at: u64, into: &mut [u8]) -> io::Result<bool> {
     }
 }
 
-/// What /proc tells of a thread.
+/// The facts about a thread from /proc.
 struct Status {
     process: i32,
     umask: u32,
@@ -270,7 +273,7 @@ impl Status {
             let found = text.lines().find_map(|line| line.strip_prefix(name));
             found.unwrap_or_default().split_whitespace().collect::<Vec<_>>()
         };
-        // Real, effective, saved, and that of the file system.
+        // Real, effective, saved, and file system id.
         let of_files = |name| line(name).get(3).and_then(|id| id.parse().ok());
         let first = |name| line(name).first().copied().unwrap_or_default();
         let odd = || io::Error::from(io::ErrorKind::InvalidData);
@@ -284,7 +287,7 @@ impl Status {
     }
 }
 
-/// Whether a path means another file to a thread than to us.
+/// Whether a path means another file to a thread than to this process.
 fn sees_other_files(thread: i32) -> bool {
     let same = |what: &str| {
         let of = |who: String| fs::read_link(Path::new(&who)).ok();
@@ -294,7 +297,7 @@ fn sees_other_files(thread: i32) -> bool {
     !(same("ns/mnt") && same("root"))
 }
 
-/// What this host says of ports; the kernel's own defaults where it says nothing.
+/// The port ranges of this host; the kernel's defaults if they cannot be read.
 pub fn ports() -> Ports {
     let ephemeral = limits::chosen_ports().unwrap_or(32768..=60999);
     Ports { unprivileged: limits::unprivileged_ports(), ephemeral }

@@ -1,4 +1,4 @@
-//! Options that a program has set on its own socket, copied to the one that it gets instead.
+//! Copies the options that a program set on its own socket to the socket that replaces it.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
@@ -8,8 +8,9 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::options::{bytes, number, set, set_bytes};
 
-/// Options that a claim does not say, of each level. Not SO_REUSEADDR and SO_REUSEPORT: who may bind beside the socket is for the
-/// broker. Nor what cannot be read back: packet filters, memberships of groups, keys.
+/// Options that are not part of a claim, by level. Without SO_REUSEADDR and SO_REUSEPORT: the
+/// broker decides who may bind beside the socket. Also without anything that cannot be read back:
+/// packet filters, multicast memberships, keys.
 const COPIED: [(c_int, &[(&str, c_int)]); 5] = [
     (
         libc::SOL_SOCKET,
@@ -89,12 +90,12 @@ const COPIED: [(c_int, &[(&str, c_int)]); 5] = [
     (libc::IPPROTO_UDP, &[("UDP_GRO", libc::UDP_GRO), ("UDP_SEGMENT", libc::UDP_SEGMENT)]),
 ];
 
-/// Those whose number the kernel doubles when it is set (socket(7)).
+/// Options whose value the kernel doubles when it is set (socket(7)).
 const DOUBLED: [(&str, c_int); 2] =
     [("SO_RCVBUF", libc::SO_RCVBUF), ("SO_SNDBUF", libc::SO_SNDBUF)];
 
-/// Sets on `to` what `from` has of its own: each option with another value than in a new socket of its kind. Gives the
-/// names of those that could not be set.
+/// Copies to `to` each option of `from` that differs from a new socket of its kind. Returns the
+/// names of options that could not be set.
 pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Vec<&'static str> {
     let like = (|| {
         let family = c_int::from(get::socket_domain(from).ok()?.as_raw());

@@ -1,7 +1,9 @@
-//! A socket of a program's becomes another one: under the number that bind(2) names, under all others that it has in that
-//! descriptor table (dup(2)), and in the epoll instances there that wait for it.
+//! Replaces a program's socket by another one: under the number that bind(2) names, under all other
+//! numbers that it has in that descriptor table (dup(2)), and in the epoll instances there that
+//! wait for it.
 //!
-//! Not in other processes: the kernel puts descriptors only into the table of the thread that calls.
+//! Other processes keep the old socket: the kernel puts descriptors only into the table of the
+//! calling thread.
 
 use std::os::fd::{AsFd as _, BorrowedFd, RawFd};
 
@@ -14,15 +16,17 @@ use crate::error::Error;
 use crate::holders::Table;
 use crate::numbers;
 
-/// An epoll instance, by its number in the program, and what is registered there.
+/// An epoll instance, by its number in the program, and the registrations of the socket there.
 type Waits = (RawFd, Vec<Registration>);
 
-/// Replaces it while the call `id` of this thread waits; gives what could not be, in words. The number that the call names comes
-/// last: before Linux 5.19 a signal may interrupt the call in between, and then it comes again with what is left to do. Another thread
-/// may have closed it since, and opened something else in its place, which stays.
+/// Replaces the socket while the call `id` of this thread waits; returns what could not be
+/// replaced, in words. The number that the call names comes last: before Linux 5.19 a signal may
+/// interrupt the call in between, and the call then comes again with the rest to do. If another
+/// thread has closed that number since and opened something else there, the new descriptor stays.
 ///
 /// # Errors
-/// Those of SECCOMP_IOCTL_NOTIF_ADDFD, and `EBADF` if the number that bind(2) names is not this socket's; it is as it was.
+/// Errors from SECCOMP_IOCTL_NOTIF_ADDFD, and `EBADF` if the number that bind(2) names is not this
+/// socket's; that number is then unchanged.
 pub(super) fn replace(
     calls: &Calls,
     id: u64,
@@ -56,7 +60,7 @@ pub(super) fn replace(
     Ok(left)
 }
 
-/// Where this socket is registered.
+/// The epoll registrations of this socket.
 fn waits(table: &Table, inode: u64) -> Vec<Waits> {
     let device = epoll::socket_device();
     let of_it = epoll::registrations(table).map(|(number, mut all)| {
@@ -66,7 +70,7 @@ fn waits(table: &Table, inode: u64) -> Vec<Waits> {
     of_it.filter(|(_, found)| !found.is_empty()).collect()
 }
 
-/// Registers a file where and as another one was.
+/// Registers a file in place of another, with the same numbers and events.
 fn register(was: &Theirs, waits: &[Waits], is: BorrowedFd<'_>) -> Result<(), Error> {
     let taken = |error| Error::call("pidfd_getfd", error);
     let epolls = waits.iter().map(|(epoll, _)| was.table.take(*epoll).map_err(taken));
@@ -79,7 +83,7 @@ fn register(was: &Theirs, waits: &[Waits], is: BorrowedFd<'_>) -> Result<(), Err
         let (was, is) = (own.lift(was.fd.as_fd())?, own.lift(is)?);
         for (epoll, all) in epolls.iter().zip(all) {
             for one in all {
-                // Another process may have the socket open, and it would be waited for still.
+                // Another process may have the old socket open, and its registration would stay.
                 own.delete(epoll, &was, one.number)?;
                 own.add(epoll, &is, one)?;
             }

@@ -1,4 +1,5 @@
-//! Whether what is to be done about each call can be done here, tried before the filter is there: it cannot be taken off.
+//! Tests whether intercepted calls can be handled here, before the filter is installed: it cannot
+//! be removed.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -12,20 +13,21 @@ use super::look;
 use crate::error::Error;
 use crate::process::Pidfd;
 
-/// Takes a descriptor of a child of this process and reads its memory, as a supervisor does with the program that it has started: the
-/// profile of a container may refuse either, and so may Yama. For a process with a single thread.
+/// Takes a descriptor of a child of this process and reads its memory, as a supervisor does with
+/// the program that it started: the profile of a container may refuse either, and so may Yama. Only
+/// for a process with a single thread.
 ///
 /// # Errors
 /// [`Error::Call`] with the call that was refused.
 pub(crate) fn on_a_child() -> Result<(), Error> {
     let (reading, writing) = pipe2(OFlag::O_CLOEXEC).map_err(|error| Error::call("pipe", error))?;
-    // SAFETY: this process has a single thread, so that the child may do whatever it likes.
+    // SAFETY: this process has a single thread, so the child may call any function.
     match unsafe { fork() }.map_err(|error| Error::call("fork", error))? {
         ForkResult::Child => {
             drop(writing);
             // Until the parent closes its end, or ends.
             let _ = nix::unistd::read(&reading, &mut [0]);
-            // SAFETY: it ends this process, and nothing of it is needed any more.
+            // SAFETY: this ends the process, and nothing in it is needed any more.
             unsafe { libc::_exit(0) }
         }
         ForkResult::Parent { child } => {
@@ -43,7 +45,7 @@ fn take(child: i32, number: RawFd) -> Result<(), Error> {
     taken.map(drop).map_err(|error| Error::call("pidfd_getfd", error))
 }
 
-/// Reads what both have at the same place.
+/// Reads a static that parent and child have at the same address.
 fn read(child: i32) -> Result<(), Error> {
     static THERE: u8 = 7;
     let at = (&raw const THERE).addr() as u64;

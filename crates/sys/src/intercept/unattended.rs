@@ -1,4 +1,5 @@
-//! The calls of a program whose supervisor is gone: the watchdog has them until the next one comes.
+//! The calls of a program whose supervisor is gone: the watchdog answers them until the next
+//! supervisor takes over.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,17 +11,18 @@ use super::ledger::{Ledger, Received};
 use crate::calls::{Calls, Waiting};
 use crate::filter::{self, Number};
 
-/// How they are answered.
+/// How the watchdog answers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unattended {
-    /// bind(2) fails (EADDRNOTAVAIL), as where no broker answers; listen(2) and unlink(2) go on.
+    /// bind(2) fails (EADDRNOTAVAIL), as without a broker; listen(2) and unlink(2) go on.
     Fail,
-    /// The kernel does them; the signal of readiness succeeds.
+    /// The kernel executes the calls; the readiness signal succeeds.
     GoOn,
 }
 
-/// The descriptor on which the kernel asks about the calls of a program, and what was received of them and is not answered. While this
-/// is open a call waits that nobody answers; when the last copy closes all fail with ENOSYS.
+/// The descriptor on which the kernel reports the calls of a program, and the ledger of those
+/// received and not answered. While the descriptor is open an unanswered call waits; when the last
+/// copy closes all calls fail with ENOSYS.
 #[derive(Debug)]
 pub struct Left {
     calls: Calls,
@@ -28,24 +30,24 @@ pub struct Left {
 }
 
 impl Left {
-    /// Takes copies of what the `copies` of an `Intercept` gives.
+    /// Takes duplicates of the descriptors from `Intercept::copies`.
     ///
     /// # Errors
-    /// `EOVERFLOW` if the kernel says more of a call than was known when this was written.
+    /// `EOVERFLOW` if the kernel's structures are larger than the ones known here.
     pub fn new([listener, ledger]: [OwnedFd; 2]) -> io::Result<Self> {
         Ok(Self { calls: Calls::new(listener)?, ledger: Ledger::from(ledger) })
     }
 
-    /// Answers whatever waits now, also what was received by a supervisor that has been killed.
+    /// Answers every waiting call, including those that a killed supervisor had received.
     ///
     /// # Errors
-    /// Those of ioctl(2) SECCOMP_IOCTL_NOTIF_RECV: no call can be answered any more.
+    /// Errors from ioctl(2) SECCOMP_IOCTL_NOTIF_RECV: no call can be answered any more.
     pub fn answer(&self, how: Unattended) -> io::Result<()> {
         let written = self.ledger.read();
         let mut last = written.last;
         for id in written.unknown(&self.calls) {
             last = Some(id);
-            // It can only have ended.
+            // A failure means that its process has ended.
             let _ = self.calls.fail(id, Errno::EADDRNOTAVAIL);
         }
         for (id, _, arch, nr, args) in written.open {
@@ -68,7 +70,7 @@ impl Left {
     }
 
     fn one(&self, how: Unattended, id: u64, call: &seccomp_data) {
-        // It can only have ended.
+        // A failure means that its process has ended.
         let _ = match (how, filter::number(call)) {
             (_, Number::Kill) => self.calls.done(id),
             (Unattended::Fail, Number::Bind | Number::BindInMemory) => {
@@ -84,11 +86,12 @@ impl Left {
     }
 }
 
-/// What the next supervisor goes on with: what was received before it and still waits. What only the kernel knows of fails.
+/// The calls for the next supervisor: those received before it that still wait. Calls that only the
+/// kernel knows fail.
 pub(super) fn go_on_with(calls: &Calls, ledger: &Ledger) -> Vec<Received> {
     let written = ledger.read();
     for id in written.unknown(calls) {
-        // It can only have ended.
+        // A failure means that its process has ended.
         let _ = calls.fail(id, Errno::EADDRNOTAVAIL);
     }
     written.open.into_iter().filter(|(id, ..)| calls.waits(*id)).collect()
@@ -109,7 +112,8 @@ mod tests {
     use super::*;
     use crate::filter::Watched;
 
-    /// Each is received by a supervisor that is killed then: it has answered it, written it down, or neither.
+    /// Each call is received by a supervisor that is then killed: after it answered the call, after
+    /// it wrote it down, or before either.
     #[test]
     fn what_a_supervisor_leaves_is_answered() {
         let (listener, given) = mpsc::channel();
@@ -151,7 +155,7 @@ mod tests {
         ledger.write(first.id, [].iter());
         calls.done(first.id).expect("answered");
         assert_eq!(result(), Ok(()));
-        // Received, and only the kernel knows of it.
+        // Received, and known only to the kernel.
         next();
         left.answer(Unattended::GoOn).expect("answered");
         assert_eq!(result(), unavailable);
@@ -170,7 +174,7 @@ mod tests {
             wait();
             left.answer(how).expect("answered");
         };
-        // Not yet received: listen(2) goes on, and bind(2) only where it may.
+        // Not yet received: listen(2) goes on, and bind(2) only if allowed.
         answer(Unattended::Fail);
         assert_eq!(result(), Ok(()));
         answer(Unattended::Fail);

@@ -1,9 +1,9 @@
-//! Whether clients still reach a socket where its listener says it is.
+//! Whether clients still reach a socket under the name in its listener.
 //!
-//! A socket is bound to a file, to the number of a device, and to a network namespace, not to
-//! their names. When the name belongs to another one the socket listens on, and nobody reaches it
-//! by that name. (An address that leaves the host and comes back is no such name: the
-//! socket is reached again.)
+//! A socket is bound to a file, to a device number and to a network namespace, not to their names.
+//! If a name comes to mean another object, the socket still listens, but no client reaches it by
+//! that name. (An address that leaves the host and comes back is different: the socket is reachable
+//! again.)
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
@@ -19,35 +19,35 @@ use super::{UnixPath, within_netns};
 use crate::hidden::is_hidden;
 use crate::options::netns_cookie;
 
-/// Why a socket is not reached by its listener's name.
+/// Why clients cannot reach a socket by its listener's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Astray {
-    /// Nothing stands at the path.
+    /// No file exists at the path.
     #[error("{path} is gone", path = .0.display())]
     PathGone(PathBuf),
-    /// Another file stands at the path.
+    /// Another file exists at the path.
     #[error("{path} is another file now", path = .0.display())]
     PathTaken(PathBuf),
-    /// The device is gone; if there is one of this name, it is another.
+    /// The device is gone; if a device has this name now, it is another one.
     #[error("the device {0} that it was bound to has been deleted or renamed")]
     Device(String),
-    /// The network namespace of this name is another one.
+    /// The name now means another network namespace.
     #[error("the network namespace {0} is another one now")]
     Namespace(String),
-    /// There is no network namespace of this name.
+    /// No network namespace has this name.
     #[error("there is no network namespace {0} any more")]
     NamespaceGone(String),
 }
 
-/// Whether this can be asked of a listener at all; for nearly all nothing need be asked.
+/// Whether [`astray`] can apply to a listener; for most listeners it cannot.
 pub fn can_go_astray(listener: &Listener) -> bool {
     matches!(listener.address, Address::Unix(_))
         || listener.options.interface.is_some()
         || listener.options.netns.is_some()
 }
 
-/// Why clients do not reach the socket of `listener` any more, where that can be told. No system
+/// Why clients no longer reach the socket of `listener`, if that can be determined. Makes no system
 /// call unless [`can_go_astray`].
 pub fn astray(
     socket: BorrowedFd<'_>,
@@ -67,17 +67,17 @@ fn file(ours: &UnixPath) -> Option<Astray> {
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
             Some(Astray::PathGone(ours.path.clone()))
         }
-        // Not to be looked at is not to be gone.
+        // Being unable to look at the file does not mean that it is gone.
         Err(_) => None,
     }
 }
 
-/// The kernel keeps the number of the device, and gives the name that belongs to it now.
+/// The kernel keeps the device number, and returns the name that belongs to it now.
 fn device(socket: BorrowedFd<'_>, name: &str) -> Option<Astray> {
     let gone = || Some(Astray::Device(name.to_owned()));
     match getsockopt(&socket, sockopt::BindToDevice) {
         Ok(found) if found.as_encoded_bytes() == name.as_bytes() => None,
-        // It comes back with its device.
+        // A hidden socket is reachable again once its device is restored.
         Err(Errno::ENODEV) if is_hidden(socket) => None,
         Ok(_) | Err(Errno::ENODEV) => gone(),
         Err(_) => None,

@@ -1,14 +1,15 @@
-//! Opens a socket beside others of ours that it overlaps: `127.0.0.1:80` beside `*:80`, or
-//! `*:80` beside `[::]:80`. The kernel then gives each connection to the more specific one.
+//! Opens a socket beside other sockets of this process that it overlaps: `127.0.0.1:80` beside
+//! `*:80`, or `*:80` beside `[::]:80`. The kernel then gives each connection to the more specific
+//! one.
 //!
 //! The kernel refuses a second TCP listener that overlaps a first, unless both have SO_REUSEPORT
-//! while it is bound and listens. So they have it for that time, some microseconds, and never
-//! longer, because with it every process of the same user could join them. Taking it away again
-//! is not enough: the kernel notes with the port (`inet_bind_bucket.fastreuseport`, in
-//! net/ipv4/inet_connection_sock.c) that it was bound with SO_REUSEPORT, by whom and at which
-//! address, and lets the next such socket in without a look at those that are there. A last
-//! socket at the port, closed at once, leaves a note that lets nobody in. In the end the kernel
-//! is asked whether anybody could join. (UDP has no such note.)
+//! during bind and listen. So they have it for that time, some microseconds, and never longer: with
+//! it every process of the same user could join them. Removing the option is not enough: the kernel
+//! notes with the port (`inet_bind_bucket.fastreuseport`, in net/ipv4/inet_connection_sock.c) that
+//! it was bound with SO_REUSEPORT, by which user and at which address, and admits the next such
+//! socket without checking the existing ones. So a last socket is bound at the port and closed at
+//! once: it leaves a note that admits nobody. Finally a test bind checks whether another process
+//! could join. (UDP has no such note.)
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -24,17 +25,18 @@ use super::{Opened, netns, open_here};
 use crate::error::{Error, errno_of};
 use crate::guard::{self, Health};
 
-/// Addresses where nothing listens: the first is for documentation (RFC 5737), the second for
-/// what is to be discarded (RFC 6666).
+/// Addresses where nothing listens: the first is for documentation (RFC 5737), the second is the
+/// discard prefix (RFC 6666).
 const NOWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const NOWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1));
 
-/// As [`super::open`], beside sockets of this process that it overlaps. `hide`: no new connection is to come to it yet, if it is of TCP; they
-/// go to the other. Whether it could be [hidden](crate::hidden) the outcome tells.
+/// As [`super::open`], beside sockets of this process that it overlaps. With `hide` a TCP socket
+/// gets no new connections yet; they go to the others. `Opened::hidden` says whether the socket
+/// could be [hidden](crate::hidden).
 ///
 /// # Errors
-/// As [`super::open`]; [`Error::NotExclusive`] if others could join then. Where only privileges
-/// are missing for it, nothing has been touched.
+/// As [`super::open`]; [`Error::NotExclusive`] if others could join. If only privileges are
+/// missing, nothing has been touched.
 pub fn open_beside(
     listener: &Listener,
     others: &[BorrowedFd<'_>],
@@ -61,12 +63,12 @@ pub fn open_beside(
     }
 }
 
-/// As [`guard::repair`], beside sockets of this process that `listener`, as it was bound,
-/// overlaps. Tells also whether nobody else can join them; it listens in any case, since clients
-/// are being refused.
+/// As [`guard::repair`], beside sockets of this process that overlap `listener`, as it was bound.
+/// Also returns whether no other process can join them; the socket listens in any case, since
+/// clients are being refused.
 ///
 /// # Errors
-/// Those of [`guard::repair`].
+/// Errors from [`guard::repair`].
 pub fn repair_beside(
     socket: BorrowedFd<'_>,
     listener: &Listener,
@@ -83,7 +85,7 @@ pub fn repair_beside(
             let _others = Shared::among(others)?;
             let _socket = Shared::among(&[socket])?;
             let health = guard::repair(socket, bound, backlog)?;
-            // Whether it did its work is asked below.
+            // Whether the seal worked is checked below.
             let _ = seal.map(Seal::put);
             health
         };
@@ -96,7 +98,7 @@ pub fn repair_beside(
     }
 }
 
-/// Sockets that have SO_REUSEPORT as long as this lives, of those that do not have it anyway.
+/// Sets SO_REUSEPORT on sockets while this value lives, except on those that already have it.
 struct Shared<'a>(Vec<BorrowedFd<'a>>);
 
 impl<'a> Shared<'a> {
@@ -116,30 +118,31 @@ impl<'a> Shared<'a> {
 impl Drop for Shared<'_> {
     fn drop(&mut self) {
         for socket in &self.0 {
-            // What could be set can be taken back; whether it is so is asked at the end.
+            // An option that could be set can be cleared; the final check verifies it.
             let _ = SockRef::from(socket).set_reuse_port(false);
         }
     }
 }
 
-/// What leaves the last note with the port of a TCP socket.
+/// How to leave the last note with the port of a TCP socket.
 enum Seal {
-    /// UDP has none.
+    /// UDP has no note.
     Nothing,
-    /// A socket in repair mode meets nobody, and without SO_REUSEPORT it clears the note.
+    /// A socket in repair mode conflicts with no other socket; without SO_REUSEPORT it clears the
+    /// note.
     Forced(Socket, SocketAddr),
-    /// One with SO_REUSEPORT, at an address that the note does not cover: the new note
-    /// is for that address alone, where nothing is.
+    /// A socket with SO_REUSEPORT at an address that the old note does not cover: the new note is
+    /// for that address alone, where nothing listens.
     Aside(Vec<(Socket, SocketAddr)>),
 }
 
 impl Seal {
-    /// The one for a socket at `address`; None where there is no way. Binds nothing yet.
+    /// The seal for a socket at `address`; None if there is no way. Binds nothing yet.
     fn of(address: &Address) -> Option<Self> {
         let Address::Tcp(at) = address else { return Some(Self::Nothing) };
         let v6 = SocketAddr::new(NOWHERE_V6, at.port());
         let v4 = SocketAddr::new(NOWHERE_V4, at.port());
-        // CAP_NET_ADMIN.
+        // Needs CAP_NET_ADMIN.
         if let Ok(socket) = nowhere(v4)
             && setsockopt(&socket, sockopt::TcpRepair, &1).is_ok()
         {
@@ -164,7 +167,7 @@ impl Seal {
         (!sockets.is_empty()).then_some(Self::Aside(sockets))
     }
 
-    /// Leaves the note. Whether that could be done.
+    /// Leaves the note; returns whether that worked.
     fn put(self) -> bool {
         match self {
             Self::Nothing => true,
@@ -176,7 +179,7 @@ impl Seal {
     }
 }
 
-/// A TCP socket that may be bound to an address which this system does not have.
+/// A TCP socket that may be bound to an address that this host does not have.
 fn nowhere(at: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new_raw(Domain::for_address(at), Type::STREAM.cloexec(), None)?;
     if at.is_ipv6() {
@@ -188,12 +191,13 @@ fn nowhere(at: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Whether a process of the same user that tries to join this socket is refused: it is tried.
+/// Whether the kernel refuses another process of the same user that tries to join this socket,
+/// tested by a bind.
 fn is_closed_to_others(socket: BorrowedFd<'_>) -> bool {
     let attempt = || -> io::Result<bool> {
         let held = SockRef::from(&socket);
         if held.reuse_port()? {
-            // Somebody else's from before, and never ours alone.
+            // Another holder set the option before: the socket was never exclusively ours.
             return Ok(true);
         }
         let address = held.local_addr()?;
@@ -235,7 +239,7 @@ mod tests {
         text.replace("PORT", &port.to_string()).parse().expect(text)
     }
 
-    /// Every way for a process of this user to bind at the port, and where it succeeds.
+    /// Every way in which a process of this user can bind the port, and where it succeeds.
     fn strangers(kind: Type, port: u16) -> Vec<String> {
         let mut in_there = Vec::new();
         for ip in ["0.0.0.0", "127.0.0.1", "127.0.0.2", "::", "::1"] {
@@ -273,7 +277,7 @@ mod tests {
             assert!(open(&second).is_err(), "{second} needs the other's help");
             let two = match open_beside(&second, &[one.fd.as_fd()], false) {
                 Ok(two) => two,
-                // Without CAP_NET_ADMIN the wildcard of both families cannot come last.
+                // Without CAP_NET_ADMIN the wildcard of both families cannot be opened last.
                 Err(Error::NotExclusive { .. }) if second.key().is_dual() => {
                     let ip = first.address.ip().expect("IP").ip().to_string() + " ";
                     let joined = |at: &String| at.starts_with(&ip);
@@ -283,7 +287,7 @@ mod tests {
                 Err(error) => panic!("{second} beside {first}: {error}"),
             };
             assert_eq!(strangers(Type::STREAM, port), [""; 0], "{first} and {second}");
-            // The more specific one has the connection.
+            // The more specific socket gets the connection.
             let specific = if second.key().is_dual() { &one } else { &two };
             let client = TcpStream::connect((to, port)).expect("connect");
             let accepting = SockRef::from(&specific.fd);

@@ -1,5 +1,4 @@
-//! Changes what can be changed of a socket that is bound: nobody who has it
-//! notices, and no connection is lost.
+//! Changes options of a bound socket. Its holders notice nothing, and no connection is lost.
 
 use std::os::fd::BorrowedFd;
 
@@ -13,7 +12,7 @@ use super::transparent::{self, Foreign, is_v6, set_freebind, set_transparent};
 use super::unix::Owner;
 use crate::error::Error;
 
-/// How a socket was before [`change`], so that it can be so again.
+/// The state of a socket before [`change`], for [`Before::undo`].
 #[derive(Debug, Default)]
 #[must_use = "a change that is not meant to stay is taken back with `undo`"]
 pub struct Before {
@@ -25,12 +24,13 @@ pub struct Before {
     owner: Option<(u32, u32)>,
 }
 
-/// Gives the socket of `listener` those of `wanted` that differ from its options: the backlog
-/// (by listen(2) again), `transparent`, `freebind`, `blocking`, and mode, user and group of a UNIX path.
-/// What belongs to the key of a listener is left alone. `backlog` is the one in effect.
+/// Applies the options of `wanted` that differ from those of `listener`: the backlog (by another
+/// listen(2)), and the mode, user and group of a UNIX path; `transparent`, `freebind` and
+/// `blocking` are only ever switched on. Options that are part of a listener's key are left alone.
+/// `backlog` is the backlog in effect now.
 ///
 /// # Errors
-/// The socket is then as it was. The error names the call and the address.
+/// On failure the socket is restored. The error names the call and the address.
 pub fn change(
     socket: BorrowedFd<'_>,
     path: Option<&UnixPath>,
@@ -49,7 +49,7 @@ pub fn change(
 }
 
 impl Before {
-    /// Puts everything back as it was; as far as the system lets it, since it let it be changed.
+    /// Restores the previous state, as far as the system allows.
     pub fn undo(self, socket: BorrowedFd<'_>, path: Option<&UnixPath>, listener: &Listener) {
         if let Some(backlog) = self.backlog {
             let _ = listen(socket, backlog);
@@ -117,7 +117,7 @@ fn attempt(
         file.set_owner(owner.user, owner.group).map_err(fail("chown"))?;
         before.owner = Some((file.uid, file.gid));
     }
-    // chown(2) may take bits of the mode away, so the mode comes last.
+    // chown(2) may clear mode bits, so the mode is set last.
     if let Some(mode) = mode.or(wanted.mode) {
         file.set_mode(mode).map_err(fail("chmod"))?;
         before.mode = Some(file.mode);

@@ -1,9 +1,9 @@
-//! bind(2) that can make a socket's file in one directory alone.
+//! bind(2) that can create a socket's file in one directory alone.
 //!
-//! The name that getsockname(2) gives is the very text that bind(2) was given, so a program that
-//! knows its sockets by their paths needs that text, and the kernel resolves it again. Where another
-//! user can exchange a directory on the way, a thread that Landlock (landlock(7)) keeps from making
-//! a socket anywhere but beneath the directory that was opened binds it, and ends.
+//! getsockname(2) returns exactly the path that was given to bind(2), and a program that knows its
+//! sockets by path needs that path, which the kernel resolves again. If another user can exchange a
+//! directory on the way, a separate thread does the bind and ends. Landlock (landlock(7)) prevents
+//! that thread from creating a socket anywhere but beneath the opened directory.
 
 use std::io;
 use std::mem;
@@ -28,9 +28,9 @@ struct Beneath {
     parent_fd: i32,
 }
 
-/// Binds `socket` to `path`, so that its file is beneath `directory` or nowhere. Where the kernel
-/// has no Landlock the path goes by the directory's descriptor: as safe, but that is then the
-/// name of the socket.
+/// Binds `socket` to `path`, so that its file is created beneath `directory` or not at all. On a
+/// kernel without Landlock the bind goes through the directory's descriptor: as safe, but the
+/// socket's name is then that path in /proc.
 pub(super) fn bind(socket: &Socket, directory: &Directory, path: &Path) -> io::Result<()> {
     let ruleset = match ruleset(directory) {
         Ok(ruleset) => ruleset,
@@ -45,8 +45,8 @@ pub(super) fn bind(socket: &Socket, directory: &Directory, path: &Path) -> io::R
     thread::scope(|scope| {
         let bind = || {
             nix::sys::prctl::set_no_new_privs()?;
-            // SAFETY: it takes a descriptor and a number, and no pointer. It holds for this thread,
-            // which ends below.
+            // SAFETY: the call takes a descriptor and a number, and no pointer. It restricts this
+            // thread alone, which ends below.
             let done = unsafe {
                 libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0_u32)
             };
@@ -58,9 +58,9 @@ pub(super) fn bind(socket: &Socket, directory: &Directory, path: &Path) -> io::R
     })
 }
 
-/// What allows a thread to make sockets beneath `directory` alone.
+/// A ruleset that allows a thread to create sockets only beneath `directory`.
 fn ruleset(directory: &Directory) -> Result<OwnedFd, Errno> {
-    // struct landlock_ruleset_attr, as long as its first version: what is handled.
+    // The first version of struct landlock_ruleset_attr: the handled access rights.
     let handled: u64 = MAKE_SOCK;
     // SAFETY: the pointer and the size are those of `handled`, which the kernel only reads.
     let made = unsafe {
@@ -72,11 +72,11 @@ fn ruleset(directory: &Directory) -> Result<OwnedFd, Errno> {
         )
     };
     let made = i32::try_from(Errno::result(made)?).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     let ruleset = unsafe { OwnedFd::from_raw_fd(made) };
     let beneath = Beneath { allowed_access: MAKE_SOCK, parent_fd: directory.fd.as_raw_fd() };
-    // SAFETY: the pointer is to what the kernel expects with this kind of rule, and only reads; both
-    // descriptors are open.
+    // SAFETY: the pointer is to the struct that the kernel expects for this kind of rule and only
+    // reads; both descriptors are open.
     let added = unsafe {
         libc::syscall(
             libc::SYS_landlock_add_rule,

@@ -1,12 +1,13 @@
 //! Creates the one kernel socket of a listener.
 //!
-//! What it guarantees of every socket: close-on-exec, non-blocking unless it is said otherwise, and
-//! exclusive. TCP gets SO_REUSEADDR, so that connections in TIME_WAIT do not
-//! block a restart; UDP does not, because there it would let others share the
-//! port. A socket for QUIC gets it after bind: it joins nobody, and its users can bind a
-//! socket for each connection beside it, as everybody else can. Nothing keeps SO_REUSEPORT (what overlaps has it while it is bound, see `beside`): a process that tries to bind an address
-//! held here fails with EADDRINUSE, and that is the product. IPV6_V6ONLY is always
-//! set, one way or the other, so that the system's default does not decide.
+//! Every socket is close-on-exec, exclusive, and non-blocking unless the listener says otherwise.
+//! TCP sockets get SO_REUSEADDR, so that connections in TIME_WAIT do not block a restart. UDP
+//! sockets do not: for UDP the option would let others share the port. A QUIC socket gets
+//! SO_REUSEADDR after bind: it joins no other socket, and its users (like any other process) can
+//! bind a socket for each connection beside it. No socket keeps SO_REUSEPORT (overlapping sockets
+//! have it only during bind, see `beside`): a process that tries to bind an address held here fails
+//! with EADDRINUSE, which is the point of the product. IPV6_V6ONLY is always set explicitly, so the
+//! system's default has no effect.
 
 mod astray;
 mod beside;
@@ -38,8 +39,8 @@ pub use node::{UnixPath, unlink_if_ours};
 pub use transparent::is_transparent;
 pub(crate) use unix::named;
 
-/// The kernel clamps a backlog to the somaxconn of the socket's own network
-/// namespace (listen(2)), so asking for the most is asking for somaxconn.
+/// The kernel clamps a backlog to the somaxconn of the socket's network namespace (listen(2)), so
+/// the largest value means somaxconn.
 const BACKLOG_SOMAXCONN: i32 = i32::MAX;
 
 /// A listener that was just created.
@@ -47,24 +48,24 @@ const BACKLOG_SOMAXCONN: i32 = i32::MAX;
 pub struct Opened {
     /// The socket.
     pub fd: OwnedFd,
-    /// Where it listens: as asked for, with the real port where 0 was asked.
+    /// The bound address: as requested, with the real port if port 0 was requested.
     pub bound: Address,
     /// The socket's inode, as in /proc/PID/fd and `ss -e`.
     pub inode: u64,
     /// The socket's cookie (SO_COOKIE), which is never used twice.
     pub cookie: u64,
-    /// The file of a UNIX path, for [`unlink_if_ours`].
+    /// The file of a UNIX path; pass it to [`unlink_if_ours`].
     pub path: Option<UnixPath>,
-    /// No new connection comes to it until it is [shown](crate::hidden::show).
+    /// Whether the socket gets no new connections until it is [shown](crate::hidden::show).
     pub hidden: bool,
 }
 
-/// Creates, binds and (all but UDP) listens. In the namespace of
-/// `options.netns`, without moving the calling thread.
+/// Creates and binds the socket, and (except for UDP) listens. It is created in the namespace of
+/// `options.netns`; the calling thread stays in its own.
 ///
 /// # Errors
-/// Nothing stays bound and no file stays behind when it fails. The error names
-/// the call, the address and the kernel's answer.
+/// On failure nothing stays bound and no file stays behind. The error names the call, the address
+/// and the kernel's answer.
 pub fn open(listener: &Listener) -> Result<Opened, Error> {
     match &listener.options.netns {
         None => open_here(listener, false, false),
@@ -72,18 +73,19 @@ pub fn open(listener: &Listener) -> Result<Opened, Error> {
     }
 }
 
-/// Opens the socket of a UNIX path whose file has this mode.
+/// Opens a UNIX listener at `path` with this file mode.
 ///
 /// # Errors
-/// As [`open`]; [`Error::Path`] if no socket can have this path.
+/// As [`open`]; [`Error::Path`] if the path is not valid for a socket.
 pub fn open_path(path: &Path, mode: u32) -> Result<Opened, Error> {
     open(&of_path(path, mode)?)
 }
 
-/// As [`open_path`], of a path whose clients may look for it before it is there: its file appears when the socket listens, so nobody
-/// is refused by one that is only bound, and a dead socket in its place is replaced in one step. The socket's own name, as `ss`
-/// shows it, is then another: that of the path with `.new` behind it, or one in /proc where that is too long. The
-/// caller has a lock: no other process makes this path.
+/// As [`open_path`], for a path that clients may try before the listener exists. The file appears
+/// only once the socket listens, so no client is refused by a socket that is bound but does not
+/// listen yet. A dead socket at the path is replaced in one step. The socket's own name, as `ss`
+/// shows it, differs from the path: it is the path with `.new` appended, or a path in /proc if that
+/// is too long. The caller must hold a lock: no other process creates this path.
 ///
 /// # Errors
 /// As [`open_path`].
@@ -105,14 +107,15 @@ pub fn open_control(path: &Path, mode: u32) -> Result<Opened, Error> {
 
 fn of_path(path: &Path, mode: u32) -> Result<Listener, Error> {
     let unfit = |source| Error::Path { path: path.to_owned(), source };
-    // One that is not UTF-8 fails as one with a NUL does: it cannot be written in a message or a list of options.
+    // A path that is not UTF-8 fails like one with a NUL: no message and no option list can contain
+    // it.
     let address = Address::unix(path.to_str().unwrap_or("\0")).map_err(unfit)?;
     let options = Options { mode: Some(mode), ..Options::default() };
     Listener::new(None, address, options).map_err(unfit)
 }
 
-/// `shared`: an IP socket gets SO_REUSEPORT, which the caller takes away again. `hide`: one of TCP is hidden before it listens, if it
-/// can be.
+/// `shared`: an IP socket gets SO_REUSEPORT, which the caller removes again. `hide`: a TCP socket
+/// is hidden before it listens, if possible.
 fn open_here(listener: &Listener, shared: bool, hide: bool) -> Result<Opened, Error> {
     let fail = |operation| Error::listen(operation, &listener.address);
     let mut hidden = false;
@@ -162,8 +165,7 @@ fn backlog(listener: &Listener) -> i32 {
         .map_or(BACKLOG_SOMAXCONN, |backlog| i32::try_from(backlog).unwrap_or(BACKLOG_SOMAXCONN))
 }
 
-/// A bound TCP or UDP socket. The options come before bind, because bind is
-/// where the kernel looks at them.
+/// A bound TCP or UDP socket. The options are set before bind, because bind evaluates them.
 fn inet(
     listener: &Listener,
     at: SocketAddr,
@@ -176,9 +178,10 @@ fn inet(
     Ok(socket)
 }
 
-/// A UDP socket with SO_REUSEADDR that has joined nobody. It is bound without the option, so that the kernel refuses an
-/// address that another socket has. What is left of a draining program are sockets connected to its clients: they
-/// receive from these alone, and the new socket is bound beside them.
+/// A UDP socket with SO_REUSEADDR that has not joined another socket. It is bound without the
+/// option, so the kernel refuses an address that another socket has. A draining program may still
+/// have sockets connected to its clients: those receive only from these clients, and the new socket
+/// is bound beside them.
 fn quic(listener: &Listener, at: SocketAddr, shared: bool) -> Result<Socket, Error> {
     let fail = |operation| Error::listen(operation, &listener.address);
     let socket = unbound(listener, at, Type::DGRAM, Protocol::UDP, shared)?;
@@ -198,7 +201,7 @@ fn quic(listener: &Listener, at: SocketAddr, shared: bool) -> Result<Socket, Err
     Ok(socket)
 }
 
-/// Whether a UDP socket that receives from anyone has an address that this one overlaps.
+/// Whether an unconnected UDP socket (it receives from anyone) overlaps this address.
 fn has_receiver(listener: &Listener) -> Result<bool, Error> {
     let key = Listener {
         name: None,
@@ -213,7 +216,7 @@ fn has_receiver(listener: &Listener) -> Result<bool, Error> {
     }))
 }
 
-/// A socket with the options that bind looks at.
+/// A socket with the options that bind evaluates.
 fn unbound(
     listener: &Listener,
     at: SocketAddr,
@@ -251,7 +254,7 @@ fn unbound(
     Ok(socket)
 }
 
-/// The address with the port that the kernel chose; asks only if it had a choice.
+/// The address with the port that the kernel chose; queried only if `asked` has port 0.
 fn real_address(socket: &Socket, asked: SocketAddr) -> std::io::Result<SocketAddr> {
     if asked.port() != 0 {
         return Ok(asked);

@@ -1,8 +1,7 @@
-//! Work in another network namespace, in a thread that ends with it.
+//! Runs code in another network namespace, on a thread of its own.
 //!
-//! A namespace belongs to the thread that calls setns(2). A thread of a server
-//! that changed it and failed to change back would silently bind everything
-//! that follows in the wrong place, so the caller's thread never changes it.
+//! setns(2) moves the calling thread. A server thread that failed to move back would silently bind
+//! every later socket in the wrong namespace, so the caller's thread never moves.
 
 use std::path::Path;
 use std::thread;
@@ -17,18 +16,18 @@ use nix::errno::Errno;
 /// Where `ip netns add` puts namespaces (ip-netns(8)).
 const DIRECTORY: &str = "/run/netns";
 
-/// What the network namespace with this cookie (SO_NETNS_COOKIE) is called; None if it has no name. Enters each that
-/// has one.
+/// The name of the network namespace with this cookie (SO_NETNS_COOKIE); None if it has no name.
+/// Enters every named namespace to compare.
 ///
 /// # Errors
-/// [`Error::Netns`] if one may not be entered, and none of the others is it.
+/// [`Error::Netns`] if a namespace may not be entered and none of the others has the cookie.
 pub fn name_of(cookie: u64) -> Result<Option<String>, Error> {
     let mut refused = None;
     for entry in std::fs::read_dir(DIRECTORY).into_iter().flatten().flatten() {
         let Ok(name) = entry.file_name().into_string() else { continue };
         match within(&name, identity::network) {
             Ok(found) if found == Some(cookie) => return Ok(Some(name)),
-            // A file that is no namespace (any more) is nobody's.
+            // A file that is no namespace (any more) cannot match.
             Ok(_) | Err(Error::Netns { errno: Errno::EINVAL | Errno::ENOENT, .. }) => {}
             Err(error) => refused = Some(error),
         }
@@ -36,13 +35,13 @@ pub fn name_of(cookie: u64) -> Result<Option<String>, Error> {
     refused.map_or(Ok(None), Err)
 }
 
-/// Runs `work` in the network namespace called `name`. What it opens belongs
-/// to that namespace for its whole life, wherever it is used.
+/// Runs `work` in the network namespace called `name`. The sockets that it opens belong to that
+/// namespace for their whole life, wherever they are used.
 ///
 /// # Errors
 /// [`Error::Netns`] if there is no such namespace or it may not be entered.
 pub fn within<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
-    // A name is one path component: anything else could leave the directory.
+    // A name is a single path component: anything else could leave the directory.
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
         return Err(Error::Netns {
             name: name.to_owned(),

@@ -1,5 +1,5 @@
-//! The file of a UNIX socket, held by a descriptor: what is done to it is done to this file, whatever
-//! its name leads to by then.
+//! The file of a UNIX socket, held by a descriptor. Every operation applies to this file, even if
+//! its name leads elsewhere by then.
 
 use std::fs;
 use std::io;
@@ -17,14 +17,14 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::directory::Directory;
 use crate::error::errno_of;
 
-/// How often to take another name for what is moved aside.
+/// How many names to try when a file is moved aside.
 const ATTEMPTS: usize = 16;
 
-/// The file of a UNIX listener, known by its inode, so that it is removed only
-/// while it is still the one that we put there.
+/// The file of a UNIX listener, identified by its inode, so that only the file that this process
+/// created is removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnixPath {
-    /// Where it was put.
+    /// The path where the file was created.
     pub path: PathBuf,
     /// Device of the file.
     pub dev: u64,
@@ -32,11 +32,11 @@ pub struct UnixPath {
     pub ino: u64,
 }
 
-/// Removes the file if it is still ours; true if it did. Nobody can connect
-/// afterwards, so call it when the last descriptor of the listener is closed.
+/// Removes the file if it is still ours; returns whether it was removed. No client can connect
+/// afterwards, so call this when the last descriptor of the listener is closed.
 ///
 /// # Errors
-/// Those of the system calls on the way; a file that is gone is no error.
+/// Errors from the system calls; a missing file is not an error.
 pub fn unlink_if_ours(ours: &UnixPath) -> io::Result<bool> {
     let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let removed = Directory::of(&ours.path).and_then(|(directory, name)| {
@@ -53,14 +53,14 @@ pub fn unlink_if_ours(ours: &UnixPath) -> io::Result<bool> {
     }
 }
 
-/// Who has a socket's file.
+/// Whether a socket uses a socket file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Life {
-    /// Nobody listens on it.
+    /// No socket is bound to the file.
     Dead,
-    /// A stream socket is bound to it that does not listen yet, or not any more.
+    /// A stream socket is bound to the file, but does not listen (yet, or any more).
     Bound,
-    /// A socket receives there.
+    /// A socket listens on the file, or receives datagrams there.
     Alive,
 }
 
@@ -76,7 +76,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// The file of this name; a symbolic link itself.
+    /// Opens the file with this name, or the symbolic link itself.
     pub(super) fn open(directory: &Directory, name: &OsStr) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&directory.fd, name, flags, Mode::empty())?;
@@ -92,7 +92,7 @@ impl Node {
         })
     }
 
-    /// The file at a path, if it is the one that we put there.
+    /// Opens the file at a path if it is still the one that this process created.
     pub(super) fn ours(ours: &UnixPath) -> io::Result<Self> {
         let (directory, name) = Directory::of(&ours.path)?;
         let node = Self::open(&directory, name)?;
@@ -107,12 +107,12 @@ impl Node {
         (self.dev, self.ino) == (other.dev, other.ino)
     }
 
-    /// Whether the name leads to this file.
+    /// Whether `name` leads to this file.
     pub(super) fn is_at(&self, directory: &Directory, name: &OsStr) -> bool {
         Self::open(directory, name).is_ok_and(|there| there.same(self))
     }
 
-    /// The way to the file of an O_PATH descriptor (open(2), proc_pid_fd(5)).
+    /// A path to the file of an O_PATH descriptor (open(2), proc_pid_fd(5)).
     fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
@@ -127,9 +127,9 @@ impl Node {
         Ok(rustix::fs::chownat(self.fd.as_fd(), "", user, group, AtFlags::EMPTY_PATH)?)
     }
 
-    /// Who has it, by what the kernel answers to a stream and to a datagram socket that connect
-    /// to this very file. A socket of the other type is named (EPROTOTYPE), and refused is only
-    /// who finds none that listens (unix(7)).
+    /// The state of the file's socket: a stream and a datagram socket connect to this very file.
+    /// The kernel answers EPROTOTYPE for a socket of the other type, and ECONNREFUSED only if no
+    /// socket listens there (unix(7)).
     pub(super) fn life(&self) -> io::Result<Life> {
         match connect(Type::STREAM, &self.path()) {
             Err(Errno::ECONNREFUSED) => {}
@@ -145,8 +145,8 @@ impl Node {
         }
     }
 
-    /// Removes this dead socket, and nothing else that has taken its name or has come to life
-    /// meanwhile: it is moved aside, looked at again, and put back if it is not what it was.
+    /// Removes this dead socket, unless another file took its name or a socket came to life
+    /// meanwhile: the file is moved aside, checked again, and put back if it has changed.
     pub(super) fn remove_dead(&self, directory: &Directory, name: &OsStr) -> io::Result<()> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let at = &directory.fd;
@@ -158,7 +158,7 @@ impl Node {
                 Ok(()) => {}
                 Err(rustix::io::Errno::EXIST) => continue,
                 Err(rustix::io::Errno::NOENT) => return Ok(()),
-                // A file system without renameat2's flags.
+                // The file system does not support the flags of renameat2(2).
                 Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
                     return Ok(rustix::fs::unlinkat(at, name, AtFlags::empty())?);
                 }

@@ -55,7 +55,7 @@ fn tcp_is_exclusive_listening_nonblocking_and_closed_on_exec() {
         assert!(again.to_string().contains(&at.to_string()), "{again}");
         assert!(again.hint().expect("hint").contains("ss -ltnp"), "{again}");
 
-        // Even one that wants to share cannot split the address.
+        // Even a socket that asks to share cannot split the address.
         let thief = Socket::new(Domain::for_address(at), Type::STREAM, None).expect("socket");
         thief.set_reuse_port(true).expect("option");
         let refused = thief.bind(&at.into()).expect_err("held");
@@ -118,7 +118,7 @@ fn a_socket_for_quic_joins_nobody_and_lets_a_socket_for_each_connection_join() {
         socket.bind(&at.into()).map(|()| socket)
     };
     for (any, there) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "[::1]")] {
-        // As every socket of another program would let it.
+        // With the options that let other sockets join.
         let other = udp(any.parse().expect("address")).expect("bind");
         let port = other.local_addr().expect("address").as_socket().expect("IP").port();
         for wanted in [
@@ -138,7 +138,8 @@ fn a_socket_for_quic_joins_nobody_and_lets_a_socket_for_each_connection_join() {
         let peer = client.local_addr().expect("address");
         connection.connect(&peer.into()).expect("connect");
         drop(held);
-        // A program that drains has connections at an address that nobody receives at.
+        // A draining program has connected sockets at an address where no socket receives from
+        // anyone.
         assert!(open(&listener(&format!("udp@{at}"))).is_err());
         opened(&format!("quic@{at}"));
     }
@@ -170,7 +171,7 @@ fn options_reach_the_socket() {
     match open(&listener("127.0.0.1:0,transparent")) {
         Ok(held) => {
             let socket = Socket::from(held.fd);
-            // An ordinary user's is free alone.
+            // Without privileges only IP_FREEBIND is set.
             let free = socket.freebind_v4().expect("option");
             assert_ne!(socket.ip_transparent_v4().expect("option"), free);
         }
@@ -190,7 +191,7 @@ fn the_queue_counts_who_waits() {
     let mine = seen.iter().find(|socket| socket.inode == held.inode).expect("listed");
     assert_eq!((mine.queue.len, mine.cookie, &mine.address), (3, held.cookie, &held.bound));
 
-    // Whoever shuts a shared listener down takes it out of LISTEN for all.
+    // A holder that shuts down a shared listener takes it out of LISTEN for all holders.
     rustix::net::shutdown(&held.fd, rustix::net::Shutdown::Both).expect("shutdown");
     assert!(!queue::is_listening(held.fd.as_fd()));
     assert!(queue::accept_queue(held.fd.as_fd()).is_err());
@@ -269,7 +270,7 @@ fn the_name_of_a_socket_is_its_path_wherever_that_is() {
         std::fs::set_permissions(&sub, Permissions::from_mode(mode)).expect("mode");
         let path = sub.join("app.sock");
         for round in 0..2 {
-            // The second time over what the first left.
+            // The second round binds over the file that the first left behind.
             let held = opened(&format!("{},mode=0640", at(&path)));
             let name = SockRef::from(&held.fd).local_addr().expect("name");
             assert_eq!(name.as_pathname(), Some(&*path), "round {round}");
@@ -280,8 +281,8 @@ fn the_name_of_a_socket_is_its_path_wherever_that_is() {
     }
 }
 
-/// Rounds of a race, until one tells that it was met, and 400 at least. On a busy machine all of 400 may pass
-/// before the other thread runs once.
+/// Runs rounds of a race until one reports that the race occurred, and at least 400. On a busy
+/// machine all 400 may pass before the other thread runs once.
 fn rounds(mut round: impl FnMut(u32) -> bool) {
     let until = Instant::now() + Duration::from_secs(60);
     for number in 0.. {
@@ -294,8 +295,8 @@ fn rounds(mut round: impl FnMut(u32) -> bool) {
     }
 }
 
-/// Whoever owns the directory puts a link to a file of root's, or that very file, in the place of
-/// the new socket.
+/// The owner of the directory puts a link to a file of root, or that very file, in the place of the
+/// new socket.
 #[test]
 fn a_file_that_takes_the_place_of_a_new_socket_is_left_alone() {
     let directory = Directory::new("swap");
@@ -327,7 +328,7 @@ fn a_directory_that_is_exchanged_leads_nothing_elsewhere() {
     for new in [&theirs, &target, &theirs.join("sub")] {
         std::fs::create_dir(new).expect("directory");
     }
-    // Anybody may write here, and so put another directory in the place of `sub`.
+    // Everybody may write here, and so can put another directory in the place of `sub`.
     std::fs::set_permissions(&theirs, Permissions::from_mode(0o777)).expect("mode");
     let (sub, link) = (theirs.join("sub"), theirs.join("link"));
     symlink(&target, &link).expect("link");
@@ -353,7 +354,7 @@ fn a_directory_that_is_exchanged_leads_nothing_elsewhere() {
     });
 }
 
-/// What was ours is not looked for, and removed, in another directory.
+/// The file is not looked for, or removed, in another directory.
 #[test]
 fn a_file_is_removed_only_where_it_was_made() {
     let directory = Directory::new("remove");
@@ -375,7 +376,7 @@ fn a_file_is_removed_only_where_it_was_made() {
         }
     });
     assert!(precious.exists(), "another directory's file was removed");
-    // Another directory of theirs, with a file of their own.
+    // Another directory of that user, with a file of that user.
     let kept = theirs.join("kept");
     std::fs::create_dir(&kept).expect("directory");
     let ours = opened(&at(&kept.join("app"))).path.expect("path");
@@ -397,7 +398,7 @@ fn a_link_that_only_root_and_this_user_can_change_is_followed() {
     .expect("link");
     let held = opened(&at(&link.join("app")));
     UnixStream::connect(real.join("app")).expect("connect");
-    // A file that takes the name of the directory is not removed in its stead.
+    // A file that takes the name of the directory is not removed instead.
     assert!(unlink_if_ours(&held.path.expect("path")).expect("unlink"));
     assert!(!real.join("app").exists());
 }

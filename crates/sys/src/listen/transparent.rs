@@ -1,5 +1,6 @@
-//! `transparent`: a socket can be bound to an address that the host does not have, and gets what is diverted to it. The
-//! second takes CAP_NET_RAW or CAP_NET_ADMIN. Without both it is IP_FREEBIND, the first alone, as of haproxy itself
+//! `transparent`: a socket can be bound to an address that the host does not have, and receives
+//! traffic that is diverted to it. The latter needs CAP_NET_RAW or CAP_NET_ADMIN. Without both
+//! capabilities the socket gets IP_FREEBIND, which gives only the former, as in haproxy itself
 //! (sock_inet4_make_foreign() in its src/sock_inet.c).
 
 use std::io;
@@ -11,20 +12,20 @@ use socket2::SockRef;
 
 use crate::error::errno_of;
 
-/// What a socket has become by [`set`].
+/// The result of [`set`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Foreign {
     Transparent,
-    /// IP_FREEBIND alone: the rest is not allowed to this process.
+    /// IP_FREEBIND alone: the process may not set IP_TRANSPARENT.
     Free,
 }
 
-/// Makes a socket of IPv6, or of IPv4, transparent as far as that is allowed.
+/// Makes a socket of IPv6 or IPv4 transparent, as far as permitted.
 pub(super) fn set(socket: &SockRef<'_>, is_v6: bool) -> io::Result<Foreign> {
     match set_transparent(socket, is_v6, true) {
         Ok(()) => Ok(Foreign::Transparent),
         Err(error) if matches!(errno_of(&error), Errno::EPERM | Errno::EACCES) => {
-            // Where this fails too, the right to the first is what is missing.
+            // If IP_FREEBIND fails too, report the missing right to IP_TRANSPARENT.
             set_freebind(socket, is_v6, true).map(|()| Foreign::Free).map_err(|_| error)
         }
         Err(error) => Err(error),
@@ -39,10 +40,10 @@ pub(super) fn set_freebind(socket: &SockRef<'_>, is_v6: bool, on: bool) -> io::R
     if is_v6 { socket.set_freebind_v6(on) } else { socket.set_freebind_v4(on) }
 }
 
-/// Whether a socket at this address gets what is diverted to it (IP_TRANSPARENT).
+/// Whether a socket at this address receives diverted traffic (IP_TRANSPARENT).
 ///
 /// # Errors
-/// What getsockopt(2) gives.
+/// Errors from getsockopt(2).
 pub fn is_transparent(socket: BorrowedFd<'_>, address: &Address) -> io::Result<bool> {
     let socket = SockRef::from(&socket);
     if is_v6(address) { socket.ip_transparent_v6() } else { socket.ip_transparent_v4() }

@@ -1,14 +1,14 @@
 //! UNIX listeners: paths that appear ready or not at all, and abstract names.
 //!
-//! A socket is bound to its path itself, because that is the name that getsockname(2) gives for
-//! ever. It is given its mode and owner, by its file's descriptor, and only then does it
-//! listen: until then a client is refused, as it was by the dead socket that stood there before. A
-//! path that a live socket answers on is never taken. Without `mode=` the umask of the process
-//! decides who may connect. A control socket, whose clients look for its path and not for its name, gets its path only
-//! when it listens (`ready_path`).
+//! A socket is bound directly to its final path, because getsockname(2) keeps returning that name.
+//! The file then gets its mode and owner through a descriptor, and only after that the socket
+//! listens. Until then clients are refused, as they were by a dead socket at that path. A path with
+//! a live socket is never taken over. Without `mode=` the umask of the process decides who may
+//! connect. The clients of a control socket look for its path and do not use its name, so it gets
+//! its path only when it listens (`ready_path`).
 //!
-//! The directory may belong to a user who is hostile. `directory.rs` and `confined.rs` keep the file in
-//! that directory, and `node.rs` keeps what is done to the file to that file.
+//! The directory may belong to a hostile user. `directory.rs` and `confined.rs` keep the file in
+//! that directory, and `node.rs` ensures that file operations apply to that file alone.
 
 use std::ffi::OsStr;
 use std::io;
@@ -28,13 +28,14 @@ use super::node::{Life, Node, UnixPath};
 use crate::directory::Directory;
 use crate::error::Error;
 
-/// `sun_path` holds this many bytes (unix(7)); haproxy pads abstract names to it.
+/// Size of `sun_path` in bytes (unix(7)); haproxy pads abstract names to it.
 const SUN_PATH: usize = 108;
 
-/// What a socket is called until it listens, where that and the path's own name together are too long.
+/// The name of a socket until it listens, if the directory and the path's own name are too long
+/// together.
 const NEW: &str = ".bindonce.new";
 
-/// How often to try again when the path changes while we look at it.
+/// How often to retry when the path changes during a check.
 const ATTEMPTS: usize = 16;
 
 /// A listening socket in the abstract name space.
@@ -46,8 +47,8 @@ pub(super) fn abstract_name(listener: &Listener, backlog: i32) -> Result<Socket,
     Ok(socket)
 }
 
-/// The address of an abstract name: a NUL, the name and, as in haproxy (its manual, `abns@`), NULs to the end of
-/// `sun_path`, so that its clients find it; without these for `abnsz@`.
+/// The socket address of an abstract name: a NUL, the name, and NULs to the end of `sun_path`, as
+/// haproxy pads it (its manual, `abns@`) and its clients expect; without the padding for `abnsz@`.
 pub(crate) fn named(address: &Address) -> io::Result<SockAddr> {
     let (Address::Abstract(name) | Address::Unpadded(name)) = address else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -80,8 +81,8 @@ pub(super) fn path(
     Ok((socket, UnixPath { path: path.to_owned(), dev: file.dev, ino: file.ino }))
 }
 
-/// A listening socket on a path that appears when it listens: it is made under another name in the same directory, and gets
-/// its own in one step, in place of a dead socket where one is in the way.
+/// A socket on a path that appears only once the socket listens. The file is created under another
+/// name in the same directory, and renamed in one step, over a dead socket if there is one.
 pub(super) fn ready_path(
     listener: &Listener,
     path: &Path,
@@ -95,7 +96,7 @@ pub(super) fn ready_path(
     new.push(".new");
     let mut shown = path.with_file_name(&new);
     if !directory.pinned || shown.as_os_str().len() >= SUN_PATH {
-        // The way through the open directory: as short as can be, and it leads nowhere else.
+        // The path through the open directory: as short as possible, and it cannot lead elsewhere.
         shown = PathBuf::from(format!("/proc/self/fd/{}", directory.fd.as_raw_fd())).join(NEW);
         new = NEW.into();
     }
@@ -112,7 +113,7 @@ pub(super) fn ready_path(
     Ok((socket, UnixPath { path: path.to_owned(), dev: file.dev, ino: file.ino }))
 }
 
-/// Gives the file `new` its name, where nothing has that but a dead socket.
+/// Renames the file `new` to `name`, if that name is free or belongs to a dead socket.
 fn place(
     listener: &Listener,
     directory: &Directory,
@@ -124,7 +125,7 @@ fn place(
     let fail = |operation| Error::listen(operation, &listener.address);
     let at = &directory.fd;
     let rename = |flags| match renameat_with(at, new, at, name, flags) {
-        // A file system without flags. The caller's lock keeps others away.
+        // The file system does not support rename flags. The caller's lock keeps others away.
         Err(Errno::INVAL | Errno::NOSYS) => renameat(at, new, at, name),
         renamed => renamed,
     };
@@ -153,20 +154,20 @@ fn place(
         if there.is_at(directory, name) {
             continue;
         }
-        // What was there has the other name now, unless the two could not be exchanged.
+        // The old file now has the name `new`, unless the exchange was not possible.
         match Node::open(directory, new) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Ok(out) if out.is_socket && !matches!(out.life(), Ok(Life::Alive)) => {
                 return directory.remove(new).map_err(fail("unlink"));
             }
-            // It has changed since it was looked at.
+            // The file has changed since the check.
             _ => rename(RenameFlags::EXCHANGE).map_err(|error| fail("rename")(error.into()))?,
         }
     }
     Err(Error::PathInUse { path: path.to_owned() })
 }
 
-/// Gives the file of a bound socket its mode and owner, and lets the socket listen. Where that fails nothing is left.
+/// Sets mode and owner of a bound socket's file, then listens. On failure nothing is left behind.
 fn appear(
     listener: &Listener,
     owner: &Owner,
@@ -177,27 +178,29 @@ fn appear(
 ) -> Result<Node, Error> {
     let fail = |operation| Error::listen(operation, &listener.address);
     let remove = || {
-        // Nothing to do about a failure, and the usual one is that it is gone.
+        // A failure needs no action: usually the file is gone already.
         let _ = rustix::fs::unlinkat(&directory.fd, name, AtFlags::empty());
     };
     let node = Node::open(directory, name).inspect_err(|_| remove()).map_err(fail("open"))?;
     let life = if node.is_socket { node.life() } else { Ok(Life::Dead) };
     if matches!(life, Ok(Life::Dead | Life::Alive)) {
-        // Another user who may write in the directory has put another file there. It is not ours to remove.
+        // Another user with write access to the directory put another file there. It is not ours to
+        // remove.
         return Err(fail("bind")(Errno::EADDRINUSE.into()));
     }
     let ready = || {
         life.map_err(fail("connect"))?;
-        // Not listening yet: until the mode and owner are right a connection is refused.
+        // The socket does not listen yet: connections are refused until the mode and owner are
+        // right.
         if owner.is_said() {
             node.set_owner(owner.user, owner.group).map_err(fail("chown"))?;
         }
-        // chown(2) may take bits of the mode away, so the mode comes last.
+        // chown(2) may clear mode bits, so the mode is set last.
         if let Some(mode) = listener.options.mode {
             node.set_mode(mode).map_err(fail("chmod"))?;
         }
         socket.listen(backlog).map_err(fail("listen"))?;
-        // Until now it looked dead, and another process may have replaced it.
+        // Until now the socket looked dead, and another process may have replaced its file.
         if !node.is_at(directory, name) {
             return Err(fail("bind")(Errno::EADDRINUSE.into()));
         }
@@ -210,7 +213,7 @@ fn appear(
     ready.map(|()| node)
 }
 
-/// Binds, in place of a dead socket where one is in the way.
+/// Binds; replaces a dead socket at the path.
 fn bind(
     listener: &Listener,
     directory: &Directory,
@@ -290,8 +293,8 @@ mod tests {
 
     use super::*;
 
-    /// Clients look for it again and again: none is refused by a socket that is only bound, the mode is there from the start, and a dead one
-    /// is replaced without a moment in which there is none.
+    /// Clients try the path again and again: a bound socket that does not listen never refuses
+    /// them, the mode is right from the start, and a dead socket is replaced without a gap.
     #[test]
     fn a_control_socket_appears_when_it_listens() {
         use std::os::unix::net::UnixStream;
@@ -319,7 +322,8 @@ mod tests {
                     }
                     answered
                 });
-                // None is closed before the client has ended: it may have found the file of one that is removed now.
+                // Keep all sockets open until the client ends: it may have found the file of one
+                // that is removed now.
                 let mut all = Vec::new();
                 for _ in 0..400 {
                     let opened = open_control(&path, 0o640).expect("it listens");
@@ -329,7 +333,8 @@ mod tests {
                 over.store(true, Ordering::Relaxed);
                 client.join().expect("none was refused");
             });
-            // A dead one, of this process and of one that was killed before its socket listened.
+            // A dead socket of this process, and one of a process that was killed before its socket
+            // listened.
             drop(open_control(&path, 0o600).expect("it listens"));
             let new = path.with_file_name("control.sock.new");
             drop(UnixListener::bind(&new).expect("a socket"));
@@ -349,8 +354,9 @@ mod tests {
         fs::remove_dir(&directory).expect("removed");
     }
 
-    /// The new socket is bound, and whoever may write in the directory puts something else in its place before the broker
-    /// looks at it again: neither that, nor what it leads to, is changed or removed.
+    /// The new socket is bound, and a user with write access to the directory puts something else
+    /// in its place before the broker looks at it again: neither that file nor its target is
+    /// changed or removed.
     #[test]
     fn what_takes_the_place_of_a_bound_socket_is_neither_changed_nor_removed() {
         let directory = std::env::temp_dir().join(format!("bindonce-place-{}", std::process::id()));

@@ -1,4 +1,4 @@
-//! What this binary does when it is started as a child.
+//! The modes of this binary as a child process.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use rustix::event::epoll;
 use rustix::io::fcntl_dupfd_cloexec;
 
-/// `__shim COUNT [PID] [service] -- PROGRAM [ARG]...`, as the real command has it.
+/// `__shim COUNT [PID] [service] -- PROGRAM [ARG]...`, as in the real command.
 pub(crate) fn shim(args: &[OsString]) -> ExitCode {
     if std::env::var_os("TEST_SHIM_DIES").is_some() {
         return ExitCode::from(9);
@@ -40,7 +40,7 @@ pub(crate) fn child(args: &[OsString]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Five sockets in the places of each other: 3..8 become 7, 6, 5, 4, 3.
+/// Five sockets in each other's places: 3..8 become 7, 6, 5, 4, 3.
 fn exec() {
     let mut fds: Vec<OwnedFd> =
         (0..5).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("bind").into()).collect();
@@ -56,7 +56,7 @@ fn exec() {
     unreachable!("{error}");
 }
 
-/// After an exec that failed every number means what it meant before.
+/// After a failed exec every number means what it meant before.
 fn exec_fails() {
     let file = std::fs::File::open("/dev/null").expect("open");
     let bystander = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
@@ -69,7 +69,7 @@ fn exec_fails() {
     drop((file, bystander));
 }
 
-/// Hundreds of descriptors, each in the place of another and hardly a number left beside them.
+/// Hundreds of descriptors, each in the place of another, with hardly a free number.
 fn exec_crowded() {
     const COUNT: usize = 600;
     let mut fds: Vec<OwnedFd> = (0..COUNT)
@@ -78,7 +78,7 @@ fn exec_crowded() {
     fds.reverse();
     let links: Vec<String> = fds.iter().map(|fd| link(fd.as_fd())).collect();
     println!("{}", links.join(" "));
-    // Three standard ones, and one to change places by.
+    // Three standard ones, and one for swapping.
     lower_limit(u64::try_from(COUNT).expect("small") + 4);
     let mut command = Command::new("sh");
     command.args(["-c", "n=3; while readlink /proc/self/fd/$n; do n=$((n+1)); done"]);
@@ -86,7 +86,7 @@ fn exec_crowded() {
     unreachable!("{error}");
 }
 
-/// Numbers that are not below the limit, and others that are free no more.
+/// Numbers that are not below the limit, and numbers that are no longer free.
 fn exec_too_many() {
     lower_limit(40);
     for first in [inherit::FIRST, 35] {
@@ -108,7 +108,7 @@ fn exec_too_many() {
     }
 }
 
-/// Binds, and executes another program in its place at SIGUSR2.
+/// Binds, and executes another program in its place on SIGUSR2.
 fn bind_and_exec() {
     let mut asked = SigSet::empty();
     asked.add(Signal::SIGUSR2);
@@ -126,8 +126,8 @@ fn lower_limit(to: u64) {
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("lower");
 }
 
-/// Tells the supervisor twice that it is ready, as haproxy does, and says each time how that went and
-/// how many signals it has handled meanwhile.
+/// Signals readiness to the supervisor twice, as haproxy does, and prints each time the result and
+/// the number of signals handled meanwhile.
 fn ready(supervisor: i32) {
     static HANDLED: AtomicU32 = AtomicU32::new(0);
     extern "C" fn handle(_: i32) {
@@ -143,7 +143,7 @@ fn ready(supervisor: i32) {
     }
 }
 
-/// Every open descriptor with what it is and its flags.
+/// Every open descriptor with its link and its flags.
 fn table() -> Vec<(i32, String)> {
     let open = crate::open_descriptors();
     open.into_iter()
@@ -161,14 +161,14 @@ fn link(fd: BorrowedFd<'_>) -> String {
     link.display().to_string()
 }
 
-/// Registers the listener, descriptor 3, and closes what it registered; says so
-/// on standard output and stays until it is ended.
+/// Registers the listener, descriptor 3, and closes the registered descriptor; reports this on
+/// standard output and stays until it is killed.
 fn ghost(kind: &str) {
     let listener = inherited();
     match kind {
-        // Registered and closed under a number of its own, while 3 stays open.
+        // Registered and closed under another number, while 3 stays open.
         "number" => haunt(&listener, 40),
-        // The same in a descriptor table that one thread has for itself.
+        // The same in a descriptor table of a single thread.
         "thread" => {
             let worker = std::thread::spawn(move || {
                 unshare(CloneFlags::CLONE_FILES).expect("unshare");
@@ -176,7 +176,8 @@ fn ghost(kind: &str) {
             });
             worker.join().expect("thread");
         }
-        // In a table that two threads have for themselves, which has the same numbers as the first one, and other files.
+        // In a table of two threads, which has the same numbers as the first table, and other
+        // files.
         "apart" => {
             let (send, apart) = std::sync::mpsc::channel();
             let number = listener.as_raw_fd();

@@ -1,4 +1,4 @@
-//! Ghosts that a real process makes, found and deleted from outside.
+//! Ghosts made by a real process, found and deleted from outside.
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -104,7 +104,7 @@ fn apart() {
     assert_eq!(epoll::waited_for(pid, &[haunted.inode]), Some([haunted.inode].into()));
     assert_eq!(haunted.find(), []);
     for holder in found {
-        // By the process alone it is another file.
+        // In the main thread's table the number is another file.
         assert!(holders::Holder { tid: pid, ..holder }.take().is_err());
         match holder.take() {
             Ok(taken) => {
@@ -150,7 +150,7 @@ fn gone() {
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A haproxy that relays one connection when it is told to stop, and so lives on.
+/// A haproxy that relays a connection when it is told to stop, and so lives on.
 fn of_haproxy() {
     if executable::find("haproxy".as_ref()).is_err() {
         crate::skip::skip("haproxy is not installed");
@@ -188,7 +188,7 @@ fn of_haproxy() {
     println!("haproxy left {} ghosts", found.len());
     assert_eq!(deleted.expect("detach"), found.len());
     assert_eq!(ghosts::find(started.pid, &[inode]), []);
-    // The one that it still serves is as well as before.
+    // The connection that it still serves is not affected.
     assert_eq!(started.pidfd.try_wait().expect("wait"), None);
     drop((client, relayed));
     assert!(wait(&started.pidfd).success());

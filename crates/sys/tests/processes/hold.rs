@@ -1,4 +1,4 @@
-//! Programs that are held when they say that they are ready.
+//! Programs that are held when they signal readiness.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -35,7 +35,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// How long nothing must happen.
 const STILL: Duration = Duration::from_millis(200);
 
-/// This process, with SIGUSR1 blocked as a supervisor has it, and a program that is about to call.
+/// This process, with SIGUSR1 blocked as in a supervisor, and a program that is about to call.
 struct Scene {
     signals: SignalFd,
     started: Started,
@@ -43,7 +43,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// None where nothing can be held.
+    /// None if nothing can be held.
     async fn new(mut launch: Launch) -> Option<Self> {
         let signals = SignalFd::new(&[Signal::SIGUSR1]).expect("signalfd");
         launch.calls.hold = Some(pid());
@@ -79,7 +79,7 @@ impl Scene {
         tokio::time::timeout(DEADLINE, called).await.expect("in time").expect("told")
     }
 
-    /// It is held: nothing comes from it for a while, and no signal.
+    /// Checks that the program is held: for a while it prints nothing, and no signal comes.
     async fn is_held(&self) {
         self.is_silent().await;
         assert_eq!(self.signals.read().expect("read"), None);
@@ -92,7 +92,7 @@ impl Scene {
         assert!(read.is_err(), "it goes on");
     }
 
-    /// Everything that it writes, and how it ends. Lets the runtime answer meanwhile.
+    /// All output of the program, and how it ended. The runtime answers meanwhile.
     async fn finish(mut self) -> (String, Exit, Option<i32>) {
         let mut stdout = std::fs::File::from(self.started.stdout.take().expect("piped"));
         #[expect(clippy::disallowed_methods, reason = "the runtime must answer meanwhile")]
@@ -136,7 +136,8 @@ fn through_signals() {
             scene.started.pidfd.send(signal).expect("send");
             scene.is_held().await;
         }
-        // It stops inside the call or right after it; either way it is released when it goes on.
+        // The program stops inside the call or right after it; either way it is released when it
+        // continues.
         scene.started.pidfd.send(Signal::SIGSTOP).expect("send");
         scene.hold.as_ref().expect("held").release();
         scene.is_silent().await;
@@ -156,20 +157,20 @@ fn until_nobody_holds() {
     stdout.read_line(&mut line).expect("read");
     if line == "held\n" {
         started.pidfd.send(Signal::SIGKILL).expect("kill");
-        // The end of the pipe is the end of the program, which has it too.
+        // The pipe ends with the program, which has it too.
         stdout.read_to_string(&mut line).expect("read");
         assert_eq!(line, "held\nErr(ENOSYS) 0\nErr(ENOSYS) 0\n");
     }
     wait(&started.pidfd);
 }
 
-/// Holds a program for as long as it lives; says so when the program has called.
+/// Holds a program for as long as it lives; prints when the program has called.
 pub(crate) fn supervise() {
     run(async {
         let scene = Scene::start(Stdio::inherit()).await;
         if scene.is_some() {
             println!("held");
-            // Until it is killed.
+            // Until this process is killed.
             std::future::pending::<()>().await;
         }
     });
@@ -240,9 +241,9 @@ fn haproxy() {
         let mut answer = [0; 12];
         client.read_exact(&mut answer).expect("an answer");
         assert_eq!(answer, *b"HTTP/1.1 200");
-        // It would swallow the same signal of another process.
+        // A pending signal would swallow the same signal from another process.
         assert_eq!(scene.signals.read().expect("read"), None);
-        // Its own signals reach it as ever.
+        // The program's own signals still reach it.
         scene.started.pidfd.send(Signal::SIGUSR1).expect("stop");
         assert!(wait(&scene.started.pidfd).success());
     });
@@ -255,7 +256,7 @@ fn ask(at: SocketAddr, patience: Duration) -> TcpStream {
     client
 }
 
-/// Everything above, by a process without a privilege.
+/// All tests above, in a process without privileges.
 fn as_nobody() {
     const NOBODY: u32 = 65534;
     if !nix::unistd::geteuid().is_root() {
@@ -288,7 +289,8 @@ fn executes() {
         let call = tokio::time::timeout(DEADLINE, calls.next()).await.expect("in time");
         let call = call.expect("told").expect("a call");
         assert!(call.look()().is_ok());
-        // Another thread executes another program, which has the process and its descriptors.
+        // Another thread executes another program, which takes over the process and its
+        // descriptors.
         started.pidfd.send(Signal::SIGUSR2).expect("send");
         let until = tokio::time::Instant::now() + DEADLINE;
         while process::name(started.pid).as_deref() != Some("sleep") {

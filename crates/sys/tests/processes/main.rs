@@ -1,8 +1,8 @@
-//! What needs a process of its own: the shim, exec, ghosts, limits, signals.
+//! Tests that need a process of their own: the shim, exec, ghosts, limits, signals.
 //!
-//! This binary is its own shim (`Launch` starts /proc/self/exe) and its own
-//! children. Its tests run one after the other in the main thread, so that counts
-//! of descriptors mean something and exec has a single thread.
+//! This binary is its own shim (`Launch` starts /proc/self/exe) and its own children. Its tests run
+//! one after the other in the main thread, so that counts of descriptors mean something and exec
+//! has a single thread.
 
 mod children;
 mod ghosts;
@@ -17,7 +17,7 @@ use std::ffi::OsString;
 use std::panic::catch_unwind;
 use std::process::ExitCode;
 
-/// A test by its name.
+/// A test and its name.
 type Test = (&'static str, fn());
 
 fn main() -> ExitCode {
@@ -50,11 +50,11 @@ fn run(filter: &str) -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What whoever started the tests left open must not reach the children, which
-/// look at every descriptor that they have.
+/// Descriptors that the starter of the tests left open must not reach the children, which look at
+/// every descriptor that they have.
 fn keep_to_ourselves() {
     for fd in open_descriptors().into_iter().filter(|fd| *fd > 2) {
-        // SAFETY: it is open, and only its flag is set.
+        // SAFETY: the descriptor is open, and only its flag is set.
         let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).expect("close-on-exec");
     }
@@ -66,7 +66,7 @@ pub(crate) fn open_descriptors() -> Vec<i32> {
     let mut open: Vec<i32> =
         entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
     open.sort_unstable();
-    // The one that reads the directory has the lowest free number, and is closed now.
+    // The descriptor that read the directory is in the list, and is closed now.
     open.retain(|fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).is_ok());
     open
 }

@@ -1,4 +1,4 @@
-//! Programs that are started: through the shim, and by exec.
+//! Programs started through the shim and by exec.
 
 use std::io::Read;
 use std::net::TcpListener;
@@ -39,7 +39,7 @@ fn shell(script: &str) -> Launch {
     launch
 }
 
-/// Everything that it wrote, and how it ended.
+/// All output of the program, and how it ended.
 fn finish(started: Started) -> (String, String, Exit) {
     let [stdout, stderr] = [started.stdout, started.stderr].map(|pipe| {
         let mut text = String::new();
@@ -88,7 +88,7 @@ fn service() {
     );
     launch.service = true;
     launch.descriptors = vec![(String::new(), socket.into())];
-    // What is given wins over what is taken away.
+    // An added variable takes precedence over a removed one.
     launch.env = vec![("LISTEN_FDS".into(), "1".into())];
     launch.env_remove = vec!["LISTEN_FDS".into(), "LISTEN_PID".into()];
     let started = launch.start().expect("start");
@@ -96,13 +96,13 @@ fn service() {
     let (stdout, _, exit) = finish(started);
     let (told, ignored) = stdout.trim().rsplit_once('\t').expect("SigIgn");
     assert_eq!((told, exit), (format!("{pid} {pid} 1\n{pid}\nSigIgn:").as_str(), Exit::Code(0)));
-    // SIGPIPE is signal 13; those of the C library's own stand above.
+    // SIGPIPE is signal 13; the C library's own signals are above.
     let ignored = u64::from_str_radix(ignored, 16).expect("a mask");
     assert_eq!(ignored & 0x7fff_ffff, 1 << 12, "{ignored:x}");
 }
 
-/// A leader that is inside vfork(2) until its child has opened a pipe. It has SIGSTOP by then, and has not
-/// stopped.
+/// A leader that is inside vfork(2) until its child has opened a pipe. By then the leader has
+/// SIGSTOP, and has not stopped.
 fn forks_meanwhile() {
     let pipe = std::env::temp_dir().join(format!("bindonce-pipe-{}", std::process::id()));
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
@@ -118,7 +118,7 @@ fn forks_meanwhile() {
     launch.stdout = Stdio::piped();
     let started = launch.start().expect("start");
     let leader = started.pid;
-    // `python3` may be a script that makes processes before it becomes python3.
+    // `python3` may be a script that creates processes before it becomes python3.
     let mut stdout = std::fs::File::from(started.stdout.expect("piped"));
     stdout.read_exact(&mut [0; 3]).expect("up");
     let mut members = vec![leader];
@@ -144,7 +144,7 @@ fn forks_meanwhile() {
     std::fs::remove_file(pipe).expect("removed");
 }
 
-/// A leader, a child, a grandchild in a session of its own; and when the leader is dead.
+/// A leader, a child, and a grandchild in a session of its own; also after the death of the leader.
 fn tree() {
     let script = "setsid sleep 1000 & sh -c 'sleep 1000 & echo up; wait' & wait";
     let mut launch = shell(script);
@@ -157,7 +157,7 @@ fn tree() {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
         stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).expect("a state")
     };
-    // setsid(1) makes no process of its own here: it leads no group. It may not have run yet.
+    // setsid(1) creates no process of its own here: it leads no group. It may not have run yet.
     let leads = |pid: &i32| getsid(Some(Pid::from_raw(*pid))).is_ok_and(|id| id.as_raw() == *pid);
     while !tree::members(leader).iter().any(|pid| *pid != leader && leads(pid)) {
         std::thread::yield_now();
@@ -174,7 +174,7 @@ fn tree() {
     started.pidfd.send(Signal::SIGKILL).expect("kill");
     poll(&mut [PollFd::new(&started.pidfd, PollFlags::IN)], None).expect("poll");
     assert_eq!(tree::kill_orphans(leader, start_time + 1), 0, "somebody else's");
-    // The one in a session of its own has lost its parent: nothing tells whose it was.
+    // The process in a session of its own has lost its parent: nothing identifies its tree.
     assert_eq!(tree::kill_orphans(leader, start_time), 2);
     started.pidfd.try_wait().expect("reaped");
     let stray =

@@ -1,4 +1,4 @@
-//! What changes the process or the system: limits, signals, namespaces.
+//! Tests that change the process or the system: limits, signals, namespaces.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -80,7 +80,7 @@ fn credentials() {
     assert_eq!(told.uid, nix::unistd::geteuid().as_raw());
 }
 
-/// A network namespace under a name of its own.
+/// A network namespace with a unique name.
 struct Namespace(String);
 
 impl Namespace {

@@ -1,5 +1,5 @@
-//! Programs that are started beside a runtime that must not wait. Their shim is stopped before it has read
-//! what it gets, which is more than a socket takes.
+//! Programs started beside a runtime that must not block. Their shim is stopped before it has read
+//! its descriptors, which are more than a socket takes.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -32,7 +32,7 @@ fn launch(script: &str) -> Launch {
     launch
 }
 
-/// Starts it, stops its shim, and gives that.
+/// Starts a program, stops its shim, and returns the shim.
 fn begin(launch: Launch) -> (JoinHandle<Started>, oneshot::Receiver<Pidfd>) {
     let (tell, told) = oneshot::channel();
     let start = tokio::task::spawn_local(async move {
@@ -55,7 +55,7 @@ fn stalled() {
     on_a_runtime(async {
         let (start, told) = begin(launch("exit 7"));
         let shim = told.await.expect("the shim");
-        // That this runs at all shows that the runtime is not held up.
+        // Reaching this line shows that the runtime is not blocked.
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(!start.is_finished(), "it was not stalled");
         shim.send(Signal::SIGCONT).expect("a signal");

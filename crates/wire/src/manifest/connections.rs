@@ -1,4 +1,4 @@
-//! Records of who uses the listeners: connections, and the generations that they stand for.
+//! Records of the users of listeners: connections, and the generations that they have joined as.
 
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{ConnectionId, Label, SavedLease};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::omitted::is_default;
 
-/// A client that is connected.
+/// A connected client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionEntry {
     /// The broker's number for it.
@@ -22,13 +22,13 @@ pub struct ConnectionEntry {
     /// The generation that it has joined as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<ConnectionLabel>,
-    /// What it uses.
+    /// Its leases.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leases: Vec<SavedLease>,
     /// Bytes of a request that was not complete yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unread: Vec<u8>,
-    /// The id, as JSON text, of its request for the upgrade, which the next image answers.
+    /// The id, as JSON text, of its request for the upgrade, which the next image will answer.
     #[serde(default, rename = "owed", skip_serializing_if = "Option::is_none")]
     pub unanswered: Option<String>,
     /// How many descriptors it was sent and may not have received yet.
@@ -39,13 +39,13 @@ pub struct ConnectionEntry {
 /// The generation that a connection has joined as.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionLabel {
-    /// Which.
+    /// The generation.
     #[serde(flatten)]
     pub label: Label,
-    /// Since when.
+    /// Since when it is in that state.
     #[serde(default)]
     pub since: Timestamp,
-    /// Where the broker keeps the order of the service.
+    /// Its progress, if the broker keeps the order of the service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turn: Option<Progress>,
 }

@@ -1,4 +1,5 @@
-//! Runs `haproxy -c`: on copies in memory, with a deadline, and never longer than this process; nor does what it starts.
+//! Runs `haproxy -c` on copies in memory, with a deadline. Neither haproxy nor what it starts
+//! outlives this process.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -21,17 +22,17 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// How a check came to its end.
+/// How a check ended.
 pub(super) enum End {
     /// haproxy has answered.
     Exit(Exit),
-    /// haproxy had not answered in time, and was ended.
+    /// haproxy did not answer in time, and was ended.
     Late,
     /// This process got a signal, and haproxy was ended.
     Signal(Signal),
 }
 
-/// Checks the rendering with these descriptors, and passes on the messages of haproxy.
+/// Checks the rendering with these descriptors, and passes on haproxy's messages.
 pub(super) fn check(
     command: &Command,
     rendering: &Rc<Rendering>,
@@ -55,7 +56,8 @@ pub(super) fn check(
             Event::Ended => break None,
         }
     };
-    // Not reaped yet, so the group is its own; with all that a wrapper around it started.
+    // Not reaped yet, so the process group is still haproxy's. Kills everything that a wrapper
+    // around it started, too.
     let killed = process::signal_group(pidfd.pid(), Signal::SIGKILL);
     tether.into_iter().for_each(Tether::release);
     let end = match end {
@@ -69,7 +71,7 @@ pub(super) fn check(
         }
     };
     if let Some(words) = &mut words {
-        // What it said last may still be in the pipe.
+        // haproxy's last output may still be in the pipe.
         words.pass_on()?;
         words.end();
     }
@@ -96,13 +98,13 @@ fn start(
     launch.env_remove = inherit::SERVICE_MANAGER.map(OsString::from).to_vec();
     launch.descriptors = descriptors.into_iter().map(|fd| (String::new(), fd.into())).collect();
     launch.stderr = Stdio::piped();
-    // It has the sockets: were it left behind, they would stay bound.
+    // haproxy has the sockets: if it were left behind, they would stay bound.
     launch.tied = true;
     let messages = Messages::new(Rc::clone(rendering), &files, inherit::FIRST);
     Ok((launch.start()?, messages))
 }
 
-/// A file without a name, which goes away with its last descriptor.
+/// A file without a name, which disappears with its last descriptor.
 fn in_memory(text: &[u8]) -> std::io::Result<OwnedFd> {
     let file = memfd_create("haproxy.cfg", MFdFlags::MFD_CLOEXEC)?;
     let mut file = File::from(file);
@@ -156,7 +158,7 @@ fn wait(
 struct Words {
     pipe: File,
     ended: bool,
-    /// The beginning of a line whose end has not come.
+    /// The beginning of a line that has not ended yet.
     line: Vec<u8>,
     messages: Messages,
 }
@@ -168,7 +170,7 @@ impl Words {
         Ok(Self { pipe: pipe.into(), ended: false, line: Vec::new(), messages })
     }
 
-    /// Passes on the whole lines of what is there.
+    /// Passes on the whole lines that are available.
     fn pass_on(&mut self) -> anyhow::Result<()> {
         let mut buffer = [0; 16 * 1024];
         loop {
@@ -190,14 +192,14 @@ impl Words {
         }
     }
 
-    /// Passes on a last line without an end.
+    /// Passes on a last line that has no line end.
     fn end(&mut self) {
         let line = std::mem::take(&mut self.line);
         self.print(&line);
     }
 
     fn print(&mut self, line: &[u8]) {
-        // Nobody may be listening; the exit code tells it too.
+        // Standard error may have no reader; the exit code tells it too.
         let _ = std::io::stderr().write_all(&self.messages.of_the_user(line));
     }
 }

@@ -1,10 +1,9 @@
 //! `bindonce check -- haproxy -f FILE`: `haproxy -c` on the rendered copy, with the
 //! descriptors that `run` would give it.
 //!
-//! It leaves nothing behind, however it ends: listeners that did not exist are claimed
-//! tentatively and end with the connection, the copies are files in memory, and haproxy
-//! ends with this process. Where no broker runs and none was named, the sockets are opened
-//! here and closed again.
+//! The check leaves nothing behind, however it ends: listeners that did not exist are claimed
+//! tentatively and end with the connection, the copies are files in memory, and haproxy ends with
+//! this process. If no broker runs and none was named, the sockets are opened and closed here.
 
 mod haproxy;
 
@@ -63,9 +62,9 @@ pub(crate) struct Args {
     command: Vec<OsString>,
 }
 
-/// Checks. haproxy's own words tell what is wrong; the exit code is 0 or 1.
+/// Runs the check. haproxy's own words say what is wrong; the exit code is 0 or 1.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    // `check -- haproxy -c -f FILE` says what it means twice.
+    // `check -- haproxy -c -f FILE` asks for the check twice.
     let command =
         stand_in::command(args.command.into_iter().filter(|word| word != "-c").collect())?;
     executable::find(&command.program)?;
@@ -77,14 +76,14 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let needed = 2 * (rendering.bindings.len() + rendering.files.len());
     limits::make_room(needed).context("cannot raise the open-files limit")?;
 
-    // Leases live until haproxy has answered.
+    // Leases last until haproxy has answered.
     let mut sockets = Sockets::of(&rendering, &args.name, globals)?;
     let descriptors = sockets.take();
     let deadline = Instant::now() + args.timeout;
     let end = haproxy::check(&command, &rendering, descriptors, &sockets.signals, deadline)?;
     drop(sockets);
     match end {
-        // Some versions say so only when they start (3.5).
+        // Some versions report this only when they start (3.5).
         End::Exit(Exit::Code(0)) if !rendering.may_listen() && command.role.master.is_none() => {
             bail!(
                 "No enabled listener found (check for 'bind' directives): haproxy does not start on this"
@@ -105,7 +104,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
 
 /// The descriptors of all bindings, in order, and what keeps them bound.
 struct Sockets {
-    /// Signals that end the check: once something is bound here, it is taken away first.
+    /// Signals that end the check. Caught, so that anything bound here is removed first.
     signals: SignalFd,
     descriptors: Vec<OwnedFd>,
     /// The connection with the leases.
@@ -147,12 +146,13 @@ impl Sockets {
                 User::Service => !*overlaps && other.is_same_place(&key),
                 User::Nobody => false,
             });
-            // What it has is claimed; what only overlaps that, and would take its connections, is not bound.
+            // Claim what the service has. Do not bind what only overlaps that, because it would
+            // take connections.
             let mine = |user: &User| *user == User::Service;
             *overlaps |= !it.is_some_and(mine) && beside().any(|(_, user)| mine(user));
             *overlaps &= !refused;
             if let Some(User::Another(Some(other))) = it {
-                // The configuration may be right, and meant for that service.
+                // The configuration may be right, but meant for that service.
                 eprintln!(
                     "bindonce: {}: {} is used by service \"{other}\": service \"{service}\" may not use it too \
                      (--name says which service the configuration is for)",
@@ -160,12 +160,12 @@ impl Sockets {
                 );
             }
             if it.is_some() {
-                // A reload changes the rest in place. Nothing is changed here.
+                // A reload changes the other options in place. The check changes nothing.
                 let Options { v6only, mptcp, interface, netns, .. } = listener.options;
                 listener.options =
                     Options { v6only, mptcp, interface, netns, ..Options::default() };
             }
-            // A reload gives the broker what the service's own generation has bound by itself.
+            // A reload gives the broker the sockets that the service's own generation bound itself.
             let mut taken = None;
             if it.is_none() {
                 let same = own.iter().find(|(address, _)| *address == binding.listener.address);
@@ -211,8 +211,9 @@ impl Sockets {
                 .with_context(|| format!("{}: {}", binding.place, binding.text))?;
             sockets.descriptors.push(opened.fd);
             if let Some(path) = opened.path {
-                // It can be bound. The descriptor is enough for haproxy, and what ends this process leaves no
-                // file. Where another process has replaced or removed it, nothing is to do.
+                // The address can be bound. The descriptor is enough for haproxy, and a process
+                // that is killed leaves no file. If another process has replaced or removed the
+                // file, there is nothing to do.
                 let _ = listen::unlink_if_ours(&path);
             }
         }
@@ -224,8 +225,8 @@ impl Sockets {
     }
 }
 
-/// Which bindings overlap others of the configuration, as `127.0.0.1:80` and `*:80` do. A more specific
-/// one would take connections from the serving generation as soon as it listened.
+/// Which bindings overlap others of the configuration, as `127.0.0.1:80` and `*:80` do. A more
+/// specific one would take connections from the serving generation as soon as it listened.
 fn overlapping(rendering: &Rendering) -> Vec<bool> {
     let mut at_port: HashMap<u16, Vec<(u8, usize, Key)>> = HashMap::new();
     for (index, binding) in rendering.bindings.iter().enumerate() {
@@ -239,7 +240,8 @@ fn overlapping(rendering: &Rendering) -> Vec<bool> {
         there.sort_unstable_by_key(|(specificity, index, _)| (*specificity, *index));
         let mut at_ip: HashMap<IpAddr, Vec<(usize, &Key)>> = HashMap::new();
         for (place, (_, index, key)) in there.iter().enumerate() {
-            // Specific ones meet only wildcards, of which there are few, and the same address with another `interface`.
+            // Specific addresses meet only wildcards, of which there are few, and the same address
+            // with another `interface`.
             let wildcards = there[..place].iter().take_while(|(specificity, ..)| *specificity < 2);
             let wildcards = wildcards.map(|(_, other, key)| (*other, key));
             let ip =
@@ -256,17 +258,18 @@ fn overlapping(rendering: &Rendering) -> Vec<bool> {
     overlapping
 }
 
-/// Who has a listener of the broker's.
+/// Who uses a listener of the broker.
 #[derive(Debug, PartialEq, Eq)]
 enum User {
-    /// The service alone.
+    /// Only the service.
     Service,
-    /// Others too, and of them this service, which accepts or is about to.
+    /// Others too. Names the other service that accepts or is about to, if there is one.
     Another(Option<String>),
     Nobody,
 }
 
-/// What the generations of a service listen on by themselves, where the configuration has listeners that the broker does not hold.
+/// The sockets that the generations of a service have bound themselves, if the configuration has
+/// listeners that the broker does not hold.
 fn own(
     service: &Name,
     listed: &[bindonce::ListenerInfo],
@@ -288,7 +291,7 @@ fn own(
     pids.into_iter().flat_map(|pid| own_sockets(pid, &inodes, &new)).collect()
 }
 
-/// The broker's listeners, and who has each.
+/// The broker's listeners, and who uses each.
 fn held(service: &Name, listed: &[bindonce::ListenerInfo]) -> HashMap<Key, User> {
     let read = |listener: &bindonce::ListenerInfo| {
         let service = Some(service.as_str());
@@ -309,7 +312,7 @@ fn held(service: &Name, listed: &[bindonce::ListenerInfo]) -> HashMap<Key, User>
     listed.iter().filter_map(read).collect()
 }
 
-/// A socket of the same kind at a free port, which is all that `haproxy -c` looks at.
+/// A socket of the same kind on a free port, which is all that `haproxy -c` looks at.
 fn stand_in(listener: &Listener) -> Listener {
     let free = |at: SocketAddr| match at {
         SocketAddr::V4(_) => (Ipv4Addr::LOCALHOST, 0).into(),
@@ -324,7 +327,7 @@ fn stand_in(listener: &Listener) -> Listener {
     Listener { name: None, address, options: Options::default() }
 }
 
-/// A claim that was refused, with the line that wants the address.
+/// The error of a refused claim, with the line that wants the address.
 fn at_its_line(error: bindonce::Error, rendering: &Rendering) -> anyhow::Error {
     let address = error.refusal().and_then(|refusal| refusal.data.get("address")?.as_str());
     match address.and_then(|address| rendering.binding_of(address)) {

@@ -1,20 +1,20 @@
-//! The client that the demonstration asks with: a new connection for each request.
+//! The client of the demonstration: a new connection for each request.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// How long anything may take; what hangs has failed.
+/// Time limit for every step; what hangs has failed.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// More than any answer has that is asked for here.
+/// More bytes than any answer to these requests has.
 const ANSWER: u64 = 16 * 1024;
 
-/// What came back.
+/// The answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// The host is known: which configuration answered.
+    /// The host is known: the number of the configuration that answered.
     Configuration(u64),
-    /// The host is not known there: the status, 503 from a haproxy without a backend.
+    /// The host is unknown there: the status, 503 from a haproxy without a backend.
     Status(u16),
     /// There was no answer: refused, reset, or too late.
     None,
@@ -36,7 +36,7 @@ fn exchange(address: SocketAddr, host: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// An answer's configuration is in its `Location` (every haproxy can redirect), as `/7`.
+/// Finds the configuration in an answer's `Location` (every haproxy can redirect), as `/7`.
 fn read(text: &str) -> Answer {
     let mut lines = text.lines();
     let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
@@ -63,7 +63,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Counts an answer while `newest` is what everybody should be served.
+    /// Counts an answer, while every client should get configuration `newest`.
     pub(super) fn count(&mut self, answer: &Answer, newest: u64) {
         self.asked += 1;
         match answer {

@@ -1,13 +1,12 @@
-//! `bindonce demo`: the problem and its solution, shown on this host with the haproxy that is
-//! installed here.
+//! `bindonce demo`: the problem and its solution, shown on this host with its installed haproxy.
 //!
-//! First the old way: haproxy is reloaded with `-sf`, two reloads overlap, one process is never told
-//! to stop, and a share of the requests for a new host fails. `doctor` explains it. Then
-//! the same schedule under bindonce.
+//! First the old way: haproxy is reloaded with `-sf`, two reloads overlap, one process is never
+//! told to stop, and a share of the requests for a new host fails. `doctor` explains why. Then the
+//! same schedule runs under bindonce.
 //!
-//! It touches nothing of the host: as root it works in a network namespace of its own, else on a
-//! loopback port that is free. Everything that it starts has ended when it ends, however it ends,
-//! and every wait has a deadline.
+//! The demonstration touches nothing on the host: as root it works in its own network namespace,
+//! else on a free loopback port. All processes that it starts have ended when it ends, however it
+//! ends, and every wait has a deadline.
 
 mod client;
 mod schedule;
@@ -68,7 +67,7 @@ pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<()> {
         // The reader has closed the pipe; everything that was started has ended.
         Err(error) if is_closed_pipe(&error) => Ok(()),
         Err(error) => {
-            // It may have been in the middle of a line.
+            // The output may have stopped in the middle of a line.
             let _ = print_now("\n");
             Err(error)
         }
@@ -98,18 +97,18 @@ fn show(haproxy: PathBuf, schedule: &Schedule) -> anyhow::Result<()> {
     print_now(&text::closing(&stage, &before, &after))
 }
 
-/// What `bindonce doctor ADDRESS` prints at this moment.
+/// What `bindonce doctor ADDRESS` prints now.
 fn examine(stage: &Stage) -> anyhow::Result<String> {
     stage.check()?;
     Ok(screen(&look(Some(&stage.address.to_string()), &stage.socket(), Vec::new)?))
 }
 
-/// The haproxy to show it with.
+/// The haproxy for the demonstration.
 fn find(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let Some(given) = given {
         return Ok(executable::find(given.as_os_str())?);
     }
-    // Where packages put it, and what PATH of an ordinary user lacks.
+    // Includes where packages put haproxy, which an ordinary user's PATH lacks.
     let places = ["haproxy", "/usr/sbin/haproxy", "/usr/local/sbin/haproxy"];
     let found = places.iter().find_map(|place| executable::find(place.as_ref()).ok());
     let Some(found) = found else {

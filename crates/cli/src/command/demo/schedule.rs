@@ -14,31 +14,31 @@ use crate::output::print_now;
 pub(super) const KNOWN: &str = "old.example";
 /// The host that only the newest configuration knows.
 pub(super) const NEW: &str = "new.example";
-/// The requests of the table.
+/// Requests in the table.
 pub(super) const TABLE: usize = 30;
-/// The requests that the share of stale answers is taken of.
+/// Requests from which the share of stale answers is computed.
 const SAMPLE: u64 = 1000;
-/// Between two requests while reloads go on.
+/// Pause between two requests during the reloads.
 const PACE: Duration = Duration::from_millis(5);
-/// Between two attempts where nothing tells when a haproxy answers.
+/// Pause between two attempts, where no event announces that a haproxy answers.
 const AGAIN: Duration = Duration::from_millis(10);
 
-/// How often and how many.
+/// Number and interval of the reloads.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Schedule {
-    /// How many reloads, the last one with the new host.
+    /// Number of reloads. The last one brings the new host.
     pub(super) reloads: u64,
-    /// From one to the next.
+    /// Time from one reload to the next.
     pub(super) every: Duration,
 }
 
 /// How haproxy is started and reloaded.
 pub(super) trait Way {
-    /// Starts it with the configuration that is there.
+    /// Starts haproxy with the current configuration.
     fn start(&mut self, stage: &mut Stage) -> anyhow::Result<()>;
-    /// Takes the configuration that is there now.
+    /// Reloads haproxy with the current configuration.
     fn reload(&mut self, stage: &mut Stage) -> anyhow::Result<()>;
-    /// Two reloads at the same time, of which each comes with a configuration of its own.
+    /// Makes two reloads at the same time, each with a configuration of its own.
     fn reload_twice(&mut self, stage: &mut Stage, first: &str, second: &str) -> anyhow::Result<()>;
 }
 
@@ -47,9 +47,9 @@ pub(super) trait Way {
 pub(super) struct Seen {
     /// Reloads made.
     pub(super) reloads: u64,
-    /// Requests that went on during the reloads.
+    /// Requests made during the reloads.
     pub(super) during: Tally,
-    /// Each request for the new host, and whether it was answered.
+    /// For each request for the new host, whether it was answered.
     pub(super) table: Vec<bool>,
     /// Requests for a known host, afterwards.
     pub(super) sample: Tally,
@@ -58,12 +58,12 @@ pub(super) struct Seen {
 }
 
 impl Schedule {
-    /// The first of the two reloads that overlap; a third of the way, so that others follow.
+    /// The first of the two reloads that overlap: a third of the way, so that others follow.
     pub(super) fn overlap(&self) -> u64 {
         (self.reloads / 3).max(2)
     }
 
-    /// Lets it happen, and prints how many sockets there are after each reload.
+    /// Runs the schedule, and prints the number of sockets after each reload.
     pub(super) fn run(&self, stage: &mut Stage, way: &mut impl Way) -> anyhow::Result<Seen> {
         let mut during = Tally::default();
         stage.configure(&configuration(stage, 0, false))?;
@@ -109,8 +109,8 @@ impl Schedule {
     }
 }
 
-/// A configuration that says its number, as any haproxy since 1.5 reads it. Who asks for a host that
-/// it does not know gets 503, because there is no backend.
+/// A configuration that answers with its number, readable by any haproxy since 1.5. A request for
+/// an unknown host gets 503, because there is no backend.
 fn configuration(stage: &Stage, number: u64, with_new: bool) -> String {
     let mut hosts = KNOWN.to_owned();
     if with_new {
@@ -124,8 +124,8 @@ fn configuration(stage: &Stage, number: u64, with_new: bool) -> String {
     )
 }
 
-/// Waits until the configuration with this number has answered once. Beside a stale process some
-/// requests are answered by that one: hence again.
+/// Waits until the configuration with this number has answered once. It asks repeatedly, because a
+/// stale process answers some of the requests.
 fn answered_by(stage: &mut Stage, number: u64) -> anyhow::Result<()> {
     let until = Instant::now() + READY;
     while client::ask(stage.address, KNOWN) != Answer::Configuration(number) {
@@ -143,7 +143,7 @@ fn answered_by(stage: &mut Stage, number: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many sockets listen on the address, as the kernel lists them.
+/// Number of sockets that listen on the address, as the kernel lists them.
 fn sockets(stage: &Stage) -> anyhow::Result<usize> {
     let address = Address::Tcp(stage.address);
     Ok(diag::tcp()?.iter().filter(|socket| socket.address == address).count())

@@ -1,5 +1,5 @@
-//! Where the demonstration takes place: a directory, an address, perhaps a network namespace, and the
-//! processes that it has started. Dropping it ends them all and removes the directory.
+//! The place of the demonstration: a directory, an address, perhaps a network namespace, and the
+//! processes started in it. Dropping it ends them all and removes the directory.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -20,19 +20,19 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// How long a start or a reload may take on a slow host.
 pub(super) const READY: Duration = Duration::from_secs(20);
-/// From SIGTERM to the next, stronger signal.
+/// Time from SIGTERM to the next, stronger signal.
 const ENDS: Duration = Duration::from_secs(5);
-/// Lines of its log that are shown of a process that failed.
+/// Log lines shown of a process that failed.
 const LAST_WORDS: usize = 12;
 
-/// The place, and everything that was started in it.
+/// The place, and all processes started in it.
 #[derive(Debug)]
 pub(super) struct Stage {
     /// Where haproxy listens.
     pub(super) address: SocketAddr,
     /// The haproxy to start.
     pub(super) haproxy: PathBuf,
-    /// Whether this is a network namespace of its own.
+    /// Whether the demonstration has its own network namespace.
     pub(super) isolated: bool,
     directory: PathBuf,
     signals: SignalFd,
@@ -47,12 +47,13 @@ struct Running {
 }
 
 impl Stage {
-    /// Sets it. Call it before this process has any other thread.
+    /// Sets the stage. Call it before this process has any other thread.
     pub(super) fn set(haproxy: PathBuf) -> anyhow::Result<Self> {
-        // From here on a signal is noticed where something is waited for, and all is ended.
+        // From here on every wait notices a signal, and everything is ended.
         let signals = SignalFd::new(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])
             .context("cannot take signals over")?;
-        // Free in this namespace too, so that a tool that looks at all namespaces cannot confuse the two.
+        // Also free in this namespace, so that a tool that looks at all namespaces cannot confuse
+        // the two.
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .and_then(|free| free.local_addr())
             .context("no port is free on 127.0.0.1")?;
@@ -75,7 +76,7 @@ impl Stage {
         self.directory.join("haproxy.cfg")
     }
 
-    /// Replaces the configuration at once, so that nobody reads half of it.
+    /// Replaces the configuration atomically, so that no process reads half of it.
     pub(super) fn configure(&self, text: &str) -> anyhow::Result<()> {
         let new = self.directory.join("new.cfg");
         fs::write(&new, text)
@@ -83,7 +84,7 @@ impl Stage {
             .context("cannot write a configuration")
     }
 
-    /// Starts a program in a process group of its own: Ctrl-C is for us, and we end it in order.
+    /// Starts a program in its own process group: Ctrl-C reaches only us, and we end it in order.
     pub(super) fn start(
         &mut self,
         name: &'static str,
@@ -129,7 +130,7 @@ impl Stage {
         }
     }
 
-    /// Waits that long, or until a signal ends the demonstration.
+    /// Waits for `time`, or until a signal ends the demonstration.
     pub(super) fn pause(&self, time: Duration) -> anyhow::Result<()> {
         wait(&[self.signals.as_fd()], time)?;
         self.check()
@@ -157,7 +158,7 @@ impl Stage {
         self.must_have_succeeded(one.name, status)
     }
 
-    /// Waits until a process listens on the address with a socket of its own.
+    /// Waits until a process listens on the address with its own socket.
     pub(super) fn bound_by(&mut self, pid: u32) -> anyhow::Result<()> {
         let address = Address::Tcp(self.address);
         let until = Instant::now() + READY;
@@ -177,7 +178,7 @@ impl Stage {
         }
     }
 
-    /// Fails if something has ended that should not have.
+    /// Fails if a process has ended without success.
     pub(super) fn all_run(&mut self) -> anyhow::Result<()> {
         let mut at = 0;
         while let Some(one) = self.running.get_mut(at) {
@@ -199,7 +200,7 @@ impl Stage {
         bail!("{name} ended with {status}\n{}", self.words_of(name))
     }
 
-    /// What was logged last, by everything that runs.
+    /// The last log lines of all running processes.
     pub(super) fn last_words(&self) -> String {
         let mut names: Vec<_> = self.running.iter().map(|one| one.name).collect();
         names.dedup();
@@ -214,9 +215,9 @@ impl Stage {
         lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
     }
 
-    /// Ends everything that was started, the last first.
+    /// Ends all processes, the last one first.
     pub(super) fn end_all(&mut self) {
-        // Haproxies of the old way end together; the broker waits for its supervisor.
+        // Haproxies of the old way end together; the broker ends after its supervisor.
         let (haproxies, others): (Vec<_>, Vec<_>) =
             self.running.drain(..).partition(|one| one.name == "haproxy");
         for one in &haproxies {
@@ -231,18 +232,19 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         self.end_all();
-        // It is ours, and nobody is left who writes to it.
+        // The directory is ours, and no process is left that writes to it.
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
 impl Running {
     fn signal(&self, signal: Signal) {
-        // It has ended by itself; that is what is wanted.
+        // Fails if the process has ended already, which is the goal.
         let _ = self.pidfd.send(signal);
     }
 
-    /// Told to end, told again (a supervisor then lets nothing drain), and killed.
+    /// Sends SIGTERM, SIGTERM again (a supervisor then lets nothing drain), and SIGKILL, until the
+    /// process ends.
     fn end(&mut self) {
         for signal in [Signal::SIGTERM, Signal::SIGTERM, Signal::SIGKILL] {
             self.signal(signal);
@@ -254,10 +256,10 @@ impl Running {
     }
 }
 
-/// Waits until one of these is readable, at most that long.
+/// Waits until one of these is readable, for `time` at most.
 fn wait(fds: &[std::os::fd::BorrowedFd<'_>], time: Duration) -> anyhow::Result<()> {
     let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-    // Rounded up: a wait of less than a millisecond must not become a busy one.
+    // Rounded up: a wait of less than a millisecond must not become a busy loop.
     let milliseconds = u16::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
     match poll(&mut polled, PollTimeout::from(milliseconds)) {
         Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
@@ -265,7 +267,7 @@ fn wait(fds: &[std::os::fd::BorrowedFd<'_>], time: Duration) -> anyhow::Result<(
     }
 }
 
-/// The first line of `haproxy -v`, without the address of its home.
+/// The first line of `haproxy -v`, without the address of its home page.
 pub(super) fn version(haproxy: &Path) -> String {
     let banner = Command::new(haproxy).arg("-v").output().map(|output| output.stdout);
     let banner = String::from_utf8_lossy(&banner.unwrap_or_default()).into_owned();

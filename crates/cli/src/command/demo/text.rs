@@ -1,4 +1,4 @@
-//! What the demonstration says.
+//! The texts of the demonstration.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ use super::stage::{self, Stage};
 /// Requests in one line of the table.
 const ROW: usize = 15;
 
-/// What is about to happen.
+/// Announces what is about to happen.
 pub(super) fn opening(stage: &Stage, schedule: &Schedule) -> String {
     let place = match stage.isolated {
         true => "in a network namespace of its own",
@@ -23,7 +23,7 @@ pub(super) fn opening(stage: &Stage, schedule: &Schedule) -> String {
     )
 }
 
-/// The first way.
+/// Introduces the first way.
 pub(super) fn old_way(stage: &Stage, schedule: &Schedule) -> String {
     let Schedule { reloads, .. } = schedule;
     let (one, other) = (schedule.overlap(), schedule.overlap() + 1);
@@ -36,7 +36,7 @@ pub(super) fn old_way(stage: &Stage, schedule: &Schedule) -> String {
     )
 }
 
-/// The second way.
+/// Introduces the second way.
 pub(super) fn under_bindonce(stage: &Stage) -> String {
     format!(
         "\n3. The same schedule under bindonce\n\n    \
@@ -47,7 +47,7 @@ pub(super) fn under_bindonce(stage: &Stage) -> String {
     )
 }
 
-/// The name by which people call it.
+/// The name that people use for the program.
 fn program(stage: &Stage) -> String {
     let name = stage.haproxy.file_name().unwrap_or(stage.haproxy.as_os_str());
     name.to_string_lossy().into_owned()
@@ -74,7 +74,7 @@ fn failed(seen: &Seen) -> String {
     }
 }
 
-/// Before what doctor says.
+/// Introduces the output of `doctor` for the first way.
 pub(super) fn doctor(stage: &Stage) -> String {
     format!(
         "\n2. Why? The newest process is there, and its configuration is right.\n\n    \
@@ -135,7 +135,7 @@ pub(super) fn closing(stage: &Stage, before: &Seen, after: &Seen) -> String {
     )
 }
 
-/// Every line a step to the right.
+/// Indents every line.
 pub(super) fn indented(text: &str) -> String {
     text.lines().fold(String::new(), |mut all, line| {
         let _ = writeln!(all, "{}", format!("    {line}").trim_end());

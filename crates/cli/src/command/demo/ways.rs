@@ -8,7 +8,7 @@ use bindonce::Client;
 use super::schedule::Way;
 use super::stage::{READY, Stage};
 
-/// `haproxy -f FILE -sf PID`, where the pid is what a pid file would say.
+/// `haproxy -f FILE -sf PID`, with the pid that a pid file would have.
 #[derive(Debug, Default)]
 pub(super) struct Plain {
     /// The process that was started last.
@@ -37,8 +37,8 @@ impl Way for Plain {
         Ok(())
     }
 
-    /// Both have read the same pid before either writes its own: what the first one has started
-    /// is in nobody's pid file, and nobody ever tells it to stop.
+    /// Both reloads read the same pid before either writes its own. So the process of the first one
+    /// is in no pid file, and nothing ever tells it to stop.
     fn reload_twice(&mut self, stage: &mut Stage, first: &str, second: &str) -> anyhow::Result<()> {
         let read_by_both = self.pid;
         stage.configure(first)?;
@@ -91,7 +91,7 @@ impl Way for Supervised {
     }
 }
 
-/// The binary that runs, also if its file was replaced meanwhile.
+/// The running binary, even if its file was replaced meanwhile.
 fn own_binary() -> &'static OsStr {
     Path::new("/proc/self/exe").as_os_str()
 }

@@ -68,7 +68,7 @@ pub(super) struct Options {
     variable: Vec<Variable>,
 }
 
-/// Reads `SIGQUIT`, `QUIT` or `quit`.
+/// Parses `SIGQUIT`, `QUIT` or `quit`.
 fn signal(text: &str) -> Result<Signal, String> {
     let upper = text.to_ascii_uppercase();
     let name = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
@@ -82,10 +82,10 @@ fn signal(text: &str) -> Result<Signal, String> {
 }
 
 impl Options {
-    /// What is supervised.
+    /// Builds the description of what is supervised.
     ///
     /// # Errors
-    /// A [`clap::Error`] for options that do not fit the program; else those of its command.
+    /// A [`clap::Error`] for options that do not fit the program; else the error of its command.
     pub(super) fn kind(
         self,
         command: Vec<OsString>,
@@ -173,7 +173,7 @@ impl Options {
     }
 }
 
-/// Fills every variable in, so that a mistake is told before anything is started.
+/// Fills in every variable, so that a mistake is reported before anything is started.
 fn try_variables(program: &Program, listeners: &[Listener]) -> anyhow::Result<()> {
     let names = listeners.iter().filter_map(|listener| listener.name.clone());
     let descriptors: Vec<(Name, i32)> = names.zip(bindonce_sys::inherit::FIRST..).collect();
@@ -186,7 +186,7 @@ fn try_variables(program: &Program, listeners: &[Listener]) -> anyhow::Result<()
             )));
         }
     }
-    // Its own name does not matter here.
+    // The service's name does not matter here.
     let service = "program".parse()?;
     let numbers = Numbers { descriptors: &descriptors, service: &service, generation: 1 };
     for variable in &program.variables {
@@ -202,8 +202,8 @@ pub(super) fn master_cli(kind: &Kind) -> anyhow::Result<Vec<config::MasterSocket
     Ok(config::MasterSocket::all_of(command, &world)?)
 }
 
-/// The name of a service that was given none: `haproxy`, or the program's own; `program` where that
-/// cannot be a service's.
+/// The name of a service that was given none: `haproxy`, or the program's own name; `program` if
+/// that is not a valid service name.
 pub(super) fn service_name(kind: &Kind) -> Result<Name, InvalidName> {
     match kind {
         Kind::Haproxy(_) => "haproxy".parse(),
@@ -211,11 +211,11 @@ pub(super) fn service_name(kind: &Kind) -> Result<Name, InvalidName> {
     }
 }
 
-/// What `--watch` watches.
+/// The paths that `--watch` watches.
 pub(super) fn watched(kind: &Kind, paths: Vec<PathBuf>) -> anyhow::Result<Vec<PathBuf>> {
     match kind {
         _ if !paths.is_empty() => Ok(paths),
-        // As haproxy sees them: it changes to the directory of -C first.
+        // As haproxy sees them: it first changes to the directory of -C.
         Kind::Haproxy(Haproxy { command, .. }) => {
             let directory = command.directory.as_deref().unwrap_or_else(|| Path::new(""));
             Ok(command.files.iter().map(|file| directory.join(file)).collect())

@@ -145,7 +145,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     supervise(args, globals, false)
 }
 
-/// The same; under the name of haproxy SIGTERM and SIGINT end it at once.
+/// As [`run`]; with `at_once`, as under the name of haproxy, SIGTERM and SIGINT end it at once.
 pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow::Result<ExitCode> {
     let listeners = named(args.listen)?;
     let no_epoll = matches!(args.ghosts, Ghosts::Noepoll);
@@ -156,7 +156,7 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
     let mut replaced = Replaced::default();
     if let Kind::Haproxy(haproxy) = &mut kind {
         let role = &haproxy.command.role;
-        // Under the name of haproxy it was looked for already.
+        // Under the name of haproxy, the stand-in has already searched.
         if role.replaces()
             && !at_once
             && !background::is_it()
@@ -221,8 +221,8 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
     logging::start(globals.log_format, &globals.log_level);
     log::start();
     bindonce_sys::limits::raise_nofile().context("cannot raise the open-files limit")?;
-    // Two threads for what may block, and always the same: each new one would leave memory of the
-    // allocator behind.
+    // Two threads for work that may block, and always the same two: each new thread would leave
+    // memory of the allocator behind.
     let runtime = bindonce_daemon::rpc::runtime()
         .max_blocking_threads(2)
         .thread_keep_alive(Duration::from_secs(24 * 3600))
@@ -230,32 +230,33 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
     let runtime = runtime.context("cannot start the runtime")?;
     let local = tokio::task::LocalSet::new();
     let ended = runtime.block_on(local.run_until(supervisor::run(settings)));
-    // What is stalled is not waited for.
+    // Do not wait for work that is stalled.
     drop(local);
     runtime.shutdown_background();
     match ended? {
         Ended::Shutdown => Ok(ExitCode::SUCCESS),
         Ended::AtOnce { signal, is_master } => {
-            // haproxy without a master leaves it to the signal. The first process of a pid namespace survives that.
+            // haproxy without a master lets the signal end it. The first process of a pid namespace
+            // survives that.
             if !is_master {
                 log::finish(log::LAST_WORDS);
                 signal::raise(signal)?;
                 SigSet::from(signal).thread_unblock()?;
             }
-            // A worker that ends by SIGTERM is no fault to haproxy's master, which then exits 0.
+            // haproxy's master exits 0 after a worker that ends by SIGTERM: that is no fault.
             match signal {
                 signal::Signal::SIGTERM if is_master => Ok(ExitCode::SUCCESS),
                 _ => Ok(ExitCode::from(128 + u8::try_from(signal as i32)?)),
             }
         }
-        // Under its name haproxy has said what there is to say.
+        // Under haproxy's name, haproxy has printed the reason already.
         Ended::NeverServed { in_its_words: true, .. } if at_once => Ok(ExitCode::FAILURE),
         Ended::NeverServed { story, .. } => bail!("the first generation failed: {story}"),
     }
 }
 
-/// The listeners of `--listen`, ranges expanded, on the device that new sockets of this process belong to where they name none.
-/// Each needs a name, for `fd@${NAME}`.
+/// The listeners of `--listen`, with ranges expanded. A listener that names no device gets the one
+/// that new sockets of this process belong to. Each needs a name, for `fd@${NAME}`.
 pub(crate) fn named(listen: Vec<Wanted>) -> anyhow::Result<Vec<Listener>> {
     let mut listeners: Vec<Listener> = Vec::new();
     for wanted in listen {

@@ -1,5 +1,5 @@
-//! What `bindonce run --as NAME` stands for: how a program that is known takes its sockets, says that it is ready, and is
-//! told to retire. docs/programs.md has the versions that each was run with.
+//! What `bindonce run --as NAME` stands for: how a known program takes its sockets, reports that it
+//! is ready, and is told to retire. docs/programs.md lists the versions that each was run with.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub(super) enum Preset {
 }
 
 impl Preset {
-    /// The signal at which it closes its listeners and finishes its connections.
+    /// The signal on which the program closes its listeners and finishes its connections.
     pub(super) fn retire(self) -> Signal {
         match self {
             Self::Nginx | Self::Angie | Self::Unicorn => Signal::SIGQUIT,
@@ -47,7 +47,7 @@ impl Preset {
         let after = |time| Readiness::Delay(Duration::from_millis(time));
         match self {
             Self::Pgbouncer | Self::Gunicorn | Self::Traefik => Readiness::Notify,
-            // Workers are started when the configuration is read and the sockets are there.
+            // Workers start once the configuration is read and the sockets exist.
             Self::Nginx | Self::Angie => {
                 Readiness::Check("grep -q . /proc/$BINDONCE_PID/task/$BINDONCE_PID/children".into())
             }
@@ -57,15 +57,15 @@ impl Preset {
         }
     }
 
-    /// What names its sockets to it; none where it looks at LISTEN_FDS, as every program may.
+    /// The variable that names the program's sockets; none for programs that read LISTEN_FDS.
     ///
     /// # Errors
-    /// None: a test reads each.
+    /// None: a test parses each.
     pub(super) fn variable(self) -> Result<Option<Variable>, TemplateError> {
         let text = match self {
             Self::Nginx => "NGINX={fds:;};",
             Self::Angie => "ANGIE={fds:;};",
-            // It looks at the numbers alone, and asks the sockets for their addresses.
+            // h2o reads only the numbers, and asks the sockets for their addresses.
             Self::H2o => "SERVER_STARTER_PORT=x={fds:;x=}",
             Self::Unicorn => "UNICORN_FD={fds}",
             _ => return Ok(None),

@@ -40,7 +40,7 @@ pub(crate) struct Args {
     interval: Duration,
 }
 
-/// Prints the broker's state, as text or as JSON.
+/// Prints the status of the broker and the supervisors, as text or as JSON.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let Args { json, watch, interval } = args;
     let socket = globals.socket_path();

@@ -1,4 +1,4 @@
-//! What the broker and the supervisors tell of themselves, as text and as JSON.
+//! The status of the broker and the supervisors, as text and as JSON.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,19 +9,19 @@ use bindonce_core::text::count;
 use crate::command::list;
 use crate::command::supervisors::{self, Supervisor};
 
-/// What the broker and the supervisors told at one moment.
+/// What the broker and the supervisors reported at one moment.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     /// Where the broker should be.
     pub(crate) socket: PathBuf,
-    /// A broker that is gone is when the supervisors' half matters most.
+    /// Kept as a result: the supervisors' half matters most when the broker is gone.
     pub(crate) broker: Result<StatusResult, bindonce::Error>,
-    /// Everyone whose broker is, or was, there.
+    /// Every supervisor whose broker is, or was, there.
     pub(crate) supervisors: Vec<Supervisor>,
 }
 
 impl Snapshot {
-    /// Asks them all. It takes seconds if one hangs.
+    /// Asks the broker and all supervisors. Takes seconds if one hangs.
     pub(crate) fn take(socket: &Path) -> Self {
         Self {
             socket: socket.to_owned(),
@@ -31,7 +31,7 @@ impl Snapshot {
         }
     }
 
-    /// Why there is no broker's half, if so.
+    /// Why the broker's half is missing, if it is.
     pub(crate) fn no_broker(&self) -> Option<String> {
         let error = self.broker.as_ref().err()?;
         let socket = self.socket.display();
@@ -56,7 +56,7 @@ impl Snapshot {
     }
 }
 
-/// An error with its reasons.
+/// An error with its cause.
 pub(crate) fn chain(error: &bindonce::Error) -> String {
     let source = std::error::Error::source(error);
     source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))

@@ -1,4 +1,4 @@
-//! `bindonce status --watch`: the status again and again, whatever ends or begins meanwhile.
+//! `bindonce status --watch`: prints the status repeatedly, whatever ends or begins meanwhile.
 
 use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
 use std::path::Path;
@@ -11,12 +11,12 @@ use bindonce_sys::terminal;
 use super::snapshot::Snapshot;
 use crate::command::list;
 
-/// Less would keep those who are asked from their work.
+/// Shortest interval. A shorter one would keep the broker and the supervisors from their work.
 const SHORTEST: Duration = Duration::from_millis(100);
-/// What a terminal that does not tell its size is taken for.
+/// The assumed size of a terminal that does not report its size.
 const SIZE: (u16, u16) = (80, 24);
 
-/// Shows it until the reader goes away or a signal ends this process.
+/// Shows the status until the reader goes away or a signal ends this process.
 pub(super) fn run(socket: &Path, json: bool, interval: Duration) -> anyhow::Result<()> {
     let interval = interval.max(SHORTEST);
     let screen = !json && io::stdout().is_terminal();
@@ -39,18 +39,18 @@ pub(super) fn run(socket: &Path, json: bool, interval: Duration) -> anyhow::Resu
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             done => done?,
         }
-        // What is shown is what there is at these moments; nothing else is waited for.
+        // A snapshot shows the state at its moment; there is nothing else to wait for.
         std::thread::sleep(interval.saturating_sub(begun.elapsed()));
     }
 }
 
 fn text(snapshot: &Snapshot) -> String {
     let missing = snapshot.no_broker().map(|line| line + "\n").unwrap_or_default();
-    // Before the frame's own sequences are put around it.
+    // Escaped before the frame's own control sequences are added.
     printable_lines(&(missing + &snapshot.text())).into_owned()
 }
 
-/// One object in one line; what keeps the broker from telling is in `error`.
+/// One object on one line. If the broker does not answer, `error` says why.
 fn line(snapshot: &Snapshot) -> anyhow::Result<String> {
     let mut all = snapshot.json()?;
     all["time"] = now().into();
@@ -64,8 +64,8 @@ fn now() -> String {
     list::seconds(&bindonce_sys::clock::now().to_string())
 }
 
-/// The text over what a terminal of that size shows, without a flicker: every line is written over
-/// the old one and its rest erased (ECMA-48 CUP, EL, ED). What does not fit is left out, else
+/// Draws the text over the terminal's contents without a flicker: every line is written over the
+/// old one and the rest erased (ECMA-48 CUP, EL, ED). Lines that do not fit are left out, because
 /// the terminal would scroll.
 fn frame(text: &str, (width, height): (u16, u16), first: bool) -> String {
     let (width, height) = (usize::from(width), usize::from(height).max(1));

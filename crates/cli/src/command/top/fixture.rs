@@ -1,4 +1,4 @@
-//! What tests of the screen show: a broker, services, listeners and events, at a fixed time.
+//! Fixtures for tests of the screen: a broker, services, listeners and events, at a fixed time.
 
 use bindonce::{Event, ListenerInfo};
 use bindonce_core::time::Timestamp;
@@ -11,7 +11,7 @@ use crate::events::{Source, SourcedEvent};
 /// 2026-01-01T00:10:00Z.
 pub(super) const NOW: Timestamp = Timestamp(1_767_226_200_000);
 
-/// So many seconds before [`NOW`].
+/// This many seconds before [`NOW`].
 pub(super) fn ago(seconds: u64) -> Timestamp {
     Timestamp(NOW.0 - seconds * 1000)
 }
@@ -59,7 +59,7 @@ pub(super) fn seen(services: Vec<Service>, listeners: Vec<ListenerInfo>) -> Inpu
     Input::Overview(Box::new(Overview { broker, services }))
 }
 
-/// The broker does not tell; the supervisors do.
+/// The broker does not answer; the supervisors do.
 pub(super) fn lost(services: Vec<Service>) -> Input {
     let broker =
         Err("cannot connect to /run/bindonce/bindonce.sock: Connection refused".to_owned());

@@ -1,9 +1,9 @@
-//! Keys, from the bytes that a terminal sends for them (ECMA-48 and xterm's control sequences).
+//! Decodes keys from the bytes that a terminal sends (ECMA-48 and xterm's control sequences).
 //!
-//! What is no key that anybody waits for is passed over as a whole, however it is split over
-//! reads; so is pasted text: a word that was meant for another window must not end a generation.
+//! A sequence that is no known key is skipped as a whole, however it is split over reads. So is
+//! pasted text: a word that was meant for another window must not end a generation.
 
-/// A key that means something here.
+/// A key that has a meaning here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Key {
     /// A printable character of ASCII, or a control character other than those below.
@@ -22,11 +22,11 @@ pub(super) enum Key {
     Control(char),
 }
 
-/// Reads keys out of a stream of bytes.
+/// Decodes keys from a stream of bytes.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
     state: State,
-    /// Between the marks of xterm's bracketed paste.
+    /// Whether the input is between the marks of xterm's bracketed paste.
     pasting: bool,
 }
 
@@ -40,23 +40,23 @@ enum State {
     Single,
     /// After ESC [ (CSI), with the first number.
     Sequence(Option<u16>),
-    /// In a further parameter, or in one that is no number.
+    /// In a further parameter, or in one that is not a number.
     Rest(Option<u16>),
 }
 
 impl Decoder {
-    /// Whether more must come at once, or else what came was the key Escape.
+    /// Whether more bytes must come at once; if none do, the input was the key Escape.
     pub(super) fn is_waiting(&self) -> bool {
         !matches!(self.state, State::Ground)
     }
 
-    /// Nothing more has come.
+    /// Notes that no more bytes have come.
     pub(super) fn timed_out(&mut self) -> Option<Key> {
         let escape = matches!(std::mem::take(&mut self.state), State::Escape);
         (escape && !self.pasting).then_some(Key::Escape)
     }
 
-    /// The next byte, and the key that it completes.
+    /// Takes the next byte, and returns the key that it completes.
     pub(super) fn byte(&mut self, byte: u8) -> Option<Key> {
         let key = self.step(byte)?;
         (!self.pasting).then_some(key)
@@ -65,7 +65,7 @@ impl Decoder {
     fn step(&mut self, byte: u8) -> Option<Key> {
         let state = std::mem::take(&mut self.state);
         match (state, byte) {
-            // Whatever was begun is over; an Escape before it was a key.
+            // Ends whatever was begun; an Escape before it was a key.
             (before, 0x1b) => {
                 self.state = State::Escape;
                 return matches!(before, State::Escape).then_some(Key::Escape);
@@ -73,7 +73,7 @@ impl Decoder {
             (State::Ground, byte) => return plain(byte),
             (State::Escape, b'[') => self.state = State::Sequence(None),
             (State::Escape, b'O') => self.state = State::Single,
-            // With Alt, which means nothing here.
+            // A key with Alt, which means nothing here.
             (State::Escape, _) => {}
             (State::Single, byte) => return named(byte),
             (State::Sequence(number), digit @ b'0'..=b'9') => {

@@ -1,6 +1,5 @@
-//! The lives of generations, for the time line: when each was started, served, drained and
-//! ended. Known from events, which tell the moments, and from what is seen of those that live,
-//! for what no event is left of.
+//! The lives of generations, for the time line: when each was started, served, drained and ended.
+//! Events give the moments; snapshots of the generations that live fill in where no event is left.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +9,10 @@ use bindonce_core::time::Timestamp;
 use super::overview::Service;
 use crate::events::{Source, SourcedEvent};
 
-/// Ended lives that are remembered of each service.
+/// Ended lives that are remembered for each service.
 const ENDED: usize = 64;
 
-/// All that are known, by service and number.
+/// All known lives, by service and number.
 #[derive(Debug, Default)]
 pub(super) struct Lives(BTreeMap<String, BTreeMap<u64, Life>>);
 
@@ -23,12 +22,12 @@ impl Lives {
         self.0.get(service).into_iter().flatten().map(|(number, life)| (*number, life))
     }
 
-    /// One of them.
+    /// The life of one generation.
     pub(super) fn get(&self, service: &str, generation: u64) -> Option<&Life> {
         self.0.get(service)?.get(&generation)
     }
 
-    /// An event: it knows the moment best.
+    /// Learns from an event, which gives the exact moment.
     pub(super) fn happened(&mut self, sourced: &SourcedEvent) {
         let event = &sourced.event;
         let service = event.service.as_deref().or(match &sourced.source {
@@ -44,7 +43,7 @@ impl Lives {
         forget(lives);
     }
 
-    /// The generations of a service that exist now; a generation that is not listed has ended.
+    /// Learns from the generations of a service that exist now. One that is not listed has ended.
     pub(super) fn seen(&mut self, now: Timestamp, service: &Service) {
         let lives = self.0.entry(service.name.clone()).or_default();
         for generation in &service.generations {
@@ -61,7 +60,7 @@ impl Lives {
     }
 }
 
-/// The oldest go first.
+/// Forgets the oldest ended lives first.
 fn forget(lives: &mut BTreeMap<u64, Life>) {
     let mut ended = lives.values().filter(|life| life.ended.is_some()).count();
     lives.retain(|_, life| {
@@ -131,7 +130,7 @@ mod tests {
         }
         let lines: Vec<_> = lives.of("web").map(|(_, life)| line(life, 12)).collect();
         assert_eq!(lines, [" oo###==    ", "     o###x  ", "         ox "]);
-        // In a cell that covers more, what matters most is shown.
+        // A cell that covers more time shows what matters most.
         let first = lives.get("web", 1).expect("a life");
         assert_eq!(first.activity(Timestamp(0), Timestamp(100)), Some(Activity::Serving));
         assert_eq!(first.activity(Timestamp(6), Timestamp(100)), Some(Activity::Draining));

@@ -1,8 +1,8 @@
 //! `bindonce top`: a screen of services, generations, listeners and events, with keys to reload and
 //! to retire.
 //!
-//! One thread draws and decides; the others bring the news (`sources.rs`). It draws when there
-//! is news, and at most so often that a person can follow.
+//! One thread draws and decides; the others bring the news (`sources.rs`). It draws when there is
+//! news, but only as often as a person can follow.
 
 #[cfg(test)]
 mod fixture;
@@ -34,11 +34,11 @@ use screen::{Painter, Screen};
 use sources::News;
 use view::{ASCII, Canvas, Setting, UNICODE};
 
-/// Between two pictures.
+/// Time between two frames.
 const FRAME: Duration = Duration::from_millis(33);
-/// How long what is shown as time may stand still, when those who are asked do not answer.
+/// How long a displayed time may stand still while no source answers.
 const TICK: Duration = Duration::from_secs(1);
-/// News that may wait to be taken in: a sender waits for room.
+/// News that may be queued. A sender waits for room.
 const WAITING: usize = 64;
 
 const HELP: &str = "\
@@ -77,7 +77,7 @@ pub(crate) struct Args {
     interval: Duration,
 }
 
-/// Shows it until a key or a signal ends it, or the terminal is gone.
+/// Shows the screen until a key or a signal ends it, or the terminal is gone.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let interval = args.interval.max(sources::SHORTEST);
     require_terminal()?;
@@ -87,7 +87,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
         glyphs: if is_utf8(variable) { &UNICODE } else { &ASCII },
         interval: duration::format(interval),
     };
-    // Before any thread is there: they inherit the mask.
+    // Before any thread exists, because threads inherit the mask.
     let signals = SignalFd::new(&sources::SIGNALS).context("cannot hear signals")?;
     let (sender, news) = sync_channel(WAITING);
     let screen = Arc::new(Screen::default());
@@ -104,7 +104,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     let shown = show.run(painter, &news);
     drop(left);
     match shown {
-        // A terminal that is gone is the end as any other.
+        // A terminal that is gone is an end like any other.
         Err(error) if error.downcast_ref().is_some_and(is_gone) => {}
         shown => shown?,
     }
@@ -114,7 +114,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Gives the terminal back at the end, whichever it is.
+/// Gives the terminal back at the end, however it comes.
 struct Leave<'a>(&'a Screen);
 
 impl Drop for Leave<'_> {
@@ -135,18 +135,18 @@ fn require_terminal() -> anyhow::Result<()> {
     }
 }
 
-/// What a panic says must be seen, and not be lost with the screen that it is said on.
+/// Leaves the screen before a panic prints its message, which would be lost with the screen.
 fn leave_before_panic(screen: Arc<Screen>, news: SyncSender<News>) {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         screen.leave();
         before(panic);
-        // If it is full, the loop will read it, and fail as this did.
+        // If the queue is full, the loop reads it, and fails as this thread did.
         let _ = news.try_send(News::Panicked);
     }));
 }
 
-/// Whether the locale says that the terminal knows more than ASCII (setlocale(3)).
+/// Whether the locale says that the terminal shows more than ASCII (setlocale(3)).
 fn is_utf8(variable: impl Fn(&'static str) -> String) -> bool {
     let values = ["LC_ALL", "LC_CTYPE", "LANG"].map(variable);
     let locale = values.into_iter().find(|value| !value.is_empty()).unwrap_or_default();
@@ -159,7 +159,7 @@ fn is_gone(error: &io::Error) -> bool {
     hung_up || error.kind() == io::ErrorKind::BrokenPipe
 }
 
-/// What is shown, and what is needed to do what it asks for.
+/// The state of the screen, and what its effects need.
 struct Show<'a> {
     model: Model,
     setting: Setting,
@@ -194,11 +194,11 @@ impl Show<'_> {
         }
     }
 
-    /// Takes in one piece of news; whether to go on.
+    /// Handles one piece of news. Returns whether to continue.
     fn take(&mut self, news: News, painter: &mut Painter) -> anyhow::Result<bool> {
         let effects = match news {
             News::Input(input) => self.model.on(now(), input),
-            // Drawing looks at the size.
+            // The next frame reads the size.
             News::Resized => Vec::new(),
             News::Continued => {
                 self.screen.enter()?;
@@ -210,12 +210,12 @@ impl Show<'_> {
         for effect in effects {
             match effect {
                 Effect::Act(action) => sources::act(self.socket, action, self.sender.clone()),
-                // One that waits already is enough.
+                // One pending request is enough.
                 Effect::Look => drop(self.look.try_send(())),
                 Effect::Redraw => painter.clear(),
                 Effect::Suspend => {
                     self.screen.leave();
-                    // Where there is no shell to go to, nothing happens.
+                    // Without a shell to go to, nothing happens.
                     raise(Signal::SIGTSTP)?;
                     self.screen.enter()?;
                     painter.clear();

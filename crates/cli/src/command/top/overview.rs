@@ -10,12 +10,12 @@ use bindonce_supervisor::replies::GenerationStatus;
 use crate::command::status::{self, Snapshot};
 use crate::command::supervisors::{Silent, Supervisor};
 
-/// What was told at one moment.
+/// What was reported at one moment.
 #[derive(Debug)]
 pub(super) struct Overview {
-    /// The broker and its listeners, or why it does not tell.
+    /// The broker and its listeners, or why it does not answer.
     pub(super) broker: Result<(BrokerInfo, Vec<ListenerInfo>), String>,
-    /// By name.
+    /// Sorted by name.
     pub(super) services: Vec<Service>,
 }
 
@@ -50,7 +50,7 @@ pub(super) struct Generation {
     /// Resident memory in bytes.
     pub(super) memory: Option<u64>,
     pub(super) version: Option<String>,
-    /// What keeps it draining, the oldest first.
+    /// The sessions that keep it draining, oldest first.
     pub(super) kept_by: Vec<String>,
 }
 
@@ -75,7 +75,7 @@ impl From<Snapshot> for Overview {
 }
 
 impl Service {
-    /// As its supervisor tells; where it does not answer, with what the broker knows.
+    /// As its supervisor reports; if that does not answer, with what the broker knows.
     fn supervised(supervisor: Supervisor, known: Option<Self>) -> Self {
         match supervisor {
             Supervisor::Silent(Silent { service: name, error, .. }) => {

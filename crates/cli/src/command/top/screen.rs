@@ -1,7 +1,7 @@
 //! The terminal: taken over while this runs, given back as it was at every end, and painted on.
 //!
-//! The other screen of the terminal is used, so what was there before is there afterwards. Control
-//! sequences are those of ECMA-48 and the few of xterm's that every terminal of today knows.
+//! The terminal's alternate screen is used, so its earlier contents are there afterwards. Control
+//! sequences are those of ECMA-48 and the few of xterm's that every current terminal knows.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -13,21 +13,21 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::view::{Canvas, Cell, PLAIN, Style};
 
-/// The other screen, marks around what is pasted, no cursor, nothing on it.
+/// Alternate screen, marks around pasted text, no cursor, cleared.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[?2004h\x1b[?25l\x1b[m\x1b[H\x1b[2J";
 const LEAVE: &[u8] = b"\x1b[m\x1b[?25h\x1b[?2004l\x1b[?1049l";
-/// What a terminal that does not tell its size is taken for.
+/// The assumed size of a terminal that does not report its size.
 const SIZE: (u16, u16) = (80, 24);
 
-/// Whether the terminal is taken over, and how it was before.
+/// While the terminal is taken over, its earlier modes.
 #[derive(Debug, Default)]
 pub(super) struct Screen(Mutex<Option<Modes>>);
 
 impl Screen {
-    /// Takes the terminal over, also again when another program has set it since.
+    /// Takes over the terminal, also again after another program has changed it.
     ///
     /// # Errors
-    /// It is none, or it is gone.
+    /// There is no terminal, or it is gone.
     pub(super) fn enter(&self) -> io::Result<()> {
         let mut before = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let modes = terminal::raw(io::stdin())?;
@@ -35,7 +35,7 @@ impl Screen {
         write(ENTER)
     }
 
-    /// Gives it back, if it was taken. One that is gone needs nothing.
+    /// Gives the terminal back, if it was taken over. A terminal that is gone needs nothing.
     pub(super) fn leave(&self) {
         let before = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(modes) = before {
@@ -45,7 +45,7 @@ impl Screen {
     }
 }
 
-/// Writes to the terminal past the buffer of standard output, so that it can be done from a panic.
+/// Writes to the terminal past the buffer of standard output, so that it works during a panic.
 fn write(mut bytes: &[u8]) -> io::Result<()> {
     let out = io::stdout();
     while !bytes.is_empty() {
@@ -68,11 +68,11 @@ pub(super) fn size() -> (u16, u16) {
     terminal::size(io::stdout()).unwrap_or(SIZE)
 }
 
-/// Paints canvases on the terminal: of each, the lines that differ from the one before, in one write.
+/// Paints canvases on the terminal: only the lines that differ from the last one, in one write.
 #[derive(Debug)]
 pub(super) struct Painter {
     colours: bool,
-    /// The lines on the terminal; none if that is not known.
+    /// The lines on the terminal; none if they are not known.
     shown: Vec<String>,
 }
 
@@ -81,7 +81,7 @@ impl Painter {
         Self { colours, shown: Vec::new() }
     }
 
-    /// Paints every line the next time.
+    /// Makes the next paint draw every line.
     pub(super) fn clear(&mut self) {
         self.shown.clear();
     }
@@ -107,7 +107,7 @@ impl Painter {
         changes
     }
 
-    /// One line as the terminal is to take it, from its beginning on.
+    /// One line as sent to the terminal, from its beginning.
     fn line(&self, y: u32, cells: &[Cell]) -> String {
         let mut line = format!("\x1b[{y};1H");
         let mut style = PLAIN;
@@ -118,7 +118,8 @@ impl Painter {
             }
             match cell.character {
                 Some(character) => line.push(character),
-                // What follows something wide is put where it belongs, whatever the terminal takes it for.
+                // Place what follows a wide character explicitly, whatever width the terminal gives
+                // that character.
                 None => line.push_str(&format!("\x1b[{y};{}H", x + 1)),
             }
         }
@@ -128,7 +129,7 @@ impl Painter {
         line
     }
 
-    /// Select Graphic Rendition, from nothing.
+    /// Select Graphic Rendition, starting from no attributes.
     fn rendition(&self, style: Style) -> String {
         let colour = style.colour.filter(|_| self.colours);
         let codes = [

@@ -1,6 +1,6 @@
-//! Where the news comes from, each from a thread of its own, so that nothing that takes long keeps
-//! the screen from answering: keys and signals, what is there, what happens, and what came
-//! of an action. The threads end with the process.
+//! Where the news comes from: keys and signals, snapshots, events, and the outcomes of actions.
+//! Each source has its own thread, so that nothing slow keeps the screen from answering. The
+//! threads end with the process.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,14 +22,14 @@ use crate::command::status::Snapshot;
 use crate::command::{reload, retire};
 use crate::{events, failure};
 
-/// Less would keep those who are asked from their work.
+/// Shortest interval. A shorter one would keep the broker and the supervisors from their work.
 pub(super) const SHORTEST: Duration = Duration::from_millis(100);
-/// How long the rest of a key may take that begins as the key Escape does.
+/// How long the rest of a key that begins like the key Escape may take, in milliseconds.
 const REST_OF_KEY: u16 = 50;
 /// How long to wait for a reload; after that the reload continues without this program.
 const RELOAD: Duration = Duration::from_secs(300);
 
-/// From being told to end until what the terminal does not take is thrown away, and again.
+/// From the order to end until output that the terminal does not take is discarded, and again.
 const ENDING: Duration = Duration::from_millis(500);
 
 /// Signals that mean something here.
@@ -42,32 +42,32 @@ pub(super) const SIGNALS: [Signal; 6] = [
     Signal::SIGCONT,
 ];
 
-/// What comes.
+/// A piece of news.
 #[derive(Debug)]
 pub(super) enum News {
     Input(Input),
     /// The terminal has another size.
     Resized,
-    /// The process was stopped, and the terminal may have been set by others since.
+    /// The process was stopped, and other programs may have changed the terminal since.
     Continued,
-    /// The process is to end, or its terminal is gone.
+    /// The process must end, or its terminal is gone.
     End,
-    /// A thread has failed, and has said so.
+    /// A thread has failed, and has printed why.
     Panicked,
 }
 
-/// Hears keys and signals, until it is to end.
+/// Listens for keys and signals, until the process must end.
 pub(super) fn hear(signals: SignalFd, news: SyncSender<News>) {
     thread::spawn(move || {
-        // Whatever keeps it from hearing more is the end too.
+        // If listening fails, that is the end too.
         let _ = listen(&signals, &news);
         thread::spawn(insist);
         let _ = news.send(News::End);
     });
 }
 
-/// Sees to it that the end comes, also while the terminal takes nothing any more: what waits to be
-/// shown is thrown away until the process has ended.
+/// Makes sure that the end comes, even if the terminal takes no more output: discards what waits to
+/// be shown until the process has ended.
 fn insist() {
     loop {
         thread::sleep(ENDING);
@@ -106,7 +106,7 @@ fn listen(signals: &SignalFd, news: &SyncSender<News>) -> anyhow::Result<()> {
     }
 }
 
-/// Whether there may be more.
+/// Reads keys. Returns whether there may be more.
 fn read_keys(
     keyboard: BorrowedFd<'_>,
     decoder: &mut Decoder,
@@ -125,7 +125,7 @@ fn read_keys(
     Ok(read > 0)
 }
 
-/// Asks them all, again after each interval, which is at least [`SHORTEST`], and sooner when told to.
+/// Takes a snapshot after each interval, which is at least [`SHORTEST`], and sooner when told to.
 pub(super) fn watch(socket: &Path, interval: Duration, now: Receiver<()>, news: SyncSender<News>) {
     let socket = socket.to_owned();
     thread::spawn(move || {
@@ -145,7 +145,7 @@ pub(super) fn watch(socket: &Path, interval: Duration, now: Receiver<()>, news: 
     });
 }
 
-/// Tells what has happened, then each event as it comes.
+/// Sends past events, then each event as it comes.
 pub(super) fn follow(socket: &Path, news: SyncSender<News>) {
     let socket = socket.to_owned();
     thread::spawn(move || {
@@ -164,7 +164,7 @@ pub(super) fn follow(socket: &Path, news: SyncSender<News>) {
     });
 }
 
-/// Does it, as the command of that name would, and tells what came of it.
+/// Performs an action as the command of that name would, and reports its outcome.
 pub(super) fn act(socket: &Path, action: Action, news: SyncSender<News>) {
     let socket = socket.to_owned();
     thread::spawn(move || {
@@ -178,7 +178,7 @@ pub(super) fn act(socket: &Path, action: Action, news: SyncSender<News>) {
             }
         };
         let outcome = outcome.map_err(|error| failure::text(&error));
-        // Nobody who wants to know is left if this fails.
+        // If this fails, there is no one left to tell.
         let _ = news.send(News::Input(Input::Done(outcome)));
     });
 }

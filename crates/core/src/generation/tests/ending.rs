@@ -27,7 +27,7 @@ fn a_reload_may_say_how_long_older_generations_drain() {
     scenario.on(Event::Ready(TWO, Handover::Pause));
     scenario.on(Event::Proved);
     let hour = Duration::from_secs(3600);
-    // Before it has stopped, and after.
+    // Both before it has stopped and after.
     assert_eq!(scenario.on(Event::DrainTimeout(ONE, hour)), []);
     scenario.on(Event::Stopped(ONE));
     assert_eq!(scenario.pass(hour - Duration::from_secs(1)), []);

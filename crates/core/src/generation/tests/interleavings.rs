@@ -1,4 +1,4 @@
-//! Random interleavings of everything that can happen, against a small model.
+//! Random interleavings of all events, against a small model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::super::operation::Operation;
 use super::super::*;
 use super::ONE;
 
-/// One step of a random scenario. Indexes choose among the generations that exist then.
+/// One step of a random scenario. Indexes choose among the existing generations.
 #[derive(Debug, Clone)]
 enum Step {
     Reload,
@@ -65,7 +65,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What a supervisor that performs the actions would see, small enough to trust.
+/// The view of a supervisor that performs the actions, small enough to trust.
 #[derive(Default)]
 struct Model {
     alive: BTreeSet<GenerationId>,
@@ -74,11 +74,11 @@ struct Model {
     unanswered: BTreeSet<Caller>,
     stopped_by_us: BTreeMap<GenerationId, bool>,
     touched: BTreeSet<GenerationId>,
-    /// Told to pause, and not to accept again or to stop since.
+    /// Told to pause, and since then neither to accept again nor to stop.
     paused: BTreeSet<GenerationId>,
-    /// Whoever resumes if the supervisor ends.
+    /// The generations that resume if the supervisor ends.
     guarded: BTreeSet<GenerationId>,
-    /// Refused before they served.
+    /// Generations refused before they served.
     refused: BTreeSet<GenerationId>,
     exited: bool,
 }
@@ -96,7 +96,7 @@ impl Model {
                 }
                 Action::Signal { id, signal, .. } => {
                     assert!(self.alive.contains(id), "a signal to a generation that is gone");
-                    // Those that were paused for it resume when it has failed.
+                    // The generations that were paused for it resume when it has failed.
                     if *signal != Signal::Resume {
                         self.touched.insert(*id);
                     }
@@ -147,12 +147,12 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 800, ..ProptestConfig::default() })]
 
-    /// Invariants 2, 3 and 5 under random interleavings of everything that can happen.
+    /// Invariants 2, 3 and 5 under random interleavings of all events.
     #[test]
     fn no_interleaving_breaks_the_invariants(steps in prop::collection::vec(step(), 1..60), interval in prop_oneof![Just(0), 0..9000u64]) {
         let min_interval = Duration::from_millis(interval);
         let settings = Settings { max_draining: 3, min_interval, ..Settings::default() };
-        // When the last start for a reload began, and whether one that came since cannot wait.
+        // When the last start for a reload began, and whether a reload since then cannot wait.
         let (mut begun, mut at_once) = (None::<Moment>, false);
         let mut timeline = Timeline::new(settings, ONE);
         let mut model = Model::default();
@@ -227,12 +227,12 @@ proptest! {
             for action in &actions {
                 if let Action::Start { configuration: Configuration::Fresh, .. } = action {
                     let waited = begun.is_none_or(|begun| now >= begun + min_interval);
-                    // One that serves until then is asked no sooner.
+                    // A serving generation is not replaced sooner.
                     prop_assert!(waited || at_once || timeline.serving().is_none(), "too soon");
                     (begun, at_once) = (Some(now), false);
                 }
             }
-            // Whoever waits has a time, and one that can have its reload has begun it.
+            // A waiting caller has a due time in the future: a reload that is due has begun.
             if timeline.reloads_waiting() > 0 && timeline.is_idle() {
                 prop_assert!(timeline.reload_due().is_some_and(|due| due > now));
                 prop_assert!(timeline.deadline() <= timeline.reload_due());
@@ -245,18 +245,18 @@ proptest! {
             if let (true, Some(serving)) = (retired, serving) {
                 prop_assert!(!model.touched.contains(&serving), "retired the serving generation: {actions:?}");
             }
-            // Invariant 5: whatever is not simply serving has a deadline.
+            // Invariant 5: with any generation that does not simply serve, there is a deadline.
             let waits = timeline.lives.values().any(|life| life.state() != State::Serving);
             prop_assert!(!waits || timeline.deadline().is_some());
-            // A deadline that has passed was acted on: asking again at once does nothing.
+            // A passed deadline was acted on: an immediate second tick does nothing.
             prop_assert_eq!(timeline.on(now, Event::Tick), vec![]);
             prop_assert!(timeline.deadline().is_none_or(|due| due > now), "time stands still");
-            // Nobody is left stopped, except while a handover is under way.
-            // Whoever has stopped accepts no more anyway.
+            // No generation is left stopped, except during a handover. One that has stopped serving
+            // is not paused any more.
             let serves = |id| timeline.generations().any(|known| known == (id, State::Serving));
             model.paused.retain(|id| serves(*id));
-            // Nobody is left paused either. While a generation starts, those that are paused for it
-            // resume soon, and also if the supervisor ends.
+            // No generation is left paused either. While a generation starts, those paused for it
+            // resume soon, even if the supervisor ends.
             match &timeline.operation {
                 Operation::None => {
                     prop_assert!(model.paused.is_empty(), "left paused: {:?}", actions);
@@ -271,7 +271,7 @@ proptest! {
                 prop_assert!(model.stopped_by_us.is_empty(), "left stopped: {:?}", actions);
             }
         }
-        // From anywhere, a shutdown ends everything in bounded time, and everybody is answered.
+        // From any state, a shutdown ends everything in bounded time, and every caller is answered.
         let actions = timeline.on(now, Event::Shutdown);
         model.perform(&timeline, &actions);
         let drain = Duration::from_secs(3600);

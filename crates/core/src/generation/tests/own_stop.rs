@@ -1,4 +1,4 @@
-//! What the accept queues do not show, an older generation shows by its own stop.
+//! An older generation shows by its own stop what the accept queues do not show.
 
 use super::*;
 
@@ -101,7 +101,8 @@ fn one_that_listens_again_while_the_queues_are_watched_is_waited_for() {
     assert_eq!(answers(&scenario.on(Event::Proved)), [serves(TWO)]);
 }
 
-/// It cannot be told from one that drains: it accepts no more, and has said so.
+/// It cannot be told apart from a draining generation: it accepts no more, and has confirmed its
+/// stop.
 #[test]
 fn one_that_is_late_to_close_its_listeners_ends_as_one_that_drains() {
     let mut scenario = Scenario::serving();
@@ -115,7 +116,7 @@ fn one_that_is_late_to_close_its_listeners_ends_as_one_that_drains() {
     assert!(scenario.pass(Duration::from_secs(1)).contains(&ends));
 }
 
-/// It has closed its listeners for whatever reason: nobody here has told it to end.
+/// It has closed its listeners for some reason: bindonce has not told it to end.
 #[test]
 fn one_that_has_stopped_by_itself_is_told_to_at_the_shutdown_once() {
     let mut scenario = Scenario::serving();
@@ -124,7 +125,7 @@ fn one_that_has_stopped_by_itself_is_told_to_at_the_shutdown_once() {
     let actions = scenario.on(Event::Shutdown);
     assert_eq!(signals(&actions).iter().filter(|one| **one == (1, Signal::SoftStop)).count(), 1);
     assert_eq!(signals(&scenario.on(Event::Tick)), []);
-    // One that was told drains.
+    // A generation that was told drains.
     let mut scenario = pausing();
     scenario.on(Event::Proved);
     scenario.on(Event::Stopped(ONE));

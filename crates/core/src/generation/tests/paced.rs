@@ -21,9 +21,9 @@ fn reloads_that_come_while_one_waits_are_answered_by_the_one_that_runs() {
     }
     assert_eq!(scenario.timeline.reload_due(), Some(10 * SECOND));
     assert_eq!(scenario.timeline.reloads_waiting(), 3);
-    // The files are read then, after each of them has asked.
+    // The files are read then, after all three callers have asked.
     assert_eq!(starts(&scenario.pass(7 * SECOND)), [(2, Configuration::Fresh)]);
-    // One that comes now may have files that were not read.
+    // A later caller may have newer files than those that were read.
     assert_eq!(scenario.on(Event::Reload(Caller(4))), []);
     let failed = Outcome::Failed(TWO, Failure::Exited);
     let answer = Action::Answer(vec![Caller(1), Caller(2), Caller(3)], failed);
@@ -52,7 +52,7 @@ fn a_start_may_take_long_while_it_makes_progress_and_not_for_ever() {
     let mut scenario = Scenario::serving();
     scenario.on(Event::Reload(Caller(1)));
     let limit = Settings::default().ready_timeout;
-    // 19 times a moment before it is due: that is longer than one that makes none may take.
+    // Progress 19 times just before the deadline: longer in all than without progress.
     for _ in 1..LONGEST_START {
         assert_eq!(signals(&scenario.pass(limit - MS)), []);
         scenario.on(Event::Progress(TWO));

@@ -1,5 +1,5 @@
-//! The handover of programs that cannot be paused: the older one stops for good, then the accept
-//! queues are watched, then the new one goes on.
+//! The handover of programs that cannot pause: the older one stops for good, the accept queues are
+//! watched, then the new one continues.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn stopping() -> Scenario {
     scenario
 }
 
-/// The same when the first has confirmed.
+/// The same once the first has confirmed.
 fn proving() -> Scenario {
     let mut scenario = stopping();
     let actions = scenario.on(Event::Stopped(ONE));
@@ -84,7 +84,7 @@ fn a_shutdown_meanwhile_ends_the_new_one_and_leaves_nobody_stopped() {
     assert_eq!(answers(&actions), [Outcome::ShuttingDown]);
 }
 
-/// What the older one does until the end of the process is seen must not make it serve.
+/// Until the refused process is gone, nothing that the older one does makes it serve.
 #[test]
 fn a_new_one_that_is_refused_serves_never() {
     for mut scenario in [stopping(), proving()] {

@@ -1,4 +1,4 @@
-//! Older generations let go of an address that the new one cannot bind, and only for a moment.
+//! Older generations let go of an address that the new one cannot bind, but only for a moment.
 
 use super::*;
 
@@ -32,7 +32,7 @@ fn one_that_does_not_get_it_in_time_keeps_nobody_paused() {
     assert_eq!(actions.last(), Some(&Action::Guard { newer: TWO, paused: vec![] }));
     assert_eq!(scenario.on(Event::AddressInUse(TWO)), [], "once for each start");
     assert_eq!(scenario.on(Event::GaveUp(TWO)), []);
-    // It may have had an address of the older one, which is free only now.
+    // It may have bound an address of the older one, which is free only now.
     let actions = scenario.on(Event::Exited(TWO));
     assert_eq!(signals(&actions), [(1, Signal::Resume)]);
     assert_eq!(answers(&actions), [Outcome::Failed(TWO, Failure::Exited)]);
@@ -58,7 +58,7 @@ fn nobody_is_paused_for_one_that_does_not_start() {
     let mut scenario = Scenario::serving();
     assert_eq!(scenario.on(Event::AddressInUse(ONE)), [], "it serves");
     scenario.on(Event::Reload(Caller(1)));
-    // Two signals of one moment come in the order of their numbers.
+    // Two signals at the same moment arrive in the order of their numbers.
     assert_eq!(scenario.on(Event::GaveUp(TWO)), []);
     assert_eq!(scenario.on(Event::AddressInUse(TWO)), []);
     scenario.on(Event::Exited(TWO));

@@ -1,4 +1,5 @@
-//! How leases end, and what closes a listener: a release, or the end of the last lease on a tentative one.
+//! How leases end, and what closes a listener: a release, or the end of a tentative listener's last
+//! lease.
 
 use super::*;
 
@@ -53,7 +54,7 @@ fn many_are_released_some_at_a_time_but_for_those_that_are_claimed_meanwhile() {
     let mut shell = Shell::new();
     shell.claim(ONE, &[want(":1000-1199")]).expect("claim");
     let mut actions = shell.release(ONE, &[":1000-1199"]);
-    // All were free when it was decided. One of them is leased by another connection when its turn comes.
+    // All were free when the release was decided. One is leased by another connection since then.
     assert_eq!(shell.claim(TWO, &[want(":1150")]), Ok(vec![(151, false)]));
     let mut released = Vec::new();
     while let Some(Action::Released(ONE, names, rest)) = actions.pop() {
@@ -82,7 +83,7 @@ fn a_tentative_listener_ends_with_its_last_lease_unless_confirmed() {
     assert_eq!(shell.registry.len(), 2);
 }
 
-/// The supervisor of a generation is killed before it has said that the generation serves.
+/// The supervisor of a generation is killed before it has reported that the generation serves.
 #[test]
 fn a_tentative_listener_stays_with_a_generation_that_outlives_its_connection() {
     let mut shell = Shell::new();
@@ -97,7 +98,7 @@ fn a_tentative_listener_stays_with_a_generation_that_outlives_its_connection() {
         held.collect::<Vec<_>>()
     };
     assert_eq!(outlived(&shell), [true; 5], "a broker that is killed now has them again");
-    // A client that only tries leaves no trace; the next supervisor confirms.
+    // A tentative claim leaves no trace; the next supervisor's claim confirms.
     shell.claim(TWO, &[want(":81"), tentative(":82")]).expect("claim");
     shell.on(Event::Connected(three, PEER));
     shell.claim(three, &[tentative(":83")]).expect("claim");
@@ -112,7 +113,7 @@ fn a_tentative_listener_stays_with_a_generation_that_outlives_its_connection() {
     };
     assert_eq!(closed(&actions), [1, 4]);
     assert_eq!(shell.on(Event::Ended(ONE)), []);
-    // Those that others have used meanwhile end as they would have.
+    // Listeners that others have claimed meanwhile end with their leases.
     assert_eq!(closed(&shell.on(Event::Gone(TWO))), [3, 5]);
     assert_eq!(shell.registry.len(), 1);
 }
@@ -155,7 +156,7 @@ fn many_leases_end_some_at_a_time() {
         if !leaves {
             break;
         }
-        // What it has left is free; what it has not left yet is in use.
+        // A listener whose lease has ended is free; the others are still in use.
         let last = format!(":{}", 999 + count);
         assert!(matches!(shell.release(TWO, &[":1000"])[..], [Action::Refuse(..)]), "not held");
         let refused = shell.release(TWO, &[&last]);

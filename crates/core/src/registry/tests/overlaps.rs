@@ -17,13 +17,13 @@ fn one_owner_may_have_a_wildcard_and_what_it_covers() {
     let new = |new, other| overlap(new, Neighbour::New(other));
     let held = |new, other| overlap(new, Neighbour::Held(ListenerId(other)));
     assert_eq!(overlaps(&mut shell, ONE, &["127.0.0.1:80", ":80"]), [new(0, 1), new(1, 0)]);
-    // Whoever asks for one alone would take connections from the other.
+    // A claim of only one would take connections from the other.
     assert!(shell.refused(&["127.0.0.2:80"]).contains("overlaps 0.0.0.0:80, held"));
     assert!(shell.refused(&["127.0.0.1:80", "[::]:80"]).contains("overlaps 0.0.0.0:80, held"));
-    // Who asks for both has both already.
+    // A claim of both may have both.
     let overlapping = overlaps(&mut shell, TWO, &["127.0.0.2:80", ":80"]);
     assert_eq!(overlapping, [held(0, 1)]);
-    // Not only those that are found first count.
+    // Every overlapping listener counts, not only the first one found.
     let mut other = Shell::new();
     overlaps(&mut other, ONE, &["10.0.0.1:80"]);
     overlaps(&mut other, TWO, &["10.0.0.2:80"]);
@@ -97,7 +97,7 @@ fn a_service_may_claim_what_overlaps_its_older_generation() {
     shell.on(Event::Join(three, label("edge", 3)));
     let refused = shell.claim(three, &[want("127.0.0.2:80")]);
     assert!(matches!(refused, Err(Refusal::Overlap { .. })), "another user's: {refused:?}");
-    // What nobody has any more is the service's that had it last.
+    // A listener without a lease belongs to the service that had it last.
     let (four, five) = (ConnectionId(4), ConnectionId(5));
     for (id, service) in [(four, "web"), (five, "edge")] {
         shell.on(Event::Connected(id, PEER));
@@ -129,7 +129,7 @@ fn two_services_never_accept_from_one_listener() {
         let said = shell.refused(wants);
         assert!(said.contains("web generation 3 (pid 99): service \"edge\" may not"), "{said}");
     }
-    // The same service may, and another once this one drains.
+    // The same service may, and another one once this one drains.
     shell.on(Event::Join(TWO, label("web", State::Starting)));
     assert_eq!(shell.claim(TWO, &[want(":80")]), Ok(vec![(1, false)]));
     shell.on(Event::Join(TWO, label("edge", State::Starting)));
@@ -148,7 +148,7 @@ fn of_two_services_that_claim_a_listener_at_once_one_gets_it() {
         let (service, state) = (service.parse().expect("name"), State::Starting);
         shell.on(Event::Join(id, Label { service, generation: 1, pid: 99, state }));
     }
-    // The first waits for a socket of its own; the second for that decision.
+    // The first waits for its own socket; the second for the first's decision.
     let first = shell.on(Event::Claim(TWO, vec![want(":80"), want(":81")].into()));
     let [Action::Open(_, listeners, _)] = &first[..] else { panic!("{first:?}") };
     let second = Event::Claim(three, vec![want(":80")].into());
@@ -171,9 +171,9 @@ fn an_ipv6_wildcard_beside_a_held_ipv4_one_is_opened_without_ipv4() {
     let opened = shell.open(&listeners.clone());
     shell.on(Event::Opened(ONE, opened));
     assert_eq!(shell.claim(TWO, &both), Ok(vec![(1, false), (2, false)]));
-    // Alone it would have to have IPv4.
+    // Claimed alone it would need IPv4.
     assert!(shell.refused(&["[::]:80"]).starts_with("[::]:80 overlaps [::]:80,v6only, held"));
-    // Both new, or the IPv6 one first: it has IPv4 where no other socket does.
+    // Both new, or the IPv6 one first: it has IPv4 wherever no other socket does.
     for wants in [vec!["[::]:81", ":81"], vec![":82", "[::]:82"]] {
         let wants = wants.into_iter().map(want).collect();
         let actions = shell.on(Event::Claim(ONE, wants));

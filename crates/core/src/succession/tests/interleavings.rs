@@ -1,5 +1,4 @@
-//! Random interleavings of everything that can happen, against a small model of processes that do
-//! as they are told (or do not).
+//! Random interleavings of all events, against a small model of processes that obey (or do not).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,24 +6,24 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// One step of a random story. Indexes choose among the processes that live then.
+/// One step of a random story. Indexes choose among the live processes.
 #[derive(Debug, Clone)]
 enum Step {
     Start,
     Ready(usize),
-    /// A process that was told to stop accepting does, also if it was told to stay meanwhile
-    /// and has not read that yet.
+    /// A process obeys when told to stop accepting, even if it was told to stay meanwhile and has
+    /// not read that yet.
     Obey(usize),
-    /// It reads that it is to stay.
+    /// A process reads that it should stay.
     Read(usize),
-    /// It stops without having been told.
+    /// A process stops without having been told to.
     Stop(usize),
     Die(usize),
-    /// It connects anew before the broker has heard of the end of its connection.
+    /// A process reconnects before the broker has noticed the end of its old connection.
     Reconnect(usize),
     Pass(u64),
-    /// The broker is killed; `half`: after it has written down what follows from a readiness
-    /// and before anybody has heard of it.
+    /// The broker is killed. `half`: after it has written the records that follow from a readiness,
+    /// and before it has told anybody.
     Kill {
         half: Option<usize>,
     },
@@ -52,14 +51,14 @@ struct Process {
     connection: Option<u64>,
     wish: State,
     was_ready: bool,
-    /// The newer one that it was told to retire for, as far as it knows.
+    /// The newer generation that it was told to retire for, as far as it knows.
     told: Option<u64>,
     accepts: bool,
-    /// The broker has given it up: what it does is not the broker's word any more.
+    /// The broker has given it up: its acts no longer break the broker's promises.
     given_up: bool,
 }
 
-/// Processes by their number, what the broker's registry shows, and what is on disk.
+/// Processes by number, the generations that the broker's registry shows, and the records on disk.
 #[derive(Default)]
 struct World {
     succession: Succession,
@@ -85,7 +84,7 @@ impl World {
         shown.find(|label| label.state == State::Serving).map(|label| label.generation)
     }
 
-    /// Whether the broker has told a generation to retire and holds on to it.
+    /// Whether the broker has told a generation to retire, and not to stay since.
     fn is_told(&self, number: u64) -> Option<bool> {
         let mut places = self.succession.places();
         let place = places.find(|place| place.label.generation == number)?;
@@ -97,8 +96,8 @@ impl World {
         self.connections
     }
 
-    /// Performs actions as the broker does, up to the first that is not written down if it
-    /// is killed `half`-way.
+    /// Performs actions as the broker does; if it is killed `half`-way, only the records at the
+    /// beginning.
     fn perform(&mut self, actions: &[Action], half: bool) {
         for action in actions {
             match action {
@@ -120,7 +119,7 @@ impl World {
                         process.told = Some(*successor);
                     }
                 }
-                // It has not read it before it does.
+                // The process reads it only in [`Step::Read`].
                 Action::Stay(..) => {}
                 Action::Cut(connection, _, cause) => {
                     self.shown.remove(&connection.0);
@@ -148,7 +147,7 @@ impl World {
         actions
     }
 
-    /// A process says what it wishes; the answer tells it where it is.
+    /// A process reports its wish; the answer tells its state.
     fn says(&mut self, number: u64) -> Vec<Action> {
         let process = self.processes.get_mut(&number).expect("it lives");
         let Some(connection) = process.connection else { return Vec::new() };
@@ -176,7 +175,7 @@ impl World {
         actions
     }
 
-    /// Everybody who lost the broker finds the next one, in some order.
+    /// All processes that lost the broker find the next one, in some order.
     fn come_back(&mut self) {
         let lost = |process: &Process| process.connection.is_none();
         let lost: Vec<u64> =
@@ -331,7 +330,7 @@ proptest! {
                 prop_assert_eq!(world.disk.get(&record.name), Some(&record), "written down");
             }
         }
-        // From anywhere, whoever is newest and ready serves in bounded time.
+        // From any state, the newest ready generation serves in bounded time.
         let starts = world.connect();
         world.event(join(starts, None, State::Serving));
         for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! Stories one by one; what is random is in [`interleavings`].
+//! Single stories; the random ones are in [`interleavings`].
 
 mod interleavings;
 
@@ -19,7 +19,7 @@ fn joining(generation: Option<u64>, state: State, ordered: bool) -> Joining {
     Joining { service: name("edge"), generation, pid: Some(9), state, ordered, successor: None }
 }
 
-/// Generation 1, which was told to retire for the sake of a newer one, has stopped.
+/// A generation that was told to retire for a newer one has stopped.
 fn obeys(connection: u64, generation: u64, successor: u64) -> Event {
     let stopped = joining(Some(generation), State::Draining, true);
     Event::Join(speaker(connection, 7), Joining { successor: Some(successor), ..stopped })
@@ -29,7 +29,7 @@ fn join(connection: u64, generation: impl Into<Option<u64>>, state: State) -> Ev
     Event::Join(speaker(connection, 7), joining(generation.into(), state, true))
 }
 
-/// What a connection is told in the answer to its joining.
+/// The answer to a connection's join.
 fn entered(actions: &[Action], connection: u64) -> Option<(u64, State)> {
     actions.iter().rev().find_map(|action| match action {
         Action::Enter(at, label) if at.0 == connection => Some((label.generation, label.state)),
@@ -86,7 +86,8 @@ fn the_end_of_a_connection_is_the_end_of_its_generation() {
     succession.on(NOW, join(2, None, State::Serving));
     let actions = succession.on(NOW, Event::Gone(ConnectionId(1)));
     assert_eq!(served(&actions), [2]);
-    // Its number is not given again, and one that goes before it was ready disturbs nobody.
+    // Its number is not given again, and a generation that goes before it was ready disturbs
+    // nobody.
     let actions = succession.on(NOW, join(3, None, State::Starting));
     assert_eq!(entered(&actions, 3), Some((3, State::Starting)));
     assert_eq!(succession.on(NOW, Event::Gone(ConnectionId(3))), []);
@@ -121,20 +122,20 @@ fn one_that_goes_before_it_is_let_in_leaves_the_older_ones_as_they_were() {
     let gone = succession.on(NOW, Event::Gone(ConnectionId(3)));
     assert_eq!(stayed(&gone), [1, 2]);
     assert_eq!(succession.deadline(), None, "nobody has to stop any more");
-    // What 1 says of having stopped for 3 crosses the word to stay.
+    // The report of 1 that it stopped for 3 crosses the order to stay.
     let crossing = succession.on(NOW, obeys(1, 1, 3));
     assert_eq!(entered(&crossing, 1), Some((1, State::Serving)));
-    // 2 may be ready yet, and for its sake 1 stops.
+    // 2 may still become ready, and 1 stops for it.
     assert_eq!(retired(&succession.on(NOW, join(2, 2, State::Serving))), [1]);
     let stopped = succession.on(NOW, obeys(1, 1, 2));
     assert_eq!(entered(&stopped, 1), Some((1, State::Draining)));
     assert_eq!(served(&stopped), [2]);
-    // One that gives up is as good as gone; and who stops of its own accord has stopped.
+    // A generation that gives up counts as gone; one that stops by itself has stopped.
     succession.on(NOW, join(4, None, State::Serving));
     assert_eq!(stayed(&succession.on(NOW, join(4, None, State::Draining))), [2]);
     let actions = succession.on(NOW, join(2, 2, State::Draining));
     assert_eq!(entered(&actions, 2), Some((2, State::Draining)));
-    // One that has stopped already does not come back.
+    // A generation that has already stopped does not come back.
     succession.on(NOW, Event::Gone(ConnectionId(4)));
     assert_eq!(entered(&succession.on(NOW, obeys(2, 2, 4)), 2), Some((2, State::Draining)));
 }
@@ -146,7 +147,7 @@ fn under_the_next_broker_one_that_stopped_for_nobody_serves_on() {
     succession.on(NOW, Event::Recall(vec![record.clone()], 0));
     assert_eq!(entered(&succession.on(NOW, obeys(8, 1, 2)), 8), Some((1, State::Serving)));
     assert_eq!(retired(&succession.on(NOW, join(9, 2, State::Serving))), [8], "it is back");
-    // It had been let in: whatever has become of it, 1 is over.
+    // 2 had been let in: whatever happened to it, 1 is over.
     let let_in = Record { serving: Some(2), ..record };
     let mut succession = Succession::default();
     succession.on(NOW, Event::Recall(vec![let_in], 0));
@@ -187,7 +188,7 @@ fn under_the_next_broker_the_one_that_served_is_waited_for() {
     assert_eq!(entered(&actions, 9), Some((1, State::Serving)));
     assert_eq!(retired(&actions), [9]);
     assert_eq!(served(&succession.on(NOW, join(9, 1, State::Draining))), [8]);
-    // One that does not come back is not waited for for ever.
+    // A generation that does not come back is not waited for forever.
     let mut succession = Succession::default();
     succession.on(NOW, Event::Recall(records(Some(1)), 0));
     succession.on(NOW, join(8, None, State::Serving));
@@ -243,7 +244,7 @@ fn a_service_belongs_to_a_user_and_to_one_way_of_ordering() {
     assert_eq!(actions.len(), 1, "a supervisor's is merely entered: {actions:?}");
     let mixed = refused(&mut succession, speaker(2, 7), next());
     assert!(matches!(mixed, Refusal::Supervised { generation: 5, .. }));
-    // Two connections of a supervisor may say the same, and one may say something else later.
+    // Two connections of a supervisor may join as the same, and one may join as another later.
     succession.on(NOW, Event::Join(speaker(2, 7), plain));
     let elsewhere = Joining { service: name("other"), ..joining(Some(9), State::Draining, false) };
     let actions = succession.on(NOW, Event::Join(speaker(2, 7), elsewhere));

@@ -1,4 +1,4 @@
-//! Proxies at their limits, and generations that should be gone.
+//! Texts for proxies at their limits, and for generations that should be gone.
 
 use bindonce_core::text::count;
 use bindonce_haproxy::counters::Unit;

@@ -1,4 +1,5 @@
-//! Limits of the host, sockets that are not the broker's alone, and what the broker reports.
+//! Texts for limits of the host, sockets that others can join or that haproxy bound itself, and
+//! problems of the broker.
 
 use bindonce::Problem;
 use bindonce_core::text::count;

@@ -1,4 +1,4 @@
-//! One finding in words: what it is, why it is so, and what to do.
+//! Turns a finding into text: the summary, the cause, and the remedy.
 
 mod generations;
 mod host;
@@ -11,7 +11,7 @@ use crate::facts::Look;
 
 pub(crate) use sentence::Words;
 
-/// The words for a finding of this look.
+/// The text of a finding of this look.
 pub(crate) fn words(look: &Look, finding: &Finding) -> Words {
     match &finding.condition {
         Condition::Split(split) => split::split(look, finding, split),

@@ -1,4 +1,4 @@
-//! Connections that wait, that are dropped, and that are refused.
+//! Texts for connections that wait, are dropped, or are refused.
 
 use bindonce_core::text::count;
 
@@ -31,7 +31,7 @@ pub(super) fn unserved(look: &Look, finding: &Finding, unserved: &Unserved) -> W
     Words::new(summary, cause, remedy)
 }
 
-/// Why nobody accepts, and what to do about it.
+/// The cause and the remedy of a socket from which nobody accepts.
 fn not_accepting(look: &Look, finding: &Finding, unserved: &Unserved) -> (String, String) {
     let holders = processes(look, &unserved.holders);
     let number = unserved.holders.len() as u64;

@@ -1,20 +1,20 @@
-//! The parts that every finding has.
+//! The parts of every finding's text.
 
 use serde::Serialize;
 
-/// A finding for people.
+/// The text of a finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Words {
-    /// What it is, in one sentence, with its numbers, pids and times.
+    /// The condition in one sentence, with its numbers, pids and times.
     pub(crate) summary: String,
-    /// Why it is so.
+    /// The cause.
     pub(crate) cause: String,
-    /// What to do, in order: commands to run as they are, or advice that begins with `#`.
+    /// The remedies in order: commands that run as they are, or advice that begins with `#`.
     pub(crate) remedy: Vec<String>,
 }
 
 impl Words {
-    /// Summary, cause, and one remedy.
+    /// A text with one remedy.
     pub(super) fn new(summary: String, cause: impl Into<String>, remedy: String) -> Self {
         Self { summary, cause: cause.into(), remedy: vec![remedy] }
     }

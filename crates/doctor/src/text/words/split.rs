@@ -1,4 +1,4 @@
-//! Two configurations at once.
+//! Texts for two configurations that serve at once.
 
 use bindonce_core::text::count;
 
@@ -79,7 +79,7 @@ pub(super) fn stale(look: &Look, finding: &Finding, stale: &Stale) -> Words {
     }
 }
 
-/// What is true of one listener is true of others as well.
+/// The words for further listeners with the same condition.
 pub(super) fn and_more(listeners: usize) -> String {
     match listeners {
         0 | 1 => String::new(),
@@ -87,7 +87,7 @@ pub(super) fn and_more(listeners: usize) -> String {
     }
 }
 
-/// How older processes are ended.
+/// The commands that end older processes.
 fn end(look: &Look, older: &[i32]) -> Vec<String> {
     let all = pids(older);
     let processes = look.processes_of(older);

@@ -1,4 +1,4 @@
-//! `show proc`: the processes that the master shows.
+//! `show proc`: the processes that the master CLI shows.
 
 use super::MODES;
 use crate::cli::Version;
@@ -8,29 +8,30 @@ use crate::cli::Version;
 pub struct Process {
     /// Its pid.
     pub pid: i32,
-    /// How many reloads it has survived.
+    /// Number of reloads that it has survived.
     pub reloads: u64,
-    /// For how many seconds it has lived.
+    /// Uptime in seconds.
     pub uptime: u64,
-    /// haproxy's version, as haproxy writes it.
+    /// Version of haproxy, as haproxy writes it.
     pub version: String,
 }
 
-/// What the master knows of its processes.
+/// The master and its processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Processes {
-    /// The master itself, with how many reloads there were.
+    /// The master itself, with the number of reloads.
     pub master: Process,
-    /// How many reloads have failed since the last that succeeded.
+    /// Number of failed reloads since the last successful one.
     pub failed: u64,
-    /// The one that serves.
+    /// The serving process.
     pub current: Option<Process>,
-    /// Those that drain, the newest first.
+    /// The draining processes, newest first.
     pub old: Vec<Process>,
 }
 
 impl Processes {
-    /// The process that a prefix without its `@` names: None if it is none, 0 for the master.
+    /// The pid of the process that a prefix (without its `@`) names; 0 for the master, None for an
+    /// unknown process.
     pub fn find(&self, prefix: &str) -> Option<i32> {
         match prefix {
             "" | "master" => Some(0),
@@ -42,7 +43,7 @@ impl Processes {
                 }
                 None => match prefix.parse::<i32>() {
                     Ok(0) => Some(0),
-                    // Relative numbers have no meaning any more but this one.
+                    // Of the relative numbers only this one still has a meaning.
                     Ok(1) => Some(self.current.as_ref()?.pid),
                     _ => None,
                 },
@@ -50,7 +51,7 @@ impl Processes {
         }
     }
 
-    /// For how many seconds a process has lived; 0 is the master.
+    /// Uptime of a process in seconds; pid 0 is the master.
     pub fn uptime(&self, pid: i32) -> Option<u64> {
         if pid == 0 {
             return Some(self.master.uptime);
@@ -61,7 +62,7 @@ impl Processes {
 
     /// The answer to `show proc`.
     pub fn show(&self, version: Version, debug: bool) -> String {
-        // The numbers of descriptors between master and workers: there are none.
+        // haproxy shows the descriptors between master and workers here; bindonce has none.
         let more = |text: &str, first: &str, second: &str| match debug && version >= MODES {
             true => format!("{text}\t\t {first:<15} {second:<15}\n"),
             false => format!("{text}\n"),

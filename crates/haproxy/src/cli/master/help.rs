@@ -1,24 +1,26 @@
-//! `help`, and the answer to what is not known: the commands that begin with the same words, or those that are most like it.
+//! `help`, and the answer to an unknown command: the commands that begin with the same words, or
+//! the most similar ones.
 
 use super::{MODES, TIMED};
 use crate::cli::Version;
 
-/// Why help is given.
+/// The reason for showing help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// The client has asked for it.
+    /// The client asked for it.
     Help,
-    /// The command is not known.
+    /// The command is unknown.
     Unknown,
 }
 
-/// A command of the master CLI: its words, its line in the help, and the first version that has that line.
+/// A command of the master CLI: its words, its line in the help, and the first version with that
+/// line.
 struct Known(&'static [&'static str], &'static str, Version);
 
 const ALWAYS: Version = Version { major: 0, minor: 0, patch: 0 };
 const LOGS: Version = Version { major: 2, minor: 7, patch: 0 };
 
-/// In the order in which haproxy finds them, which decides between those that are equally like.
+/// In haproxy's own order, which decides between equally similar commands.
 const COMMANDS: [Known; 15] = [
     Known(&["echo"], "print text to the output", MODES),
     Known(&["show", "env"], "dump environment variables known to the process", MODES),
@@ -34,11 +36,11 @@ const COMMANDS: [Known; 15] = [
     Known(&["reload"], "", ALWAYS),
     Known(&["hard-reload"], "achieve a hard-reload (-st) of haproxy", LOGS),
     Known(&["show", "startup-logs"], "report logs emitted during HAProxy startup", LOGS),
-    // Known, and not told.
+    // Known, but not listed.
     Known(&["help"], "", ALWAYS),
 ];
 
-/// How many commands that are like an unknown one are told.
+/// Number of similar commands to show for an unknown one.
 const ALIKE: usize = 5;
 
 impl Known {
@@ -56,7 +58,7 @@ impl Known {
     }
 }
 
-/// The text of help on a command, in the words of this version.
+/// The help on a command, in the words of this haproxy version.
 pub fn help(wanted: Wanted, words: &[String], version: Version) -> String {
     let words: Vec<&str> = words.iter().map(String::as_str).filter(|w| !w.is_empty()).collect();
     let known: Vec<&Known> = COMMANDS.iter().filter(|known| known.2 <= version).collect();
@@ -95,14 +97,14 @@ pub fn help(wanted: Wanted, words: &[String], version: Version) -> String {
     text
 }
 
-/// Those that are most like these words in what follows the first `length` of theirs.
+/// The commands most similar to these words, compared after the first `length` words.
 fn most_like<'a>(
     known: &[&'a Known],
     length: usize,
     rest: &[&str],
     version: Version,
 ) -> Vec<&'a Known> {
-    /// No command of haproxy has more words.
+    /// No haproxy command has more words.
     const WORDS: usize = 5;
     let mut found: Vec<(i32, &Known)> = Vec::new();
     for &known in known.iter().filter(|known| known.line(version).is_some()) {
@@ -114,7 +116,7 @@ fn most_like<'a>(
             found.push((distance, known));
         }
     }
-    // The order of those that are equally like stays.
+    // A stable sort keeps the order of equally similar commands.
     found.sort_by_key(|(distance, _)| *distance);
     found.truncate(ALIKE);
     let nearest = found.first().map_or(0, |(distance, _)| *distance);
@@ -122,8 +124,9 @@ fn most_like<'a>(
     found.into_iter().map(|(_, known)| known).collect()
 }
 
-/// How often each character follows each other in some words, their begin and end included. Letters of both cases are the same,
-/// and so are all digits, and all other characters.
+/// For each pair of characters, how often the second follows the first in some words, including
+/// begin and end of a word. Letters of both cases are equal, and so are all digits, and all other
+/// characters.
 struct Shape(Box<[u8; 32 * 32]>);
 
 impl Shape {
@@ -137,7 +140,7 @@ impl Shape {
         };
         let mut counts = Box::new([0u8; 32 * 32]);
         for word in words {
-            // Which characters there are counts too, in a row of its own.
+            // A row of its own records which characters occur.
             word.bytes().for_each(|byte| counts[class(byte)] = 1);
             let mut from = EDGE;
             for to in word.bytes().map(class).chain([EDGE]) {

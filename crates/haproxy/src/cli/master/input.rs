@@ -1,69 +1,69 @@
-//! What a client sends, cut into commands: one ends at a `;` or a line end without a backslash before it, and `<<` as the beginning of
-//! its last word announces a payload, which ends with an empty line or with the text after the `<<`. A line end may be CR LF, but not in
-//! a payload.
+//! Cuts a client's input into commands. A command ends at a `;` or at a line end without a
+//! backslash before it. `<<` at the beginning of its last word announces a payload, which ends with
+//! an empty line or with the text after the `<<`. A line end may be CR LF, but not in a payload.
 
-/// How long a line may be: as much as haproxy's buffer holds by default (`tune.bufsize`).
+/// Longest line in bytes: haproxy's default buffer size (`tune.bufsize`).
 pub const LONGEST_LINE: usize = 16 * 1024;
 
-/// How long a command may be with its payload.
+/// Longest command with its payload, in bytes.
 pub const LONGEST_REQUEST: usize = 256 * 1024;
 
-/// A pattern of more bytes announces no payload.
+/// A longer pattern (in bytes) announces no payload.
 const LONGEST_PATTERN: usize = 63;
 
-/// What was received and is not done.
+/// Received bytes that are not yet processed.
 #[derive(Debug, Default)]
 pub struct Input {
     bytes: Vec<u8>,
-    /// The last command stood at the end of its line.
+    /// Whether the last command was at the end of its line.
     ended_line: bool,
 }
 
-/// What comes next.
+/// The next item in the input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing before more is received.
+    /// Nothing until more is received.
     More,
-    /// A line that is longer than [`LONGEST_LINE`].
+    /// A line longer than [`LONGEST_LINE`].
     TooLong,
-    /// A command, without what ended it.
+    /// A command, without its terminator.
     Command(Vec<u8>),
-    /// `@@PREFIX`, with the prefix less one `@`, and the rest of its line with the line end.
+    /// `@@PREFIX`: the prefix less one `@`, and the rest of the line including the line end.
     Both(String, Vec<u8>),
 }
 
 impl Input {
-    /// Takes what was received.
+    /// Adds received bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Forgets what is not done.
+    /// Drops all unprocessed bytes.
     pub fn clear(&mut self) {
         *self = Self { bytes: Vec::new(), ended_line: true };
     }
 
-    /// Gives all that is not done.
+    /// Takes all unprocessed bytes.
     pub fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.bytes)
     }
 
-    /// Whether the last command stood at the end of its line, and no other line is complete.
+    /// Whether the last command was at the end of its line, and no other line is complete.
     pub fn is_between_lines(&self) -> bool {
         self.ended_line && !self.bytes.contains(&b'\n')
     }
 
-    /// How many bytes are not done.
+    /// Number of unprocessed bytes.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Whether all is done.
+    /// Whether all bytes are processed.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// The next command, once its line is complete. `both`: whether `@@` is known.
+    /// The next command, once its line is complete. `both`: whether this version knows `@@`.
     pub fn next(&mut self, both: bool) -> Next {
         let Some(line) = self.bytes.iter().position(|&byte| byte == b'\n') else {
             return self.unless_too_long();
@@ -94,7 +94,7 @@ impl Input {
         let rest = self.bytes.split_off(at + 1);
         let mut command = std::mem::replace(&mut self.bytes, rest);
         let end = command.pop();
-        // haproxy's own ends its words with it, so that it stands for a space.
+        // haproxy's CLI ends words at a NUL, so it counts as a space.
         command.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
         self.ended_line = end == Some(b'\n');
         if self.ended_line {
@@ -115,7 +115,7 @@ impl Input {
     }
 }
 
-/// The words of a command, each with where it begins; a backslash keeps the byte after it in its word.
+/// The words of a command, each with its offset; a backslash keeps the next byte in its word.
 pub(super) fn words(command: &[u8]) -> Vec<(usize, &[u8])> {
     let mut words = Vec::new();
     let mut at = 0;
@@ -134,8 +134,8 @@ pub(super) fn words(command: &[u8]) -> Vec<(usize, &[u8])> {
     words
 }
 
-/// What ends the payload that a command announces, if it does: the line, without its end. `patterns`: whether the client may
-/// choose it.
+/// The line, without its end, that ends the payload that a command announces; None without a
+/// payload. `patterns`: whether the client may choose that line.
 pub(super) fn payload(words: &[(usize, &[u8])], patterns: bool) -> Option<Vec<u8>> {
     let (_, last) = words.last()?;
     let pattern = last.strip_prefix(b"<<")?;
@@ -214,7 +214,7 @@ mod tests {
     }
 
     proptest! {
-        /// However it is split, a text is cut into the same commands, and nothing is lost or made up.
+        /// Input is cut into the same commands however it is split, and nothing is lost or made up.
         #[test]
         fn where_bytes_are_split_does_not_matter(text in "[ab @;\\\\\n]{0,80}", at in 0usize..80) {
             let all = |parts: &[&[u8]]| {

@@ -1,6 +1,7 @@
-//! The master CLI's language (management guide, section 9.4): what a client sends is cut into commands ([`Input`]), a [`Session`]
-//! keeps what holds for its connection and says where each command goes, and [`Order`] is what the master itself is asked
-//! for. Versions differ, and that of the haproxy that is run decides.
+//! The language of the master CLI (management guide, section 9.4): [`Input`] cuts a client's input
+//! into commands, a [`Session`] keeps the state of a connection and decides where each command
+//! goes, and [`Order`] is a command for the master itself. The version of the running haproxy
+//! decides where versions differ.
 
 mod facts;
 mod help;
@@ -16,21 +17,21 @@ pub use session::{Session, Step, Target};
 
 use super::Version;
 
-/// From here on `prompt` has modes, and `@@` is known.
+/// From this version on `prompt` has modes, and `@@` is known.
 const MODES: Version = Version { major: 3, minor: 1, patch: 0 };
 
-/// From here on the prompt can show a time, and a payload can end with a word of the client's.
+/// From this version on the prompt can show a time, and the client can choose the end of a payload.
 const TIMED: Version = Version { major: 3, minor: 0, patch: 0 };
 
-/// Whether a command that is refused ends the connection.
+/// Whether a refused command ends the connection.
 pub fn ends_when_refused(version: Version) -> bool {
     version < TIMED
 }
 
-/// Whether `@@` is known.
+/// Whether this version knows `@@`.
 pub fn has_both(version: Version) -> bool {
     version >= MODES
 }
 
-/// From here on what shows the processes needs the level of an operator.
+/// From this version on showing the processes needs the level of an operator.
 const GUARDED: Version = Version { major: 3, minor: 2, patch: 0 };

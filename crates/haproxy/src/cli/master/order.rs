@@ -1,20 +1,20 @@
-//! What the master itself is asked for.
+//! Commands for the master itself.
 
 use super::input::words;
 use super::{GUARDED, MODES};
 use crate::cli::{Level, Version};
 
-/// What the master itself is asked for.
+/// A command for the master itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
     /// `reload`, or `hard-reload`.
     Reload {
-        /// Older generations end at once.
+        /// Whether older generations end at once.
         hard: bool,
     },
     /// `show proc`.
     Processes {
-        /// With more columns.
+        /// Whether to show more columns.
         debug: bool,
     },
     /// `show startup-logs`.
@@ -23,15 +23,15 @@ pub enum Order {
     Version,
     /// `show env`, of one variable or of all.
     Environment(Option<String>),
-    /// It has this answer, whatever is.
+    /// A command with a fixed answer.
     Say(String),
     /// `help`, with its words.
     Help(Vec<String>),
-    /// Nothing that is known.
+    /// An unknown command, with its words.
     Unknown(Vec<String>),
 }
 
-/// The answer to what needs a higher level.
+/// The answer to a command that needs a higher level.
 pub fn denied() -> Order {
     Order::Say("Permission denied\n".to_owned())
 }
@@ -41,7 +41,7 @@ impl Order {
     pub fn read(command: &[u8], level: Level, version: Version) -> Self {
         let owned: Vec<String> = words(command).iter().map(|(_, word)| unescaped(word)).collect();
         let words: Vec<&str> = owned.iter().map(String::as_str).collect();
-        // What a version has lacked and callers of a newer one need is there all the same.
+        // Commands that callers of a newer version need are accepted in every version.
         let shows = if version >= GUARDED { Level::Operator } else { Level::User };
         let guarded = |needed, order| if level < needed { denied() } else { order };
         match words.as_slice() {
@@ -71,7 +71,7 @@ impl Order {
     }
 }
 
-/// A word without the backslashes that kept it together.
+/// A word without the backslashes that escape its bytes.
 fn unescaped(word: &[u8]) -> String {
     let mut out = Vec::with_capacity(word.len());
     let mut bytes = word.iter();

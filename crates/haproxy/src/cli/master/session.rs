@@ -1,4 +1,4 @@
-//! What holds for one connection of the master CLI, and what it makes of each command.
+//! The state of one connection to the master CLI, and its effect on each command.
 
 use super::super::{Level, Version};
 use super::input::{payload, words};
@@ -13,7 +13,7 @@ pub enum Target {
     Process(i32),
 }
 
-/// What is told before each message of a generation.
+/// The form of the severity before each message of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Severity {
     None,
@@ -32,42 +32,43 @@ impl Severity {
     }
 }
 
-/// What holds for one connection.
+/// The state of one connection.
 #[derive(Debug, Clone)]
 pub struct Session {
-    /// What the client may do.
+    /// The rights of the client.
     pub level: Level,
     expert: bool,
     experimental: bool,
     debug: bool,
     severity: Severity,
-    /// The connection stays open after a line.
+    /// Whether the connection stays open after a line.
     pub interactive: bool,
-    /// It is shown a prompt.
+    /// Whether the client gets a prompt.
     pub prompt: bool,
     timed: bool,
     target: Target,
 }
 
-/// What a command comes to.
+/// The outcome of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// It is done, and has no answer.
+    /// The command is done, without an answer.
     Done,
-    /// It is refused with these words, and all that was received after it is dropped.
+    /// The command is refused with this text, and all input received after it is dropped.
     Refused(String),
-    /// This is its answer, and what was received after it is taken.
+    /// The answer; later input is still processed.
     Say(String),
-    /// The client wants to end.
+    /// The client ends the connection.
     Quit,
-    /// It goes on to a target, without its prefix; the text that ends its payload, if one follows.
+    /// The command goes to a target, without its prefix. The last field is the line that ends its
+    /// payload, if it has one.
     Run(Target, Vec<u8>, Option<Vec<u8>>),
 }
 
-/// How many words a command may have, its prefix apart; older versions leave out the rest.
+/// The most words of a command, without its prefix; older versions ignore further ones.
 const MOST_WORDS: usize = 64;
 
-/// From here on more are refused (tried with 3.2.26; 3.0.11 and 2.6.12 leave them out).
+/// From this version on more words are refused (tried with 3.2.26; 3.0.11 and 2.6.12 ignore them).
 const COUNTED: Version = Version { major: 3, minor: 2, patch: 0 };
 
 fn is_prefix(word: &(usize, &[u8])) -> bool {
@@ -85,7 +86,7 @@ Without any argument, toggles between i<->p.
 ";
 
 impl Session {
-    /// A new connection, to a socket of this level.
+    /// A new connection to a socket of this level.
     pub fn new(level: Level) -> Self {
         Self {
             level,
@@ -100,7 +101,7 @@ impl Session {
         }
     }
 
-    /// Takes one command. `find` gives the process that a prefix without its `@` names.
+    /// Takes one command. `find` gives the process that a prefix (without its `@`) names.
     pub fn take(
         &mut self,
         command: &[u8],
@@ -191,7 +192,8 @@ impl Session {
         Ok(())
     }
 
-    /// What is sent to a generation before each command, so that it holds there what holds here.
+    /// The commands that put a generation into the state of this connection, sent before each
+    /// command.
     pub fn preamble(&self) -> String {
         let mut text = self.lowered().to_owned();
         for command in self.modes() {
@@ -201,7 +203,7 @@ impl Session {
         text
     }
 
-    /// The part of it that lowers the level.
+    /// The part of the preamble that lowers the level.
     pub fn lowered(&self) -> &'static str {
         match self.level {
             Level::Admin => "",
@@ -210,7 +212,7 @@ impl Session {
         }
     }
 
-    /// The commands of the rest.
+    /// The commands of the rest of the preamble.
     pub fn modes(&self) -> Vec<&'static str> {
         let severity = match self.severity {
             Severity::None => None,
@@ -222,7 +224,7 @@ impl Session {
         severity.into_iter().chain(expert).chain(experimental).collect()
     }
 
-    /// The commands that undo them, where a connection is kept for others.
+    /// The commands that undo [`Self::modes`], for a connection that others will use.
     pub fn undone(&self) -> Vec<&'static str> {
         let severity = (self.severity != Severity::None).then_some("set severity-output none");
         let expert = self.expert.then_some("expert-mode off");
@@ -230,12 +232,12 @@ impl Session {
         severity.into_iter().chain(expert).chain(experimental).collect()
     }
 
-    /// How many empty answers [`Self::preamble`] has: what older versions cannot be told silently.
+    /// Number of empty answers to [`Self::preamble`]: older versions answer some of its commands.
     pub fn empty_answers(&self, version: Version) -> usize {
         usize::from(version < TIMED && self.severity != Severity::None)
     }
 
-    /// The command that puts a generation into the mode of this connection.
+    /// The `prompt` command that puts a generation into the mode of this connection.
     pub fn mode(&self) -> &'static str {
         match (self.prompt, self.timed) {
             (true, false) => "prompt p\n",
@@ -245,12 +247,13 @@ impl Session {
         }
     }
 
-    /// What is written when it waits for more of a payload.
+    /// The prompt while the connection waits for more of a payload.
     pub fn payload_prompt(&self) -> &'static str {
         if self.prompt { "+ " } else { "" }
     }
 
-    /// What is written when it waits for a command. `uptime` gives the seconds that a process has lived.
+    /// The prompt while the connection waits for a command. `uptime` gives the uptime of a process
+    /// in seconds.
     pub fn prompt(&self, failed: bool, uptime: impl Fn(Target) -> Option<u64>) -> String {
         if !self.prompt {
             return String::new();

@@ -1,4 +1,4 @@
-//! Words and lines: what haproxy was seen to do, and hostile bytes.
+//! Words and lines as observed in haproxy, and hostile bytes.
 
 use super::*;
 use crate::config::quoting::quoted;

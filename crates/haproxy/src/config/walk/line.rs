@@ -1,4 +1,5 @@
-//! What a line does: it begins a section, binds an address, or changes something for the lines after it.
+//! Takes one line of the configuration: it begins a section, binds an address, or changes something
+//! for the lines after it.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -18,10 +19,10 @@ use crate::config::rendering::LeftAlone;
 use crate::config::sections::{Kind, Section};
 use crate::config::state::Done;
 
-/// Why addresses for QUIC are haproxy's own.
+/// Why addresses for QUIC are left to haproxy.
 const NO_QUIC: &str =
     "this haproxy takes no descriptor for QUIC: 2.8 and later do, where QUIC is built in";
-/// Why `mptcp@` and `abnsz@` are.
+/// Why `mptcp@` and `abnsz@` are left to haproxy.
 const TOO_OLD: &str = "haproxy knows this family of addresses from 3.1 on";
 const QUIC_OFF: &str = "the global section has switched QUIC off";
 
@@ -90,7 +91,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// A line of `global`, which may change something for the lines after it.
+    /// Takes a line of `global`, which may change something for the lines after it.
     fn global(&mut self, here: Here<'_>) -> Result<(), Error> {
         let Here { source, words, offset, place, .. } = here;
         let values = here.values();
@@ -105,7 +106,8 @@ impl Walk<'_> {
             Done::ByPasses => true,
             Done::Nothing | Done::Other => false,
         };
-        // It matters whether haproxy has done this already when it comes to the lines before.
+        // The lines before this one depend on whether haproxy has two passes and so has taken this
+        // line already.
         if late {
             self.unknowns.depend();
         }
@@ -116,7 +118,7 @@ impl Walk<'_> {
             return Ok(());
         }
         if values[0] == b"master-worker" && !self.has_master() {
-            // The supervisor does what that master would do.
+            // The supervisor takes the place of that master.
             let Range { start, end } = words[0].source;
             self.edits.edit(offset + start..offset + end, b"#master-worker".to_vec());
         }
@@ -131,14 +133,14 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// haproxy binds it by itself, unless it is on a descriptor.
+    /// haproxy binds an admin socket itself, unless it is on a descriptor.
     fn stats_socket(&mut self, address: &[u8], here: Here<'_>) -> Result<(), Error> {
         let Here { words, line, offset, place, .. } = here;
         let reason = "an admin socket belongs to one generation; the newest has it";
         let text = format!("stats socket {}", printable(address));
         let (mut descriptor, mut bound) = (None, None);
         let own = {
-            // haproxy puts no prefix before its path.
+            // `unix-bind prefix` does not apply to admin sockets.
             let around = Surroundings { prefix: b"", ..self.surroundings() };
             let own = binds::own_addresses(address, &around);
             if address.split(|&byte| byte == b',').any(is_descriptor) {
@@ -150,7 +152,7 @@ impl Walk<'_> {
                 let marks = self.state.marks();
                 let read = binds::read(&words[1..], line, offset, place.clone(), &around);
                 self.state.restore(marks);
-                // haproxy says what is wrong with it.
+                // An error in the line is left to haproxy to report.
                 let section = read.ok().map(|bound| self.of_stats_socket(bound));
                 let place = (self.edits.copy(), self.claims.left_alone.len());
                 drop(around);
@@ -167,15 +169,15 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// An admin socket that is a listener as any other: on a descriptor that haproxy inherits, or at an address that overlaps one
-    /// of the broker's.
+    /// An admin socket that is a listener like any other: on a descriptor that haproxy inherits, or
+    /// at an address that overlaps one of the broker's.
     fn of_stats_socket(&self, bound: BindLine) -> Section {
         let open = &self.sections.open;
         let section = Section { kind: open.kind, label: open.label.clone(), ..Section::default() };
         Section { lines: vec![bound], ..section }
     }
 
-    /// Claims what a section has.
+    /// Claims the listeners of a section.
     fn claim(&mut self, section: &Section) -> Result<(), Error> {
         let unix =
             if section.kind == Kind::Global { &BindOptions::default() } else { &self.global.unix };
@@ -185,7 +187,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Claims the admin sockets that haproxy could not bind beside what the broker binds, as it does by itself.
+    /// Claims the admin sockets that overlap a listener of the broker, beside which haproxy could
+    /// not bind them itself.
     pub(super) fn claim_stats_sockets(&mut self) -> Result<(), Error> {
         let unix = BindOptions::default();
         let mut claimed = BTreeSet::new();
@@ -193,7 +196,7 @@ impl Walk<'_> {
             let own = claims.left_alone.get(left).map(|left| left.own.as_slice());
             own.unwrap_or_default().iter().any(|own| own_sockets::overlaps(own, &claims.bindings))
         };
-        // What is claimed may overlap another.
+        // A socket claimed here may overlap a further one.
         while let Some(at) =
             self.stats_sockets.iter().position(|(_, left, _)| overlaps(&self.claims, *left))
         {
@@ -215,12 +218,12 @@ impl Walk<'_> {
         (!self.unknowns.holds(b"version_atleast(3.1)")).then_some(TOO_OLD)
     }
 
-    /// What reading an address takes from outside its line.
+    /// The context outside its line that an address depends on.
     fn surroundings(&self) -> Surroundings<'_> {
-        // Whether haproxy asks getaddrinfo() for host names here.
+        // Whether haproxy resolves host names with getaddrinfo() here.
         let getaddrinfo =
             !self.input.has_argument(b"-dG") && self.state.enabled(b"GETADDRINFO") != Some(false);
-        // Asked about at once.
+        // Both terms are looked up before the match, so that one round of questions covers both.
         let no_quic = || {
             let terms = [&b"feature(QUIC)"[..], b"version_atleast(2.8)"];
             match terms.map(|term| self.unknowns.holds(term)) {
@@ -246,7 +249,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Everything that a section says is known now.
+    /// Ends a section: all its lines are known now.
     pub(super) fn end_section(&mut self) -> Result<(), Error> {
         let section = self.sections.end();
         if section.loads_server_states() {

@@ -43,7 +43,7 @@ pub(crate) async fn render(
     command.arguments.extend(plan.no_epoll.then(|| "-de".into()));
     let (service, generation) = (settings.service.to_string(), id.0.to_string());
     let (sockets, version) = (settings.master_cli.clone(), serving.and_then(|it| it.version));
-    // Reading may resolve host names and ask haproxy about conditions: not on our thread.
+    // Reading may resolve host names and ask haproxy about conditions: not on the loop's thread.
     let limit = settings.timing.ready_timeout;
     let mut world = kind.world(&passed.known).map_err(Error::system(
         "find the current directory of the supervisor (start it in one that is not removed)",
@@ -97,7 +97,7 @@ pub(crate) async fn render(
     Ok(Rendered::new(kind.clone(), rendering, own, &path, facts))
 }
 
-/// How haproxy is started on the copies, with these listeners.
+/// The order that starts haproxy on the copies, with these listeners.
 pub(crate) fn order(
     rendered: &Rendered,
     directory: &Directory,
@@ -107,7 +107,8 @@ pub(crate) fn order(
     let kind = &rendered.kind;
     let mut launch = Launch::new(kind.command.program.clone());
     kind.place(&mut launch);
-    // haproxy does not start in a directory that has been removed; the copies lie elsewhere, and one that has died must come back.
+    // haproxy does not start in a directory that has been removed. The copies lie elsewhere, and a
+    // haproxy that has died must be restarted.
     let removed =
         || std::env::current_dir().is_err_and(|why| why.kind() == io::ErrorKind::NotFound);
     if launch.cwd.is_none() && removed() {
@@ -134,7 +135,8 @@ pub(crate) fn order(
         launch.env.push((ADMIN_VARIABLE.into(), FIRST_DESCRIPTOR.to_string().into()));
     }
     let first = FIRST_DESCRIPTOR + i32::from(admin.is_some());
-    // Their variables are in the environment already: some stand for several descriptors.
+    // Passed without a variable each: `environment` sets them, and some stand for several
+    // descriptors.
     descriptors.extend(passed(listeners));
     let numbers: Vec<_> = (first..).take(listeners.len()).collect();
     let environment = rendered.rendering.environment(&numbers);
@@ -148,8 +150,8 @@ pub(crate) fn order(
         launch.args.push("-de".into());
     }
     if plan.older_alive || !facts.admin {
-        // haproxy tells this pid, ours, when it has bound everything. No other pid is ever
-        // given to it, so that it can pause no other process.
+        // haproxy signals this pid, the supervisor's, when it has bound everything. It never gets
+        // another pid, so it can pause no other process.
         launch.args.extend(["-sf".into(), std::process::id().to_string().into()]);
         launch.calls.hold = (plan.older_alive && rendered.may_be_held())
             .then_some(std::process::id().cast_signed());
@@ -158,7 +160,8 @@ pub(crate) fn order(
     Ok(Order { launch, messages: rendered.messages(), admin, notifications: None })
 }
 
-/// The sockets of the master CLI, for the environment of a haproxy of this version; of the program's, if none is known.
+/// The sockets of the master CLI, for the environment of a haproxy of this version. If None, of the
+/// program's version.
 fn master_cli(
     sockets: &[MasterSocket],
     version: Option<Version>,
@@ -171,7 +174,7 @@ fn master_cli(
     Ok(MasterSocket::is_in_workers(version).then(|| MasterSocket::variable_of(sockets)))
 }
 
-/// A claim that was refused, with the line of the user's that wants the address.
+/// The error for a refused claim, with the user's line that wants the address.
 pub(crate) fn refused(error: bindonce::Error, rendering: &Rendering) -> Error {
     let address = error.refusal().and_then(|refusal| refusal.data.get("address")?.as_str());
     let place = address.and_then(|address| rendering.binding_of(address));
@@ -188,7 +191,7 @@ pub(crate) fn refused(error: bindonce::Error, rendering: &Rendering) -> Error {
     }
 }
 
-/// What the system answered.
+/// The system's error.
 fn refused_with(error: &bindonce_sys::Error) -> io::Error {
     error.errno().map_or_else(|| io::Error::other("no answer"), io::Error::from_raw_os_error)
 }

@@ -2,9 +2,9 @@
 //! is started with them. What haproxy needs is in [`haproxy`], what any other program needs in
 //! [`program`].
 //!
-//! Nothing that serves is touched here. Listeners that did not exist are claimed
-//! tentatively: until the generation serves, they end with its connection to the
-//! broker, so that a failed start leaves nothing bound, however it fails.
+//! The serving generation is not disturbed here. New listeners are claimed tentatively: until the
+//! generation serves, they end with its connection to the broker. A failed start leaves nothing
+//! bound, however it fails.
 
 mod haproxy;
 pub(crate) mod moved;
@@ -44,7 +44,7 @@ use crate::settings::Settings;
 use bindonce_haproxy::config::{Messages, Rendering};
 use rendered::Rendered;
 
-/// What a generation is started on; more than one may be.
+/// What a generation is started on. Several generations may be started on the same one.
 #[derive(Debug)]
 pub(crate) enum Prepared {
     /// A configuration that was read and rendered.
@@ -70,7 +70,7 @@ impl Prepared {
         self.rendered().map(|rendered| &*rendered.rendering)
     }
 
-    /// Whether all that was written of it is there.
+    /// Whether all its files still exist.
     pub(crate) fn is_there(&self) -> bool {
         match self {
             Self::Haproxy(rendered) => rendered.is_there(),
@@ -78,7 +78,7 @@ impl Prepared {
         }
     }
 
-    /// Writes what was removed of it since.
+    /// Recreates missing files.
     pub(crate) fn write_missing(&self) -> io::Result<()> {
         match self {
             Self::Haproxy(rendered) => rendered.write_missing(),
@@ -86,12 +86,13 @@ impl Prepared {
         }
     }
 
-    /// What translates what a generation says that was started on it.
+    /// The translation of messages from a generation that was started on it.
     pub(crate) fn messages(&self) -> Messages {
         self.rendered().map(Rendered::messages).unwrap_or_default()
     }
 
-    /// What an earlier supervisor, or an earlier image of this one, has prepared for a generation.
+    /// Loads what an earlier supervisor, or an earlier image of this one, has prepared for a
+    /// generation.
     pub(crate) fn load(kind: &Kind, directory: &Directory, of: GenerationId) -> io::Result<Self> {
         match kind {
             Kind::Haproxy(haproxy) => {
@@ -106,17 +107,18 @@ impl Prepared {
 pub(crate) struct Launched {
     pub(crate) pidfd: Pidfd,
     pub(crate) stderr: Option<OwnedFd>,
-    /// Where the descriptor comes from that holds it at its readiness signal.
+    /// The socket on which the shim sends the descriptor that holds the process at its readiness
+    /// signal.
     pub(crate) shim: Option<OwnedFd>,
     pub(crate) messages: Messages,
     pub(crate) prepared: Rc<Prepared>,
     pub(crate) listeners: Vec<Rc<HeldListener>>,
-    /// What of them it wants otherwise than the generation that serves.
+    /// Options of these that differ from those of the serving generation.
     pub(crate) changes: Vec<OptionChange>,
     /// The connection to the broker that holds the leases of this generation.
     pub(crate) lease: bindonce::aio::Client,
     pub(crate) admin: Option<PathBuf>,
-    /// Where a program says that it is ready.
+    /// The socket on which a program reports that it is ready.
     pub(crate) notifications: Option<Notifications>,
 }
 
@@ -147,8 +149,8 @@ impl Step {
     }
 }
 
-/// Makes ready what a generation is started on: for haproxy, reads the user's files, perhaps
-/// again, and writes the copies. `given` is the command that a caller has given since.
+/// Prepares what a generation is started on: for haproxy, reads the user's files, perhaps again,
+/// and writes the copies. `given` is a newer command of a caller, if there is one.
 pub(crate) async fn prepare(
     settings: &Settings,
     given: Option<&Haproxy>,
@@ -166,8 +168,8 @@ pub(crate) async fn prepare(
     }
 }
 
-/// Claims the listeners and starts the process; tells its pid before it can do anything. `want` has the generation that
-/// serves claim one.
+/// Claims the listeners and starts the process. Calls `tell` with its pid before the process can do
+/// anything. `want` claims a listener for the serving generation.
 #[expect(clippy::too_many_arguments)]
 pub(crate) async fn launch(
     settings: &Settings,
@@ -238,7 +240,8 @@ async fn claim(
     if wanted.is_empty() {
         return Ok((Vec::new(), Vec::new()));
     }
-    // A start that fails leaves what serves as it is: what is wanted otherwise is changed when the new one serves.
+    // A failed start must leave the serving listeners as they are: differing options are changed
+    // when the new generation serves.
     let has = plan.serving.as_ref().filter(|_| rendering.is_some()).map(|serving| &serving.has);
     let was = |listener: &Listener| {
         let key = listener.key();

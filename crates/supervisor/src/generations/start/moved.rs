@@ -1,8 +1,10 @@
-//! An address that moves from haproxy's own socket (`stats socket`, local peer) to a `bind` line: the generation that serves
-//! has bound it by itself, so the broker cannot. The broker gets that very socket, and no client is refused.
+//! An address that moves from haproxy's own socket (`stats socket`, local peer) to a `bind` line.
+//! The serving generation has bound it itself, so the broker cannot bind it. The broker gets that
+//! very socket, and no client is refused.
 //!
-//! From then on that generation has the broker's socket there and believes that it is its own, as after
-//! [`crate::intercept`]: it is told to stop before the new one accepts, and keeps its lease if the new one fails.
+//! From then on that generation has the broker's socket there and takes it for its own, as after
+//! [`crate::intercept`]. It is told to stop before the new one accepts, and keeps its lease if the
+//! new one fails.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::fd::AsFd as _;
@@ -30,25 +32,26 @@ use crate::passed;
 /// How long a look at the sockets of a generation may take.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// The generation that serves while another is started.
+/// The serving generation, while another is started.
 #[derive(Debug)]
 pub(crate) struct Serving {
     pub(crate) id: GenerationId,
     pub(crate) pid: i32,
-    /// To be asked for the state of its servers.
+    /// The connection on which it is asked for the state of its servers.
     pub(crate) admin: Option<Admin>,
     pub(crate) version: Option<Version>,
-    /// Devices whose addresses it has bound by itself.
+    /// Devices whose addresses it has bound itself.
     pub(crate) devices: BTreeSet<String>,
-    /// What it has of the broker's, with the options that were claimed.
+    /// Its listeners from the broker, with the options that were claimed.
     pub(crate) has: HashMap<Key, Options>,
 }
 
-/// Gives the broker what haproxy has bound by itself where a binding wants the same address now, or one that overlaps it.
-/// `want` asks for a lease of the generation that has bound it. Gives what the files of UNIX sockets have, for the claim.
+/// Gives the broker the sockets that haproxy has bound itself and whose address, or one that
+/// overlaps it, a binding wants now. `want` claims each for the generation that bound it. Gives the
+/// options of the files of UNIX sockets, for the claim.
 ///
 /// # Errors
-/// [`Error::OwnAddress`] where the socket cannot be taken.
+/// [`Error::OwnAddress`] if a socket cannot be taken.
 pub(super) async fn take(
     lease: &mut Client,
     rendering: &Rendering,
@@ -79,7 +82,7 @@ pub(super) async fn take(
         let fd =
             holder.take().map_err(|error| failed(format!("it cannot be taken over: {error}")))?;
         let Ok(seen) = identity::of(fd.as_fd()) else { continue };
-        // With its options.
+        // The same with the options of the socket.
         let bound = Listener { address: bound.address.clone(), ..seen.listener() };
         let Some(binding) = wants(&new, &bound) else { continue };
         let same = binding.listener.address == bound.address;
@@ -96,14 +99,15 @@ pub(super) async fn take(
         match given.await {
             Ok(Ok(_)) => {}
             Ok(Err((_, why))) => return Err(failed(format!("it cannot keep it: {why}"))),
-            // The process is about to end.
+            // The supervisor is about to end.
             Err(_) => return Err(failed("the supervisor ends".to_owned())),
         }
     }
     Ok(taken)
 }
 
-/// The options of a binding with the mode and owner that the file of its socket has: the line of haproxy's own socket may have said them.
+/// The options of a binding, with the mode and owner of its socket's file: the line of haproxy's
+/// own socket may have set them.
 fn of_file(listener: &Listener) -> Option<Options> {
     let Address::Unix(path) = &listener.address else { return None };
     let file = std::fs::symlink_metadata(path).ok()?;
@@ -119,7 +123,7 @@ fn of_file(listener: &Listener) -> Option<Options> {
     })
 }
 
-/// The binding that wants this address; else one that cannot be bound beside it.
+/// The binding that wants this address, or else one that cannot be bound beside it.
 fn wants<'a>(new: &[&'a Binding], bound: &Listener) -> Option<&'a Binding> {
     let key = bound.key();
     let same = |binding: &&&Binding| binding.listener.address == bound.address;
@@ -127,8 +131,9 @@ fn wants<'a>(new: &[&'a Binding], bound: &Listener) -> Option<&'a Binding> {
     new.iter().find(same).or_else(|| new.iter().find(overlaps)).copied()
 }
 
-/// What the processes of a generation listen on, but for the sockets in `given`. Of UNIX sockets those that the paths of `wanted` lead
-/// to: one may have been bound under another name.
+/// The sockets that the processes of a generation listen on, except for those in `given`. Of UNIX
+/// sockets, only those that the paths of `wanted` lead to: a socket may have been bound under
+/// another name.
 pub fn own_sockets(pid: i32, given: &HashSet<u64>, wanted: &[Listener]) -> Vec<(Address, Holder)> {
     let listening = diag::listening().unwrap_or_default().into_iter();
     let listening = listening.filter(|socket| !matches!(socket.address, Address::Unix(_)));

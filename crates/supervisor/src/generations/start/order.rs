@@ -1,4 +1,4 @@
-//! What a start depends on, and what it comes to: the process that is to be started.
+//! What a start depends on, and what results from it: the process to start.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -18,25 +18,27 @@ use crate::generations::notifications::Notifications;
 pub(crate) struct Plan {
     pub(crate) id: GenerationId,
     pub(crate) configuration: Configuration,
-    /// The configuration was read by this process before.
+    /// Whether this process has read the configuration before.
     pub(crate) read_before: bool,
     /// The listeners that serve now.
     pub(crate) served: Vec<String>,
-    /// It may have nothing to listen on.
+    /// Whether the generation may have no listeners.
     pub(crate) may_be_empty: bool,
     /// Devices of listeners that generations have.
     pub(crate) devices: BTreeSet<String>,
-    /// The descriptors of listeners that other generations have, so that none is opened twice.
+    /// The descriptors of listeners that other generations have: none is opened twice.
     pub(crate) known: Known,
-    /// The generation that serves. Where there is none, this start must work where a reload would rather fail.
+    /// The serving generation. If there is none, this start must work where a reload would rather
+    /// fail.
     pub(crate) serving: Option<Serving>,
-    /// An older generation is alive, so haproxy is given `-sf`.
+    /// Whether an older generation is alive, so haproxy is given `-sf`.
     pub(crate) older_alive: bool,
-    /// haproxy must not use epoll, where its ghosts could not be removed: a condition can depend on it.
+    /// Whether haproxy must not use epoll, because its ghosts could not be removed. A condition can
+    /// depend on this.
     pub(crate) no_epoll: bool,
 }
 
-/// What is to be started, and what belongs to it.
+/// The process to start, and what belongs to it.
 pub(super) struct Order {
     pub(super) launch: Launch,
     pub(super) messages: Messages,
@@ -44,7 +46,7 @@ pub(super) struct Order {
     pub(super) notifications: Option<Notifications>,
 }
 
-/// The listeners' descriptors, to be passed on.
+/// The listeners' descriptors, as they are passed to the process.
 pub(super) fn passed(
     listeners: &[Rc<HeldListener>],
 ) -> impl Iterator<Item = (String, Arc<OwnedFd>)> {

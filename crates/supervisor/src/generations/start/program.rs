@@ -1,5 +1,5 @@
-//! Starting a program that is not haproxy: it finds its sockets as under systemd (sd_listen_fds(3)),
-//! in a variable for each, and in those that the person has asked for.
+//! Starting a program that is not haproxy. It finds its sockets as under systemd
+//! (sd_listen_fds(3)), in a variable for each, and in the variables that the user has asked for.
 
 use std::rc::Rc;
 
@@ -18,7 +18,7 @@ use crate::program::{Numbers, Program, Readiness};
 use crate::settings::Settings;
 use bindonce_haproxy::config::Messages;
 
-/// How the program is started with these listeners.
+/// The order that starts the program with these listeners.
 pub(crate) fn order(
     program: &Program,
     settings: &Settings,
@@ -27,8 +27,8 @@ pub(crate) fn order(
 ) -> Result<Order, Error> {
     let mut launch = Launch::new(program.program.clone());
     launch.args.clone_from(&program.arguments);
-    // A session of its own: all that comes from it is found by that, and its being stopped for a
-    // moment means nothing to a terminal, nor our death to it.
+    // A session of its own: it identifies all descendants, a terminal does not notice short stops,
+    // and our death means nothing to the program.
     launch.service = true;
     launch.calls.intercept = match &program.intercept {
         None => Asked::Not,
@@ -39,7 +39,7 @@ pub(crate) fn order(
     let names: Vec<_> = listeners.iter().filter_map(|held| held.listener.name.clone()).collect();
     let descriptors: Vec<(Name, i32)> = names.iter().cloned().zip(inherit::FIRST..).collect();
     let mut set = |name: &str, value: String| launch.env.push((name.into(), value.into()));
-    // One that binds by itself takes these variables for an activation without sockets.
+    // A program that binds itself would take these variables for an activation without sockets.
     if !(listeners.is_empty() && program.intercept.is_some()) {
         set("LISTEN_FDS", listeners.len().to_string());
         let shown: Vec<_> = names.iter().map(Name::as_str).collect();
@@ -54,7 +54,7 @@ pub(crate) fn order(
         set(&variable.name, variable.value.fill(numbers)?);
     }
     let notifications = match program.readiness {
-        // One that finds its socket listening already may call no listen(2).
+        // A program that finds its socket listening already may not call listen(2).
         Readiness::Notify | Readiness::Listen => Some(Notifications::new()?),
         Readiness::Check(_) | Readiness::Delay(_) => None,
     };

@@ -1,5 +1,6 @@
-//! A configuration that was read and rendered: the copies that haproxy is started on, and what else belongs to it. All of it
-//! is on disk, so that another supervisor, or another image of this one, can start the same again.
+//! A configuration that was read and rendered: the copies that haproxy is started on, and the facts
+//! about them. All of it is on disk: another supervisor, or another image of this one, can start
+//! the same again.
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
@@ -18,40 +19,41 @@ use bindonce_haproxy::config::{Command, Messages, Rendering};
 /// descriptor must stay below haproxy's own limit.
 pub(super) const FIRST_DESCRIPTOR: i32 = bindonce_sys::inherit::FIRST;
 
-/// The file of ours that stands before the copies.
+/// bindonce's own file, which comes before the copies.
 const OWN: &str = "bindonce-admin.cfg";
 
 /// A configuration that was read and rendered.
 #[derive(Debug)]
 pub(crate) struct Rendered {
-    /// Whose command it is started with.
+    /// The haproxy, with the command that starts it.
     pub(crate) kind: Box<Haproxy>,
     pub(crate) rendering: Rc<Rendering>,
     /// The copies, in haproxy's order.
     pub(super) files: Vec<PathBuf>,
-    /// The text of the file of ours.
+    /// The text of bindonce's own file.
     own: String,
     pub(super) facts: Facts,
 }
 
-/// What else belongs to it.
+/// The facts that belong to a rendered configuration.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Facts {
-    /// Whether the admin socket is among the copies. haproxy would count it, and start with nothing else to
-    /// listen on: where only haproxy can say whether there is anything, it is left out.
+    /// Whether the copies contain the admin socket. haproxy would count it, and start with nothing
+    /// else to listen on. It is left out if only haproxy knows whether there is anything else.
     pub(super) admin: bool,
-    /// Whether a file of ours is before them.
+    /// Whether bindonce's own file comes before the copies.
     pub(super) own: bool,
-    /// What names the sockets of the master CLI to a process under a master of its version.
+    /// The value that names the sockets of the master CLI to a process under a master of its
+    /// version.
     pub(super) master_cli: Option<String>,
     /// The command, as it was given.
     pub(super) command: Vec<Text>,
-    /// Who has given it, if not this process.
+    /// The caller that gave it, if not this process.
     pub(super) caller: Option<Box<Origin>>,
 }
 
 impl Rendered {
-    /// What was written to this directory.
+    /// The configuration that was written to this directory.
     pub(super) fn new(
         kind: Haproxy,
         rendering: Rendering,
@@ -66,12 +68,12 @@ impl Rendered {
         Self { kind: Box::new(kind), rendering: Rc::new(rendering), files, own: text, facts }
     }
 
-    /// Whether no file was removed.
+    /// Whether all files still exist.
     pub(super) fn is_there(&self) -> bool {
         self.files.iter().all(|path| path.exists())
     }
 
-    /// Writes all of it again where a file was removed.
+    /// Writes all files again if one is missing.
     pub(super) fn write_missing(&self) -> io::Result<()> {
         let directory = self.files.first().and_then(|path| path.parent());
         let Some(directory) = directory.filter(|_| !self.is_there()) else { return Ok(()) };
@@ -88,19 +90,19 @@ impl Rendered {
         &self.files[usize::from(self.facts.own)..]
     }
 
-    /// What translates what a haproxy says that was started on it.
+    /// The translation of messages from a haproxy that was started on it.
     pub(crate) fn messages(&self) -> Messages {
         let first = FIRST_DESCRIPTOR + i32::from(self.facts.admin);
         Messages::new(Rc::clone(&self.rendering), self.copies(), first)
     }
 
-    /// Whether this command is the one that it was made for.
+    /// Whether it was made for this command.
     pub(crate) fn is_of(&self, kind: &Haproxy) -> bool {
         self.facts.command == words(kind)
     }
 
-    /// A haproxy that wants to keep the right to gain rights must not be held: without
-    /// CAP_SYS_ADMIN that needs no_new_privs.
+    /// Whether haproxy may be held. Not if it wants to keep the right to gain rights: without
+    /// CAP_SYS_ADMIN, a hold needs no_new_privs.
     pub(super) fn may_be_held(&self) -> bool {
         const WORD: &[u8] = b"insecure-setuid-wanted";
         let says = |text: &[u8]| text.windows(WORD.len()).any(|window| window == WORD);
@@ -108,7 +110,6 @@ impl Rendered {
     }
 }
 
-/// The words of a command.
 pub(super) fn words(kind: &Haproxy) -> Vec<Text> {
     let Command { program, arguments, files, .. } = &kind.command;
     let files = files.iter().map(|path| path.as_os_str());
@@ -126,10 +127,11 @@ fn read(text: &[u8]) -> io::Result<(Facts, Rendering)> {
     Ok((serde_json::from_slice(facts)?, serde_json::from_slice(rendering)?))
 }
 
-/// Reads what a supervisor has written of a configuration that it has prepared, and writes it anew.
+/// Parses the text of a prepared configuration, as a supervisor has written it, and writes it
+/// again.
 ///
 /// # Errors
-/// If it is nothing of that kind.
+/// If the text is not such a configuration.
 pub fn rewritten(text: &[u8]) -> io::Result<Vec<u8>> {
     let (facts, rendering) = read(text)?;
     let mut text = serde_json::to_vec(&facts)?;
@@ -139,7 +141,7 @@ pub fn rewritten(text: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 impl Rendered {
-    /// Reads what is in this directory, for this haproxy.
+    /// Loads the configuration in this directory, for this haproxy.
     pub(super) fn load(kind: &Haproxy, directory: &Path) -> io::Result<Self> {
         let text = std::fs::read(directory.join(NAME))?;
         let (facts, rendering) = read(&text)?;
@@ -158,7 +160,8 @@ impl Rendered {
     }
 }
 
-/// Writes the copies, ours before them if there is one, and what else belongs to them; `written` is the rendering as JSON.
+/// Writes the copies, bindonce's own file if there is one, and the facts. `written` is the
+/// rendering as JSON.
 pub(super) fn write(
     rendering: &Rendering,
     written: &[u8],

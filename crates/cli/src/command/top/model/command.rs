@@ -1,11 +1,11 @@
-//! What the keys do. One thing is done at a time, and a generation is ended only when a second
-//! key has said so.
+//! What the keys do. One action runs at a time, and a generation is ended only after a second key
+//! has confirmed it.
 
 use super::{Action, Effect, Message, Model, Pane, SPANS, Sort};
 use crate::command::top::keys::Key;
 use crate::command::top::overview::{Generation, Service, Supervision};
 
-/// How far a key goes that goes far.
+/// Lines that PageUp and PageDown move.
 const PAGE: usize = 10;
 
 impl Model {
@@ -79,7 +79,7 @@ impl Model {
         vec![Effect::Act(action)]
     }
 
-    /// The service that is chosen, if something can be done to it now; else says why not.
+    /// The chosen service, if an action can start on it now; else shows why not.
     fn free(&mut self) -> Option<Service> {
         let text = match (&self.doing, self.service().cloned()) {
             (Some((action, _)), _) => format!("{} first: one thing at a time", action.gerund()),

@@ -1,7 +1,7 @@
-//! What is on the screen, and what a key or news does to it.
+//! The state of the screen, and what a key or news does to it.
 //!
-//! [`Model::on`] is a function of the time and of what happens: no clock, no terminal and nobody
-//! to ask is in here. What is to be done comes out as [`Effect`]s.
+//! [`Model::on`] is a function of the time and the input: it uses no clock and no terminal, and
+//! asks no process. What to do is returned as [`Effect`]s.
 
 mod command;
 #[cfg(test)]
@@ -19,35 +19,35 @@ use super::lives::Lives;
 use super::overview::{Generation, Overview, Service, Supervision};
 use crate::events::SourcedEvent;
 
-/// For how many milliseconds it is told what was done.
+/// How long the outcome of an action is shown, in milliseconds.
 const TOLD: u64 = 15_000;
-/// Ended generations that are shown of each service.
+/// Ended generations that are shown for each service.
 const ENDED_SHOWN: usize = 3;
-/// Seconds that the time line can show.
+/// Lengths of the time line, in seconds.
 pub(super) const SPANS: [u64; 8] =
     [60, 5 * 60, 15 * 60, 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600, 30 * 24 * 3600];
-/// The longest of them that is chosen without being asked for.
+/// Index of the longest length that is chosen without a key.
 const LONGEST_UNASKED: usize = 3;
 
-/// What happens.
+/// An input to the model.
 #[derive(Debug)]
 pub(super) enum Input {
     Key(Key),
-    /// Nothing for a while.
+    /// No news for a while.
     Time,
-    /// They were all asked.
+    /// A new snapshot.
     Overview(Box<Overview>),
     /// Events, oldest first.
     Happened(Vec<SourcedEvent>),
-    /// What was being done is done: what was said of it, or why it failed.
+    /// The outcome of an action: what was reported, or why it failed.
     Done(Result<String, String>),
 }
 
-/// What is to be done.
+/// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Effect {
     Act(Action),
-    /// Ask them all, now.
+    /// Take a snapshot now.
     Look,
     /// Draw everything again: another program may have written on the terminal.
     Redraw,
@@ -56,7 +56,7 @@ pub(super) enum Effect {
     Quit,
 }
 
-/// What can be done to a service.
+/// An action on a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Action {
     Reload { service: String },
@@ -72,52 +72,52 @@ pub(super) enum Pane {
     Events,
 }
 
-/// By what the listeners are sorted.
+/// How the listeners are sorted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Sort {
     #[default]
     Name,
     /// The fullest queue first.
     Queue,
-    /// Those that most connections to the broker have first.
+    /// The most holders first.
     Users,
 }
 
 /// A service, or one generation of it.
 pub(super) type Row = (String, Option<u64>);
 
-/// What is told below everything, until the next key that does something.
+/// A message below the panes, until the next key that does something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Message {
-    /// From then on, and not for long.
+    /// Shown from this time on, for a short while.
     Notice(Timestamp, String),
     Failed(String),
 }
 
-/// What of it the keys have chosen.
+/// What the keys have chosen.
 #[derive(Debug, Default)]
 pub(super) struct View {
     pub(super) pane: Pane,
     chosen: Option<Row>,
-    /// The line of the listeners that is in sight.
+    /// The line of the listeners that stays in view.
     pub(super) listener: usize,
-    /// How far back from the newest event.
+    /// Distance from the newest event.
     pub(super) back: usize,
     pub(super) sort: Sort,
-    /// Which of [`SPANS`] was asked for.
+    /// Index in [`SPANS`] of the chosen length.
     span: Option<usize>,
     pub(super) help: bool,
 }
 
-/// All that is on the screen.
+/// Everything on the screen.
 #[derive(Debug, Default)]
 pub(super) struct Model {
     pub(super) now: Timestamp,
-    /// Whether anybody was asked yet.
+    /// Whether a snapshot was taken yet.
     pub(super) looked: bool,
-    /// As it last told.
+    /// As last reported.
     pub(super) broker: Option<BrokerInfo>,
-    /// Since when it does not tell, and why.
+    /// Since when the broker does not answer, and why.
     pub(super) lost: Option<(Timestamp, String)>,
     listeners: Vec<ListenerInfo>,
     pub(super) services: Vec<Service>,
@@ -125,20 +125,19 @@ pub(super) struct Model {
     /// Oldest first.
     pub(super) events: VecDeque<SourcedEvent>,
     pub(super) view: View,
-    /// The generation that is to be ended once that is confirmed.
+    /// The generation to end, once that is confirmed.
     pub(super) asking: Option<(String, u64)>,
-    /// What is being done, and since when.
+    /// The running action, and since when.
     pub(super) doing: Option<(Action, Timestamp)>,
     pub(super) message: Option<Message>,
 }
 
 impl Model {
-    /// Nothing known yet.
     pub(super) fn new(now: Timestamp) -> Self {
         Self { now, ..Self::default() }
     }
 
-    /// Takes in what happens, and says what is to be done.
+    /// Handles an input, and returns what to do.
     pub(super) fn on(&mut self, now: Timestamp, input: Input) -> Vec<Effect> {
         self.now = now;
         match input {
@@ -152,7 +151,7 @@ impl Model {
                 for sourced in events {
                     self.lives.happened(&sourced);
                     self.events.push_back(sourced);
-                    // What is being read stays where it is.
+                    // The event that is being read stays in place.
                     self.view.back += usize::from(self.view.back > 0);
                 }
                 let surplus = self.events.len().saturating_sub(REMEMBERED);
@@ -190,7 +189,7 @@ impl Model {
             }
         }
         for service in &seen.services {
-            // One that does not answer, or whose broker does not, still has what it had.
+            // A service that does not answer, or whose broker does not, still has its generations.
             let silent = matches!(service.supervision, Supervision::Silent(_));
             if !silent || !service.generations.is_empty() {
                 self.lives.seen(self.now, service);
@@ -200,7 +199,7 @@ impl Model {
         self.view.listener = self.view.listener.min(self.listeners.len().saturating_sub(1));
         let rows = self.rows();
         if !self.view.chosen.as_ref().is_some_and(|chosen| rows.contains(chosen)) {
-            // A generation that is gone leaves the choice to its service.
+            // If a generation is gone, its service is chosen instead.
             let service = self.view.chosen.take().map(|(service, _)| (service, None));
             self.view.chosen = service.filter(|row| rows.contains(row)).or(rows.into_iter().next());
         }
@@ -226,18 +225,18 @@ impl Model {
         life.ended.is_some_and(|ended| ended >= self.span().0)
     }
 
-    /// The line of [`Model::rows`] that is chosen.
+    /// The chosen line of [`Model::rows`].
     pub(super) fn chosen(&self) -> Option<&Row> {
         self.view.chosen.as_ref()
     }
 
-    /// The service that is chosen, or one of whose generations is.
+    /// The chosen service, or the service of the chosen generation.
     pub(super) fn service(&self) -> Option<&Service> {
         let (name, _) = self.view.chosen.as_ref()?;
         self.services.iter().find(|service| service.name == *name)
     }
 
-    /// The listeners as they are sorted.
+    /// The listeners, sorted as chosen.
     pub(super) fn listeners(&self) -> Vec<&ListenerInfo> {
         let mut listeners: Vec<_> = self.listeners.iter().collect();
         match self.view.sort {
@@ -275,7 +274,7 @@ impl Model {
     }
 }
 
-/// How full its queue is, of 1; less than nothing where that is not known.
+/// How full the listener's queue is, as a fraction; negative if that is not known.
 pub(super) fn fullness(listener: &ListenerInfo) -> f64 {
     let queue = listener.queue.or(listener.receive_queue);
     match (queue, listener.backlog.or(listener.receive_buffer)) {

@@ -24,7 +24,7 @@ fn a_reload_is_of_the_chosen_service_and_one_at_a_time() {
     let reload = Action::Reload { service: "web".to_owned() };
     assert_eq!(press(&mut model, "jr"), [Effect::Act(reload.clone())]);
     assert_eq!(model.doing, Some((reload.clone(), NOW)));
-    // A key that is held down, and one that would end what drains meanwhile.
+    // A key that is held down, and one that would end a draining generation meanwhile.
     assert_eq!(press(&mut model, "rrx"), []);
     assert!(message(&model).contains("one thing at a time"), "{}", message(&model));
     let failed = Input::Done(Err("line 3: unknown keyword\nhint: mend it".to_owned()));
@@ -51,7 +51,7 @@ fn what_was_done_is_told_for_a_while_and_what_failed_until_a_key() {
 #[test]
 fn a_generation_is_ended_only_after_a_question() {
     let retire = || Effect::Act(Action::Retire { service: "web".to_owned(), generation: 3 });
-    // On the service it is the oldest that drains; on the generation, that one.
+    // On the service, the oldest draining generation; on a generation, that one.
     for keys in ["x", "R", "jjx"] {
         let mut model = reloaded();
         assert_eq!(press(&mut model, keys), []);
@@ -94,7 +94,7 @@ fn the_choice_stays_with_what_was_chosen() {
     assert_eq!(model.rows(), [web(None), web(Some(5)), web(Some(3)), web(Some(4))]);
     press(&mut model, "jj");
     assert_eq!(model.chosen(), Some(&web(Some(3))));
-    // A newer one comes, and a service before it.
+    // A newer generation comes, and a service before this one.
     let generations = vec![
         generation(3, "draining", 250),
         generation(5, "draining", 61),
@@ -103,7 +103,7 @@ fn the_choice_stays_with_what_was_chosen() {
     let before = service("a", Vec::new());
     model.on(NOW, seen(vec![before.clone(), service("web", generations)], Vec::new()));
     assert_eq!(model.chosen(), Some(&web(Some(3))));
-    // It ends, and stays in sight as one that has.
+    // The generation ends, and stays in view as ended.
     let generations = vec![generation(5, "draining", 61), generation(6, "serving", 0)];
     model.on(NOW, seen(vec![before, service("web", generations)], Vec::new()));
     assert_eq!(model.chosen(), Some(&web(Some(3))));
@@ -157,7 +157,7 @@ fn events_are_looked_into_at_once_and_only_so_many_kept() {
     let events = (0..1500).map(|number| event_at(0, "reload-done", number, "done")).collect();
     assert_eq!(model.on(NOW, Input::Happened(events)), [Effect::Look]);
     assert_eq!((model.events.len(), model.events[0].event.generation), (REMEMBERED, Some(500)));
-    // What is being read stays in place when more comes.
+    // The event that is being read stays in place when more come.
     model.on(NOW, Input::Key(Key::BackTab));
     press(&mut model, "kkk");
     model.on(NOW, Input::Happened(vec![event_at(0, "reload-done", 1, "done")]));
@@ -179,7 +179,7 @@ fn the_time_line_fits_until_a_key_says_otherwise() {
     assert_eq!(model.span().1, SPANS[SPANS.len() - 1]);
     press(&mut model, "0");
     assert_eq!(model.span().1, 300);
-    // One that serves for a month does not make all else a point.
+    // A generation that has served for a month does not shrink everything else to a point.
     model
         .on(NOW, seen(vec![service("old", vec![generation(1, "serving", 2_500_000)])], Vec::new()));
     assert_eq!(model.span().1, 3600);

@@ -21,7 +21,7 @@ pub(crate) enum Colour {
 
 pub(crate) const PLAIN: Style = Style { colour: None, bold: false, dim: false, reversed: false };
 
-/// The characters that are drawn.
+/// The characters used to draw.
 #[derive(Debug)]
 pub(crate) struct Glyphs {
     pub(super) starting: &'static str,
@@ -34,7 +34,7 @@ pub(crate) struct Glyphs {
     pub(super) cut: &'static str,
 }
 
-/// For terminals that know them.
+/// For terminals that know these characters.
 pub(crate) const UNICODE: Glyphs = Glyphs {
     starting: "░",
     serving: "█",
@@ -46,7 +46,7 @@ pub(crate) const UNICODE: Glyphs = Glyphs {
     cut: "…",
 };
 
-/// For all others.
+/// For all other terminals.
 pub(crate) const ASCII: Glyphs = Glyphs {
     starting: "o",
     serving: "#",
@@ -88,7 +88,7 @@ pub(crate) struct Cell {
 /// A column of a row: its width, its text, and how that is shown.
 pub(super) type Column = (u16, String, Style);
 
-/// What a screen is to show.
+/// What a screen shows.
 #[derive(Debug)]
 pub(crate) struct Canvas {
     width: u16,
@@ -98,24 +98,23 @@ pub(crate) struct Canvas {
 }
 
 impl Canvas {
-    /// An empty one.
     pub(crate) fn new((width, height): (u16, u16), glyphs: &'static Glyphs) -> Self {
         let blank = Cell { character: Some(' '), style: PLAIN };
         let cells = vec![blank; usize::from(width) * usize::from(height)];
         Self { width, height, cells, glyphs }
     }
 
-    /// All of it.
+    /// The whole canvas.
     pub(super) fn area(&self) -> Area {
         Area { x: 0, y: 0, width: self.width, height: self.height }
     }
 
-    /// Its lines, from the top.
+    /// The lines, from the top.
     pub(crate) fn lines(&self) -> impl Iterator<Item = &[Cell]> {
         self.cells.chunks(usize::from(self.width).max(1))
     }
 
-    /// The places of a line from one column up to another, as far as there are any.
+    /// The cells of a line from one column up to another, as far as there are any.
     fn places(&mut self, y: u16, from: u16, to: u16) -> &mut [Cell] {
         let line = usize::from(y) * usize::from(self.width);
         let (from, to) = (from.min(self.width), to.min(self.width));
@@ -124,8 +123,9 @@ impl Canvas {
     }
 
     /// Writes a text in at most `width` columns from `x` on, cut visibly if it is longer, and
-    /// gives where it ends. Nothing is written outside the canvas. Characters that control the terminal,
-    /// or that have no width of their own (marks, changes of direction), are left out.
+    /// returns the column where it ends. Nothing is written outside the canvas. Characters that
+    /// control the terminal, or that have no width of their own (marks, changes of direction), are
+    /// left out.
     pub(in crate::command::top) fn text(
         &mut self,
         x: u16,
@@ -159,7 +159,7 @@ impl Canvas {
         x.saturating_add(u16::try_from(at).unwrap_or(u16::MAX))
     }
 
-    /// Writes columns with a space between; the last one gets what is left of `width`.
+    /// Writes columns a space apart. The last one gets the rest of the area's width.
     pub(super) fn row(&mut self, area: Area, columns: &[Column], chosen: bool) {
         let right = area.right().min(self.width);
         let mut at = area.x;

@@ -1,4 +1,4 @@
-//! What happened, the newest last.
+//! The events, newest last.
 
 use super::canvas::{Area, Canvas, PLAIN};
 use super::pane::{BAD, FAINT, GOOD, WARN, title, window};

@@ -8,9 +8,9 @@ use super::words;
 use crate::command::list::queue;
 use crate::command::top::model::{Model, Pane, fullness};
 
-/// Characters of a bar.
+/// Width of a bar.
 const BAR: u16 = 10;
-/// Of how many wait, and how many may.
+/// Width of the numbers: how many wait, and how many may.
 const NUMBERS: u16 = 11;
 
 pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
@@ -45,7 +45,7 @@ pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
     }
 }
 
-/// How wide name and address are; without room there is no address.
+/// Widths of name and address. Without room there is no address.
 fn columns(width: u16) -> (u16, u16) {
     match width {
         100.. => (18, 30),
@@ -57,7 +57,7 @@ fn columns(width: u16) -> (u16, u16) {
 fn cells(canvas: &Canvas, listener: &ListenerInfo, width: u16, stale: bool) -> Vec<Column> {
     let style = |style: Style| if stale { FAINT } else { style };
     let (name, address) = columns(width);
-    // One that was never named is called by its address: that is told once.
+    // An unnamed listener is called by its address, which is shown once.
     let mut cells = if address > 0 && listener.bound == listener.name {
         vec![(name + 1 + address, listener.name.clone(), style(PLAIN))]
     } else {
@@ -79,7 +79,7 @@ fn cells(canvas: &Canvas, listener: &ListenerInfo, width: u16, stale: bool) -> V
     cells
 }
 
-/// Any connection that waits shows.
+/// A bar on which any waiting connection shows.
 fn bar(canvas: &Canvas, fullness: f64) -> String {
     if fullness < 0.0 {
         return String::new();
@@ -88,7 +88,7 @@ fn bar(canvas: &Canvas, fullness: f64) -> String {
     canvas.glyphs.full.repeat(full) + &canvas.glyphs.empty.repeat(usize::from(BAR) - full)
 }
 
-/// What is unusual, then who uses it.
+/// What is unusual, then the holders.
 fn state(listener: &ListenerInfo) -> (String, Style) {
     let mut words = Vec::new();
     let mut style = PLAIN;

@@ -1,7 +1,7 @@
-//! Draws a [`Model`]: header, services, listeners, events, messages, keys, each in the room that
+//! Draws a [`Model`]: header, services, listeners, events, messages and keys, each in the room that
 //! there is. A terminal that is too small shows less, from the top.
 //!
-//! No state is told by colour or by a drawn character alone, and every text is cut at its column.
+//! No state is shown by colour or by a drawn character alone, and every text is cut at its column.
 
 mod canvas;
 mod events;
@@ -21,15 +21,15 @@ pub(super) use canvas::{ASCII, Canvas, Cell, Glyphs, PLAIN, Style, UNICODE};
 pub(super) use pane::BAD;
 use pane::{FAINT, STRONG, WARN};
 
-/// What does not change.
+/// Settings that do not change.
 #[derive(Debug, Clone)]
 pub(super) struct Setting {
     pub(super) glyphs: &'static Glyphs,
-    /// From one look to the next, as people write it.
+    /// Time from one snapshot to the next, as people write it.
     pub(super) interval: String,
 }
 
-/// Draws it all.
+/// Draws the whole screen.
 pub(super) fn draw(model: &Model, setting: &Setting, canvas: &mut Canvas) {
     let area = canvas.area();
     let Some((top, rest)) = cut(area, 1) else { return };
@@ -57,7 +57,7 @@ pub(super) fn draw(model: &Model, setting: &Setting, canvas: &mut Canvas) {
     panes(model, canvas, body);
 }
 
-/// The first `height` lines of an area, and the rest; none if there are none at all.
+/// The first `height` lines of an area, and the rest; None if the first part is empty.
 fn cut(area: Area, height: u16) -> Option<(Area, Area)> {
     let height = height.min(area.height);
     let first = Area { height, ..area };
@@ -65,7 +65,7 @@ fn cut(area: Area, height: u16) -> Option<(Area, Area)> {
     (height > 0 && area.width > 0).then_some((first, rest))
 }
 
-/// Services and listeners get what they need where there is room, events at least a quarter.
+/// Services and listeners get what they need if there is room; events get at least a quarter.
 fn panes(model: &Model, canvas: &mut Canvas, body: Area) {
     let lines = |count: usize| u16::try_from(count.max(1) + 1).unwrap_or(u16::MAX);
     let (services, listeners) = (lines(model.rows().len()), lines(model.listeners().len()));
@@ -115,8 +115,8 @@ fn header(model: &Model, setting: &Setting, canvas: &mut Canvas, area: Area) {
     }
 }
 
-/// What stands between the panes and the keys: why the broker does not tell, what more there is of
-/// the chosen line, what is being done, and what came of it.
+/// The lines between the panes and the keys: why the broker does not answer, more about the chosen
+/// line, the running action, and the outcome of the last one.
 fn notices(model: &Model, width: usize) -> Vec<(String, Style)> {
     let mut lines = Vec::new();
     let mut tell = |text: &str, style: Style| {
@@ -158,7 +158,7 @@ fn footer(model: &Model, canvas: &mut Canvas, area: Area) {
     ];
     let mut x = area.x;
     for (key, what) in keys {
-        // Whole or not at all.
+        // Shown whole or not at all.
         let needed = u16::try_from(key.len() + what.len() + 3).unwrap_or(u16::MAX);
         if area.right().saturating_sub(x) < needed - 2 {
             break;

@@ -1,4 +1,4 @@
-//! What the panes have in common: their styles, their titles, and which of their lines are shown.
+//! What the panes share: their styles, their titles, and which of their lines are shown.
 
 use super::canvas::{Area, Canvas, Colour, PLAIN, Style};
 
@@ -8,7 +8,7 @@ pub(super) const GOOD: Style = Style { colour: Some(Colour::Green), ..PLAIN };
 pub(super) const WARN: Style = Style { colour: Some(Colour::Yellow), ..PLAIN };
 pub(in crate::command::top) const BAD: Style = Style { colour: Some(Colour::Red), ..STRONG };
 
-/// A pane's title: its name, heads of columns where they have room, and what stands on the right.
+/// A pane's title: its name, the heads of columns where they have room, and a text on the right.
 pub(super) fn title(
     canvas: &mut Canvas,
     area: Area,
@@ -36,7 +36,7 @@ pub(super) fn title(
     }
 }
 
-/// Which of `count` lines are shown in `height`, so that `at` is in sight.
+/// Which of `count` lines are shown in `height`, so that `at` is in view.
 pub(super) fn window(count: usize, height: u16, at: usize) -> std::ops::Range<usize> {
     let height = usize::from(height).min(count);
     let first = at.saturating_sub(height / 2).min(count - height);

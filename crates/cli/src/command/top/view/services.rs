@@ -1,4 +1,4 @@
-//! The services with their generations, and when each of them served: the time line ends now.
+//! The services with their generations, and when each of them served. The time line ends now.
 
 use bindonce_core::history::{Activity, Life};
 use bindonce_core::text::count;
@@ -10,10 +10,10 @@ use super::words;
 use crate::command::top::model::{Model, Pane, Row};
 use crate::command::top::overview::{Generation, Service, Supervision};
 
-/// The columns before the time line, in a terminal of some width.
+/// The columns before the time line, for a terminal's width.
 struct Columns {
     name: u16,
-    /// Process, age, connections, memory: as many as there is room for, from the last on.
+    /// Process, age, connections, memory: as many as there is room for.
     shown: &'static [Column],
 }
 
@@ -49,7 +49,7 @@ impl Columns {
         }
     }
 
-    /// From the beginning of the state to the time line.
+    /// Width from the beginning of the state to the time line.
     fn middle(&self) -> u16 {
         STATE + self.shown.iter().map(|column| column.head().0 + 1).sum::<u16>()
     }
@@ -99,7 +99,7 @@ fn head(canvas: &mut Canvas, area: Area, service: &Service, columns: &Columns, c
             let reloads = count(*reloads, "reload");
             let text = match draining {
                 0 => format!("{program} by {pid}, {reloads}, {failed} failed"),
-                // First, since it may be all that there is room for.
+                // First, because there may be no room for more.
                 percent => format!(
                     "{percent} % answered by older, {reloads}, {failed} failed, {program} by {pid}"
                 ),
@@ -159,7 +159,7 @@ fn state_style(state: &str) -> Style {
     }
 }
 
-/// One character for each part of the time. Of a service: whether any generation served.
+/// One character for each part of the time. For a service: whether any generation served.
 fn time_line(
     canvas: &mut Canvas,
     area: Area,
@@ -171,11 +171,11 @@ fn time_line(
     let length = now.0.saturating_sub(from.0);
     let begin = |cell: u64| Timestamp(from.0 + length * cell / cells);
     for (cell, x) in (0..cells).zip(area.x..) {
-        // The last one takes in this very moment.
+        // The last part includes this very moment.
         let to = if cell + 1 == cells { Timestamp(now.0 + 1) } else { begin(cell + 1) };
         let phases = lives.iter().filter_map(|life| life.activity(begin(cell), to));
         let phases = phases.filter(|phase| !service || *phase >= Activity::Serving);
-        // A service that has gone on serving has not broken, whatever a start of it did.
+        // A service that continued to serve has not broken, whatever one of its starts did.
         let phase = if service { phases.min() } else { phases.max() };
         let (glyph, style) = match phase {
             Some(Activity::Starting) => (canvas.glyphs.starting, PLAIN),
@@ -188,7 +188,7 @@ fn time_line(
     }
 }
 
-/// What more there is to tell of the chosen line.
+/// More about the chosen line.
 pub(super) fn detail(model: &Model) -> Option<String> {
     let service = model.service()?;
     let (_, number) = model.chosen()?;
@@ -212,7 +212,7 @@ pub(super) fn detail(model: &Model) -> Option<String> {
     }
 }
 
-/// Whether a generation is really to be ended.
+/// The question whether to end a generation.
 pub(super) fn question(model: &Model, name: &str, number: u64) -> String {
     let service = model.services.iter().find(|service| service.name == name);
     let known =
@@ -222,6 +222,6 @@ pub(super) fn question(model: &Model, name: &str, number: u64) -> String {
         Some(connections) => format!(", with its {}", count(connections, "connection")),
         None => ", with its connections".to_owned(),
     };
-    // The keys come first: a long name must not push them out of sight.
+    // The keys come first: a long name must not push them out of view.
     format!("End it? y/n  generation {number} of \"{name}\"{lost}")
 }

@@ -1,4 +1,4 @@
-//! Numbers and times as they stand in narrow columns.
+//! Numbers and times for narrow columns.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ pub(super) fn clock(time: Timestamp) -> String {
     time.to_string().get(11..19).unwrap_or_default().to_owned()
 }
 
-/// How long ago.
+/// The time since then.
 pub(super) fn since(then: Timestamp, now: Timestamp) -> String {
     duration::format(Duration::from_secs(now.0.saturating_sub(then.0) / 1000)).replace("0ms", "0s")
 }
@@ -25,7 +25,7 @@ pub(super) fn bytes(count: u64) -> String {
     }
 }
 
-/// A line in parts of at most `width` characters, between words where there are any.
+/// A line in parts of at most `width` characters, split between words where possible.
 pub(super) fn wrapped(line: &str, width: usize) -> Vec<String> {
     let width = width.max(1);
     let mut parts = Vec::new();

@@ -1,9 +1,5 @@
-//! The invariants of the registry under random events, against a shell that
-//! may fail at any socket and takes its time to open them.
-//!
-//! The numbers are those of the invariants in docs/architecture.md.
-
-#![allow(missing_docs)]
+//! A registry, a shell around it that may fail at any socket, and random steps of both; the
+//! invariants are checked after each step.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -18,7 +14,7 @@ use bindonce_core::time::Timestamp;
 use proptest::prelude::*;
 
 /// Addresses that are equal, overlap, conflict or stand apart.
-const WANTED: [&str; 27] = [
+pub(crate) const WANTED: [&str; 27] = [
     ":80",
     "web=:80",
     "web=:80,backlog=64",
@@ -49,23 +45,23 @@ const WANTED: [&str; 27] = [
 ];
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(crate) enum Step {
     Connect(u8),
-    /// Which, whether tentatively, and whether changing.
+    /// The elements: the place in `WANTED`, whether tentative, whether changing.
     Claim(u8, Vec<(usize, bool, bool)>),
-    /// The shell answers the outstanding Open; the number says how many sockets
-    /// it opens before one fails, if that is fewer than all.
+    /// The shell answers the outstanding action; the number says how many sockets it opens before
+    /// one fails, if that is fewer than all.
     Answer(usize),
     Join(u8, State),
     Release(u8, Vec<usize>),
     Gone(u8),
-    /// As `Gone`, and its generation lives on with what it has.
+    /// Like `Gone`, but its generation lives on with its listeners.
     Outlived(u8),
-    /// One of these that live on ends.
+    /// A generation that lives on ends.
     Ended(u8),
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(crate) fn step() -> impl Strategy<Value = Step> {
     let client = 0_u8..4;
     let wants = prop::collection::vec((0..WANTED.len(), any::<bool>(), any::<bool>()), 1..4);
     let state = prop_oneof![Just(State::Starting), Just(State::Serving), Just(State::Draining)];
@@ -82,49 +78,49 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The world around the registry, and what has happened in it.
+/// The world around the registry, and its history.
 #[derive(Default)]
-struct World {
-    registry: Registry<u32>,
+pub(crate) struct World {
+    pub(crate) registry: Registry<u32>,
     now: u64,
-    /// The connection behind each of the clients, if it is there.
-    clients: BTreeMap<u8, ConnectionId>,
+    /// The connection of each client, if it is connected.
+    pub(crate) clients: BTreeMap<u8, ConnectionId>,
     connections: u64,
-    /// Those of them that are gone, and whose generations live on.
+    /// Connections that are gone and whose generations live on.
     outlived: BTreeMap<u8, ConnectionId>,
-    /// All that each connection has asked for.
+    /// All elements that each connection has claimed.
     wants: BTreeMap<ConnectionId, Vec<Want>>,
     outstanding: VecDeque<(ConnectionId, Outstanding)>,
-    opened: u32,
-    closed: BTreeSet<u32>,
-    /// Opened for claims that wait until others are changed, or take more steps.
+    pub(crate) opened: u32,
+    pub(crate) closed: BTreeSet<u32>,
+    /// Handles opened for claims that are not decided yet.
     in_hand: BTreeMap<ConnectionId, BTreeSet<u32>>,
 }
 
-/// What the registry waits for.
+/// An answer that the registry waits for.
 #[derive(Debug)]
 enum Outstanding {
     Open(Vec<Arc<Listener>>),
-    /// How many are to be changed.
+    /// The number of listeners to change.
     Change(usize),
     /// Another step of a claim.
     More,
 }
 
-/// A part of what is held, for comparing before and after.
-type Picture = Vec<(u32, Arc<Listener>, bool, usize)>;
+/// A part of the held listeners, to compare before and after.
+pub(crate) type Picture = Vec<(u32, Arc<Listener>, bool, usize)>;
 
-/// How many listeners of a claim are planned or granted in one step: all of these, or few.
-fn at_once() -> impl Strategy<Value = usize> {
+/// How many listeners of a claim are planned or granted in one step: all of them, or few.
+pub(crate) fn at_once() -> impl Strategy<Value = usize> {
     prop_oneof![Just(256), 1..4_usize]
 }
 
 impl World {
-    fn in_steps_of(at_once: usize) -> Self {
+    pub(crate) fn in_steps_of(at_once: usize) -> Self {
         Self { registry: Registry::in_steps_of(at_once), ..Self::default() }
     }
 
-    fn on(&mut self, event: Event<u32>) -> Result<Vec<Action<u32>>, TestCaseError> {
+    pub(crate) fn on(&mut self, event: Event<u32>) -> Result<Vec<Action<u32>>, TestCaseError> {
         self.now += 1;
         let live: BTreeSet<ConnectionId> = match &event {
             Event::Gone(gone) => self.clients.values().copied().filter(|id| id != gone).collect(),
@@ -137,7 +133,7 @@ impl World {
             .map(|view| (view.held.opened.handle, view.holders.len()))
             .collect();
         if let Event::Claim(id, wants) = &event {
-            // It may be decided later, when an earlier one is.
+            // The claim may be decided later, after an earlier one.
             self.wants.entry(*id).or_default().extend(wants.iter().cloned());
         }
         let releaser = match &event {
@@ -166,7 +162,7 @@ impl World {
                         handles.remove(handle);
                     });
                     if *why == Closing::Released {
-                        // 4: closed by an explicit release, and nobody else uses it.
+                        // 4: closed by an explicit release, while nobody else uses it.
                         prop_assert!(releaser.is_some());
                         prop_assert!(leased.get(handle).is_some_and(|leases| *leases <= 1));
                     }
@@ -195,7 +191,7 @@ impl World {
         Ok(all)
     }
 
-    /// 1: what is being opened for two claims at the same time does not overlap, nor has it one name.
+    /// 1: listeners being opened for two claims at once do not overlap, and share no name.
     fn stands_apart(&self, id: ConnectionId, new: &[Arc<Listener>]) -> Result<(), TestCaseError> {
         for (other, outstanding) in &self.outstanding {
             let Outstanding::Open(others) = outstanding else { continue };
@@ -208,13 +204,13 @@ impl World {
         Ok(())
     }
 
-    /// The held listeners that one element of a claim is about, by handle.
+    /// The held listeners that one element of a claim names, by handle.
     fn asks_for(&self, want: &Want) -> Vec<u32> {
         let handle = |held: &bindonce_core::registry::Held<u32>| held.opened.handle;
         match &want.wanted {
             Wanted::Named(name) => self.registry.by_name(name).map(handle).into_iter().collect(),
             Wanted::Listen(spec) => {
-                // Beside a wildcard of IPv4 that of both families may be for IPv6 alone.
+                // Beside an IPv4 wildcard, the dual-stack one may be for IPv6 alone.
                 let narrowed = |one: &Listener| {
                     let options = Options { v6only: true, ..one.options.clone() };
                     self.registry.by_key(&Listener { options, ..one.clone() })
@@ -225,8 +221,8 @@ impl World {
         }
     }
 
-    /// 1: whatever is opened beside something that it overlaps is told of with it, and is its
-    /// owner's: of the same request, or of the same service.
+    /// 1: every overlap of a new listener is reported with it, and the other listener has the same
+    /// owner: the same request, or the same service.
     fn all_overlaps(
         &self,
         id: ConnectionId,
@@ -259,7 +255,7 @@ impl World {
                         let theirs = holder.label.as_ref().map(|label| &label.service);
                         theirs.is_some() && theirs == service.as_ref().map(|label| &label.service)
                     };
-                    // Where nobody has it, the last who had it counts, which is not told.
+                    // Without a holder, the last user counts, which is not shown.
                     let ours = view.holders.iter().all(same);
                     prop_assert!(asked.contains(&view.held.opened.handle) || ours);
                 }
@@ -268,18 +264,18 @@ impl World {
         Ok(())
     }
 
-    fn answer(&mut self, fail_at: usize) -> Result<(), TestCaseError> {
+    pub(crate) fn answer(&mut self, fail_at: usize) -> Result<(), TestCaseError> {
         let Some((id, outstanding)) = self.outstanding.pop_front() else { return Ok(()) };
         self.answer_one(id, outstanding, fail_at)?;
-        // A claim that is decided has nothing in hand.
+        // A decided claim has no handle in hand.
         if !self.outstanding.iter().any(|(other, _)| *other == id) {
             self.in_hand.remove(&id);
         }
         Ok(())
     }
 
-    /// Until nothing is asked for any more: claims do not wait for each other for ever.
-    fn answer_all(&mut self) -> Result<(), TestCaseError> {
+    /// Answers until nothing is outstanding: claims do not wait for each other forever.
+    pub(crate) fn answer_all(&mut self) -> Result<(), TestCaseError> {
         for _ in 0..10_000 {
             if self.outstanding.is_empty() {
                 return Ok(());
@@ -301,8 +297,8 @@ impl World {
             Outstanding::Change(count) if fail_at < count => {
                 let before = self.picture();
                 self.on(Event::ChangeFailed(id))?;
-                // Nothing that stays has other options than before. (A claim that waited for this may have
-                // given it a name.)
+                // No remaining listener has other options than before. (A claim that waited for
+                // this one may have given it a name.)
                 let same = |one: &(u32, Arc<Listener>, bool, usize)| {
                     let is = |other: &&(u32, Arc<Listener>, bool, usize)| one.0 == other.0;
                     before.iter().find(is).is_some_and(|other| one.1.options == other.1.options)
@@ -341,7 +337,7 @@ impl World {
         self.on(event).map(drop)
     }
 
-    fn picture(&self) -> Picture {
+    pub(crate) fn picture(&self) -> Picture {
         let list = self.registry.list();
         let part = |view: &bindonce_core::registry::View<'_, u32>| {
             let held = view.held;
@@ -350,7 +346,7 @@ impl World {
         list.iter().map(part).collect()
     }
 
-    fn invariants(&self) -> Result<(), TestCaseError> {
+    pub(crate) fn invariants(&self) -> Result<(), TestCaseError> {
         let held = self.registry.list();
         // 7: opened = held + given back to be closed.
         let handles: BTreeSet<u32> = held.iter().map(|view| view.held.opened.handle).collect();
@@ -374,7 +370,7 @@ impl World {
         let names: Vec<_> =
             held.iter().filter_map(|view| view.held.listener.name.clone()).collect();
         prop_assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
-        // What each user has is counted, however it came and went.
+        // The count of each user's leases is right, however they came and went.
         if self.outstanding.is_empty() {
             for uid in 0..2 {
                 let holders = held.iter().flat_map(|view| &view.holders);
@@ -382,7 +378,8 @@ impl World {
                 prop_assert_eq!(self.registry.leases_of(uid), leases);
             }
         }
-        // A tentative listener lives by its leases, or by a claim in hand; and no claim waits for one that is not there.
+        // A tentative listener lives by its leases or an undecided claim. No claim waits for one
+        // that is not there.
         if self.outstanding.is_empty() {
             prop_assert!(self.clients.values().all(|id| self.registry.waiting(*id).is_none()));
             for view in &held {
@@ -392,7 +389,7 @@ impl World {
         Ok(())
     }
 
-    fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
+    pub(crate) fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
         let wanted = |index: &usize| -> Wanted { WANTED[*index].parse().expect("wanted") };
         match step {
             Step::Connect(client) => {
@@ -459,95 +456,5 @@ impl World {
             }
         }
         self.invariants()
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
-
-    #[test]
-    fn invariants_1_4_7_hold_at_every_step(
-        steps in prop::collection::vec(step(), 1..60),
-        at_once in at_once(),
-    ) {
-        let mut world = World::in_steps_of(at_once);
-        for step in &steps {
-            world.step(step)?;
-        }
-        // When everybody has gone and everything is released, nothing is left.
-        world.answer(usize::MAX)?;
-        world.answer_all()?;
-        for client in 0..4 {
-            world.step(&Step::Gone(client))?;
-        }
-        world.step(&Step::Connect(0))?;
-        for view in world.picture() {
-            let name = view.1.label().parse().expect("a label parses");
-            let id = world.clients[&0];
-            let actions = world.on(Event::Release(id, vec![name]))?;
-            prop_assert!(matches!(actions.last(), Some(Action::Released(..))), "{actions:?}");
-            world.invariants()?;
-        }
-        prop_assert_eq!(world.closed.len(), world.opened as usize);
-    }
-
-    #[test]
-    fn invariant_6_the_same_claim_again_does_nothing(
-        wants in prop::collection::vec((0..WANTED.len(), any::<bool>(), any::<bool>()), 1..6),
-        steps in prop::collection::vec(step(), 0..20),
-    ) {
-        let mut world = World::default();
-        for step in &steps {
-            world.step(step)?;
-        }
-        world.answer_all()?;
-        world.step(&Step::Connect(0))?;
-        world.step(&Step::Claim(0, wants.clone()))?;
-        world.answer_all()?;
-        let id = world.clients[&0];
-        let wants: Vec<Want> = wants
-            .iter()
-            .map(|(index, tentative, change)| Want {
-                held: false,
-                wanted: WANTED[*index].parse().expect("wanted"),
-                tentative: *tentative,
-                change: *change,
-            })
-            .collect();
-        let before = world.picture();
-        let actions = world.on(Event::Claim(id, wants.into()))?;
-        prop_assert_eq!(world.picture(), before);
-        match &actions[..] {
-            [Action::Grant(_, leases)] => prop_assert!(leases.iter().all(|lease| !lease.created)),
-            [Action::Refuse(..)] => {}
-            other => prop_assert!(false, "{other:?}"),
-        }
-    }
-
-    #[test]
-    fn invariant_4_nobody_who_holds_a_listener_loses_it(
-        steps in prop::collection::vec(step(), 1..60),
-        at_once in at_once(),
-    ) {
-        let mut world = World::in_steps_of(at_once);
-        for step in &steps {
-            let held_by = |world: &World| -> BTreeMap<u32, usize> {
-                let views = world.registry.list();
-                views.iter().map(|view| (view.held.opened.handle, view.holders.len())).collect()
-            };
-            let before = held_by(&world);
-            world.step(step)?;
-            let after = held_by(&world);
-            for (handle, holders) in before {
-                if !after.contains_key(&handle) {
-                    // Whoever did it was the last, or there was none.
-                    prop_assert!(holders <= 1, "{handle} had {holders} holders");
-                    prop_assert!(matches!(
-                        step,
-                        Step::Release(..) | Step::Gone(_) | Step::Ended(_) | Step::Answer(_)
-                    ));
-                }
-            }
-        }
     }
 }
