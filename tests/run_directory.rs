@@ -143,6 +143,8 @@ fn the_directory_of_a_service_that_was_removed_is_made_anew() {
     stage.haproxy.supervisor.wait_line(again);
     let mode = fs::symlink_metadata(&directory).expect("the directory").permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
+    // What the watchdog keeps for the next supervisor is asked for there.
+    assert!(directory.join("kept.sock").exists());
     assert!(stage.scene.run("status", &[]).ok().contains("web"));
     eventually("metrics", || metrics.exists().then_some(()));
     stage.signal(1, SIGKILL);

@@ -41,7 +41,7 @@ pub enum Error {
     TimedOut {
         /// `connect`, or the method that was called.
         during: &'static str,
-        /// The timeout that was set.
+        /// How long the call waited.
         after: Duration,
     },
     /// The broker closed the connection before its reply was complete.

@@ -198,11 +198,11 @@ impl Generation {
         while self.client.is_none() {
             self.look()?;
             if self.client.is_none() && !wait_readable(&self.due, Some(until)).map_err(Error::Io)? {
-                return Err(timed_out("claim"));
+                return Err(timed_out("claim", DEFAULT_TIMEOUT));
             }
         }
         let Some(client) = &mut self.client else {
-            return Err(timed_out("claim"));
+            return Err(timed_out("claim", DEFAULT_TIMEOUT));
         };
         let leases = client.claim(&Membership::claims(claims));
         let leases = leases.inspect_err(|error| self.failed(error))?;
@@ -230,6 +230,7 @@ impl Generation {
     /// passes. After a timeout the call may be repeated, or the process may end: the older
     /// generation continues to serve. See [`Error`].
     pub fn ready(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
+        let begun = Instant::now();
         self.membership.ask_to_serve();
         self.say()?;
         loop {
@@ -240,7 +241,8 @@ impl Generation {
                 return Ok(());
             }
             if !wait_readable(&self.bell, deadline).map_err(Error::Io)? {
-                return Err(timed_out("ready"));
+                let waited = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                return Err(timed_out("ready", Duration::from_millis(waited)));
             }
         }
     }
@@ -428,7 +430,8 @@ impl Generation {
     fn ring(&mut self, after: Option<Duration>) -> Result<(), Error> {
         // Zero would disarm the timer, so the shortest time is a nanosecond.
         let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_nanos(1)));
-        let it_value = Timespec::try_from(after).map_err(|_| timed_out("reconnect"))?;
+        let it_value =
+            Timespec::try_from(after).map_err(|_| timed_out("reconnect", DEFAULT_TIMEOUT))?;
         let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
         let once = Itimerspec { it_interval, it_value };
         timerfd_settime(&self.due, TimerfdTimerFlags::empty(), &once).map_err(system)?;
@@ -462,6 +465,6 @@ fn enter(mut client: Client, membership: &mut Membership) -> Result<Client, Erro
     Ok(client)
 }
 
-fn timed_out(during: &'static str) -> Error {
-    Error::TimedOut { during, after: DEFAULT_TIMEOUT }
+fn timed_out(during: &'static str, after: Duration) -> Error {
+    Error::TimedOut { during, after }
 }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::context::Context;
 use crate::control;
-use crate::disk::directory::{self, Directory};
+use crate::disk::directory::{self, Directory, KEPT};
 use crate::disk::place::CONTROL;
 use crate::error::Error;
 use crate::message::Message;
@@ -105,6 +105,7 @@ impl Supervisor {
             Err(error) => return failed(&error),
         }
         directory.told.set(false);
+        self.handover.bind_kept_again(&self.cx.directory.file(KEPT));
         self.starts.write_missing();
         self.cx.journal.write_anew();
         self.cx.directory.made_anew.notify_one();

@@ -251,7 +251,8 @@ impl DescriptorStore {
         for (line, connection) in &self.connections {
             bindonce_fd::send(&next, line.as_bytes(), &[connection.as_fd()]).ok()?;
         }
-        (&next).write_all(END.as_bytes()).ok()?;
+        // The next supervisor may have died: write(2) would then raise SIGPIPE.
+        bindonce_fd::send(&next, END.as_bytes(), &[]).ok()?;
         Some(next)
     }
 

@@ -23,7 +23,7 @@ mod watchdog_inbox;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -60,13 +60,17 @@ pub(crate) struct Handover {
 impl Handover {
     /// The next supervisor asks at the socket `kept` for the descriptors that the watchdog keeps.
     pub(crate) fn new(ghosts: Ghosts, kept: &Path) -> Result<Self, Error> {
-        let kept = descriptor_store::open(kept).inspect_err(|error| {
-            let text = "if this supervisor is killed, the next one will not reach the admin sockets of draining generations";
-            tracing::warn!(%error, "{text}");
-        });
-        let watchdog = Watchdog::start(kept.ok())?;
-        let watchdog = Rc::new(RefCell::new(watchdog));
+        let watchdog = Rc::new(RefCell::new(Watchdog::start(open_kept(kept))?));
         Ok(Self { proof: None, watchdog, leaving: None, ghosts: Removal::new(ghosts) })
+    }
+
+    /// Binds that socket again where its path was removed.
+    pub(crate) fn bind_kept_again(&self, kept: &Path) {
+        if !kept.exists()
+            && let Some(socket) = open_kept(kept)
+        {
+            self.watchdog.borrow_mut().keep_at(socket);
+        }
     }
 
     /// Begins to watch the accept queues of the older generations' listeners.
@@ -224,6 +228,13 @@ impl Handover {
     pub(crate) fn watchdog(&self) -> Rc<RefCell<Watchdog>> {
         Rc::clone(&self.watchdog)
     }
+}
+
+/// The socket at which the next supervisor asks, if it can be bound.
+fn open_kept(path: &Path) -> Option<OwnedFd> {
+    let opened = descriptor_store::open(path);
+    let text = "if this supervisor is killed, the next one will not reach the admin sockets of draining generations";
+    opened.inspect_err(|error| tracing::warn!(%error, "{text}")).ok()
 }
 
 /// How the watchdog answers a generation's calls without a supervisor.

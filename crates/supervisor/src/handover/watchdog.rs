@@ -208,6 +208,12 @@ impl Watchdog {
         Ok(watchdog)
     }
 
+    /// Replaces the socket at which the next supervisor asks.
+    pub(crate) fn keep_at(&mut self, kept: OwnedFd) {
+        self.share(descriptor_store::ASKED, kept.as_fd());
+        self.kept = Some(kept);
+    }
+
     /// Tells the watchdog its duty if this process dies now. A watchdog that has died, is stopped,
     /// or does not read is replaced.
     pub(crate) fn tell(&mut self, duty: &Duty) {
