@@ -254,7 +254,7 @@ fn killed_with_its_state_damaged_the_next_supervisor_finds_the_generations(guest
             }
         }
         stage.start_supervisor();
-        stage.haproxy.supervisor.wait_line("going on with what /proc and the broker tell");
+        stage.haproxy.supervisor.wait_line("continuing with what /proc and the broker report");
         assert_eq!(stage.haproxy.wait_serving(&stage.scene), (serving, pid), "{damage}");
         stage.only(serving);
         stage.reload(serving + 1);

@@ -59,7 +59,7 @@ fn a_listener_stays_with_the_process_that_has_it_and_ends_with_it() {
         let bound = held(&scene, address).expect("it is bound");
         assert_eq!(bound["tentative"], true, "{bound}");
         drop(supervisor);
-        broker.wait_line("has outlived its supervisor");
+        broker.wait_line("a generation outlived a supervisor");
         let kept = held(&scene, address).expect("it stays");
         assert_eq!(
             (&kept["inode"], &kept["tentative"]),
@@ -74,7 +74,7 @@ fn a_listener_stays_with_the_process_that_has_it_and_ends_with_it() {
         let other = scene.address();
         let (supervisor, second) = generation(&scene, other);
         drop(supervisor);
-        broker.wait_line("has outlived its supervisor");
+        broker.wait_line("a generation outlived a supervisor");
         drop(second);
         eventually("it to be closed with the process", || {
             held(&scene, other).is_none().then_some(())
@@ -83,7 +83,7 @@ fn a_listener_stays_with_the_process_that_has_it_and_ends_with_it() {
         // A listener claimed by the next supervisor belongs to its service as usual.
         let (supervisor, third) = generation(&scene, other);
         drop(supervisor);
-        broker.wait_line("has outlived its supervisor");
+        broker.wait_line("a generation outlived a supervisor");
         let mut next = scene.wire();
         next.bind(&[&other.to_string()]);
         drop(third);
@@ -92,7 +92,7 @@ fn a_listener_stays_with_the_process_that_has_it_and_ends_with_it() {
         let last = scene.address();
         let (supervisor, fourth) = generation(&scene, last);
         drop(supervisor);
-        broker.wait_line("has outlived its supervisor");
+        broker.wait_line("a generation outlived a supervisor");
         drop(fourth);
         eventually("the last to be closed", || held(&scene, last).is_none().then_some(()));
         assert!(held(&scene, other).is_some(), "{}", broker.story());

@@ -42,7 +42,7 @@ fn without_the_right_to_it_a_listener_is_free_alone() {
             Haproxy { supervisor: Process::start(&mut command), service: "web".to_owned() };
         haproxy.wait_serving(&scene);
         serves(address, 1);
-        broker.wait_line("`transparent` takes CAP_NET_RAW");
+        broker.wait_line("`transparent` needs CAP_NET_RAW");
         for (tag, option) in [(2, " transparent"), (3, ""), (4, " transparent")] {
             write(tag, option);
             haproxy.reload(&scene).ok();

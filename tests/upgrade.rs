@@ -127,7 +127,7 @@ fn a_binary_that_cannot_go_on_changes_nothing_and_the_caller_is_told() {
     // It exits with 0 but has read nothing.
     fs::remove_file(&binary).expect("removing");
     symlink("/bin/true", &binary).expect("a link");
-    refused("does not answer with what it has read");
+    refused("gave a wrong answer: it is not a bindonce binary");
     fs::remove_file(&binary).expect("removing");
     fs::create_dir(&binary).expect("a directory");
     refused("it is no file");
@@ -187,7 +187,7 @@ fn what_has_proved_itself_is_what_is_executed() {
     let mut written = fs::File::options().append(true).open(&binary).expect("opened");
     written.write_all(b"x").expect("written");
     drop((written, slow));
-    process.wait_line("it was written to after it had proved itself");
+    process.wait_line("the file was modified after it had proved itself");
     assert_eq!(broker(&mut scene.wire())["upgrades"], 1, "{}", process.story());
     process.terminate();
 }

@@ -104,7 +104,7 @@ fn a_path_that_is_not_there_is_told() {
     command.args(["--listen", &format!("web={}", scene.address()), "--ready-delay", "10ms"]);
     command.arg("--watch").arg(&missing).args(["--", "sleep", "1000"]);
     let mut supervisor = Process::start(&mut command);
-    let line = supervisor.wait_line("is not there");
+    let line = supervisor.wait_line("does not exist yet");
     assert!(line.contains("none.cfg"), "{line}");
     supervisor.wait_line("serving");
     assert!(supervisor.terminate().success(), "{}", supervisor.story());

@@ -120,7 +120,7 @@ fn an_upgrade_while_the_broker_is_stopped_goes_on() {
     let inode = only(late.first);
     broker.signal(Signal::SIGSTOP);
     scene.run("upgrade", &["--name", "web"]).ok();
-    late.supervisor.wait_line("going on with what it has given before");
+    late.supervisor.wait_line("continuing with the listeners that it gave before");
     let mut control = Wire::try_connect(&scene.path("web.d/control.sock")).expect("a supervisor");
     let status = control.call("status", &json!([])).to_string();
     assert!(status.contains("\"serving\""), "{status}");

@@ -29,7 +29,7 @@ pub(crate) fn push(reply: &mut BindReply, held: &Held, created: bool) -> serde_j
     if created {
         return reply.add(&bound(held, created));
     }
-    let mut told = held.opened.handle.told.borrow_mut();
+    let mut told = held.opened.handle.reply_text.borrow_mut();
     match &*told {
         Some((edition, text)) if *edition == held.edition() => reply.push(text),
         _ => {

@@ -225,7 +225,7 @@ impl Client {
     /// The next notification, if one has come. Does not wait.
     pub(crate) fn hear(&mut self) -> Result<Option<Notification>, Error> {
         loop {
-            if let Some(notification) = self.session.heard() {
+            if let Some(notification) = self.session.next_notification() {
                 return Ok(Some(notification));
             }
             if !wait_readable(&self.stream, Some(Instant::now())).map_err(Error::Io)? {

@@ -381,7 +381,7 @@ impl Generation {
         // Also from the next broker: the message to retire may have come together with its reply.
         while let Some(client) = &mut self.client {
             match client.hear() {
-                Ok(Some(notification)) => self.membership.heard(&notification),
+                Ok(Some(notification)) => self.membership.notified(&notification),
                 Ok(None) => break,
                 // The next call of `look` tries to reach the next broker.
                 Err(_) => return self.lose(),

@@ -164,7 +164,7 @@ impl Membership {
     }
 
     /// Takes a notification from the broker.
-    pub(crate) fn heard(&mut self, notification: &Notification) {
+    pub(crate) fn notified(&mut self, notification: &Notification) {
         match notification {
             Notification::Serve(turn) if Some(turn.generation) == self.number => self.serves = true,
             // After a stop, the answer to the stop decides.
@@ -258,18 +258,18 @@ mod tests {
         let mut membership = Membership::new(&"edge".parse().expect("name"));
         membership.joined(&result(7, State::Starting)).expect("joined");
         // Overtaken before it was ready, and not for long.
-        membership.heard(&Notification::Retire(turn(7, Some(8))));
-        membership.heard(&Notification::Stay(turn(7, None)));
+        membership.notified(&Notification::Retire(turn(7, Some(8))));
+        membership.notified(&Notification::Stay(turn(7, None)));
         assert!(!membership.is_retired() && !membership.may_serve().expect("not superseded"));
         membership.ask_to_serve();
         membership.joined(&result(7, State::Serving)).expect("joined");
-        membership.heard(&Notification::Retire(turn(7, Some(9))));
+        membership.notified(&Notification::Retire(turn(7, Some(9))));
         // A repeated report that it is ready undoes nothing.
         membership.joined(&result(7, State::Serving)).expect("joined");
         assert!(membership.is_retired());
         membership.stop();
         // The message to stay crosses the report of the stop: the answer counts.
-        membership.heard(&Notification::Stay(turn(7, None)));
+        membership.notified(&Notification::Stay(turn(7, None)));
         membership.joined(&result(7, State::Serving)).expect("joined");
         assert_eq!(membership.stopped(), Stopped::Recalled);
         assert!(!membership.is_retired() && membership.may_serve().expect("it serves on"));
@@ -294,11 +294,11 @@ mod tests {
         membership.ask_to_serve();
         membership.joined(&result(7, State::Starting)).expect("joined");
         assert!(!membership.may_serve().expect("not superseded"));
-        membership.heard(&Notification::Serve(turn(8, None)));
+        membership.notified(&Notification::Serve(turn(8, None)));
         assert!(!membership.may_serve().expect("it is another's"));
-        membership.heard(&Notification::Serve(turn(7, None)));
+        membership.notified(&Notification::Serve(turn(7, None)));
         assert!(membership.may_serve().expect("served"));
-        membership.heard(&Notification::Retire(turn(7, Some(9))));
+        membership.notified(&Notification::Retire(turn(7, Some(9))));
         assert!(membership.is_retired() && membership.may_serve().expect("it has not stopped"));
         // After a stop it reports that it drains, and late readiness does not undo that.
         membership.stop();

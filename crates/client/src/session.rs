@@ -36,7 +36,7 @@ pub const MAX_REPLY: usize = 64 << 20;
 const MAX_NOTIFICATION: usize = 64 << 10;
 
 /// The most notifications that are queued: a broker sends a generation a few in its life.
-const MAX_HEARD: usize = 1024;
+const MAX_NOTIFICATIONS: usize = 1024;
 
 /// The state of one connection.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub(crate) struct Session {
     /// Whether the broker may send notifications, because it was asked to.
     overhears: bool,
     /// Notifications that are not read yet.
-    heard: VecDeque<Notification>,
+    notifications: VecDeque<Notification>,
 }
 
 /// A call that waits for its reply.
@@ -85,7 +85,7 @@ impl Session {
             last_id: 0,
             call: None,
             overhears: false,
-            heard: VecDeque::new(),
+            notifications: VecDeque::new(),
         }
     }
 
@@ -95,8 +95,8 @@ impl Session {
     }
 
     /// The oldest notification that is not read yet.
-    pub(crate) fn heard(&mut self) -> Option<Notification> {
-        self.heard.pop_front()
+    pub(crate) fn next_notification(&mut self) -> Option<Notification> {
+        self.notifications.pop_front()
     }
 
     /// Takes bytes that were received between two calls.
@@ -106,7 +106,7 @@ impl Session {
         }
         while let Some(line) = next_line(&mut self.partial, &mut bytes, MAX_NOTIFICATION)? {
             match notification(&line)? {
-                Some(notification) => hear(&mut self.heard, notification)?,
+                Some(notification) => enqueue(&mut self.notifications, notification)?,
                 None => return Err(Error::Protocol("a reply without a request".to_owned())),
             }
         }
@@ -171,7 +171,7 @@ impl Session {
             };
             if self.overhears {
                 if let Some(notification) = notification(&line)? {
-                    hear(&mut self.heard, notification)?;
+                    enqueue(&mut self.notifications, notification)?;
                     continue;
                 }
             }
@@ -222,7 +222,7 @@ impl Call {
         };
         // A reply to a request that the broker could not read has no id.
         if id != self.id && !(id == Id::Null && outcome.is_err()) {
-            return Err(Error::Protocol("it answers another request".to_owned()));
+            return Err(Error::Protocol("the reply is to another request".to_owned()));
         }
         Ok(outcome)
     }
@@ -256,11 +256,16 @@ fn next_line<'a>(
     Ok(Some(whole.into()))
 }
 
-fn hear(heard: &mut VecDeque<Notification>, notification: Notification) -> Result<(), Error> {
-    if heard.len() == MAX_HEARD {
-        return Err(Error::Protocol(format!("more than {MAX_HEARD} messages without a request")));
+fn enqueue(
+    notifications: &mut VecDeque<Notification>,
+    notification: Notification,
+) -> Result<(), Error> {
+    if notifications.len() == MAX_NOTIFICATIONS {
+        return Err(Error::Protocol(format!(
+            "more than {MAX_NOTIFICATIONS} messages without a request"
+        )));
     }
-    heard.push_back(notification);
+    notifications.push_back(notification);
     Ok(())
 }
 
@@ -274,7 +279,7 @@ pub(crate) fn typed<T: DeserializeOwned>(answer: Answer) -> Result<T, Error> {
         Answer::Plain(raw) => {
             serde_json::from_str(raw.get()).map_err(|error| Error::Protocol(error.to_string()))
         }
-        Answer::Bound(..) => Err(Error::Protocol("listeners that were not asked for".to_owned())),
+        Answer::Bound(..) => Err(Error::Protocol("unexpected listeners in the reply".to_owned())),
     }
 }
 
@@ -302,13 +307,13 @@ mod tests {
             if in_a_call {
                 session.begin("ping", &(), false).expect("a call");
             }
-            let mut hear = || match in_a_call {
+            let mut deliver = || match in_a_call {
                 false => session.overhear(line),
                 true => session.receive(line).map(drop),
             };
-            (0..MAX_HEARD).for_each(|_| hear().expect("some"));
-            assert!(matches!(hear(), Err(Error::Protocol(_))));
-            assert_eq!(session.heard.len(), MAX_HEARD);
+            (0..MAX_NOTIFICATIONS).for_each(|_| deliver().expect("some"));
+            assert!(matches!(deliver(), Err(Error::Protocol(_))));
+            assert_eq!(session.notifications.len(), MAX_NOTIFICATIONS);
         }
     }
 }

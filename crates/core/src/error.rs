@@ -52,7 +52,7 @@ pub enum Invalid {
         host: String,
     },
     /// `ipv4@` in front of an IPv6 address, or the reverse.
-    #[error("{text:?} says {family}, but its address is of the other family")]
+    #[error("{text:?} names {family}, but its address belongs to the other family")]
     WrongFamily {
         /// The address as written.
         text: String,

@@ -133,7 +133,7 @@ impl Socket {
                 Address::abstract_name(name.trim_end_matches('\0'))
             }
             (Target::Abstract(name), Kind::UnixStream) => Address::unpadded_name(name),
-            _ => return Err("the broker has no such sockets"),
+            _ => return Err("the broker does not support this kind of socket"),
         })
     }
 
@@ -171,7 +171,7 @@ impl Scope {
                 return match is_named {
                     true => Refuse(
                         Failure::Unavailable,
-                        "of UNIX sockets the broker has streams alone".to_owned(),
+                        "the broker supports only stream UNIX sockets".to_owned(),
                     ),
                     false => Continue(why),
                 };
@@ -206,7 +206,7 @@ impl Scope {
             (Ok(listener), Some(_)) => Claim(listener),
             // The user named it, and the program's own socket would be a second one.
             (Err(why), Some(_)) => Refuse(Failure::Unavailable, why),
-            (Err(_), None) => Continue("the broker cannot have it"),
+            (Err(_), None) => Continue("the broker cannot hold it"),
             (Ok(listener), None) => match kept_apart(ports, &listener, socket) {
                 Some(why) => Continue(why),
                 None => Claim(listener),
@@ -245,7 +245,7 @@ impl Scope {
 fn kept_apart(ports: &Ports, listener: &Listener, socket: &Socket) -> Option<&'static str> {
     let Some(at) = listener.address.ip() else {
         return Some(
-            "a UNIX socket is often for one process alone: it is claimed where it is named",
+            "a UNIX socket often belongs to one process: it is claimed only where it is named",
         );
     };
     if socket.late_port {
@@ -255,7 +255,7 @@ fn kept_apart(ports: &Ports, listener: &Listener, socket: &Socket) -> Option<&'s
         return Some("a client, with the address of another host");
     }
     if !listener.address.listens() && ports.ephemeral.contains(&at.port()) {
-        return Some("a UDP port as clients have them");
+        return Some("a UDP port from the range of clients");
     }
     if at.port() < ports.unprivileged && !socket.privileged {
         return Some("the process may not bind a privileged port");

@@ -21,7 +21,7 @@ pub struct Name(String);
 /// Why a text is not a [`Name`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not a name: it begins with a letter or `_`, goes on with letters, digits, `_`, `.` \
+    "{0:?} is not a name: it starts with a letter or `_`, continues with letters, digits, `_`, `.` \
      or `-`, and has at most 63 bytes"
 )]
 #[non_exhaustive]

@@ -39,7 +39,7 @@ impl Follower {
 impl Follower {
     /// The error if no place is left.
     pub(crate) fn refused() -> RpcError {
-        let message = format!("{MOST} clients follow the events already");
+        let message = format!("{MOST} clients already follow the events");
         RpcError::new(ErrorCode::LIMIT, message).with_hint("end one, or ask without `follow`")
     }
 }

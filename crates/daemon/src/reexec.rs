@@ -173,7 +173,7 @@ impl Installed {
         let mut text = Vec::new();
         let _ = answer_pipe.take(ANSWER).read_to_end(&mut text);
         if text.trim_ascii_end() != proof(&word, entries, state).as_bytes() {
-            return Err(format!("{path} does not answer with what it has read: it is no bindonce"));
+            return Err(format!("{path} gave a wrong answer: it is not a bindonce binary"));
         }
         Ok(())
     }
@@ -191,7 +191,7 @@ impl Installed {
 
     fn execute(&self, variable: Option<(&str, OsString)>) -> io::Result<std::convert::Infallible> {
         if edition(&self.fd)? != self.edition {
-            return Err(io::Error::other("it was written to after it had proved itself"));
+            return Err(io::Error::other("the file was modified after it had proved itself"));
         }
         let set = variable.map(|(name, value)| (OsString::from(name), value));
         let replaced = |name: &OsStr| {

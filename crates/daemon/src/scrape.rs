@@ -253,7 +253,7 @@ impl Refusal {
     fn reply(self) -> (&'static str, Cow<'static, str>, String) {
         let plain = "Content-Type: text/plain; charset=utf-8\r\n";
         let (status, text) = match self {
-            Self::NotNow => ("503 Service Unavailable", "not now: ask again"),
+            Self::NotNow => ("503 Service Unavailable", "not available yet: try again"),
             Self::Elsewhere => ("404 Not Found", "metrics are at /metrics, the status page at /"),
             Self::StatusOff => (
                 "404 Not Found",
@@ -264,7 +264,7 @@ impl Refusal {
                 "the status page answers to an address or to localhost; --status-page opens it to every name",
             ),
             Self::OtherMethod => ("405 Method Not Allowed", "ask with GET"),
-            Self::Nonsense => ("400 Bad Request", "this is no request of HTTP/1"),
+            Self::Nonsense => ("400 Bad Request", "this is not an HTTP/1 request"),
             Self::TooLong => {
                 ("431 Request Header Fields Too Large", "a head has at most 8192 bytes")
             }

@@ -159,8 +159,8 @@ impl Error {
             }
             Self::Claim(source) | Self::ClaimAt { source, .. } => source.hint(),
             Self::OwnAddress { .. } => Some(
-                "reload once with neither that line nor the one that had the address before: haproxy closes it then; then \
-                 reload with this line"
+                "reload once without that line and without the one that had the address before, so that haproxy closes it; \
+                 then reload with this line"
                     .to_owned(),
             ),
             Self::LimitReached { reached, .. } => Some(reached.to_string()),
@@ -186,7 +186,7 @@ impl Error {
 fn full_or_read_only(error: &io::Error) -> Option<String> {
     fallback::is_refusal(error).then(|| {
         "make room there, or mount it writable, and start the service again; or choose another directory for \
-         broker and services with --socket. Generations that run serve on"
+         broker and services with --socket. Running generations keep serving"
             .to_owned()
     })
 }

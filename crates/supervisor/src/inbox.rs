@@ -141,10 +141,10 @@ impl Supervisor {
             Message::Proved(proved) => self.upgrade_now(proved),
             Message::Scraped(reply) => self.scraped(reply),
             Message::Page(reply) => self.answer_scrape(reply),
-            Message::Counted(id, told) => {
+            Message::Counted(id, counters) => {
                 // A generation that is gone has already reported its last counters.
                 if self.generations.get(&id).is_some() {
-                    self.report.counting.told(id, told);
+                    self.report.counting.update(id, counters);
                 }
             }
             Message::LetGo(id) => self.let_go(id),

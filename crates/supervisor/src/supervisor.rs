@@ -158,7 +158,7 @@ impl Supervisor {
             start_ms: generation.start.took.and_then(milliseconds),
             drain: generation
                 .drain
-                .saved(itself, generation.cli.admin.as_ref().map_or(0, Admin::told)),
+                .saved(itself, generation.cli.admin.as_ref().map_or(0, Admin::received)),
         });
         Saved {
             next: self.timeline.next_id().0,

@@ -179,7 +179,7 @@ impl Error {
             }
             Self::Netns { name, errno: Errno::ENOENT, .. } => {
                 format!(
-                    "create it with `ip netns add {name}`; `ip netns list` shows those there are"
+                    "create it with `ip netns add {name}`; `ip netns list` shows the existing ones"
                 )
             }
             Self::Netns { errno: Errno::EPERM | Errno::EACCES, .. } => {
@@ -201,8 +201,8 @@ impl Error {
                 "check the path of the program, and the interpreter in its first line".to_owned()
             }
             Self::Exec { errno: Errno::EACCES, .. } => {
-                "it must be a file that this user may execute (chmod +x), not on a file system mounted noexec; where it is, a \
-                 security module (AppArmor, SELinux) has refused it"
+                "make it executable for this user (chmod +x), on a file system that is not mounted noexec; if it already is, \
+                 a security module (AppArmor, SELinux) refused it"
                     .to_owned()
             }
             Self::Call { operation: "pidfd_getfd", errno: Errno::EPERM | Errno::EACCES } => {
@@ -262,7 +262,7 @@ fn looks_like_path(program: &OsStr) -> bool {
 fn not_here_hint(address: &Address) -> String {
     let version = if address.ip().is_some_and(|at| at.is_ipv6()) { "ipv6" } else { "ipv4" };
     format!(
-        "no interface has this address: add it, or listen before it is there, by `transparent` on a \
+        "no interface has this address: add it, or listen before it exists, by `transparent` on a \
          bind line of haproxy, by --listen NAME={address},freebind (`freebind` after the address \
          wherever bindonce is given one), or by net.{version}.ip_nonlocal_bind=1 for the whole host"
     )
@@ -335,7 +335,7 @@ fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<Strin
         // bind(2) of the same address was allowed before.
         (Errno::EACCES, "listen") => denied_hint(address, true),
         (Errno::ENOPROTOOPT | Errno::EPROTONOSUPPORT, "socket") => {
-            "multipath TCP needs net.mptcp.enabled=1 in the network namespace, and a kernel that has it".to_owned()
+            "multipath TCP needs net.mptcp.enabled=1 in the network namespace, and a kernel with MPTCP support".to_owned()
         }
         (Errno::EPERM, "chown") => {
             "giving a file to another user needs root or CAP_CHOWN (`capabilities = [\"chown\"]` beside \
@@ -343,13 +343,13 @@ fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<Strin
                 .to_owned()
         }
         (Errno::EPERM | Errno::EACCES, "setsockopt(IP_TRANSPARENT)") => {
-            "`transparent` needs root or CAP_NET_RAW, or IP_FREEBIND, which is denied as well".to_owned()
+            "`transparent` needs root or CAP_NET_RAW; the fallback, IP_FREEBIND, is denied too".to_owned()
         }
         (Errno::EPERM | Errno::EACCES, "setsockopt(SO_BINDTODEVICE)") => {
             "`interface` needs root or CAP_NET_RAW".to_owned()
         }
         (Errno::ENODEV, _) => {
-            "there is no such interface: `ip link` lists those there are".to_owned()
+            "no such interface: `ip link` lists the existing ones".to_owned()
         }
         (Errno::ENOENT | Errno::ENOTDIR, _) => {
             "the directory does not exist: create it first".to_owned()

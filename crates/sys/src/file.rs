@@ -48,7 +48,7 @@ pub enum Unread {
         within: Duration,
     },
     /// It is a pipe or a device that delivers nothing.
-    #[error("it is no regular file, and nothing came out of it within {within:?}")]
+    #[error("it is not a regular file, and delivered nothing within {within:?}")]
     Silent {
         /// How long the reader waited.
         within: Duration,
@@ -97,7 +97,7 @@ pub fn regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 pub(crate) fn found(found: &File, most: u64) -> io::Result<Vec<u8>> {
     let metadata = found.metadata()?;
     if !metadata.is_file() || metadata.len() > most {
-        return Err(io::Error::other("it is no regular file, or a very large one"));
+        return Err(io::Error::other("it is not a regular file, or a very large one"));
     }
     let mut text = Vec::new();
     let path = format!("/proc/self/fd/{}", found.as_raw_fd());
@@ -327,7 +327,7 @@ mod tests {
                         read += 1;
                     }
                     Err(error) => {
-                        assert!(error.to_string().contains("no regular file"), "{error}");
+                        assert!(error.to_string().contains("not a regular file"), "{error}");
                         refused += 1;
                     }
                 }

@@ -130,13 +130,10 @@ impl Identity {
         }
         let wildcard = bound.ip().is_some_and(|at| at.ip().is_unspecified());
         if wildcard && self.options.v6only != wanted.v6only {
-            return Some("it has the other IPV6_V6ONLY".to_owned());
+            return Some("its IPV6_V6ONLY differs".to_owned());
         }
         if self.options.mptcp != wanted.mptcp {
-            return Some(format!(
-                "it is {} multipath TCP",
-                if wanted.mptcp { "not" } else { "of" }
-            ));
+            return Some(format!("it is {}multipath TCP", if wanted.mptcp { "not " } else { "" }));
         }
         if self.options.interface != wanted.interface && !self.hidden {
             return Some(match &self.options.interface {
@@ -148,7 +145,7 @@ impl Identity {
         // `transparent` later keeps freebind.
         let free = wanted.transparent && self.options.freebind;
         if self.options.transparent != wanted.transparent && !free {
-            return Some("it has the other IP_TRANSPARENT".to_owned());
+            return Some("its IP_TRANSPARENT differs".to_owned());
         }
         None
     }

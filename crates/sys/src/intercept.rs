@@ -45,7 +45,7 @@ pub use unattended::{Left, Unattended};
 
 /// Whether a process may have a filter that intercepts its calls: it has more filters than this one
 /// (proc_pid_status(5)).
-pub fn is_asked_about(pid: i32) -> bool {
+pub fn may_be_intercepted(pid: i32) -> bool {
     let filters = |who: &str| {
         let status = std::fs::read_to_string(format!("/proc/{who}/status")).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"))?;

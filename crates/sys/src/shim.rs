@@ -31,7 +31,7 @@ pub(crate) const BINDS: &str = "binds";
 
 /// Whether a supervisor answers bind(2) and listen(2) of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
+pub enum Interception {
     /// Never.
     Not,
     /// If the kernel allows it; otherwise the shim reports that it does not, and starts the
@@ -41,7 +41,7 @@ pub enum Asked {
     Always,
 }
 
-impl Asked {
+impl Interception {
     /// The word for it in an [`Order`].
     pub(crate) fn word(self) -> &'static str {
         match self {
@@ -62,7 +62,7 @@ pub struct Intercepted {
     pub binds: bool,
     /// Whether to ask this process about the program's bind(2) and listen(2) (`crate::intercept`);
     /// this replaces the hold.
-    pub intercept: Asked,
+    pub intercept: Interception,
     /// With `intercept`: ask about the program's unlink(2) too.
     pub unlinks: bool,
 }
@@ -70,20 +70,20 @@ pub struct Intercepted {
 impl Intercepted {
     /// No calls.
     pub(crate) const NONE: Self =
-        Self { hold: None, binds: false, intercept: Asked::Not, unlinks: false };
+        Self { hold: None, binds: false, intercept: Interception::Not, unlinks: false };
 
     pub(crate) fn any(self) -> bool {
-        self.hold.is_some() || self.binds || self.intercept != Asked::Not
+        self.hold.is_some() || self.binds || self.intercept != Interception::Not
     }
 
     /// The words for them in an [`Order`].
     pub(crate) fn words(self) -> impl Iterator<Item = String> {
-        let hold = self.hold.filter(|_| self.intercept == Asked::Not);
+        let hold = self.hold.filter(|_| self.intercept == Interception::Not);
         let asked = match self.intercept {
-            Asked::Not => self.binds.then_some(BINDS),
+            Interception::Not => self.binds.then_some(BINDS),
             asked => Some(asked.word()),
         };
-        let unlinks = (self.unlinks && self.intercept != Asked::Not).then_some(UNLINKS);
+        let unlinks = (self.unlinks && self.intercept != Interception::Not).then_some(UNLINKS);
         let words = asked.into_iter().chain(unlinks).map(str::to_owned);
         hold.map(|pid| pid.to_string()).into_iter().chain(words)
     }
@@ -114,17 +114,17 @@ impl Order {
             hold = Some(next.to_str()?.parse().ok()?);
             next = words.next()?;
         }
-        let asked = [Asked::Always, Asked::IfPossible].into_iter();
+        let asked = [Interception::Always, Interception::IfPossible].into_iter();
         let mut asked = asked.filter(|asked| hold.is_none() && next == asked.word());
-        let intercept = asked.next().unwrap_or(Asked::Not);
-        if intercept != Asked::Not {
+        let intercept = asked.next().unwrap_or(Interception::Not);
+        if intercept != Interception::Not {
             next = words.next()?;
         }
-        let unlinks = intercept != Asked::Not && next == UNLINKS;
+        let unlinks = intercept != Interception::Not && next == UNLINKS;
         if unlinks {
             next = words.next()?;
         }
-        let binds = intercept == Asked::Not && next == BINDS;
+        let binds = intercept == Interception::Not && next == BINDS;
         if binds {
             next = words.next()?;
         }
@@ -181,7 +181,7 @@ impl Order {
                 let _ = send_back(&listener);
             }
         }
-        if self.calls.intercept != Asked::Not {
+        if self.calls.intercept != Interception::Not {
             let unlinks = self.calls.unlinks;
             let watched = Watched { readiness: None, binds: true, listens: true, unlinks };
             let installed =
@@ -190,7 +190,7 @@ impl Order {
                 Ok(listener) => send_back(&listener)?,
                 Err(error) => {
                     let error = Error::Intercept { refused: Box::new(error) };
-                    if self.calls.intercept == Asked::Always {
+                    if self.calls.intercept == Interception::Always {
                         return Err(error);
                     }
                     eprintln!("bindonce: {error}: started with the sockets of --listen alone");
@@ -277,21 +277,21 @@ mod tests {
         let order = parse("1 7 binds -- sh").expect("an order");
         assert_eq!(
             (order.calls.hold, order.calls.binds, order.calls.intercept),
-            (Some(7), true, Asked::Not)
+            (Some(7), true, Interception::Not)
         );
         let order = parse("1 binds service -- sh").expect("an order");
         assert_eq!((order.calls.hold, order.calls.binds, order.service), (None, true, true));
         let order = parse("1 intercept service -- sh").expect("an order");
         assert_eq!(
             (order.calls.hold, order.calls.intercept, order.service),
-            (None, Asked::Always, true)
+            (None, Interception::Always, true)
         );
         let order = parse("1 intercept-if-possible -- intercept").expect("an order");
-        assert_eq!((order.calls.intercept, order.calls.unlinks), (Asked::IfPossible, false));
+        assert_eq!((order.calls.intercept, order.calls.unlinks), (Interception::IfPossible, false));
         let order = parse("0 intercept unlinks service -- unlinks").expect("an order");
         assert_eq!(
             (order.calls.intercept, order.calls.unlinks, order.service),
-            (Asked::Always, true, true)
+            (Interception::Always, true, true)
         );
         for bad in [
             "service -- sh",

@@ -40,10 +40,11 @@ pub(crate) fn notice(reporter: &Reporter, held: &Held<Socket>, who: &str) {
             listener = held.listener.label(),
             who,
             changed,
-            "options of a shared listener are not as it was made"
+            "options of a shared listener differ from those it was created with"
         );
         let label = held.listener.label();
-        let text = format!("options of {label} are not as it was made ({who}): {changed}");
+        let text =
+            format!("options of {label} differ from those it was created with ({who}): {changed}");
         reporter.record(Happening::new(Kind::ListenerChanged, text));
         *noticed = changes;
     }

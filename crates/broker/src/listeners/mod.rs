@@ -253,8 +253,8 @@ impl Listeners {
         if !has_all && !self.free_told.replace(true) {
             tracing::warn!(
                 listener = listener.label(),
-                "`transparent` takes CAP_NET_RAW or CAP_NET_ADMIN: without, as for haproxy alone, such a listener has addresses that the host \
-                 has not (IP_FREEBIND), and not what is diverted to it (IP_TRANSPARENT)"
+                "`transparent` needs CAP_NET_RAW or CAP_NET_ADMIN: without them, as with haproxy alone, such a listener can have addresses \
+                 that the host lacks (IP_FREEBIND), but gets no diverted connections (IP_TRANSPARENT)"
             );
         }
     }

@@ -384,7 +384,7 @@ fn reason(why: Closing) -> &'static str {
     match why {
         Closing::Released => "released",
         Closing::Unconfirmed => "its claim was never confirmed",
-        Closing::Replaced => "its socket was of no use any more, and another replaces it",
+        Closing::Replaced => "its socket was unusable, and another replaces it",
         Closing::NeverHeld => "the rest of its claim failed",
     }
 }

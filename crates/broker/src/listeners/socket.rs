@@ -33,7 +33,7 @@ pub(crate) struct Socket {
     /// What was last recorded about it.
     mark: RefCell<Option<Mark>>,
     /// Cached text for replies that did not create the listener, and the edition of that text.
-    pub(crate) told: RefCell<Option<(u32, Box<[u8]>)>>,
+    pub(crate) reply_text: RefCell<Option<(u32, Box<[u8]>)>>,
     pub(crate) path: Option<UnixPath>,
     /// Whether it was hidden when it was opened or taken over, and has not been shown since.
     pub(crate) hidden: Cell<bool>,
@@ -125,7 +125,7 @@ pub(super) fn opened(socket: listen::Opened, watch: Watch, backlog: u32) -> Open
             watch,
             owned: None,
             mark: RefCell::new(None),
-            told: RefCell::new(None),
+            reply_text: RefCell::new(None),
             path: socket.path,
             hidden: Cell::new(socket.hidden),
         },

@@ -190,7 +190,7 @@ fn info(view: &View<'_, Socket>, unix: Option<&HashMap<u64, u32>>) -> ListenerIn
         opened.inode,
         view.held.since.to_string(),
     );
-    info.options = said(&listener.options);
+    info.options = set_options(&listener.options);
     info.backlog = Some(opened.backlog).filter(|_| listener.address.listens());
     info.queue = queue;
     if !listener.address.listens()
@@ -231,10 +231,10 @@ fn holder(holder: &Holder) -> HolderInfo {
 }
 
 /// The options that were set, each under its own keyword.
-fn said(options: &Options) -> Map<String, Value> {
+fn set_options(options: &Options) -> Map<String, Value> {
     let text = |value: &Option<String>| value.clone().map(Value::from);
-    let flag = |said: bool| said.then_some(Value::Bool(true));
-    let said = [
+    let flag = |set: bool| set.then_some(Value::Bool(true));
+    let all = [
         ("backlog", options.backlog.map(Value::from)),
         ("v6only", flag(options.v6only)),
         ("mptcp", flag(options.mptcp)),
@@ -247,7 +247,7 @@ fn said(options: &Options) -> Map<String, Value> {
         ("user", text(&options.user)),
         ("group", text(&options.group)),
     ];
-    said.into_iter().filter_map(|(word, value)| Some((word.to_owned(), value?))).collect()
+    all.into_iter().filter_map(|(word, value)| Some((word.to_owned(), value?))).collect()
 }
 
 #[cfg(test)]

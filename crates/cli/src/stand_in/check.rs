@@ -41,7 +41,7 @@ pub(super) fn run(haproxy: &Path, arguments: &[OsString]) -> anyhow::Result<Exit
 }
 
 /// What haproxy itself answers to these arguments.
-pub(super) fn asked(haproxy: &Path, arguments: &[OsString]) -> std::io::Result<Answer> {
+pub(super) fn ask(haproxy: &Path, arguments: &[OsString]) -> std::io::Result<Answer> {
     real::answer(haproxy, std::iter::once("-c".into()).chain(arguments.iter().cloned()))
 }
 

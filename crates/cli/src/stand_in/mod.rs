@@ -56,7 +56,7 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
     let without;
     if command.role.master.is_none()
         && !command.master_sockets.is_empty()
-        && !says("master-worker", &command, |rendering| rendering.mode.is_master)?
+        && !in_configuration("master-worker", &command, |rendering| rendering.mode.is_master)?
     {
         if let Some(code) = no_master(&real, arguments)? {
             return Ok(Outcome::Done(code));
@@ -70,7 +70,7 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
         && (to_background
             || background::is_it()
             || command.role.master.is_some()
-            || says("master-worker", &command, |rendering| rendering.mode.is_master)?)
+            || in_configuration("master-worker", &command, |rendering| rendering.mode.is_master)?)
     {
         name::can_write(path)?;
     }
@@ -93,7 +93,7 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
 
 /// `-S` without a master: haproxy refuses it, which is the answer, or (2.6) warns and serves none.
 fn no_master(real: &Path, arguments: &[OsString]) -> anyhow::Result<Option<ExitCode>> {
-    let answer = check::asked(real, arguments).context("cannot ask haproxy about -S")?;
+    let answer = check::ask(real, arguments).context("cannot ask haproxy about -S")?;
     if !answer.status.success() {
         return check::say(&answer).map(Some);
     }
@@ -118,7 +118,8 @@ fn without_master_sockets(arguments: &[OsString]) -> Vec<OsString> {
 
 /// Without a master, haproxy ends if no process is at the socket of `-x`.
 fn can_transfer(path: &Path, command: &Command) -> anyhow::Result<()> {
-    let is_master = || says("master-worker", command, |rendering| rendering.mode.is_master);
+    let is_master =
+        || in_configuration("master-worker", command, |rendering| rendering.mode.is_master);
     if path == Path::new("/dev/null") || command.role.master.is_some() {
         return Ok(());
     }
@@ -166,7 +167,7 @@ pub(crate) fn refused(
     arguments: Option<&[OsString]>,
 ) -> anyhow::Result<ExitCode> {
     let Some(arguments) = arguments else { return Err(error) };
-    match check::asked(&real::find()?, arguments) {
+    match check::ask(&real::find()?, arguments) {
         Ok(answer) if !answer.status.success() => check::say(&answer),
         _ => Err(error),
     }
@@ -178,11 +179,11 @@ fn goes_to_background(command: &Command) -> anyhow::Result<bool> {
     if role.daemon || role.foreground {
         return Ok(role.daemon);
     }
-    says("daemon", command, |rendering| rendering.mode.is_daemon)
+    in_configuration("daemon", command, |rendering| rendering.mode.is_daemon)
 }
 
 /// Whether a `global` section sets this. Only if its text does not tell is all of it read.
-fn says(
+fn in_configuration(
     keyword: &str,
     command: &Command,
     in_full: impl Fn(&Rendering) -> bool,
@@ -197,7 +198,7 @@ fn says(
     }
     let world = System::new(&command.program).context("cannot tell the current directory")?;
     match keyword::in_global(keyword, command, &world) {
-        Ok(Some(says)) => Ok(says),
+        Ok(Some(is_set)) => Ok(is_set),
         Ok(None) => {
             Ok(check::rendering(command, check::inherited()?)?.is_ok_and(|it| in_full(&it)))
         }

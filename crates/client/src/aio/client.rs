@@ -240,7 +240,7 @@ impl Client {
     /// Waits for a notification. The wait is cancel safe.
     pub(super) async fn hear(&mut self) -> Result<Notification, Error> {
         loop {
-            if let Some(notification) = self.session.heard() {
+            if let Some(notification) = self.session.next_notification() {
                 return Ok(notification);
             }
             let (fd, session, buffer) = (&self.stream, &mut self.session, &mut self.buffer);

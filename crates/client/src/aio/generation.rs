@@ -284,7 +284,7 @@ impl Generation {
     async fn news(&mut self) -> Result<(), Error> {
         let Some(client) = &mut self.client else { return self.find_again().await };
         match client.hear().await {
-            Ok(notification) => self.membership.heard(&notification),
+            Ok(notification) => self.membership.notified(&notification),
             Err(error) => self.failed(&error),
         }
         Ok(())

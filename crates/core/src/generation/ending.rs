@@ -57,7 +57,7 @@ impl Timeline {
     }
 
     /// The generation confirms that it was told to stop.
-    pub(super) fn says_stopping(&mut self, id: GenerationId) {
+    pub(super) fn confirmed_stop(&mut self, id: GenerationId) {
         if let Some(Stage::Stopping { says, .. }) =
             self.lives.get_mut(&id).map(|life| &mut life.stage)
         {

@@ -94,7 +94,7 @@ impl Timeline {
             Event::Proved => self.proved(now, &mut out),
             Event::Unproved(observation) => self.unproved(now, &observation, &mut out),
             Event::ProvedInPart { all_paused } => self.proved_in_part(now, all_paused, &mut out),
-            Event::Stopping(id) => self.says_stopping(id),
+            Event::Stopping(id) => self.confirmed_stop(id),
             Event::Stopped(id) => self.stopped(now, id, &mut out),
             Event::Listens(id) => self.listens_again(now, id, &mut out),
             Event::Connections(id, left) => self.connections(id, left, &mut out),

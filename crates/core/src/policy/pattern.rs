@@ -61,7 +61,7 @@ impl Protocol {
 /// A text that is not a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no set of addresses: write *, HOST:PORT (HOST may be * or 10.0.0.0/8 or [fd00::]/8, \
+    "{0:?} is not a set of addresses: write *, HOST:PORT (HOST may be * or 10.0.0.0/8 or [fd00::]/8, \
      PORT * or 8000-8010), udp@HOST:PORT, quic@HOST:PORT, unix@/run/app/* or abns@app-*"
 )]
 pub struct InvalidPattern(pub String);

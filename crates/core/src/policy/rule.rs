@@ -37,7 +37,7 @@ pub struct Names {
 
 /// A text that is not a set of names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no set of names: write a name, or the beginning of some and `*`")]
+#[error("{0:?} is not a set of names: write a name, or a prefix followed by `*`")]
 pub struct InvalidNames(pub String);
 
 impl Names {

@@ -51,7 +51,7 @@ pub enum Refusal {
         held: Box<HeldBy>,
     },
     /// The listener is not held, and the client may only use held ones.
-    #[error("{0} is not held, and may only be used, not created")]
+    #[error("{0} is not held, and you may only use held listeners, not create new ones")]
     NotHeld(Arc<Listener>),
     /// Two parts of one request ask for one address with different options.
     #[error(
@@ -178,7 +178,7 @@ impl Refusal {
             Self::NameInRequest { .. } => "give each address a name of its own",
             // The same address, with another device or another set of families.
             Self::Overlap { asked, held } if asked.address == held.listener.address => {
-                "v6only, mptcp and interface= belong to a socket from its making on: a new socket is \
+                "v6only, mptcp and interface= are fixed when a socket is created: a new socket is \
                  needed. Stop the service that uses the old one, release it (`bindonce release`), \
                  and start again"
             }

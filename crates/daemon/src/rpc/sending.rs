@@ -145,7 +145,7 @@ impl Sending {
 /// Sends an error if no descriptor of the reply is sent yet; the leases end with the connection.
 fn too_many(stream: &UnixStream, transmission: &Transmission, hint: &str) -> End {
     if transmission.descriptors_sent() == 0 {
-        let message = "too many descriptors are on their way to clients that have not read them";
+        let message = "too many descriptors are in flight to clients that have not received them";
         let error = RpcError::new(ErrorCode::LIMIT, message).with_hint(hint);
         // The peer waits for this reply, so there is room for it; if not, the close says the same.
         let _ = stream.try_write(&encode_error(&Id::Null, &error));

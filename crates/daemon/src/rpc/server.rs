@@ -165,9 +165,7 @@ impl<H: Handler> Server<H> {
             }
             End::Unfinished => "cut off: a request was not finished in time",
             End::NotRead => "cut off: its reply was not read in time",
-            End::TooMuch => {
-                "cut off: more is kept for its user than the limit buffered_bytes allows"
-            }
+            End::TooMuch => "cut off: its user exceeds the limit buffered_bytes",
             End::TooManyInFlight => "cut off: too many descriptors wait to be received by clients",
         };
         if let Some(left_out) = self.reporter.refused(uid, "cut off") {

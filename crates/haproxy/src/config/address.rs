@@ -285,7 +285,7 @@ fn ip(
 }
 
 const LOOSE_PORT: &str =
-    "something follows the digits of its port: haproxy 2.6 passes over that, later ones refuse it";
+    "text follows the digits of its port: haproxy 2.6 ignores it, later versions refuse it";
 
 /// Reads `80` or `8000-8010`. None where only a haproxy before 3.0 takes the text.
 fn ports_of(ports: &str) -> Result<Option<(u16, u16)>, Problem> {

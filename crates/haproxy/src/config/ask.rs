@@ -14,7 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::questions::{Answers, Questions};
 use super::quoting::printable;
-use super::remembered::Asked;
+use super::remembered::Query;
 use super::world::Environment;
 
 /// Time limit for haproxy's answer; it needs some 20 ms.
@@ -44,13 +44,13 @@ pub(super) struct Haproxy<'a> {
 /// haproxy cannot be started, has not answered in time, was killed, or printed something else. The
 /// error quotes the output or says what happened.
 pub(super) fn ask(haproxy: &Haproxy<'_>, questions: &Questions) -> io::Result<Answers> {
-    let asked = haproxy.asked(questions);
-    if let Some(answers) = asked.as_ref().and_then(Asked::answers) {
+    let query = haproxy.query(questions);
+    if let Some(answers) = query.as_ref().and_then(Query::answers) {
         return Ok(answers);
     }
     let answers = find(haproxy, questions)?;
-    if let Some(asked) = asked {
-        asked.remember(&answers);
+    if let Some(query) = query {
+        query.remember(&answers);
     }
     Ok(answers)
 }
@@ -93,10 +93,10 @@ impl Haproxy<'_> {
     }
 
     /// Everything that the answers depend on; None if they must not be remembered.
-    fn asked(&self, questions: &Questions) -> Option<Asked> {
+    fn query(&self, questions: &Questions) -> Option<Query> {
         let Self { program, directory, environment, user, .. } = *self;
         let switches = self.switches().cloned().collect();
-        Asked::new(program, switches, directory, environment, user, questions)
+        Query::new(program, switches, directory, environment, user, questions)
     }
 
     /// Runs haproxy on a text.
@@ -184,7 +184,7 @@ mod tests {
             user: None,
         };
         let questions = Questions { terms: [b"once(1)".to_vec()].into(), ..Questions::default() };
-        let asked = |program| haproxy(program).asked(&questions);
+        let asked = |program| haproxy(program).query(&questions);
         let answers =
             Answers { terms: [(b"once(1)".to_vec(), Ok(true))].into(), ..Answers::default() };
         assert!(asked("env").expect("a binary").answers().is_none());
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(ask(&haproxy("env"), &questions).expect("known"), answers);
         assert_eq!(asked("/usr/bin/env").and_then(|it| it.answers()), Some(answers));
         assert!(asked("/usr/bin/cat").expect("a binary").answers().is_none());
-        let other = haproxy("env").asked(&Questions::default());
+        let other = haproxy("env").query(&Questions::default());
         assert!(other.expect("a binary").answers().is_none());
         for program in ["/usr/bin/ldd", "/no/such", "no-such", "/"] {
             assert!(asked(program).is_none(), "{program}");

@@ -78,7 +78,7 @@ pub(super) const NO_DEVICE: &str =
     "its interface does not exist: haproxy warns, and listens on every interface";
 
 /// Why such an address stays with haproxy after the interface has appeared.
-pub(super) const LATE_DEVICE: &str = "its interface came when haproxy had bound the address already: haproxy binds it until the service \
+pub(super) const LATE_DEVICE: &str = "its interface appeared after haproxy had bound the address: haproxy keeps it until the service \
      is stopped and started";
 
 /// Why the addresses of this device are left to haproxy, if they are.
@@ -288,7 +288,7 @@ fn part(
                         let why = other.and_then(|(_, found)| found.err());
                         let why = match why.as_deref() {
                             _ if is_pair => {
-                                "one process has the other end of a pair of sockets, so that generations cannot share it"
+                                "the other end of a socket pair belongs to one process, so generations cannot share it"
                             }
                             why => why.unwrap_or("Bad file descriptor"),
                         };

@@ -201,7 +201,7 @@ pub enum Error {
     },
     /// Two lines have the same UNIX socket, and haproxy binds at least one of them itself.
     #[error(
-        "{}: {} is the address of {} ({}) too: one of them would have all clients of {}; \
+        "{}: {} is the address of {} ({}) too: one of them would get all clients of {}; \
          remove one of the two, or give it another address",
         .0.second, .0.second_text, .0.first, .0.first_text, .0.about
     )]
@@ -209,7 +209,7 @@ pub enum Error {
     /// An address that haproxy binds itself overlaps a listener of the broker, and the broker's
     /// sockets are exclusive.
     #[error(
-        "{}: {} overlaps {} of {}, which the broker binds, and haproxy could not bind it beside that \
+        "{}: {} overlaps {} of {}, which the broker binds, and haproxy cannot bind it beside that listener \
          ({}); give it another port",
         .0.second, .0.second_text, .0.first_text, .0.first, .0.about
     )]

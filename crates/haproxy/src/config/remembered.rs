@@ -25,11 +25,11 @@ const MOST: usize = 8;
 /// The cache that decides which libraries a binary finds.
 const LIBRARIES: &str = "/etc/ld.so.cache";
 
-static KNOWN: Mutex<Vec<(Asked, Answers)>> = Mutex::new(Vec::new());
+static KNOWN: Mutex<Vec<(Query, Answers)>> = Mutex::new(Vec::new());
 
 /// Everything that an answer depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct Query {
     program: Version,
     libraries: Option<Version>,
     switches: Vec<OsString>,
@@ -59,7 +59,7 @@ impl Version {
     }
 }
 
-impl Asked {
+impl Query {
     /// The questions to `program`, as found and run in this directory and environment. None if the
     /// answer must not be remembered.
     pub(super) fn new(

@@ -56,7 +56,7 @@ pub enum Error {
         why: String,
     },
     /// Only haproxy is known to stop on SIGUSR1.
-    #[error("process {pid} ({name}) is no haproxy")]
+    #[error("process {pid} ({name}) is not haproxy")]
     NotHaproxy {
         /// The process.
         pid: i32,

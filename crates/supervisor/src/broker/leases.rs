@@ -195,7 +195,7 @@ async fn try_release(socket: &Path, journal: &Journal, unused: Vec<String>) -> B
     if !released.is_empty() {
         let listeners = released.join(" ");
         tracing::info!(listeners, "released: no longer in the configuration");
-        let text = format!("the configuration names them no more: {listeners}");
+        let text = format!("no longer in the configuration: {listeners}");
         journal.record(Happening::new(event::Kind::ListenerReleased, text));
     }
     kept

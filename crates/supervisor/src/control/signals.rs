@@ -60,7 +60,7 @@ pub(crate) fn read(
         (Signal::SIGTTOU, Some(id)) => Wanted::Address(id),
         (Signal::SIGTTIN, Some(id)) => Wanted::NoAddress(id),
         (Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU, _) => ignored(
-            "a stopped supervisor would answer nobody; to end it and its generations, send SIGTERM",
+            "a stopped supervisor could not answer clients; to end it and its generations, send SIGTERM",
         ),
         // By default these signals would end this process while haproxy lives on.
         (Signal::SIGALRM | Signal::SIGQUIT, _) => ignored(

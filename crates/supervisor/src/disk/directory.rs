@@ -56,7 +56,7 @@ pub(crate) struct Directory {
     /// The broker's socket, and the service.
     of: (PathBuf, Name),
     /// Whether the failure to recreate the directory was logged.
-    pub(super) told: Cell<bool>,
+    pub(super) failure_logged: Cell<bool>,
     /// Notified when the directory was recreated.
     pub(crate) made_anew: Rc<Notify>,
 }
@@ -93,7 +93,7 @@ impl Directory {
             lock: RefCell::new(lock),
             control: Cell::default(),
             of: (socket.clone(), service.clone()),
-            told: Cell::default(),
+            failure_logged: Cell::default(),
             made_anew: Rc::default(),
         })
     }
@@ -248,7 +248,10 @@ impl Directory {
         saved
             .inspect_err(|error| {
                 let moved_to = state::move_aside(&path);
-                tracing::error!(moved_to, "{error}; going on with what /proc and the broker tell");
+                tracing::error!(
+                    moved_to,
+                    "{error}; continuing with what /proc and the broker report"
+                );
             })
             .ok()
     }
@@ -310,8 +313,8 @@ pub(crate) fn remedy(file: &Path, error: &io::Error) -> String {
         io::ErrorKind::NotFound => {
             let directory = file.parent().unwrap_or(file).display();
             format!(
-                "{directory} was removed while this supervisor uses it, and is made anew where that is possible; keep what cleans up away from \
-                 there (tmpfiles.d(5), `x`)"
+                "{directory} was removed while in use, and is recreated if possible; exclude it from cleanup \
+                 (tmpfiles.d(5), `x`)"
             )
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {

@@ -79,11 +79,11 @@ impl Supervisor {
         let path = directory.path().display().to_string();
         let failed = |error: &Error| {
             // Logged once, since the attempt is repeated.
-            if !directory.told.replace(true) {
+            if !directory.failure_logged.replace(true) {
                 tracing::error!(
                     path, %error,
-                    hint = "free that path and keep what cleans up away from it (tmpfiles.d(5), `x`); until then nothing can be asked of this \
-                            supervisor, and the next one does not find what runs",
+                    hint = "free that path and exclude it from cleanup (tmpfiles.d(5), `x`); until then this supervisor answers no \
+                            commands, and the next one does not find the running generations",
                     "files of this service were removed, and cannot be made anew"
                 );
             }
@@ -104,7 +104,7 @@ impl Supervisor {
             Ok(None) => {}
             Err(error) => return failed(&error),
         }
-        directory.told.set(false);
+        directory.failure_logged.set(false);
         self.handover.bind_kept_again(&self.cx.directory.file(KEPT));
         self.starts.write_missing();
         self.cx.journal.write_anew();
@@ -115,7 +115,7 @@ impl Supervisor {
         }
         tracing::warn!(
             path,
-            "files of this service were removed, and are there again; keep what cleans up away from there (tmpfiles.d(5), `x`)"
+            "files of this service were removed, and are there again; exclude this directory from cleanup (tmpfiles.d(5), `x`)"
         );
         true
     }

@@ -278,7 +278,7 @@ async fn find_admin(
     }
     if let Some(connection) = left.admin.remove(&id.0)
         && let Some((admin, info)) =
-            first(|ready| Admin::resume(connection, saved.drain.told, ready)).await
+            first(|ready| Admin::resume(connection, saved.drain.received, ready)).await
     {
         return (Some(admin), Some(info));
     }
@@ -351,7 +351,7 @@ async fn claim_again(
             let why = why.unwrap_or_default();
             tracing::warn!(
                 generation = id.0,
-                "the broker does not answer yet{why}; going on with what it has given before"
+                "the broker does not answer yet{why}; continuing with the listeners that it gave before"
             );
             left.is_unanswered = true;
             (had, None)

@@ -41,7 +41,7 @@ pub(crate) struct Admin {
     task: AbortHandle,
     connection: Rc<RefCell<Option<Connection>>>,
     /// Number of bytes received as answers.
-    told: Rc<Cell<u64>>,
+    received: Rc<Cell<u64>>,
 }
 
 /// A connection that is shut down on drop, even if another process has a copy of it.
@@ -96,10 +96,10 @@ impl Admin {
     }
 
     /// Takes over a connection that an earlier supervisor, or an earlier image of this process, has
-    /// opened. `told` is the number of bytes received on it so far.
+    /// opened. `received` is the number of bytes received on it so far.
     pub(crate) fn resume(
         connection: OwnedFd,
-        told: u64,
+        received: u64,
         ready: impl FnOnce(Info) + 'static,
     ) -> Self {
         let copy = connection.try_clone().ok();
@@ -108,7 +108,7 @@ impl Admin {
             stream.set_nonblocking(true)?;
             UnixStream::from_std(stream)
         };
-        Self::over(stream, Some(told), copy, ready)
+        Self::over(stream, Some(received), copy, ready)
     }
 
     fn over(
@@ -120,11 +120,11 @@ impl Admin {
         let (asks, requests) = mpsc::unbounded_channel();
         let connection = Rc::new(RefCell::new(copy.map(Connection)));
         let copy = Rc::clone(&connection);
-        let told = Rc::new(Cell::new(earlier.unwrap_or_default()));
-        let count = Rc::clone(&told);
+        let received = Rc::new(Cell::new(earlier.unwrap_or_default()));
+        let count = Rc::clone(&received);
         let task = crate::tasks::spawn(async move {
             let talk = async {
-                let mut stream = Counted { stream: stream.await?, told: count };
+                let mut stream = Counted { stream: stream.await?, received: count };
                 if earlier.is_none() {
                     copy.replace(Some(Connection(stream.stream.as_fd().try_clone_to_owned()?)));
                 }
@@ -140,7 +140,7 @@ impl Admin {
             }
             copy.take();
         });
-        Self { asks, task: task.abort_handle(), connection, told }
+        Self { asks, task: task.abort_handle(), connection, received }
     }
 
     /// A copy of the connection, for the next supervisor or the next image of this process. None
@@ -150,8 +150,8 @@ impl Admin {
     }
 
     /// Number of bytes received as answers.
-    pub(crate) fn told(&self) -> u64 {
-        self.told.get()
+    pub(crate) fn received(&self) -> u64 {
+        self.received.get()
     }
 
     /// Sends a command, or one in each line, and gives the answer, which may take `limit`.
@@ -218,13 +218,13 @@ impl Admin {
 /// A connection, with the number of bytes received on it.
 struct Counted {
     stream: UnixStream,
-    told: Rc<Cell<u64>>,
+    received: Rc<Cell<u64>>,
 }
 
 impl Counted {
     async fn read(&mut self, answer: &mut Vec<u8>) -> io::Result<()> {
         let read = self.stream.read_buf(answer).await?;
-        self.told.update(|told| told + read as u64);
+        self.received.update(|received| received + read as u64);
         if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 }
@@ -235,7 +235,7 @@ async fn talk(mut stream: Counted, mut requests: mpsc::UnboundedReceiver<Ask>) -
         for command in before {
             exchange(&mut stream, &command, 1).await?;
         }
-        let before = stream.told.get();
+        let before = stream.received.get();
         let text = exchange(&mut stream, &command, answers).await?;
         for command in after {
             exchange(&mut stream, &command, 1).await?;
@@ -296,7 +296,7 @@ mod tests {
 
     fn counted(ours: Blocking) -> Counted {
         let stream = UnixStream::from_std(ours).expect("a stream");
-        Counted { stream, told: Rc::default() }
+        Counted { stream, received: Rc::default() }
     }
 
     #[test]
@@ -332,7 +332,7 @@ mod tests {
                     1000
                 );
             }
-            assert!(admin.told() > 70 + 3 * 30);
+            assert!(admin.received() > 70 + 3 * 30);
             admin.close();
             haproxy.join().expect("it has answered");
         });

@@ -37,7 +37,7 @@ const WRITTEN: Duration = Duration::from_secs(10);
 /// The counters, and when each generation may be asked again.
 pub(crate) struct Counting {
     totals: Rc<RefCell<Arc<Totals>>>,
-    asked: BTreeMap<GenerationId, Rc<Pace>>,
+    paces: BTreeMap<GenerationId, Rc<Pace>>,
     changed: Rc<Notify>,
 }
 
@@ -50,7 +50,7 @@ impl Pace {
         self.0.get().is_none_or(|next| next <= Instant::now())
     }
 
-    fn asked(&self, begun: Instant, least: Duration) {
+    fn answered(&self, begun: Instant, least: Duration) {
         self.0.set(Some(Instant::now() + (begun.elapsed() * PAUSE).max(least)));
     }
 }
@@ -83,7 +83,7 @@ impl Counting {
         let totals = Rc::new(RefCell::new(Arc::new(totals)));
         let changed = Rc::default();
         crate::tasks::spawn(keep(path, Rc::clone(&totals), Rc::clone(&changed)));
-        Self { totals, asked: BTreeMap::new(), changed }
+        Self { totals, paces: BTreeMap::new(), changed }
     }
 
     /// Notes that every generation but these is gone.
@@ -93,7 +93,7 @@ impl Counting {
 
     /// When this generation may be asked.
     pub(crate) fn pace(&mut self, id: GenerationId) -> Rc<Pace> {
-        Rc::clone(self.asked.entry(id).or_default())
+        Rc::clone(self.paces.entry(id).or_default())
     }
 
     /// The counters that a generation about to be started begins with.
@@ -102,12 +102,12 @@ impl Counting {
     }
 
     /// The counters that a generation has reported.
-    pub(crate) fn told(&mut self, id: GenerationId, now: Counters) {
+    pub(crate) fn update(&mut self, id: GenerationId, now: Counters) {
         self.change(|totals| totals.update(id.0, now));
     }
 
     pub(crate) fn gone(&mut self, id: GenerationId) {
-        self.asked.remove(&id);
+        self.paces.remove(&id);
         self.change(|totals| totals.end(id.0));
     }
 
@@ -152,13 +152,13 @@ pub(crate) async fn ask(cx: &Context, id: GenerationId, admin: &Admin, pace: &Pa
     let begun = Instant::now();
     let answer = admin.ask(QUESTION, ANSWER).await;
     if let Ok(text) = answer
-        && let Ok(Some(told)) = worker::within(ANSWER, move || counters::read(&text)).await
+        && let Ok(Some(counters)) = worker::within(ANSWER, move || counters::read(&text)).await
     {
-        cx.send(Message::Counted(id, told));
+        cx.send(Message::Counted(id, counters));
     } else {
         tracing::debug!(generation = id.0, "its counters could not be read");
     }
-    pace.asked(begun, Duration::ZERO);
+    pace.answered(begun, Duration::ZERO);
 }
 
 /// The same for a draining generation, if it is due.
@@ -166,6 +166,6 @@ pub(crate) async fn ask_draining(cx: &Context, id: GenerationId, admin: &Admin, 
     if pace.is_due() {
         let begun = Instant::now();
         ask(cx, id, admin, pace).await;
-        pace.asked(begun, DRAINING);
+        pace.answered(begun, DRAINING);
     }
 }

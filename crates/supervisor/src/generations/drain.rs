@@ -38,7 +38,8 @@ pub(crate) struct SavedDrain {
     /// Its counters at the last answer; only for the next image of this process.
     counted: Option<Since>,
     /// Number of bytes received on its admin connection by then.
-    pub(crate) told: u64,
+    #[serde(rename = "told")]
+    pub(crate) received: u64,
     /// Its work since it stopped accepting.
     after: Option<Since>,
     idle_closed: u64,
@@ -73,14 +74,14 @@ impl Drain {
     }
 
     /// What to save for the next supervisor or, if `for_itself`, the next image of this process.
-    /// Only the latter gets the counters: another supervisor may come much later. `told` is the
+    /// Only the latter gets the counters: another supervisor may come much later. `received` is the
     /// number of bytes received on the admin connection.
-    pub(crate) fn saved(&self, for_itself: bool, told: u64) -> SavedDrain {
+    pub(crate) fn saved(&self, for_itself: bool, received: u64) -> SavedDrain {
         SavedDrain {
             drain_idle_ms: self.idle.get().and_then(milliseconds),
             drain_timeout_ms: self.timeout.and_then(milliseconds),
             counted: self.counted.filter(|_| for_itself),
-            told: if for_itself { told } else { 0 },
+            received: if for_itself { received } else { 0 },
             after: self.since.filter(|_| for_itself),
             idle_closed: self.idle_closed,
         }

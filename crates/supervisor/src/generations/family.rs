@@ -82,7 +82,7 @@ impl Family {
     }
 
     fn look_at(&self, pids: &BTreeSet<i32>, latest: Option<&Info>) -> Descriptors {
-        let closed = latest.filter(|info| self.says_closed(info)).and_then(|info| info.pid);
+        let closed = latest.filter(|info| self.reports_closed(info)).and_then(|info| info.pid);
         let mut hidden = None;
         for &pid in pids {
             let believed = closed == Some(pid);
@@ -98,7 +98,7 @@ impl Family {
 
     /// Whether haproxy reports that it has closed its listeners. A haproxy that does not count them
     /// is taken to have closed them when it stops. A worker has one left, to its master.
-    pub(crate) fn says_closed(&self, info: &Info) -> bool {
+    pub(crate) fn reports_closed(&self, info: &Info) -> bool {
         let left = u64::from(self.has_master);
         info.stopping && info.listeners.is_none_or(|listeners| listeners <= left)
     }

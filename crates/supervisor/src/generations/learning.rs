@@ -31,8 +31,8 @@ pub(crate) async fn before_start(settings: &Settings, id: GenerationId, serving:
         tracing::warn!(
             generation = id.0,
             peers = learning.join(" "),
-            "the generation that serves has not learned its stick tables within {} (--peers-timeout), and will not teach \
-             them: entries are lost; reload less often, or look at `show peers`",
+            "the serving generation has not learned its stick tables within {} (--peers-timeout), and will not pass \
+             them on: entries are lost; reload less often, or look at `show peers`",
             format(limit)
         );
     }

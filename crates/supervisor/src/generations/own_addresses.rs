@@ -106,8 +106,8 @@ pub(crate) fn warn_of_devices(cx: &Context, id: GenerationId, pid: i32, renderin
 /// The hint for a line whose `device` does not exist and whose address haproxy could not bind.
 pub(crate) fn device_hint(line: &LeftAlone, device: &str) -> String {
     format!(
-        "the interface {device} of {} ({}) does not exist, and another line has the same address for another that does not, so haproxy \
-         would bind both by itself, on every interface, and cannot where the generation that serves has it: correct the lines, or add \
+        "the interface {device} of {} ({}) does not exist, and another line has the same address on another missing interface. haproxy would \
+         bind both itself, on every interface, and cannot while the serving generation has the address: correct the lines, or add \
          the interfaces",
         line.text, line.place
     )

@@ -183,7 +183,7 @@ impl Starts {
                 Ok(prepared) => drop(self.configurations.insert(id, Rc::new(prepared))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    let text = "the rendered copy of its configuration cannot be read: if it dies, the files are read instead";
+                    let text = "cannot read the rendered copy of its configuration: if it dies, the next start reads the files instead";
                     tracing::warn!(generation = id.0, %error, "{text}");
                 }
             }

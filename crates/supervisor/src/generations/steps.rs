@@ -135,7 +135,7 @@ impl Supervisor {
             let words = generation.output.tail.text();
             let name = self.cx.settings.kind.name();
             let text = if words.is_empty() {
-                format!("{name}, pid {pid}, ended with {how} and said nothing")
+                format!("{name}, pid {pid}, ended with {how} and printed no message")
             } else {
                 format!("{name}, pid {pid}, ended with {how}")
             };

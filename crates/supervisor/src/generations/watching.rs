@@ -105,7 +105,7 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
                                           reload, or its worker to stop; starting another"
                     .to_owned()
             }
-            None => "this generation has stopped, and not because the supervisor told it to; \
+            None => "this generation stopped, but not at the supervisor's request; \
                      starting another"
                 .to_owned(),
         };
@@ -129,7 +129,7 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pac
     idle.set(idle.get().or(cx.settings.drain_idle));
     let task = crate::tasks::spawn(async move {
         let told = match &admin {
-            Some(admin) => said_closed(&cx, &family, admin).await,
+            Some(admin) => wait_for_close(&cx, &family, admin).await,
             None => None,
         };
         closed(&family, told.as_ref()).await;
@@ -214,7 +214,7 @@ async fn close_idle(
 /// Waits until haproxy reports that it has closed its listeners, and sends an event when it reports
 /// that it stops. None if its connection ends first, or is silent when no process has a descriptor
 /// of a listener any more.
-async fn said_closed(cx: &Context, family: &Family, admin: &Admin) -> Option<Info> {
+async fn wait_for_close(cx: &Context, family: &Family, admin: &Admin) -> Option<Info> {
     let (mut said, mut left) = (false, None);
     loop {
         match admin.info(ANSWER).await {
@@ -225,7 +225,7 @@ async fn said_closed(cx: &Context, family: &Family, admin: &Admin) -> Option<Inf
                 if left.replace(info.connections) != Some(info.connections) {
                     cx.send(Message::Left(family.id, info.connections));
                 }
-                if family.says_closed(&info) {
+                if family.reports_closed(&info) {
                     return Some(info);
                 }
             }

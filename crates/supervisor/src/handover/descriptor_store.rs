@@ -167,7 +167,7 @@ fn ask(path: &Path) -> io::Result<UnixStream> {
 /// The descriptors that the watchdog keeps.
 #[derive(Default)]
 pub(super) struct DescriptorStore {
-    asked: Option<UnixDatagram>,
+    questions: Option<UnixDatagram>,
     /// Connections by their lines.
     connections: BTreeMap<String, OwnedFd>,
     calls: BTreeMap<GenerationId, (Unattended, Left)>,
@@ -182,7 +182,7 @@ impl DescriptorStore {
         }
         let Some(first) = descriptor() else { return };
         if line == ASKED {
-            self.asked = Some(first.into());
+            self.questions = Some(first.into());
             return;
         }
         self.wait(PollTimeout::ZERO, |_| false, None);
@@ -239,8 +239,8 @@ impl DescriptorStore {
     /// Gives the next supervisor, which has asked, copies of everything.
     fn give(&self) -> Option<UnixStream> {
         let (mut byte, mut descriptors) = ([0], Vec::new());
-        let asked = self.asked.as_ref()?.as_fd();
-        bindonce_fd::recv(asked, &mut byte, &mut descriptors).ok()?;
+        let questions = self.questions.as_ref()?.as_fd();
+        bindonce_fd::recv(questions, &mut byte, &mut descriptors).ok()?;
         let next = UnixStream::from(descriptors.pop()?);
         next.set_write_timeout(Some(PATIENCE)).ok()?;
         // Each line goes in one piece: a socket with any room takes a message this small.
@@ -272,10 +272,10 @@ impl DescriptorStore {
             if is_answered(*how) { read(listener) } else { ends(listener) }
         });
         let connections = self.connections.values().map(|fd| ends(fd.as_fd()));
-        let asked = self.asked.iter().map(|socket| read(socket.as_fd()));
+        let questions = self.questions.iter().map(|socket| read(socket.as_fd()));
         let next = next.into_iter().map(|next| read(next.as_fd()));
         let mut polled: Vec<PollFd<'_>> =
-            calls.chain(connections).chain(asked).chain(next).collect();
+            calls.chain(connections).chain(questions).chain(next).collect();
         if !poll(&mut polled, limit).is_ok_and(|count| count > 0) {
             return None;
         }
@@ -286,7 +286,7 @@ impl DescriptorStore {
         let mut goes_on = || !shown.next().is_some_and(|shown| shown.intersects(ENDED));
         self.calls.retain(|_, _| goes_on());
         self.connections.retain(|_, _| goes_on());
-        let asked = self.asked.as_ref().and_then(|_| shown.next());
+        let asked = self.questions.as_ref().and_then(|_| shown.next());
         let sign = |shown: Option<PollFlags>| shown.is_some_and(|shown| !shown.is_empty());
         if sign(asked) {
             return Some(Sign::Asked);

@@ -22,9 +22,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 pub(crate) enum Listening {
     /// Ask it on its admin connection: the descriptor of the admin socket, and those of the given
     /// number of listeners behind it.
-    Asked(Admin, usize),
+    AdminSocket(Admin, usize),
     /// Look at its processes, because it has no admin socket.
-    Seen(Box<Processes>),
+    EpollSets(Box<Processes>),
 }
 
 /// The processes of a generation, and the inodes of its listeners.
@@ -42,8 +42,8 @@ impl Listening {
     pub(crate) fn of(kind: &Kind, generation: &Generation) -> Option<Self> {
         kind.haproxy()?;
         Some(match &generation.cli.admin {
-            Some(admin) => Self::Asked(admin.clone(), generation.readiness.passed),
-            None => Self::Seen(Box::new(Processes {
+            Some(admin) => Self::AdminSocket(admin.clone(), generation.readiness.passed),
+            None => Self::EpollSets(Box::new(Processes {
                 kind: kind.clone(),
                 pid: generation.pid(),
                 inodes: generation.inodes(),
@@ -56,10 +56,10 @@ impl Listening {
     pub(crate) fn silence(&self, limit: Duration) -> String {
         let limit = duration::format(limit);
         match self {
-            Self::Asked(..) => format!(
+            Self::AdminSocket(..) => format!(
                 "has not said on its admin socket within {limit} which listeners it listens on"
             ),
-            Self::Seen(_) => format!(
+            Self::EpollSets(_) => format!(
                 "the look at which listeners it listens on, in its epoll sets, was not done within {limit}"
             ),
         }
@@ -73,8 +73,8 @@ impl Listening {
         let looks = async {
             loop {
                 let seen = match self {
-                    Self::Asked(admin, count) => ask(admin, *count, limit).await,
-                    Self::Seen(processes) => processes.look(&mut heard, limit).await,
+                    Self::AdminSocket(admin, count) => ask(admin, *count, limit).await,
+                    Self::EpollSets(processes) => processes.look(&mut heard, limit).await,
                 };
                 let Some(seen) = seen else { return };
                 let is_over = seen.waiting.is_empty();
@@ -88,7 +88,7 @@ impl Listening {
         // A look that does not end in time adds nothing to the one before.
         let _ = bindonce_sys::patience::timeout(limit, looks).await;
         let missing = last?;
-        if let Self::Seen(processes) = self
+        if let Self::EpollSets(processes) = self
             && heard.is_none()
             && !missing.waiting.is_empty()
         {
@@ -191,7 +191,7 @@ mod tests {
 
     /// Runs a fake haproxy that knows descriptors up to `last` and stops after `answers` answers
     /// about them: it then closes its connection, or is silent.
-    fn told(last: usize, answers: usize, closes: bool) -> Option<Vec<usize>> {
+    fn answers_of(last: usize, answers: usize, closes: bool) -> Option<Vec<usize>> {
         let (ours, mut theirs) = UnixStream::pair().expect("a pair");
         let talks = std::thread::spawn(move || {
             let lines = BufReader::new(theirs.try_clone().expect("a copy")).lines();
@@ -217,7 +217,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let local = tokio::task::LocalSet::new();
         let missing = local.block_on(&runtime.expect("a runtime"), async {
-            let listening = Listening::Asked(Admin::resume(ours.into(), 0, |_| ()), 2);
+            let listening = Listening::AdminSocket(Admin::resume(ours.into(), 0, |_| ()), 2);
             // A minute for a haproxy that answers; nothing for a silent one.
             let limit = if closes { 60_000 } else { 50 };
             listening.missing(Duration::from_millis(limit)).await
@@ -230,9 +230,9 @@ mod tests {
     #[test]
     fn what_is_not_said_in_time_is_not_taken_for_said() {
         let first = usize::try_from(inherit::FIRST).expect("a number");
-        assert_eq!(told(first + 2, 8, true), Some(vec![]));
-        assert_eq!(told(first + 1, 8, true), Some(vec![1]));
-        assert_eq!(told(first + 2, 2, false), None, "silent at the second of its listeners");
-        assert_eq!(told(first + 2, 2, true), Some(vec![]), "its end is noticed elsewhere");
+        assert_eq!(answers_of(first + 2, 8, true), Some(vec![]));
+        assert_eq!(answers_of(first + 1, 8, true), Some(vec![1]));
+        assert_eq!(answers_of(first + 2, 2, false), None, "silent at the second of its listeners");
+        assert_eq!(answers_of(first + 2, 2, true), Some(vec![]), "its end is noticed elsewhere");
     }
 }

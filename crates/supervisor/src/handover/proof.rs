@@ -352,7 +352,7 @@ struct Count {
     /// When the first question was sent that got the current value as its answer.
     unchanged: Cell<Instant>,
     /// When the last answered question was sent.
-    asked: Cell<Instant>,
+    asked_at: Cell<Instant>,
     /// When the last answer came.
     answered: Cell<Instant>,
     grew: Cell<Option<Instant>>,
@@ -369,7 +369,7 @@ impl Count {
             value: Cell::new(None),
             left: Cell::new(None),
             unchanged: now.clone(),
-            asked: now.clone(),
+            asked_at: now.clone(),
             answered: now,
             grew: Cell::new(None),
             closed: Cell::new(false),
@@ -392,7 +392,7 @@ impl Count {
                         self.unchanged.set(asked);
                     }
                     self.left.set(Some(info.connections));
-                    self.asked.set(asked);
+                    self.asked_at.set(asked);
                     self.answered.set(now);
                 }
                 Err(NoAnswer::InTime) => {}
@@ -411,6 +411,6 @@ impl Count {
         self.closed.get()
             || (self.value.get().is_some()
                 && self.unchanged.get() <= since
-                && self.asked.get() >= until)
+                && self.asked_at.get() >= until)
     }
 }

@@ -40,7 +40,7 @@ pub(crate) fn await_ready(
     let task = crate::tasks::spawn(async move {
         let ready = match (readiness, notifications) {
             (Readiness::Notify | Readiness::Listen, Some(notifications)) => {
-                told(id, pid, &notifications).await
+                notified_ready(id, pid, &notifications).await
             }
             (Readiness::Check(command), _) => {
                 let environment = [
@@ -71,7 +71,7 @@ pub(crate) fn await_ready(
 }
 
 /// Waits until a process of the generation sends READY=1.
-async fn told(
+async fn notified_ready(
     id: GenerationId,
     pid: i32,
     notifications: &Notifications,

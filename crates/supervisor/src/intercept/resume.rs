@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use bindonce_haproxy::config::Rendering;
-use bindonce_sys::intercept::{Intercept, is_asked_about};
+use bindonce_sys::intercept::{Intercept, may_be_intercepted};
 
 use crate::context::Context;
 use crate::generations::generation::Generation;
@@ -34,7 +34,7 @@ pub(crate) fn serve_again(
         }
         None if cx.settings.kind.program().is_none() => {
             // The filter of a haproxy that may bind while it serves does not cover bind(2).
-            if rendering.is_some_and(|it| !it.binds_while_it_serves()) && is_asked_about(pid) {
+            if rendering.is_some_and(|it| !it.binds_while_it_serves()) && may_be_intercepted(pid) {
                 let text = "its bind() fails with ENOSYS, since the supervisor that answered it is gone, and its watchdog";
                 tracing::warn!(
                     generation = id,
@@ -45,7 +45,7 @@ pub(crate) fn serve_again(
             }
         }
         None if !cx.settings.kind.is_intercepted() => {}
-        None if !is_asked_about(pid) => {
+        None if !may_be_intercepted(pid) => {
             tracing::warn!(generation = id, pid, "it was started without its bind() intercepted");
         }
         None => tracing::warn!(

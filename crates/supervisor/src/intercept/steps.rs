@@ -169,7 +169,7 @@ impl Supervisor {
             if !std::mem::replace(&mut self.report.listens, true) {
                 tracing::info!(
                     generation = id.0,
-                    "it listens; without {option} that tells when it is ready, and nothing need be waited for"
+                    "it listens: without {option} that would show readiness, and no wait would be needed"
                 );
             }
             return;

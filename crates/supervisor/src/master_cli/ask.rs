@@ -57,7 +57,7 @@ pub(crate) struct Startup {
 
 impl Startup {
     /// The messages that an earlier supervisor saved.
-    pub(super) fn said(text: String) -> Self {
+    pub(super) fn restored(text: String) -> Self {
         Self { before: text, tail: None, after: String::new() }
     }
 

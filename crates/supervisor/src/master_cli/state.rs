@@ -64,7 +64,7 @@ impl History {
             began: if same_process { Timestamp(saved.began) } else { clock::now() },
             reloads: saved.reloads,
             failed: saved.failed_reloads,
-            startup: Startup::said(saved.startup_logs.clone()),
+            startup: Startup::restored(saved.startup_logs.clone()),
         }
     }
 

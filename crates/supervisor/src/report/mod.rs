@@ -161,7 +161,7 @@ impl Report {
             Reason::Retired => "`bindonce retire` asked it to end",
             Reason::Hangs => {
                 "it has no connection left and does not exit: its first thread waits for the others (haproxy 2.6 \
-                 hangs so when a signal comes late)"
+                 hangs like this when a signal arrives late)"
             }
             Reason::DidNotExit => "it did not exit when it was told to",
         };

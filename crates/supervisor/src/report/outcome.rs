@@ -65,8 +65,14 @@ impl Report {
                 };
                 let stopped_first = std::mem::take(&mut self.stopped_first);
                 for (what, lines) in [
-                    ("haproxy has the broker's socket for what it has bound", &read_otherwise),
-                    ("older generations were told to stop before, which had bound", &stopped_first),
+                    (
+                        "haproxy uses the broker's socket for addresses that it bound itself",
+                        &read_otherwise,
+                    ),
+                    (
+                        "older generations that had bound these addresses were told to stop first",
+                        &stopped_first,
+                    ),
                 ] {
                     if !lines.is_empty() {
                         let lines = lines.join("; ");

@@ -192,7 +192,7 @@ fn appear(
         life.map_err(fail("connect"))?;
         // The socket does not listen yet: connections are refused until the mode and owner are
         // right.
-        if owner.is_said() {
+        if owner.is_set() {
             node.set_owner(owner.user, owner.group).map_err(fail("chown"))?;
         }
         // chown(2) may clear mode bits, so the mode is set last.
@@ -280,7 +280,7 @@ impl Owner {
         Ok(Self { user: user.transpose()?, group: group.transpose()? })
     }
 
-    fn is_said(&self) -> bool {
+    fn is_set(&self) -> bool {
         self.user.is_some() || self.group.is_some()
     }
 }

@@ -12,7 +12,7 @@ use bindonce_sys::executable;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::intercept::Intercept;
 use bindonce_sys::process::{self, Exit};
-use bindonce_sys::shim::Asked;
+use bindonce_sys::shim::Interception;
 use bindonce_sys::signals::{Signal, SignalFd};
 use bindonce_sys::spawn::{self, Launch, Started};
 use bindonce_sys::{queue, signals};
@@ -278,7 +278,7 @@ fn executes() {
     run(async {
         let mut launch = Launch::new(std::env::current_exe().expect("path"));
         launch.args = vec!["child".into(), "bind-and-exec".into()];
-        launch.calls.intercept = Asked::Always;
+        launch.calls.intercept = Interception::Always;
         let mut started = launch.start().expect("start");
         let received = spawn::receive_hold(started.shim.take().expect("a socket")).await;
         let Some(fd) = received else {

@@ -115,13 +115,13 @@ pub(super) fn answering(finding: &Finding, answering: &Answering) -> Words {
     let (what, which, limit) = match unit {
         Unit::Requests => (
             format!("{answered} of {all} requests"),
-            "clients go on with them (HTTP keep-alive, HTTP/2)",
-            "# shorter: `timeout http-keep-alive` and `close-spread-time`, for the reloads to come",
+            "clients keep using them (HTTP keep-alive, HTTP/2)",
+            "# for future reloads, shorten `timeout http-keep-alive` and `close-spread-time`",
         ),
         Unit::Bytes => (
             format!("{} of {}", bytes(*answered), bytes(*all)),
             "they carry no requests (TCP, tunnels)",
-            "# shorter: `timeout tunnel`, or `timeout client` and `timeout server` of TCP, for the reloads to come",
+            "# for future reloads, shorten `timeout tunnel`, or `timeout client` and `timeout server` of TCP",
         ),
     };
     let mut remedy = vec![format!(

@@ -114,7 +114,9 @@ pub(super) fn foreign(look: &Look, finding: &Finding, sockets: &Foreign) -> Word
 
 pub(super) fn broker(problem: &Problem) -> Words {
     let cause = match problem.kind.as_str() {
-        "listener-hidden" => "the socket is bound to a device that there is not until it is shown",
+        "listener-hidden" => {
+            "until it is shown, the socket is bound to a device that does not exist"
+        }
         "listener-not-recovered" => {
             "the processes that have them are unaffected; this broker can neither hand them out nor keep them bound"
         }

@@ -59,7 +59,7 @@ fn not_accepting(look: &Look, finding: &Finding, unserved: &Unserved) -> (String
         }
         NotAccepting::HaproxyDoesNotAsk(pid) => (
             "haproxy holds the socket and does not ask for connections: paused (SIGTTOU), told to \
-             stop, or at a limit (maxconn, a rate) that its stats socket would tell"
+             stop, or at a limit (maxconn, a rate) that its stats socket would show"
                 .to_owned(),
             format!(
                 "kill -TTIN {pid}   # resumes a paused one; nothing happens to one that is not"
@@ -67,8 +67,8 @@ fn not_accepting(look: &Look, finding: &Finding, unserved: &Unserved) -> (String
         ),
         NotAccepting::Elsewhere { service, generation } => (
             format!(
-                "{service} generation {generation} serves it, whose process is in another \
-                 container and takes none"
+                "generation {generation} of {service} serves it; its process is in another \
+                 container and takes no connections"
             ),
             format!(
                 "bindonce doctor {service}   # in the container of its supervisor, which sees it"

@@ -45,8 +45,8 @@ fn takes_all(look: &Look, finding: &Finding, split: &Split) -> Words {
             processes(look, &finding.pids),
             process(look, split.newest_pid)
         ),
-        cause: "it bound a UDP socket beside the other with SO_REUSEADDR, which QUIC needs there: what comes from a new client goes \
-                to the socket on the more specific address, else to the one that was bound last"
+        cause: "it bound a UDP socket beside the other with SO_REUSEADDR, as QUIC requires: packets from a new client go \
+                to the socket on the more specific address, otherwise to the one that was bound last"
             .to_owned(),
         remedy: vec![format!(
             "kill -TERM {}   # if it should not serve this address; else give it another one",

@@ -7,7 +7,7 @@ use bindonce_core::generation::GenerationId;
 use bindonce_core::intercept::Scope;
 use bindonce_core::name::Name;
 use bindonce_sys::inherit;
-use bindonce_sys::shim::Asked;
+use bindonce_sys::shim::Interception;
 use bindonce_sys::spawn::Launch;
 
 use super::order::{Order, passed};
@@ -31,9 +31,9 @@ pub(crate) fn order(
     // and our death means nothing to the program.
     launch.service = true;
     launch.calls.intercept = match &program.intercept {
-        None => Asked::Not,
-        Some(_) if program.without_intercept => Asked::IfPossible,
-        Some(_) => Asked::Always,
+        None => Interception::Not,
+        Some(_) if program.without_intercept => Interception::IfPossible,
+        Some(_) => Interception::Always,
     };
     launch.calls.unlinks = program.intercept.as_ref().is_some_and(Scope::has_paths);
     let names: Vec<_> = listeners.iter().filter_map(|held| held.listener.name.clone()).collect();
