@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Checks deploy/kubernetes without a cluster: every object against the JSON schemas of Kubernetes (tests/kubernetes-schemas
-fetches them), oldest supported and newest version; what the objects say of each other; and the command line of every
-container and probe against the binary.
+"""Checks deploy/kubernetes without a cluster: every object against Kubernetes' JSON schemas
+(fetched by tests/kubernetes-schemas) of the oldest supported and the newest version; references
+between objects; and the command line of every container, probe and hook against the binary.
 
     tests/manifests.py --binary PATH
 
-Prints one JSON object; "skipped" in it says why it could not run. Exits 0 if nothing is wrong.
+Prints one JSON object, with the reason in "skipped" if it could not run. Exits 1 if it found
+something wrong.
 """
 
 import argparse
@@ -19,13 +20,13 @@ import warnings
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MANIFESTS = ROOT / "deploy/kubernetes"
 PACKAGES = ROOT / "target/kubernetes"
-# Native sidecars are on by default from here on.
+# The first version with native sidecars on by default.
 OLDEST = "1.29"
 KUSTOMIZATION = {"apiVersion", "kind", "resources", "images", "configMapGenerator", "generatorOptions"}
 
 
 def rendered():
-    """What `kubectl kustomize` gives for as much of a kustomization as we use."""
+    """The output of `kubectl kustomize`, for the part of a kustomization that we use."""
     import yaml
     kustomization = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())
     assert set(kustomization) <= KUSTOMIZATION, f"unknown to this check: {set(kustomization) - KUSTOMIZATION}"
@@ -39,7 +40,7 @@ def rendered():
 
 
 def accepted(binary, words):
-    """Whether the binary takes this command line. It gets no further: there is no such broker, and no such place for one."""
+    """Whether the binary takes this command line. It then fails: no broker can be at that path."""
     assert words[0] in ("/usr/bin/bindonce", "sleep"), words
     if words[0] == "sleep":
         return True
@@ -62,7 +63,7 @@ def check(binary):
                 checked.append(f"{one['kind']} {one['metadata']['name']} {version}")
             except kubernetes_validate.ValidationError as error:
                 wrong.append(f"{one['kind']} {version}: {list(error.path)}: {error.message}")
-    # The schemas must be able to find something.
+    # The schemas must find an unknown member.
     broken = copy.deepcopy(objects[0])
     broken["spec"]["template"]["spec"]["initContainers"][0]["restartPolicyy"] = "Always"
     try:
@@ -99,7 +100,7 @@ def check(binary):
     context = spec["securityContext"]
     say(context["runAsNonRoot"] and context["seccompProfile"] == {"type": "RuntimeDefault"}, "the pod is not confined")
     wrong += [f"the binary does not take {' '.join(words)}" for words in commands if not accepted(binary, words)]
-    # Where kustomize may not look outside its directory, a file must be there twice.
+    # kustomize may not read outside its directory, so the file is there twice.
     bare = lambda path: [line for line in path.read_text().splitlines() if not line.startswith("#")]
     say(bare(MANIFESTS / "haproxy.cfg") == bare(ROOT / "deploy/container/haproxy/haproxy.cfg"), "the two haproxy.cfg differ")
     return {"checked": checked, "commands": len(commands), "wrong": wrong}

@@ -1,6 +1,6 @@
 #!/bin/sh
-# As that of haproxy's official image: options alone are haproxy's, and haproxy gets `-W -db`. A word that is no
-# program is a command of bindonce.
+# Like the entry point of haproxy's official image: options alone are haproxy's, and haproxy gets
+# `-W -db`. A word that is no program is a command of bindonce.
 set -e
 case $1 in
     -*) set -- haproxy "$@" ;;

@@ -54,7 +54,7 @@ _, again = ask(broker, bind)
 if again is None or inode(again) != inode(listener):
     sys.exit("a repeated bind gave another socket")
 
-# An exec'd program has it: that is how the gem hands sockets to haproxy.
+# An exec'd program inherits it: this is how the gem hands sockets to haproxy.
 seen = subprocess.run(["test", "-e", "/proc/self/fd/%d" % listener.fileno()], close_fds=False)
 if seen.returncode != 0:
     sys.exit("the descriptor does not survive exec")

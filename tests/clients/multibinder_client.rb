@@ -43,7 +43,7 @@ abort 'the socket does not listen' unless listener.getsockopt(:SOCKET, :ACCEPTCO
 _, again = ask(broker, bind)
 abort 'a repeated bind gave another socket' unless again && again.stat.ino == listener.stat.ino
 
-# An exec'd program has it: that is how the gem hands sockets to haproxy.
+# An exec'd program inherits it: this is how the gem hands sockets to haproxy.
 ok = system('test', '-e', "/proc/self/fd/#{listener.fileno}", :close_others => false)
 abort 'the descriptor does not survive exec' unless ok
 

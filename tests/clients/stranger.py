@@ -1,4 +1,4 @@
-"""What the tests of the boundary speak to the broker with, as another user: `broker.bind("web=:80")`."""
+"""The client of the boundary tests, which runs as another user: `broker.bind("web=:80")`."""
 import ctypes, json, os, signal, socket, sys, time
 
 class Broker:
@@ -22,7 +22,7 @@ class Broker:
         return json.loads(line)
 
     def call(self, method, *params):
-        """`ok`, or the code of the error and what it says."""
+        """Returns `ok`, or the error's code and message."""
         self.send(method, *params)
         reply = self.reply()
         return "ok" if "result" in reply else f"{reply['error']['code']} {reply['error']['message']}"
@@ -39,7 +39,7 @@ def say(*words):
     print(*words, flush=True)
 
 def attempts(paths, pids):
-    """What this process can do, of what it should not, to these files and processes."""
+    """Returns the forbidden things that this process can do to these files and processes."""
     done, libc = [], ctypes.CDLL(None, use_errno=True)
     def attempt(what, act):
         try:
@@ -65,7 +65,7 @@ def attempts(paths, pids):
         attempt(f"stop {pid}", lambda: signal.pidfd_send_signal(os.pidfd_open(pid), signal.SIGSTOP))
         attempt(f"take a descriptor of {pid}", lambda: descriptor(os.pidfd_open(pid), 0))
         for file in ("environ", "mem", "fd/0", "map_files", "root", "cwd"):
-            # Some of these are opened before anybody is asked, and then say nothing.
+            # Some of these open without a permission check, and then say nothing.
             attempt(f"read {file} of {pid}", lambda: look(f"/proc/{pid}/{file}"))
     return done
 
@@ -86,7 +86,7 @@ def descriptor(process, number):
     return copy
 
 def all_of(pid):
-    """A copy of each descriptor of another process, by its number: what code that runs in it has."""
+    """Copies each descriptor of another process, by number: what code inside that process has."""
     process, copies = os.pidfd_open(pid), {}
     for number in map(int, os.listdir(f"/proc/{pid}/fd")):
         copies[number] = descriptor(process, number)

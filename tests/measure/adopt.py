@@ -24,12 +24,12 @@ def written(stage, tag):
 
 
 def walk(stage, haproxy):
-    """One way in. Gives what did not go as it should."""
+    """One adoption; returns what went wrong, and the load's report."""
     stage.file.write_text(written(stage, 1))
     plain = stage.start("plain", [haproxy, "-db", "-f", stage.file])
     before = set(wait_for("haproxy to listen", listening))
     load = stage.load()
-    time.sleep(1)  # load beside nothing else
+    time.sleep(1)  # load alone
     wrong = []
 
     def step(*command):

@@ -86,8 +86,8 @@ def at(values, share):
 
 
 class Good:
-    """A process that claims a held listener and pings, again and again. Of each wait it notes how long there was no core
-    for it or for the broker's thread: that is the host's doing, and not the broker's."""
+    """A process that repeatedly claims a held listener and pings. For each wait it records how long
+    the process or the broker's thread had no core: that is the host's doing, not the broker's."""
 
     def __init__(self, path, broker):
         self.output, written = os.pipe()
@@ -115,7 +115,7 @@ class Good:
         return waits
 
     def end(self):
-        """The waits, and what is left of each without the time for which there was no core."""
+        """Returns the waits, and each wait without the time for which there was no core."""
         os.kill(self.pid, signal.SIGTERM)
         with os.fdopen(self.output) as file:
             waits = json.load(file)
@@ -140,7 +140,7 @@ def as_nobody(work):
 
 
 def for_seconds(attack, path, seconds):
-    """Attacks anew as often as the broker hangs up or takes no connection, which is right of it."""
+    """Repeats the attack each time the broker, rightly, hangs up or takes no connection."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         try:
@@ -175,7 +175,7 @@ def denied(path, seconds):
 
 
 def flood(path, seconds):
-    """Requests that are denied, as many as one connection carries."""
+    """Sends requests that are denied, as many as one connection carries."""
     stream = Client(path).stream
     for _ in until(seconds):
         stream.sendall(b'{"id":1,"method":"list"}\n' * 100)
@@ -214,7 +214,7 @@ def unfinished(connections):
 
 
 def disconnect(count, again):
-    """Takes listeners and ends their LISTEN state, once or all the time."""
+    """Claims listeners and ends their LISTEN state, once or repeatedly."""
     def attack(path, seconds):
         client = Client(path)
         many(client, count)
@@ -228,7 +228,7 @@ def disconnect(count, again):
 
 
 def many(client, count):
-    """Binds so many, and has the descriptors of all of them."""
+    """Binds `count` listeners, and receives all their descriptors."""
     client.send("bind", [{"listen": f"127.0.0.1:9100-{9100 + count - 1}"}])
     reply = client.reply()
     assert "result" in reply, f"not bound: {reply}"
@@ -237,7 +237,7 @@ def many(client, count):
 
 
 def releasing(path, seconds):
-    """Claims as many as it may have, and releases them."""
+    """Claims as many listeners as it may have, and releases them."""
     client = Client(path)
     for _ in until(seconds):
         many(client, 5000)
@@ -249,7 +249,7 @@ def releasing(path, seconds):
 
 
 def again(path, seconds):
-    """Claims what is held already, on new connections."""
+    """Claims listeners that are held already, on new connections."""
     client = Client(path)
     many(client, 5000)
     for _ in until(seconds):
@@ -261,7 +261,7 @@ def again(path, seconds):
 
 
 def requests(path, seconds):
-    """Asks for one listener as often as a request has room for it, on new connections."""
+    """Asks for one listener as often as fits into a request, on new connections."""
     Client(path).bind(f"127.0.0.1:{LARGE}")
     text = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "bind", "params": [{"name": "x"}, *[{"listen": f"127.0.0.1:{LARGE}"}] * 34000]})
     assert 1_000_000 < len(text) < 1 << 20
@@ -273,7 +273,7 @@ def requests(path, seconds):
 
 
 def large(method, elements, code):
-    """One request again and again, on new connections, that is refused with this code in the end."""
+    """Repeats a request, on new connections, that is refused with this code in the end."""
     text = f'{{"id":1,"method":"{method}","params":[{elements}]}}'.encode()
     assert 900_000 < len(text) < 1 << 20
 
@@ -294,7 +294,7 @@ BROKEN = ",".join([f'{{"listen":"127.0.0.1:{LARGE}"}}'] * 34_000) + ",?"
 
 
 def leaving(path, seconds):
-    """Asks for much and goes away without reading, on as many connections as it may have."""
+    """Asks for much and hangs up without reading, on one connection after another."""
     for _ in until(seconds):
         client = Client(path)
         client.send("bind", [{"listen": "127.0.0.1:9100-9599"}])
@@ -311,7 +311,7 @@ def connections(path, seconds):
 
 
 def services(path, seconds):
-    """Joins a service that is not its own, again and again."""
+    """Tries repeatedly to join a service that is not its own."""
     for _ in until(seconds):
         client = Client(path)
         reply = client.call("join", [{"service": "haproxy", "state": "serving", "handover": True}])
@@ -346,7 +346,7 @@ def status(pid, name):
 
 
 def crowd(processes, descriptors):
-    """Processes that do nothing and have open files."""
+    """Starts idle processes with open files."""
     pids = []
     for _ in range(processes):
         pid = os.fork()
@@ -359,7 +359,7 @@ def crowd(processes, descriptors):
 
 
 def serve(stage, name, program, port):
-    """A broker with these rules, which everybody reaches."""
+    """Starts a broker with these rules, which every user can reach."""
     environment = {**stage.environment, "BINDONCE_SOCKET": str(stage.directory / f"{name}.sock")}
     command = [program, "serve", "--config", str(stage.directory / "bindonce.toml"), "--listen", f"web=127.0.0.1:{port}"]
     process = stage.start(name, command, environment=environment)
@@ -371,7 +371,7 @@ def serve(stage, name, program, port):
 
 
 def under(attack, path, seconds, broker):
-    """Lets an attack happen; the most memory and threads that the broker had meanwhile."""
+    """Runs an attack; returns the broker's peak memory and threads meanwhile."""
     most, threads = 0, 0
     attacker = as_nobody(lambda: for_seconds(attack, path, seconds))
     while (ended := os.waitpid(attacker, os.WNOHANG))[0] == 0:
@@ -382,7 +382,7 @@ def under(attack, path, seconds, broker):
 
 
 def measure(name, attack, seconds, program):
-    """The line of one attack, and whether every goal was met."""
+    """Prints the line of one attack, and returns its verdict."""
     with Stage(broker=False) as stage:
         (stage.directory / "bindonce.toml").write_text(RULES)
         os.chmod(stage.directory, 0o755)

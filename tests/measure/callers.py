@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Those who start haproxy, each as it does that, with bindonce in haproxy's place and with the plain haproxy: reloads in a row
-under clients that connect without pause. Then how long a start of `haproxy -W` and a `-sf` take, both in one run.
+"""Programs that start haproxy, each in its own way, with bindonce in haproxy's place and with plain
+haproxy: reloads in a row under clients that connect without pause. Then how long a start of
+`haproxy -W` and a `-sf` take, both in one run.
 
     tests/measure/callers.py [--count 30] [--clients 20] [--starts 15] [--only VERSION] [--caller NAME]
 """
@@ -29,7 +30,7 @@ isolate(alone=True)
 
 
 class Place:
-    """A stage on which `haproxy` is one program or the other."""
+    """A stage on which `haproxy` is bindonce or haproxy itself."""
 
     def __init__(self, stage, program, haproxy):
         self.stage, self.directory = stage, stage.directory
@@ -65,12 +66,12 @@ class Place:
             return b"".join(iter(lambda: client.recv(65536), b"")).decode()
 
     def reloads(self):
-        # haproxy's own master serves no client while it executes itself.
+        # haproxy's own master serves no client while it re-executes itself.
         with contextlib.suppress(OSError):
             return int(re.search(r"^\d+ +master +(\d+)", self.say(b"show proc"), re.M)[1])
 
     def pids(self):
-        """What `pidof haproxy` gives, also where haproxy runs behind a loader of its own."""
+        """The pids that `pidof haproxy` prints, also where haproxy runs behind its own loader."""
         found = []
         for command in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
@@ -154,13 +155,13 @@ def measure(caller, program, haproxy):
             reload = caller(place)
             wait_for("the first answer", lambda: ask()[1] == "1")
             load, begun, lost = stage.load(arguments.clients), time.monotonic(), []
-            time.sleep(0.3)  # load before the first reload, not an event that is waited for
+            time.sleep(0.3)  # load before the first reload, not a wait for an event
             for number in range(arguments.count):
                 place.configure(number + 2)
                 try:
                     reload()
                     wait_for(f"generation {number + 2}", lambda: ask()[1] == str(number + 2), 5)
-                except SystemExit as why:  # haproxy's own master has not heard a signal
+                except SystemExit as why:  # haproxy's own master missed a signal
                     lost.append(f"\n    without effect: {why}")
             said = f"{len(lost)} reloads without effect; {told(stage.report(load))}" + "".join(lost)
             return said, time.monotonic() - begun

@@ -4,8 +4,8 @@ what the two haproxies listen on: the same addresses, or bindonce says why not a
 
     configurations.py [--count N] [--seed S] [--verbose] BINDONCE HAPROXY
 
-What they are made of is in generated.py. Needs root, unshare(1), nsenter(1), ip(8) and ss(8); without openssl(1) no
-bind line has TLS or QUIC. Exit code 1: one differed; its seed is printed.
+generated.py makes them. Needs root, unshare(1), nsenter(1), ip(8) and ss(8); without openssl(1) no
+bind line has TLS or QUIC. Exits 1 if one differed, and prints its seed.
 """
 
 import argparse
@@ -24,9 +24,9 @@ import time
 from generated import ADDRESS, NAMESPACE, VARIABLES, Generator
 
 PATIENCE = 60
-# haproxy says with the first that it has bound everything, and asks with the last two that an older one let go.
+# haproxy sends SIGUSR1 once everything is bound; SIGTTOU and SIGTTIN pause and resume an older one.
 SIGNALS = {signal.SIGUSR1, signal.SIGCHLD, signal.SIGTTOU, signal.SIGTTIN}
-# /run is empty and its own, for the second network namespace that a bind line may name.
+# A private, empty /run, for the second network namespace that a bind line may name.
 PREPARE = f"""
 mount -t tmpfs run /run
 ip netns add {NAMESPACE}
@@ -46,19 +46,19 @@ def family(pid):
 
 
 def sockets(pids):
-    """The inodes of the sockets that these processes have."""
+    """The inodes of these processes' sockets."""
     found = set()
     for pid in pids:
         try:
             for entry in os.scandir(f"/proc/{pid}/fd"):
                 found.update(re.findall(r"^socket:\[(\d+)\]", os.readlink(entry.path)))
         except OSError:
-            pass  # It has ended, or the descriptor is closed.
+            pass  # The process has ended, or the descriptor is closed.
     return found
 
 
 def shown(pid, namespace=""):
-    """All listening sockets of a network namespace: (inode, (kind, address and device, IPv6 alone, namespace))."""
+    """A network namespace's listening sockets: (inode, (kind, address, IPv6 only, namespace))."""
     inside = ["nsenter", f"--net=/proc/{pid}/root/run/netns/{namespace}" if namespace else f"--net=/proc/{pid}/ns/net"]
     said = subprocess.run([*inside, "ss", "-H", "-lntuxe"], capture_output=True, text=True, errors="replace", check=True,
                           timeout=PATIENCE).stdout
@@ -67,7 +67,7 @@ def shown(pid, namespace=""):
         inode, address = re.search(r"ino:(\d+)", line), words[4]
         if words[0].startswith("u_"):
             inode = re.search(r" (\d+) +\* 0", line)
-            # Plain haproxy binds a path under another name first.
+            # Plain haproxy first binds a path under another name.
             address = os.path.normpath(re.sub(r"\.\d+\.tmp$", "", address))
             if "/web.d/" in address or address.startswith("*"):
                 continue
@@ -76,8 +76,8 @@ def shown(pid, namespace=""):
 
 
 def listening(pid, master):
-    """What a haproxy that has bound everything and its workers listen on; with a master, once a worker is there. None if
-    it has ended."""
+    """What haproxy and its workers listen on, once it has bound everything; with a master, once it
+    has a worker. None if it has ended."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         pids = family(pid)
@@ -88,7 +88,7 @@ def listening(pid, master):
             if not before:
                 return None
             continue
-        # A master that has a worker starts itself anew and closes what is the worker's.
+        # A master that has a worker re-executes itself and closes the worker's sockets.
         if family(pid) == pids and sockets(pids) == before and len(pids) > master:
             return {socket for inode, socket in found if inode in before}
         time.sleep(0.01)
@@ -108,7 +108,7 @@ def end(process):
 
 
 class Trial:
-    """One configuration, and the two ways in which it is started."""
+    """One configuration, started in two ways."""
 
     def __init__(self, arguments, seed, where):
         generator = Generator(seed, where, arguments.version, arguments.features, arguments.certificate is not None,
@@ -139,7 +139,7 @@ class Trial:
         return subprocess.Popen(command, env=self.environment, preexec_fn=unblock, **options)
 
     def plain(self):
-        """What plain haproxy listens on, or what it says. It tells with SIGUSR1 that it has bound everything."""
+        """What plain haproxy listens on, or its message. SIGUSR1 means that everything is bound."""
         while signal.sigtimedwait(SIGNALS, 0):
             pass
         with open(self.where / "plain.log", "w+", errors="replace") as log:
@@ -160,7 +160,7 @@ class Trial:
             return None, log.read()
 
     def supervised(self):
-        """The exit code if bindonce has refused it, what haproxy listens on, and what was said."""
+        """Returns the exit code if bindonce refused it, what haproxy listens on, and the log."""
         socket = self.where / "s.sock"
         with open(self.where / "broker.log", "w") as log:
             broker = self.start([*IN_NAMESPACE, self.bindonce, "serve", "--socket", str(socket)], stdout=log, stderr=log)
@@ -190,7 +190,7 @@ class Trial:
                 end(process)
 
     def compare(self):
-        """The outcome in a word, and what to show of it."""
+        """Returns the outcome in a few words, and details to print."""
         theirs, why = self.plain()
         code, ours, said = self.supervised()
         if code == 0 and theirs == ours:
@@ -201,7 +201,8 @@ class Trial:
                 return "refused by both", f"plain haproxy: {why}\nbindonce: {reason}"
             return "refused by bindonce alone: " + kind(reason), reason
         if code == 0 and theirs is None and "Address already in use" in why and self.shares_no_port():
-            # Without SO_REUSEPORT haproxy cannot bind a wildcard beside an address that it covers. The broker can.
+            # Without SO_REUSEPORT haproxy cannot bind a wildcard beside an address that it covers;
+            # the broker can.
             return "served by bindonce alone: addresses overlap, and haproxy may not use SO_REUSEPORT", ""
         if code == 0 and theirs is None:
             return "WRONG", f"plain haproxy refuses it:\n{why}\nbindonce listens on {written(ours)}\n"
@@ -244,7 +245,7 @@ def main():
     arguments.bindonce, arguments.haproxy = os.path.realpath(arguments.bindonce), os.path.realpath(arguments.haproxy)
     built = subprocess.run([arguments.haproxy, "-vv"], capture_output=True, text=True, check=True).stdout
     arguments.version, arguments.features = built.split()[2], re.findall(r"\+(\w+)", built)
-    # Before 3.1 a master executes its own path again, which a script around it has not prepared.
+    # Before 3.1 a master re-executes its own path, which bypasses what a wrapper script prepares.
     script = pathlib.Path(arguments.haproxy).read_bytes()[:2] == b"#!"
     arguments.masters = not script or tuple(map(int, arguments.version.split(".")[:2])) >= (3, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

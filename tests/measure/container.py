@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""deploy/container for real: the compose file under a container engine of its own, under load, while haproxy's
-container and the broker's are replaced, and a volume with its configuration changes; then what an engine's default
-seccomp profile and capabilities allow.
+"""deploy/container under a real container engine: the compose file runs under load while the
+containers of haproxy and of the broker are replaced and killed, and while a volume with haproxy's
+configuration changes; then what an engine's default seccomp profile and capabilities allow.
 
     tests/measure/container.py [--binary PATH] [--load PATH] [--haproxy 20] [--broker 5] [--kills 2] [--rights all]
 
-Needs root, docker.io, docker-compose and the base image that tests/base-image makes. Prints one JSON object;
-"skipped" in it says why it could not run. Exits 0 if nobody was refused.
+Needs root, docker.io, docker-compose and the base image that tests/base-image makes. Prints one
+JSON object, with the reason in "skipped" if it could not run. Exits 1 after an error, or if a
+connection failed or was answered stale; failures after a kill do not count.
 
-Two stages of this one file: the outer starts `unshare`; the inner, in pid, mount and network namespaces of its own,
-runs dockerd and everything else, so that all of it is gone with the inner's end, however it ends.
+This file runs in two stages: the outer starts `unshare`; the inner runs dockerd and everything else
+in its own pid, mount and network namespaces, all of which end with the inner stage.
 """
 
 import argparse
@@ -29,7 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BASE = ROOT / "target/container/base.tar"
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
 SOCKET = "/run/bindonce/bindonce.sock"
-# What compose.yaml gives every container, for those that are started beside it.
+# The restrictions of every container in compose.yaml, for containers started beside it.
 CONFINED = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
 
 
@@ -65,7 +66,7 @@ def outer(options):
 
 
 def end(process):
-    """Ends the namespaces, if they have not ended: all of their processes go with the first, and the mounts with them."""
+    """Ends the namespaces if they still exist: processes and mounts go with the first process."""
     if process.poll() is None:
         inside = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.kill()
@@ -74,7 +75,7 @@ def end(process):
 
 
 def remove_cgroups(name):
-    """The engine's control groups, which no namespace takes away. Children first; all are empty by now."""
+    """Removes the engine's control groups, which outlive the namespaces. All are empty by now."""
     for top in [*CGROUPS.glob(name), *CGROUPS.glob(f"*/{name}")]:
         for directory, _, _ in os.walk(top, topdown=False):
             try:
@@ -84,7 +85,7 @@ def remove_cgroups(name):
 
 
 def composer():
-    """docker's plugin, or Debian's docker-compose."""
+    """The command of docker's plugin, or Debian's docker-compose."""
     plugin = subprocess.run(["docker", "compose", "version"], capture_output=True)
     if plugin.returncode == 0:
         return ["docker", "compose"]
@@ -103,7 +104,7 @@ def docker(*words, **more):
 
 
 def eventually(what, probe, seconds=30):
-    """Waits for what announces itself by no event."""
+    """Polls for a condition that no event announces."""
     end = time.monotonic() + seconds
     while not (found := probe()):
         if time.monotonic() > end:
@@ -113,7 +114,7 @@ def eventually(what, probe, seconds=30):
 
 
 class Engine:
-    """A dockerd of our own. overlay2 where the kernel and the file system have it, because vfs copies whole images."""
+    """A private dockerd, with overlay2 where possible, because vfs copies whole images."""
 
     def __init__(self, work):
         self.work, self.driver = pathlib.Path(work), None
@@ -135,7 +136,7 @@ class Engine:
         return " ".join(last)[-300:]
 
     def end(self):
-        """Containers first: a container whose engine is gone keeps its mounts until the namespace ends."""
+        """Containers first: without an engine they keep their mounts until the namespace ends."""
         names = docker("ps", "-aq").split()
         if names:
             run("docker", "rm", "--force", *names, check=False)
@@ -144,7 +145,7 @@ class Engine:
 
 
 class Pod:
-    """What compose.yaml says, started and replaced as a user would."""
+    """The services of compose.yaml, started and replaced as a user would."""
 
     def __init__(self, options):
         staged = pathlib.Path(options["work"], "tree")
@@ -156,7 +157,7 @@ class Pod:
             run("strip", "-o", staged / "target/release" / name, path)
         self.directory = staged / "deploy/container"
         self.command = [*composer(), "-f", self.directory / "compose.yaml", "-p", "bindonce"]
-        # There is no bridge: what is published is published to nobody, and the pod has its loopback.
+        # There is no bridge network: published ports reach no client; the pod has its loopback.
         os.environ["BINDONCE_NETWORK"] = "none"
 
     def compose(self, *words):
@@ -167,14 +168,14 @@ class Pod:
         return docker("ps", "--quiet", "--no-trunc", "--filter", label + service)
 
     def replace(self, service):
-        """Stops the container and makes another; gives the seconds that it took."""
+        """Replaces the container with a new one; returns the seconds that it took."""
         begun = time.monotonic()
         self.compose("up", "--detach", "--no-deps", "--force-recreate", service)
         self.wait(service)
         return time.monotonic() - begun
 
     def kill(self, service):
-        """Ends it as a crash would; the restart is ours, because that of the engine backs off."""
+        """Kills the container and restarts it here, because the engine's own restart backs off."""
         name = self.id(service)
         docker("kill", name)
         docker("start", name)
@@ -244,7 +245,7 @@ def replaced_under_load(pod, options, result):
 
 
 def killed_under_load(pod, options, result):
-    """kill -9 of either container: what haproxy was answering is lost, but nobody is refused."""
+    """kill -9 of either container: answers in progress are lost, but no client is refused."""
     begin_load(pod, options)
     inode = pod.listener()["inode"]
     for _ in range(options["kills"]):
@@ -275,7 +276,7 @@ services:
 
 
 def publish(volume, version, text):
-    """As the kubelet brings a ConfigMap into a pod: a new directory, and the link to it replaced in one step."""
+    """Updates the volume as the kubelet does: a new directory, and its link replaced at once."""
     (volume / version).mkdir(parents=True)
     (volume / version / "haproxy.cfg").write_text(text)
     (volume / "..data_tmp").symlink_to(version)
@@ -286,7 +287,7 @@ def publish(volume, version, text):
 
 
 def watched(pod, options, result):
-    """haproxy under `run --watch` with its configuration in a volume that changes: a good one, a broken one, a good one."""
+    """haproxy under `run --watch`, its configuration in a volume: a good, a broken, a good one."""
     text, volume = (pod.directory / "haproxy/haproxy.cfg").read_text(), pod.directory / "configmap"
     publish(volume, "..1", text)
     (volume / "haproxy.cfg").symlink_to("..data/haproxy.cfg")
@@ -302,7 +303,7 @@ def watched(pod, options, result):
         begun = time.monotonic()
         publish(volume, f"..{version}", f"{text}# Version {version}\n")
         wanted = [first + (1 if version == 2 else 3)]
-        # A change that is noticed twice makes one more.
+        # A change noticed twice starts one generation more.
         eventually("the generation with it", lambda: serving() >= wanted)
         result["watched"]["seconds"].append(round(time.monotonic() - begun, 2))
         if version == 2:
@@ -337,8 +338,8 @@ RIGHTS = {
 
 
 def rights(pod, options, result):
-    """What haproxy's container may do about a ghost: a generation that could not be paused (an abstract listener cannot)
-    drains, and is registered for a socket that it has closed."""
+    """What haproxy's container may do about a ghost: a draining generation that could not be paused
+    (an abstract listener cannot be) is still registered for a socket that it has closed."""
     configuration = pathlib.Path(options["work"], "ghostly")
     configuration.mkdir()
     (configuration / "haproxy.cfg").write_text(GHOSTLY)
@@ -351,7 +352,8 @@ def rights(pod, options, result):
         volume = f"rights{len(result['rights'])}"
         docker("run", "--detach", "--name", "net", *network, "--entrypoint", "sleep", "bindonce-haproxy", "infinity")
         shared = ["--network", "container:net", "--volume", f"{volume}:/run/bindonce"]
-        # The broker takes orders of its own user alone. Root needs its default capabilities to write where 65532 may.
+        # The broker obeys only its own user. Root needs its default capabilities to write where
+        # 65532 may.
         confined = CONFINED if user != "0" else ["--read-only"]
         docker("run", "--detach", "--name", "holder", *shared, *confined, "--user", f"{user}:{user}", "bindonce", "serve")
         eventually("the broker", lambda: run("docker", "exec", "holder", "/usr/bin/bindonce", "--socket", SOCKET, "ping", check=False).returncode == 0)
@@ -359,7 +361,7 @@ def rights(pod, options, result):
                "--volume", f"{configuration}:/etc/haproxy:ro", "bindonce-haproxy", "run", "--", "haproxy", "-f", "/etc/haproxy/haproxy.cfg")
         ask = lambda *words, check=True: run("docker", "exec", "proxy", "/usr/bin/bindonce", "--socket", SOCKET, *words, check=check)
         eventually("haproxy", lambda: ask("ping", "--name", "haproxy", "--serving", check=False).returncode == 0)
-        # Half a request keeps the first generation.
+        # Half a request keeps the first generation alive.
         docker("exec", "--detach", "net", "bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/80; printf 'GET / HTTP/1.1\\r\\nHost: x\\r\\n' >&3; sleep infinity")
         connected = lambda: json.loads(ask("status", "--json").stdout)["supervisors"][0]["generations"][0]["connections"]
         eventually("the half request", connected)
@@ -382,8 +384,9 @@ def rights(pod, options, result):
 
 
 def low_ports(result):
-    """Who may bind port 80: inside a container's own network everybody (the engine sets
-    ip_unprivileged_port_start to 0); elsewhere root's capability, which only a broker that starts as root can keep."""
+    """Who may bind port 80: in a container's own network every user (the engine sets
+    ip_unprivileged_port_start to 0); elsewhere it takes root's capability, which only a broker that
+    starts as root can keep."""
     docker("run", "--detach", "--name", "net", "--network", "none", "--sysctl", "net.ipv4.ip_unprivileged_port_start=1024",
            "--entrypoint", "sleep", "bindonce-haproxy", "infinity")
     cases = {
@@ -426,8 +429,8 @@ services:
 
 
 def in_place(pod, result):
-    """A compose file for haproxy's official image with the image's line changed: the signals that people send to it, and a
-    stop that answers what is in progress."""
+    """A compose file for haproxy's official image, with only its image line changed: the usual
+    signals, and a stop that answers requests in progress."""
     official = pod.directory / "official"
     official.mkdir()
 
@@ -459,7 +462,7 @@ def in_place(pod, result):
         eventually(f"the reload by SIG{signal_}", lambda: serving() == tag)
     with socket.create_connection(("127.0.0.1", 8080), 10) as half:
         half.sendall(b"GET / HTTP/1.0\r\n")
-        # Connections are accepted in order: with an answer to a later one, this one is in progress.
+        # Connections are accepted in order: once a later one is answered, this one is in progress.
         serving()
         stop = subprocess.Popen(["docker", "stop", "--time", "30", name], stdout=subprocess.DEVNULL)
         eventually("the stop", lambda: "shutdown requested" in (log := run("docker", "logs", name)).stdout + log.stderr)
@@ -507,7 +510,7 @@ def inner(work):
         if options["rights"] != "none":
             rights(pod, options, result)
             low_ports(result)
-    except Exception as error:  # Whatever it is, the outer stage must hear of it.
+    except Exception as error:  # The outer stage must report any error.
         result["error"] = f"{type(error).__name__}: {error}"
         for name in docker("ps", "-a", "--format", "{{.Names}}", check=False).split():
             log = run("docker", "logs", "--tail", "30", name, check=False)
@@ -538,7 +541,7 @@ def main():
     options = parser.parse_args()
     if options.inner:
         return inner(options.inner)
-    # So that everything is taken down when this is told to end.
+    # SIGTERM takes everything down.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     result = outer(options)
     print(json.dumps(result, indent=2))

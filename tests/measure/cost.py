@@ -22,14 +22,14 @@ isolate()
 
 
 def resident(pid):
-    """Resident memory in MiB: all of it, and without pages of files shared with others."""
+    """Resident memory in MiB: all of it, and its anonymous part."""
     lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     return [int(fields[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon")]
 
 
 with Stage() as stage:
-    # What a connection or a large request has needed the broker gives back at once, but only once in a second.
+    # The broker frees a connection's or large request's memory at once, but only once a second.
     time.sleep(2)
     empty = resident(stage.broker.pid)
     begun = time.monotonic()

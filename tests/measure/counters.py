@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Whether a counter over reloads is what was counted: requests of clients that keep their connections for a while, over reloads in
-a row, and then what the supervisor's metrics say of the frontend beside what the clients count.
+a row, and then the supervisor's metrics of the frontend compared with the clients' own count.
 
     tests/measure/counters.py [--reloads 100] [--rate 2] [--clients 20] [--only VERSION]
 
-A handover may connect to see that nobody accepts: haproxy counts that as a session, and as a request that was bad (4xx). So
-the answers are compared (2xx), and the sessions and bad requests are told beside.
+A handover may connect to see that no process accepts; haproxy counts that as a session and as a bad
+request (4xx). So only answers (2xx) are compared; sessions and bad requests are printed beside.
 """
 
 import argparse
@@ -27,7 +27,7 @@ isolate()
 
 
 class Client(threading.Thread):
-    """Asks up to 50 times on each connection, and comes again when that was closed before it asked."""
+    """Asks up to 50 times on each connection, and reconnects if it was closed before a request."""
 
     def __init__(self, over):
         super().__init__(daemon=True)
@@ -73,7 +73,7 @@ class Client(threading.Thread):
 
 
 def page(stage):
-    """{name with labels: value} of haproxy's frontend."""
+    """{name, or name:code: value} of haproxy's frontend."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(20)
         client.connect(str(metrics(stage)))
@@ -124,7 +124,7 @@ def measure(haproxy):
         answered = sum(client.answered for client in clients)
         connections = sum(client.connections for client in clients)
         cut = [text for client in clients for text in client.failed]
-        # Those that drain are gone, or were asked since their last answer.
+        # Draining generations are gone, or were asked after their last answer.
         deadline = time.monotonic() + 10
         while (now := page(stage))["haproxy_frontend_http_responses_total:2xx"] != answered and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -5,10 +5,12 @@ connections, over HTTP/1 and HTTP/2, and tunnels, over reloads in a row, without
     tests/measure/draining.py [--reloads 50] [--rate 2] [--idle 1s] [--only VERSION]
     tests/measure/draining.py --races       # without `idle-close-on-response`, and plain haproxy (-W, SIGUSR2) beside
 
-A client of HTTP/1 opens a new connection when the old one was closed before it asked. One of HTTP/2 heeds GOAWAY: it finishes
-and comes again; with --stubborn it stays for as long as it may. A request of HTTP/1 that meets the close of its idle connection is
-not cut, where no byte of an answer had come: nobody has read it, so the client may ask again (RFC 9110, section 9.2.2), and does. How many
-these are is told, with what each one saw, and what haproxy's own counters say: it has counted no request that got no answer.
+An HTTP/1 client opens a new connection if the old one was closed before it asked. An HTTP/2 client
+heeds GOAWAY: it finishes and reconnects; with --stubborn it stays as long as it may. An HTTP/1
+request that meets the close of its idle connection is not cut if no byte of an answer had come: no
+process has read it, so the client may ask again (RFC 9110, section 9.2.2), and does. These races
+are counted, with the error that the client saw, and haproxy's own counters: it counts no request
+without an answer.
 """
 
 import argparse
@@ -45,12 +47,12 @@ def frame(kind, flags, stream, payload=b""):
     return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
 
 
-# :method GET, :scheme http, :path /, :authority x (RFC 7541, indexed, and a literal without indexing).
+# :method GET, :scheme http, :path / (RFC 7541, indexed), :authority x (a literal without indexing).
 HEADERS = bytes([0x82, 0x86, 0x84, 0x01, 1]) + b"x"
 
 
 class Client(threading.Thread):
-    """Asks again and again, with a pause now and then, until it is told to end."""
+    """Asks repeatedly, with pauses, until `over` is set."""
 
     def __init__(self, counts, over):
         super().__init__(daemon=True)
@@ -70,7 +72,7 @@ class Client(threading.Thread):
                 self.count("answered")
             except (OSError, EOFError) as error:
                 self.failed(error)
-            # Most of the time a client is idle for less than --drain-idle, and sometimes for longer.
+            # A client is mostly idle for less than --drain-idle, and sometimes for longer.
             time.sleep(2.5 if number % 20 == 0 and not arguments.races else arguments.pause)
 
     def failed(self, error):
@@ -81,7 +83,7 @@ class Client(threading.Thread):
         self.stream, self.asked = socket.create_connection(("127.0.0.1", port), 10), 0
 
     def closed(self):
-        """Whether it was closed while nothing was asked: then a client connects again."""
+        """Whether the connection was closed while idle: then the client reconnects."""
         self.stream.setblocking(False)
         try:
             return self.stream.recv(1, socket.MSG_PEEK) == b""
@@ -107,7 +109,7 @@ class Http1(Client):
         before = isinstance(error, (ConnectionResetError, BrokenPipeError)) or "before" in str(error)
         if self.stream is None or not before or self.asked == 0:
             return super().failed(error)
-        # The connection had been idle, and was closed before a byte of an answer.
+        # The connection was idle, and was closed before any byte of an answer.
         self.stream = None
         self.count("race: " + str(error))
         try:
@@ -180,7 +182,7 @@ def echo():
 
 
 def clients(counts, over):
-    """Begins to ask: 20 over HTTP/1, 20 over HTTP/2, 5 tunnels; with --races, those of HTTP/1."""
+    """Starts the clients: 20 over HTTP/1, 20 over HTTP/2, 5 tunnels; with --races, only HTTP/1."""
     wanted = ((Http1, 20),) if arguments.races else ((Http1, 20), (Http2, 20), (Tunnel, 5))
     all_of_them = [kind(counts, over) for kind, many in wanted for _ in range(many)]
     for client in all_of_them:
@@ -195,7 +197,7 @@ def end(all_of_them, over):
 
 
 def kinds(counts, what):
-    """What was counted under names that begin with this; 0 if nothing was."""
+    """The counts whose names begin with `what`; 0 if there are none."""
     return {name.removeprefix(what): count for name, count in counts.items() if name.startswith(what)} or 0
 
 
@@ -227,7 +229,7 @@ def plain(haproxy, extra):
         asking = clients(counts, over)
         late = 0
         for number in range(arguments.reloads):
-            # A signal that comes while its master starts anew is lost.
+            # A signal that arrives while the master re-executes itself is lost.
             time.sleep(1 / arguments.rate)
             stage.file.write_text(config(number + 2, extra=extra))
             master.send_signal(signal.SIGUSR2)

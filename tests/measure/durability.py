@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What a broker outlives.
+"""What a broker survives.
 
     tests/measure/durability.py upgrades [--rounds 100]   in place, under claims and connections
     tests/measure/durability.py kills    [--rounds 100]   kill -9 at random moments, holders alive
-    tests/measure/durability.py hostile  [--tries 1000]   nine kinds of bad clients beside a good one
+    tests/measure/durability.py hostile  [--tries 1000]   eleven kinds of bad clients beside a good one
 
-Prints JSON; exits 1 if anything that must not happen has happened. BINDONCE_MEASURE_BINARIES names a
-directory with the binary; else it is built. Needs root.
+Prints JSON; exits 1 if a promise was broken. BINDONCE_MEASURE_BINARIES names a directory with the
+binary; without it, the binary is built. Needs root.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def call(path, method, params=()):
 
 
 def claim_all(path):
-    """Claims every port once: its inodes, and the descriptors."""
+    """Claims every port once; returns the inodes and the descriptors."""
     with connect(path) as client:
         wanted = [{"listen": f"p{port}=127.0.0.1:{port}"} for port in PORTS]
         result, fds = exchange(client, "bind", wanted)
@@ -95,14 +95,14 @@ def claim_all(path):
 
 
 def duplicates():
-    """Ports of ours that have more than one listening socket."""
+    """Our ports with more than one listening socket."""
     lines = pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]
     ports = [int(line.split()[1].split(":")[1], 16) for line in lines if line.split()[3] == "0A"]
     return sorted({port for port in ports if port in PORTS and ports.count(port) > 1})
 
 
 class Workers:
-    """Threads that do one thing again and again, and count."""
+    """Threads that repeat `work`, and count its outcomes."""
 
     def __init__(self, count, work):
         self.done, self.failed, self.stop = 0, [], threading.Event()
@@ -118,7 +118,7 @@ class Workers:
                 work()
                 self.done += 1
                 self.times.append(time.monotonic() - begun)
-            except Exception as error:  # Whatever it is, it is a failure that is counted.
+            except Exception as error:  # Any error counts as a failure.
                 self.failed.append(repr(error))
             time.sleep(0.002)
 
@@ -181,7 +181,7 @@ def upgrades(directory, rounds):
             except (OSError, RuntimeError) as error:
                 refused.append(repr(error))
             took.append(time.monotonic() - begun)
-        # The connection of before the first upgrade still serves and still holds its lease.
+        # The connection from before the first upgrade still works and still holds its lease.
         status, _ = exchange(idle, "status")
     claims.end()
     visits.end()
@@ -210,7 +210,7 @@ def kills(directory, rounds):
     changed, twice, back = [], [], []
 
     def disturb():
-        """Binds, claims, releases and upgrades, whatever becomes of it."""
+        """Claims, releases or upgrades, and ignores the outcome."""
         what = random.random()
         try:
             with connect(broker.path, 5) as client:
@@ -266,7 +266,7 @@ def hostile(directory, tries):
     broker = Broker(directory)
     good = b'{"jsonrpc":"2.0","id":1,"method":"bind","params":[{"listen":"p=127.0.0.1:8100"}]}'
 
-    # One connection throughout: those of this user may all be taken by the others.
+    # One connection throughout: the bad clients may use up this user's connections.
     steady = connect(broker.path)
 
     def claims(count):
@@ -296,7 +296,7 @@ def hostile(directory, tries):
     held = []
 
     def many():
-        """Connections that say nothing; beyond the limit they are refused."""
+        """Opens silent connections; beyond the limit they are refused."""
         for _ in range(10):
             try:
                 held.append(connect(broker.path, 5))

@@ -31,7 +31,7 @@ def sample(pid):
 
 
 def zombies(pid):
-    """Children of a process that have ended and were not waited for."""
+    """Number of a process's children that have ended and were not waited for."""
     found = 0
     for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -72,7 +72,7 @@ for version, haproxy in haproxies(arguments.only):
                 rows.append(sample(process.pid))
         took = time.monotonic() - begun
         report = stage.report(load)
-        time.sleep(1)  # what has drained ends
+        time.sleep(1)  # drained generations end
         left = zombies(stage.supervisor.pid) + zombies(stage.broker.pid)
         print(f"haproxy {version}: {arguments.count} reloads in {took:.0f} s under {arguments.clients} clients, "
               f"{len(failed)} of them failed; same socket throughout: {'yes' if listening() == inode else 'NO'}")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Reloads that must fail, and a killed haproxy, under load: what the caller is
-told, whether the old generation serves on, what is left bound.
+"""Reloads that must fail, and a killed haproxy, under load: the caller's message, whether the old
+generation keeps serving, and which addresses stay bound.
 
     tests/measure/faults.py [--kills 10]
 """

@@ -1,7 +1,7 @@
-"""Generated haproxy configurations: sections, conditions, variables, quotes, words that come out empty, late global
-sections, defaults, several files, masters, and binds of every family.
+"""Generated haproxy configurations: sections, conditions, variables, quotes, words that expand to
+nothing, late global sections, defaults, several files, masters, and binds of every family.
 
-Most are what haproxy takes. About one in eight is wild: it may have what some haproxy refuses.
+haproxy accepts most of them. About one in eight is wild: some haproxy may refuse it.
 """
 
 import itertools
@@ -14,7 +14,7 @@ ADDRESS = "10.9.9.9"
 
 
 class Generator:
-    """One configuration, from its seed alone."""
+    """One configuration, determined by its seed."""
 
     def __init__(self, seed, where, version, features, certificate, masters=True):
         self.version = tuple(int(number) for number in version.split(".")[:2])
@@ -23,7 +23,7 @@ class Generator:
         self.random = random.Random(seed)
         self.where = where
         self.wild = self.often(0.12)
-        # Few configurations need more than 400.
+        # Few configurations need more than 400 ports.
         self.ports = itertools.chain(self.random.sample(range(9000, 20000), 400), range(20000, 30000))
         self.sections = 0
         self.master = self.one(*[""] * 12, *["-W", "-Ws", "master-worker", "master-worker"] if masters else [""])
@@ -49,7 +49,7 @@ class Generator:
 
     def condition(self, depth=0):
         name = self.variable()
-        # A log format has quotes and parentheses of its own: it cannot stand in a call.
+        # A log format contains quotes and parentheses: it cannot be an argument of a call.
         plain = name if name in VARIABLES or not name.endswith("_FMT") else "SET"
         simple = self.one(
             "0", "1", "010", "0x0", "-1", f"defined({name})", f"!defined({name})", f"defined( {name})",
@@ -156,7 +156,7 @@ class Generator:
         return [head, *extra, *self.block(body), *(body() if self.often(0.6) else [])]
 
     def peers(self):
-        """A section whose local peer, if one of its lines is that, has a bind line or an address."""
+        """A peers section, whose local peer, if it has one, has a bind line or an address."""
         self.sections += 1
         self.peers_done = True
         local = self.one('"$HAPROXY_LOCALPEER"', '"$HAPROXY_LOCALPEER"', "other", '"${HAPROXY_LOCALPEER[*]}"')
@@ -181,7 +181,7 @@ class Generator:
                         self.log_forward)
 
     def files(self):
-        """The texts of the files, of which there is mostly one."""
+        """The texts of the files, mostly of one file."""
         texts = []
         for _ in range(self.one(1, 1, 1, 1, 2, 3)):
             first = ["    limited-quic"] if self.quic else []
@@ -199,7 +199,7 @@ class Generator:
         return texts
 
     def arguments(self):
-        """Further arguments of haproxy, of which there are mostly none."""
+        """More arguments for haproxy, mostly none."""
         out = [self.master] if self.master.startswith("-") else []
         if self.often(0.1):
             out += self.one(["-L", "other"], ["-de"], ["-dS"], ["-dR"], ["-dG"], ["-C", str(self.where)], ["-n", "500"],

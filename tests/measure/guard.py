@@ -3,11 +3,11 @@
 
     tests/measure/guard.py [--rounds 1000] [--binary PATH]
 
-A consumer claims a listener and, by turns, disconnects it (connect to AF_UNSPEC) and shuts it down.
-Time without LISTEN is from the moment before its call to the first look at which the socket listens
-again (SO_ACCEPTCONN, looked at without pause), so it includes the call itself. After each, a
-client connects. Wants a quiet machine: the consumer that looks all the time and the broker need a
-processor each, and what else runs shows as the scheduler's time slices. Prints JSON; exits 1 if a connection failed or the 99th percentile is over 1 ms.
+A consumer claims a listener and, in turns, disconnects it (connect to AF_UNSPEC) and shuts it down.
+The time runs from just before that call until the socket listens again (SO_ACCEPTCONN, polled
+without pause), so it includes the call itself. After each, a client connects. Needs a quiet
+machine: the polling consumer and the broker need a processor each, and other work shows as time
+slices. Prints JSON; exits 1 if a connection failed or the 99th percentile is over 1 ms.
 """
 
 import argparse

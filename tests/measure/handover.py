@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Handovers of every kind: ghosts that they leave (entries of the listeners in the
-epoll sets of the older generation, by fdinfo), how long nobody accepts, answers of
-an older generation after the first of a newer.
+"""Handovers of every kind: ghosts that they leave (entries of the listeners in the older
+generation's epoll sets, by fdinfo), how long no process accepts, and answers of an older generation
+after the first answer of a newer one.
 
     tests/measure/handover.py [--each 25] [--only VERSION]
 
-With --each 25 it makes 300 handovers of each haproxy: 1, 20 and 200 listeners, 2
-and 8 threads, idle and under 20 clients.
+With --each 25 it makes 300 handovers of each haproxy: 1, 20 and 200 listeners, 2 and 8 threads,
+idle and under 20 clients.
 """
 
 import argparse
@@ -22,7 +22,7 @@ parser.add_argument("--only", default="", help="only versions that begin with th
 arguments = parser.parse_args()
 isolate()
 
-# The supervisor's own clock: from the first signal until it is proved that nobody accepts.
+# The supervisor's own time: from the first signal until the proof that no process accepts.
 PAUSE = re.compile(r"no process accepts any more.*took=([0-9.]+)(ms|µs|s)")
 MILLISECONDS = {"ms": 1.0, "µs": 0.001, "s": 1000.0}
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""False findings: `bindonce doctor` again and again on a host whose haproxy is well and is reloaded all the
-time, under load, with clients that keep each replaced generation draining for a while. Under bindonce, and
-as people do without it.
+"""False findings: `bindonce doctor` runs repeatedly on a host whose haproxy is healthy and is
+reloaded continuously under load, with clients that keep each replaced generation draining for a
+while. Under bindonce, and in the usual ways without it.
 
     tests/measure/healthy.py [--runs 1000] [--every 1.0] [--only VERSION] [--ways under,unheard,plain,master]
 
-Every finding but a note is false here, and printed whole. A run is one call of doctor. Exits with 1 if
-there was a false finding, or if a reload or a request failed under bindonce. The haproxies of
-tests/haproxies have no master: it starts itself again without the loader that they need.
+Every finding but a note is false here, and printed whole. A run is one call of doctor. Exits 1 if
+there was a false finding, if a reload failed, or if a request under bindonce failed or was answered
+stale. The way `master` skips the haproxies of tests/haproxies.
 """
 
 import argparse
@@ -34,16 +34,16 @@ parser.add_argument("--only", default="", help="only versions that begin with th
 arguments = parser.parse_args()
 isolate(alone=True)
 
-# After so long without an answer of the new configuration a reload did not take place.
+# Seconds without an answer of the new configuration after which a reload counts as lost.
 PATIENCE = 5.0
-# So long a client takes to send its request: its generation drains for that time.
+# Seconds that a slow client takes to send its request: its generation drains for that time.
 SLOW = 2.0
 
 
 class Way:
     """How haproxy is started and reloaded."""
 
-    # Signals that had no effect.
+    # Number of signals without effect.
     lost = 0
     # More arguments for doctor.
     arguments = ()
@@ -66,7 +66,7 @@ class Under(Way):
 
 
 class Unheard(Under):
-    """The same, with doctor as on a host where the broker's socket is elsewhere."""
+    """The same, but doctor does not find the broker's socket."""
 
     words = "under bindonce, `bindonce reload`, the broker not found by doctor"
     arguments = ("--socket", "/nowhere/bindonce.sock")
@@ -91,7 +91,7 @@ class Plain(Way):
 
 
 class Master(Way):
-    """`haproxy -W`, and SIGUSR2 to the master; again where the master lost it."""
+    """`haproxy -W`, and SIGUSR2 to the master, repeated if the master lost it."""
 
     words = "without bindonce, `haproxy -W` and SIGUSR2"
     broker = False
@@ -121,7 +121,7 @@ def answered(number, patience=30):
 
 
 class Reloads(threading.Thread):
-    """Reloads until it is told to stop; before each, a slow client."""
+    """Reloads until told to stop, with a slow client before each."""
 
     def __init__(self, stage, way):
         super().__init__(daemon=True)
@@ -134,14 +134,14 @@ class Reloads(threading.Thread):
             while not self.over.wait(max(0, due - time.monotonic())):
                 while self.slow and self.slow[0][0] <= time.monotonic():
                     self.slow.popleft()[1].close()
-                # At most so many that not even the draining ones are worth a word.
+                # So few that doctor does not even mention the draining generations.
                 if len(self.slow) < 3:
                     self.slow.append((time.monotonic() + SLOW, half_a_request()))
                 self.number += 1
                 self.stage.file.write_text(config(self.number))
                 self.way.reload(self.number)
                 due = max(due + arguments.every, time.monotonic())
-        except (Exception, SystemExit) as error:  # told by whoever joins
+        except (Exception, SystemExit) as error:  # `measure` prints it
             self.failed = error
         finally:
             for _, client in self.slow:
@@ -158,7 +158,7 @@ def fetched(haproxy):
 
 
 def pad(stage):
-    """Other processes, a thousand descriptors each, all of which doctor has to look at."""
+    """Starts other processes with a thousand descriptors each, which doctor has to look at."""
     with open("/dev/null") as null:
         copies = [os.dup(null.fileno()) for _ in range(1000 if arguments.descriptors else 0)]
         for _ in range(arguments.descriptors):
@@ -168,7 +168,7 @@ def pad(stage):
 
 
 def measure(way, haproxy):
-    """Prints one row; gives how many findings were false, and whether bindonce failed a client."""
+    """Prints one row; returns the number of false findings, and whether bindonce failed."""
     with Stage(broker=way.broker) as stage:
         stage.file.write_text(config(1))
         pad(stage)
@@ -183,7 +183,7 @@ def measure(way, haproxy):
                 break
             _, report = stage.doctor(*way.arguments)
             took.append(report["milliseconds"])
-            # At any moment of a reload.
+            # The next look comes at any moment of a reload.
             time.sleep(pauses.uniform(0, arguments.pause))
             for finding in report["findings"]:
                 if finding["severity"] == "note":

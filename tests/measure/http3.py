@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """HTTP/3 through reloads: clients that open a new connection for each request, and clients that hold one; under bindonce, with
-no reloads at all, and plain haproxy reloaded by -sf beside it. With --lost instead: reloads of which one process misses its
-SIGUSR1, or two do; how many new connections the newest configuration does not answer, and what `bindonce doctor` says.
+no reloads, and with plain haproxy reloaded by -sf. With --lost instead: reloads in which one or two
+processes miss their SIGUSR1; how many new connections the newest configuration does not answer, and
+what `bindonce doctor` says.
 
     python3 -m venv DIR && DIR/bin/pip install aioquic
     DIR/bin/python tests/measure/http3.py [--reloads 100] [--rate 2] [--new 10] [--held 4] [--only VERSION]
@@ -41,7 +42,7 @@ parser.add_argument("--lost", action="store_true", help="signals that are lost")
 parser.add_argument("--connections", type=int, default=60, help="after each case of --lost")
 parser.add_argument("--load", type=int, help=argparse.SUPPRESS)
 arguments = parser.parse_args()
-# Longer than a client waits for anything that goes well: a lost Initial is sent again after 0.2, 0.6 and 1.4 s.
+# Longer than anything that goes well takes: a lost Initial is resent after 0.2, 0.6 and 1.4 s.
 PATIENCE = 10
 
 
@@ -101,7 +102,7 @@ async def new(report, until):
                     answer = await client.get()
                     report["new"].append((begun, time.monotonic() - begun, answer))
                     report["older"] += answer < told
-        except Exception as error:  # whatever it is, the connection was lost
+        except Exception as error:  # any error: the connection was lost
             report["lost"].append(f"{type(error).__name__} {error}")
 
 
@@ -134,7 +135,7 @@ if arguments.load:
     asyncio.run(load(arguments.load))
     sys.exit()
 isolate(alone=arguments.lost)
-# One reload a second, of which these generations miss their first SIGUSR1.
+# One reload a second; the generations in CASES miss their first SIGUSR1.
 GENERATIONS = 6
 CASES = {"one signal lost": [2], "two signals lost": [2, 3]}
 
@@ -146,7 +147,7 @@ def text(tag, stage):
 
 
 def measure(stage, name, reload):
-    """Load, with a reload now and then if there is one, and what came of it."""
+    """Runs the load, with reloads if `reload` is given, and prints the result."""
     seconds = arguments.reloads / arguments.rate
     command = [sys.executable, __file__, "--load", str(int(seconds) + 2), "--new", str(arguments.new), "--held", str(arguments.held)]
     clients = stage.start("clients", command, stdout=subprocess.PIPE, text=True)
@@ -174,20 +175,20 @@ def measure(stage, name, reload):
 
 
 async def answers():
-    """What answers new connections, one after another: generations, and None for each that was lost."""
+    """The generations that answer new connections, one after another; None for each lost one."""
     found = []
     for _ in range(arguments.connections):
         try:
             async with asyncio.timeout(PATIENCE):
                 async with opened() as client:
                     found.append(await client.get())
-        except Exception:  # whatever it is, the connection was lost
+        except Exception:  # any error: the connection was lost
             found.append(None)
     return found
 
 
 def lost(haproxy, name, deaf, plain):
-    """The seed case on UDP."""
+    """The seed case (seed.py) on UDP."""
     with Stage(broker=not plain) as stage:
         program = stage.with_faults(haproxy, dict.fromkeys(deaf, f"deaf:{int(signal.SIGUSR1)}:1"))
         (stage.directory / "site.pem").write_text(pem)
@@ -249,7 +250,7 @@ for version, haproxy in haproxies(arguments.only):
                 running.append(stage.start("haproxy", command))
 
             def soft_stopped():
-                """As `systemctl reload` does it: it returns when the new one is there. The old one has until then."""
+                """As `systemctl reload` does; returns when the old one has stopped its proxy."""
                 start()
                 wait_for("the old one to stop", lambda: "Proxy web stopped" in stage.said("haproxy")[seen[0]:])
                 seen[0] = len(stage.said("haproxy"))

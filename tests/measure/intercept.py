@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Programs as Debian ships them under `bindonce run --intercept`, and nothing else: reloads under load, with the
-sockets that listen seen throughout; and what the filter costs a program.
+"""Programs as Debian ships them, unmodified, under `bindonce run --intercept`: reloads under load
+while the listening sockets are watched; and what the filter costs a program.
 
-    tests/measure/intercept.py [--times 20] [--clients 8] [--calls 2000000] [--throughput] [--only NAME]
+    tests/measure/intercept.py [--times 20] [--clients 8] [--calls 10000000] [--throughput] [--only NAME]
 """
 
 import argparse
@@ -31,7 +31,7 @@ parser.add_argument("--slice", type=float, default=0.2, help="seconds of one")
 parser.add_argument("--only", default="", help="only programs whose name begins with this, and not what the filter costs")
 arguments = parser.parse_args()
 
-# Serves until it is told to stop, and finishes what is connected.
+# Serves until SIGTERM, and finishes its open connections.
 SERVER = """
 import http.server, os, signal, sys, threading
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -72,7 +72,7 @@ fn main() {
     }
 }
 """
-# Every goroutine that runs for 10 ms is interrupted by a signal, also in bind(2).
+# Go interrupts every goroutine that runs for 10 ms with a signal, also in bind(2).
 GO = """
 package main
 import ("context"; "net/http"; "os"; "os/signal"; "syscall")
@@ -92,7 +92,7 @@ func main() {
 
 
 def programs(directory):
-    """(name, options, command) of what is installed."""
+    """(name, options, command) of each installed program."""
     def write(name, text):
         (directory / name).write_text(text)
         return str(directory / name)
@@ -118,7 +118,8 @@ def programs(directory):
             f"DocumentRoot {directory}\nErrorLog {directory}/apache.log\nUser www-data\nGroup www-data\nKeepAlive off\n"))]
     haproxy = shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin")
     if haproxy:
-        # As any other program: it binds by itself, and nothing of it is read. It does not listen(2) on what listens already: it says READY=1.
+        # Like any other program: it binds by itself, and bindonce does not read its configuration.
+        # It does not listen(2) on a socket that listens already; it says READY=1.
         yield "haproxy", ["--kind", "program", "--retire-signal", "SIGUSR1"], [haproxy, "-Ws", "-f", write("plain.cfg", (
             "global\n    maxconn 1000\ndefaults\n    mode http\n    timeout client 9s\n"
             f"frontend web\n    bind 127.0.0.1:{PORT}\n    http-request set-var(txn.me) env(BINDONCE_GENERATION)\n"
@@ -150,7 +151,7 @@ def programs(directory):
         if subprocess.run(go, capture_output=True, env=environment).returncode == 0:
             yield "go (static)", [], [f"{directory}/go-server"]
     if shutil.which("rustc"):
-        # Static: it has no libc of the system's that could be replaced.
+        # Static: it has no system libc that could be replaced.
         source = write("server.rs", RUST % PORT)
         static = ["-C", "target-feature=+crt-static", "-O", "-o", f"{directory}/server"]
         if subprocess.run(["rustc", *static, source], capture_output=True).returncode == 0:
@@ -194,8 +195,8 @@ def reloads(name):
 
 
 def alone(name):
-    """The same program stopped and started as often without bindonce: what it fails beside the connections that are refused
-    meanwhile is its own share."""
+    """The same program, stopped and started as often without bindonce: its failures other than
+    refused connections are its own share."""
     with Stage(broker=False) as stage:
         os.chmod(stage.directory, 0o755)
         options, command = next(found[1:] for found in programs(stage.directory) if found[0] == name)
@@ -271,16 +272,18 @@ def cost():
 
 
 def middle(ratios):
-    """The median, and between which of them it lies with 95 % (order statistics)."""
+    """The median, and its 95 % confidence interval (order statistics)."""
     ratios, reach = sorted(ratios), 0.98 * len(ratios) ** 0.5
     low, high = max(0, int(len(ratios) / 2 - reach)), min(len(ratios) - 1, math.ceil(len(ratios) / 2 + reach))
     return f"{statistics.median(ratios):.3f} ({ratios[low]:.3f} to {ratios[high]:.3f})"
 
 
 def compare(name, servers):
-    """Three servers at once on one processor: without bindonce, as a generation with its filter, and without again as the control, each asked
-    in short slices by turns, each as often before and after each other one, so that what else the machine does meets all. `servers` starts them on a stage and gives their pids.
-    The ratios are those of slices that follow each other, over a few starts, since no two processes of one program are equally fast."""
+    """Compares three servers on one processor: without bindonce, as a generation with its filter,
+    and without bindonce again as the control. They are asked in short slices by turns, each as
+    often before and after each other one: other work on the machine affects all alike. `servers`
+    starts them on a stage and returns their pids. The ratios compare slices that follow each other,
+    over a few starts, because no two processes of one program are equally fast."""
     first, second = sorted(os.sched_getaffinity(0))[:2]
     kinds = {"k": "on connections that stay open", "c": "on a new connection for each request"}
     rates, costs = ({mode: [[], [], []] for mode in kinds} for _ in range(2))
@@ -322,7 +325,7 @@ def spent(pid):
 
 
 def throughput():
-    """As [`compare`] does it: each program as it is, and intercepted, or haproxy with the filter of the hold and the net."""
+    """[`compare`]s each program plain and intercepted; haproxy with the filter of hold and net."""
     def three(stage, run, file, text, command, who):
         pids = []
         for at in range(3):

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Joining and claiming a listener through the library for C against the same in Rust: both from one release build, by
-turns, at one broker.
+"""Joining and claiming a listener through the library for C, compared with Rust: both from one
+release build, in turns, at one broker.
 
     tests/measure/joining.py [--broker PATH] [--rounds 20] [--times 100]
 
-Builds both programs in a directory of its own. Prints the medians and the ratio of the rounds' medians.
+Builds both in a temporary directory. Prints the medians and the ratio of the rounds' medians.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def build(directory):
     subprocess.run(["cc", "-O2", "-o", directory / "c", HERE / "joining.c", f"-I{directory}/usr/include", f"-L{library}",
                     f"-Wl,-rpath,{library}", "-lbindonce"], check=True)
     release = TARGET / "release"
-    # The library as it was built for the one for C.
+    # The same build of the library that the library for C uses.
     rlib = max((release / "deps").glob("libbindonce-*.rlib"), key=lambda path: path.stat().st_mtime)
     subprocess.run(["rustc", "-O", "--edition", "2024", "-o", directory / "rust", HERE / "joining.rs",
                     "--extern", f"bindonce={rlib}", "-L", f"dependency={release}/deps"], check=True)

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Supervisor, broker and program of `bindonce run --intercept`, each killed (SIGKILL) at each step of a program's life, with a client that
-asks again and again. What was killed is started anew 1 s later, and then a reload must work.
+"""Supervisor, broker and program of `bindonce run --intercept`, each killed (SIGKILL) at each step
+of a program's life, while a client asks continuously. A killed supervisor or broker is restarted
+1 s later; then a reload must work.
 
     tests/measure/kills.py [--only WORD]
 
-Prints a row for each: what became of the program's call, how long the client waited at most and how often it was refused, how long until
-the service was whole again, and what the next reload did. Exits 1 if anything hung. About two minutes.
+Prints a row for each: the outcome of the program's call, the client's longest wait and its
+refusals, the time until the service was whole again, and the next reload's message. Exits 1 if
+anything hung, that reload failed, or there is not exactly one socket. Takes about two minutes.
 """
 
 import argparse
@@ -24,9 +26,10 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--only", default="", help="only rows that have this word")
 arguments = parser.parse_args()
 
-# Nothing may take longer than this: a call of a program waits 10 s for the next supervisor, and a broker may take 30 s to answer.
+# Nothing may take longer: a program's call waits 10 s for the next supervisor, and a broker may
+# take 30 s to answer.
 PATIENCE = 45
-# It says what it does, and waits before each step for a file that lets it go on.
+# It logs what it does, and waits before each step while a file holds it back.
 PROGRAM = """
 import errno, os, select, signal, socket, sys, time
 me = os.environ['BINDONCE_GENERATION']
@@ -79,7 +82,7 @@ STEPS = ["before bind", "in bind", "between bind and listen", "held in listen", 
 
 
 class Client(threading.Thread):
-    """Asks again and again; knows how long it has waited for an answer at most, and how often there was none."""
+    """Asks continuously; records its longest wait for an answer, and how often there was none."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -97,7 +100,7 @@ class Client(threading.Thread):
 
 
 def one(step, victim):
-    """A row, and whether nothing has hung."""
+    """Prints a row, and returns whether all went well."""
     with Stage(broker=False) as stage:
         def broker():
             stage.broker = stage.start("broker", [binary("bindonce"), "serve"])
@@ -137,11 +140,11 @@ def one(step, victim):
                 stage.broker.send_signal(signal.SIGSTOP)
                 close(2, "bind")
             if step == "held in listen":
-                # It is held until the older one has stopped, which it does not.
+                # The new generation is held until the older one has stopped, which it does not.
                 os.kill(process(1), signal.SIGSTOP)
             reload = stage.start("reload", [binary("bindonce"), "reload", "--name", "web"])
             if step == "in bind":
-                # The generation has its connection to the broker before.
+                # The generation connects to the broker first.
                 stage.broker.send_signal(signal.SIGCONT)
                 wait_for("it to be before bind", lambda: "before bind" in said(2))
                 stage.broker.send_signal(signal.SIGSTOP)
@@ -183,7 +186,7 @@ def one(step, victim):
         hung = []
 
         def whole(what, probe):
-            """Waits for it; false, and noted, if it does not come."""
+            """Waits for the probe; on timeout records `what` and returns false."""
             until = time.monotonic() + PATIENCE
             while time.monotonic() < until:
                 if found := probe():

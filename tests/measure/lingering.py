@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""What nine lingering generations cost: throughput beside none, CPU of each under
-1,000 connections a second and while a connection waits in the queue.
+"""Cost of nine lingering generations: throughput compared with none, CPU of each under 1,000
+connections a second and while a connection waits in the queue.
 
     tests/measure/lingering.py [--seconds 10] [--only VERSION]
 """
@@ -54,7 +54,7 @@ for version, haproxy in haproxies(arguments.only):
             os.kill(pid, signal.SIGSTOP)
             try:
                 with socket.create_connection(("127.0.0.1", PORT)):
-                    time.sleep(arguments.seconds / 2)  # the span that is measured
+                    time.sleep(arguments.seconds / 2)  # the measured span
             finally:
                 os.kill(pid, signal.SIGCONT)
 
@@ -63,7 +63,7 @@ for version, haproxy in haproxies(arguments.only):
         beside.append(stage.over(stage.load(20, duration=SPAN))["per_second"])
         for half in halves:
             half.close()
-        time.sleep(1)  # the nine end
+        time.sleep(1)  # the nine generations end
         alone.append(stage.over(stage.load(20, duration=SPAN))["per_second"])
         ratio = sum(beside) / sum(alone)
         print(f"haproxy {version}: 20 parallel: {alone[0]:,.0f} and {alone[1]:,.0f} requests per second with none lingering, "

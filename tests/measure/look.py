@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""What `bindonce doctor` costs on a busy host: haproxies under bindonce with 200 listeners and 20,000
+"""Cost of `bindonce doctor` on a busy host: haproxies under bindonce with 200 listeners and 20,000
 established connections, among 300 processes. Time and memory, when all is well and when there is a
-finding, for which it looks twice. There are as many services as it takes for each haproxy to stay
-below the limit of descriptors.
+finding, for which doctor looks twice. There are enough services for each haproxy to stay below the
+limit of descriptors.
 
     tests/measure/look.py [--times 20] [--listeners 200] [--connections 20000] [--processes 300] [--only VERSION]
         [--clients-too]
 
-The clients are in the same network and in another pid namespace, as on other hosts: doctor does not see their
-processes, unless they are to be seen too. Time is from the start of the command to its end, and wants a quiet
-machine; processor time does not. Memory is the most that was resident (VmHWM), read while the command waits
-for its report to be taken: all that is left to do then is to end.
+The clients are in the same network namespace but in another pid namespace, as if on other hosts:
+doctor does not see their processes, unless --clients-too is given. Time runs from the command's
+start to its end, and needs a quiet machine; processor time does not. Memory is the peak that was
+resident (VmHWM), read while the command waits for its report to be read: after that it only ends.
 """
 
 import argparse
@@ -41,12 +41,12 @@ isolate()
 
 FIRST = 20000
 PIPE = 4096
-# Where clients are asked for: the number of a socket, in the environment of what measures.
+# Environment variable of the measuring process: the descriptor on which it asks for clients.
 ASK = "BINDONCE_MEASURE_CLIENTS"
 
 
 class Clients:
-    """A process that has so many connections to these ports, one after the other, until it is told to end."""
+    """A process that keeps `count` connections, spread over these ports, until told to end."""
 
     def __init__(self, ports, count):
         (ready, its_ready), (its_over, self.over) = os.pipe(), os.pipe()
@@ -71,8 +71,8 @@ class Clients:
 
 
 def beside():
-    """Starts this script again in a pid namespace of its own, and has its clients meanwhile: a line asks for some,
-    or for none to be left."""
+    """Starts this script again in its own pid namespace, and keeps its clients here: each line asks
+    for more clients, or for none to be left."""
     ours, its = socket.socketpair()
     alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, *sys.argv]
     environment = {**os.environ, ASK: str(its.fileno())}
@@ -90,7 +90,7 @@ def beside():
 
 
 def connect(stage, ports, count):
-    """So many connections to these ports, until the stage is over."""
+    """Opens `count` connections to these ports, until the stage ends."""
     if arguments.clients_too:
         stage.callback(Clients(ports, count).end)
         return
@@ -99,14 +99,14 @@ def connect(stage, ports, count):
 
 
 def ask(ports, count):
-    """Has the clients beside connect, or end."""
+    """Asks the outer process to connect clients, or to end them."""
     clients.sendall(json.dumps([list(ports), count]).encode() + b"\n")
     if not clients.recv(1):
         raise SystemExit("the clients have ended")
 
 
 def serve(stage, haproxy, name, ports, connections):
-    """A service with these ports that has so many connections."""
+    """Starts a service with these ports and this number of connections."""
     text = config(1, listeners=ports).replace("maxconn 1000", f"maxconn {connections + 100}")
     file = stage.directory / f"{name}.cfg"
     file.write_text(text.replace("timeout client 30s", "timeout client 30m"))
@@ -117,7 +117,7 @@ def serve(stage, haproxy, name, ports, connections):
 
 
 def fill(stage):
-    """Further processes, up to the number that was asked for; each has ten sockets of its own."""
+    """Starts more processes, up to the requested number, each with ten sockets of its own."""
     count = lambda: sum(1 for entry in os.scandir("/proc") if entry.name.isdigit())
     while count() < arguments.processes:
         pairs = [end for _ in range(5) for end in socket.socketpair()]
@@ -128,7 +128,7 @@ def fill(stage):
 
 
 def resident(stage):
-    """The most memory that one run had resident, in MiB."""
+    """Peak resident memory of one run, in MiB."""
     ours, its = os.pipe()
     fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE)
     with subprocess.Popen(stage.command("doctor", "--json"), stdout=its, env=stage.environment) as process:
@@ -166,7 +166,7 @@ def measure(stage, what):
 if ASK not in os.environ:
     beside()
 clients = socket.socket(fileno=int(os.environ[ASK]))
-# haproxy wants two descriptors for each connection that it may have.
+# haproxy needs two descriptors for each connection that it may have.
 _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 services = math.ceil(arguments.connections * 2.2 / limit)
@@ -176,7 +176,7 @@ for version, haproxy in haproxies(arguments.only):
         for number in range(services):
             serve(stage, haproxy, f"s{number}", ports[number::services], arguments.connections // services)
         processes = fill(stage)
-        # Those of haproxy, whose port is a listener's; the clients' ends are as many again.
+        # haproxy's ends, whose port is a listener's; the clients' ends are as many again.
         shown = ["ss", "-Htn", "state", "established", "sport", ">=", f":{FIRST}", "and", "sport", "<", f":{ports.stop}"]
         count = len(subprocess.run(shown, capture_output=True, text=True, check=True).stdout.splitlines())
         print(f"haproxy {version}: {arguments.listeners} listeners of {services} services, {count} established connections, "

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""The master CLI under many clients: `reload`s from several at once, `show proc` read as callers read it at every moment of
-them, connections under load meanwhile; and how long `@1 show info` takes beside haproxy's own admin socket, in one run.
+"""The master CLI under many clients: several send `reload` at once while another reads `show proc`
+as callers do, and load runs meanwhile. Also how long `@1 show info` takes, compared with haproxy's
+own admin socket in the same run.
 
     tests/measure/master_cli.py [--reloads 1000] [--clients 10] [--asks 3000] [--only VERSION]
 """
@@ -26,7 +27,7 @@ ROW = re.compile(r"(\d+) +worker +\d+ +\d+d\d\dh\d\dm\d\ds +\S+ *")
 
 
 def ask(path, text):
-    """The answer to one line, and the seconds to its end."""
+    """Returns the answer to one line, and the seconds until its end."""
     begun = time.perf_counter()
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(60)
@@ -37,7 +38,7 @@ def ask(path, text):
 
 
 def wrong_with(processes):
-    """What a caller could not read of `show proc`."""
+    """Returns the part of `show proc` that a caller could not parse, or None."""
     lines = processes.split("\n")
     if len(lines) < 4 or lines[0].split() != ["#<PID>", "<type>", "<reloads>", "<uptime>", "<version>"]:
         return "header"

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""What a scrape costs: CPU time of a broker with 1,000 listeners that is scraped once a second, beside
-the same without; and how long a scrape takes, for which claims may have to wait.
+"""Cost of a scrape: CPU time of a broker with 1,000 listeners that is scraped once a second,
+compared with no scrapes; and how long a scrape takes, because claims may have to wait for it.
 
     tests/measure/metrics.py [--seconds 30] [--listeners 1000]
 """
@@ -19,7 +19,7 @@ isolate()
 
 
 def scrape(path):
-    """One page, and how long it took."""
+    """Returns one page, and how long it took."""
     begun = time.monotonic()
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(10)
@@ -40,7 +40,7 @@ with Stage() as stage:
     path = str(stage.socket) + ".metrics"
 
     before, begun = cpu(pid), time.monotonic()
-    time.sleep(arguments.seconds)  # the measured span, not an event that is waited for
+    time.sleep(arguments.seconds)  # the measured span, not a wait for an event
     idle = (cpu(pid) - before) / (time.monotonic() - begun)
 
     took, length = [], 0

@@ -5,8 +5,8 @@ peer, and a condition on a variable that haproxy sets by itself.
 
     tests/measure/mixture.py [--count 200] [--rate 5] [--clients 20] [--only VERSION]
 
-Of the clients one is on the UNIX bind, one on the abstract one, and half of the others on each wildcard. An answer is
-stale if it is of an older configuration than one that had answered before its connection was begun.
+One client is on the UNIX bind, one on the abstract one, and half of the others on each wildcard. An
+answer is stale if a newer configuration answered before its connection began.
 """
 
 import socket
@@ -55,7 +55,7 @@ frontend idle
 
 
 class UnixClient(threading.Thread):
-    """Asks on a UNIX socket again and again, and accounts for each answer."""
+    """Asks on a UNIX socket repeatedly, and counts each answer."""
 
     newest = 0
     lock = threading.Lock()
@@ -105,7 +105,7 @@ def listening(port):
 
 
 def idle_answer(port):
-    """Whether an idle listener answers after all that."""
+    """Whether an idle listener still answers."""
     with socket.create_connection(("127.0.0.1", port), 10) as client:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         return client.recv(4096).startswith(b"HTTP/1.1 200 ")

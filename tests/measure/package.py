@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""The Debian package on a Debian of its own with a real systemd as PID 1: installed, haproxy.service
-put under bindonce, then reloads and restarts of everything, upgrades of the package and one upgrade
-that cannot work, all under load; removed and purged, and the files compared with those before.
+"""The Debian package on a private Debian with a real systemd as PID 1: installs it, puts
+haproxy.service under bindonce, then under load reloads and restarts everything, upgrades the
+package, and tries one upgrade that cannot work; removes and purges it, and compares the files with
+those before.
 
     tests/measure/package.py --binary PATH --load PATH [--root target/package/root] [--clients 20]
 
-The root is what tests/package-root makes; it stays as it is (an overlay in memory is written to).
-Needs root, overlayfs and cgroup2. Prints one JSON object; "skipped" in it says why it could not run.
+tests/package makes the root, which stays unchanged (writes go to an overlay in memory). Needs root,
+overlayfs and cgroup2. Prints one JSON object, with the reason in "skipped" if it could not run.
 
-Two stages of this one file: the outer builds the packages, starts `unshare` and drives by nsenter; the
-inner puts the root together and becomes systemd.
+This file runs in two stages: the outer builds the packages, starts `unshare` and drives the machine
+by nsenter; the inner assembles the root and becomes systemd.
 """
 
 import argparse
@@ -35,18 +36,18 @@ frontend web
     bind 127.0.0.1:{PORT}
     http-request return status 200 content-type text/plain hdr x-generation "%[env(BINDONCE_GENERATION)]" string "hello\\n"
 """
-# What any installation and any boot writes: records of dpkg and systemd, caches, logs.
+# Files that any installation or boot writes: records of dpkg and systemd, caches, logs.
 RECORDS = ("/var/lib/dpkg/", "/var/log/", "/var/cache/", "/var/lib/systemd/", "/var/backups/", "/etc/machine-id", "/var/tmp/")
-# The user `bindonce` stays (Debian's practice): these have a line more, or are its copies.
+# The user `bindonce` stays (Debian's practice): these files gain a line, or are their backups.
 ACCOUNTS = {f"/etc/{name}{dash}" for name in ("passwd", "group", "shadow", "gshadow") for dash in ("", "-")} | {"/etc/.pwd.lock"}
 
 
 class Skip(Exception):
-    """Why this cannot run here."""
+    """The reason why this cannot run here."""
 
 
 def inner(shared, root):
-    """In namespaces of our own: puts a root together and becomes its systemd."""
+    """In its own namespaces: assembles a root and becomes its systemd."""
     def mount(*words):
         subprocess.run(["mount", *words], check=True)
     mount("--make-rprivate", "/")
@@ -61,22 +62,22 @@ def inner(shared, root):
     mount("--bind", f"{shared}/files", f"{top}/shared")
     mount("-t", "proc", "proc", f"{top}/proc")
     mount("-t", "sysfs", "-o", "ro", "sysfs", f"{top}/sys")
-    # Of this control group namespace: ours is its root. Version 2 whatever the machine itself uses.
+    # Our group is the root of this control group namespace. Version 2, whatever the machine uses.
     mount("-t", "cgroup2", "cgroup2", f"{top}/sys/fs/cgroup")
     for directory in ("run", "tmp"):
         mount("-t", "tmpfs", "tmpfs", f"{top}/{directory}")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     with open(f"{top}/etc/haproxy/haproxy.cfg", "a") as configuration:
         configuration.write(FRONTEND)
-    # Of procps, which a root this small does without.
+    # kill(1) is in procps, which this small root lacks.
     kill = pathlib.Path(top, "usr/bin/kill")
     if not kill.exists():
         kill.write_text('#!/bin/sh\nkill "$@"\n')
         kill.chmod(0o755)
-    # The first boot's own questions are no business of ours.
+    # A machine ID avoids the questions of a first boot.
     pathlib.Path(top, "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
     os.environ["container"] = "other"
-    # Not chroot: paths under /proc are told from the root of the namespace.
+    # Not chroot: paths in /proc start at the root of the namespace.
     os.chdir(top)
     os.mkdir("old")
     subprocess.run(["pivot_root", ".", "old"], check=True)
@@ -87,7 +88,7 @@ def inner(shared, root):
 
 
 def control_group():
-    """A control group of our own in the hierarchy of version 2, to be the root of a namespace."""
+    """Creates a control group in the version 2 hierarchy, which becomes the root of a namespace."""
     for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines():
         words = line.split()
         if words[words.index("-") + 1] == "cgroup2":
@@ -104,7 +105,7 @@ def remove_groups(path):
 
 
 class Machine:
-    """The booted system, and what a person would type on it."""
+    """The booted system, and the commands that a person would type on it."""
 
     def __init__(self, shared, root):
         self.group = control_group()
@@ -140,7 +141,7 @@ class Machine:
         return self.must("systemctl", "show", "--value", "-p", name, unit)
 
     def files(self):
-        """Every file of the root, with what it is: type, mode, owner, size, target."""
+        """Every file of the root, with its type, mode, owner, size and target."""
         skip = " -o ".join(f"-path {path}" for path in ("/proc", "/sys", "/dev", "/run", "/tmp", "/shared"))
         listed = self.must("sh", "-c", f"find / \\( {skip} \\) -prune -o -type d -printf '%p\\t%y %m %u:%g\\n'"
                            " -o -printf '%p\\t%y %m %u:%g %s %l\\n'; find /tmp /run/bindonce -printf '%p\\t%y\\n' 2>/dev/null || true")
@@ -152,7 +153,7 @@ class Machine:
         return files
 
     def close(self):
-        # Its PID 1 ends everything else.
+        # All other processes end with its PID 1.
         self.process.kill()
         self.process.wait()
         self.console.close()
@@ -176,14 +177,14 @@ def eventually(what, probe, seconds=60):
 
 
 def packages(options, shared):
-    """Two versions as ./deploy/deb builds them, and a third whose program cannot run."""
+    """Builds two versions with ./deploy/deb, and a third whose program cannot run."""
     out = f"{shared}/files"
     binary = f"{shared}/bindonce"
     shutil.copy(options.binary, binary)
     writer = pathlib.Path(options.binary).with_name("bindonce-package")
     if writer.exists():
         shutil.copy(writer, shared)
-    subprocess.run(["strip", binary], check=False)  # of a debug build; smaller, that is all
+    subprocess.run(["strip", binary], check=False)  # only makes a debug build smaller
     names = []
     for version in ("0.1.0-1", "0.1.0-2"):
         built = subprocess.run([ROOT / "deploy/deb", "--fast", "--binary", binary, "--version", version, "--out", out],
@@ -195,7 +196,7 @@ def packages(options, shared):
     subprocess.run(["dpkg-deb", "-R", f"{out}/{names[1]}", tree], check=True)
     control = pathlib.Path(tree, "DEBIAN/control")
     control.write_text(control.read_text().replace("0.1.0-2", "0.1.0-3"))
-    # It can ask for an upgrade, and nothing else.
+    # This program can ask for an upgrade, and nothing else.
     pathlib.Path(tree, "usr/bin/bindonce").write_text(
         "#!/bin/sh\ncase \"$*\" in *' upgrade'*) exec /shared/bindonce \"$@\" ;; esac\necho 'this program is broken' >&2\nexit 1\n")
     shutil.copy(binary, f"{out}/bindonce")
@@ -205,13 +206,13 @@ def packages(options, shared):
 
 
 def answers(machine):
-    """Whether haproxy answers there."""
+    """Whether haproxy answers on the machine."""
     script = f"exec 3<>/dev/tcp/127.0.0.1/{PORT}; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; timeout 5 cat <&3"
     return "hello" in machine.run("bash", "-c", script).stdout
 
 
 def reloads(machine):
-    """How many reloads the master CLI counts, which Debian's unit asks for."""
+    """The number of reloads that the master CLI counts; Debian's unit asks for that CLI."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(30)
         client.connect(f"/proc/{machine.pid}/root/run/haproxy-master.sock")
@@ -221,7 +222,7 @@ def reloads(machine):
 
 
 def reload(machine):
-    """A reload to its end: the unit's own command only sends a signal."""
+    """Reloads and waits for the end: the unit's own command only sends a signal."""
     before = reloads(machine)
     machine.must("systemctl", "reload", "haproxy")
     eventually("the reload", lambda: reloads(machine) > before)
@@ -234,7 +235,7 @@ def running(machine, unit):
 
 
 def failed_units(machine):
-    """Those that have failed, but for the gettys: they give up at some moment, since the machine has no terminal."""
+    """The failed units, except gettys: they give up in the end, as the machine has no terminal."""
     units = machine.must("systemctl", "--failed", "--plain", "--no-legend").split("\n")
     return {unit for unit in units if "getty" not in unit}
 
@@ -258,21 +259,21 @@ def drive(machine, debs, options):
     seen["user"] = machine.must("getent", "passwd", "bindonce")
     machine.must("systemctl", "reload", "bindonce")
     seen["broker"] = [machine.show("bindonce.service", name) for name in ("ActiveState", "User", "UnitFileState")]
-    # Nothing of Debian's is touched until the administrator says so.
+    # Debian's haproxy stays as it is until the administrator says otherwise.
     seen["untouched"] = running(machine, "haproxy.service")[1] == "/usr/sbin/haproxy" and answers(machine)
     seen["control"] = machine.must("stat", "-c", "%U:%G %a", "/run/bindonce", "/run/bindonce/bindonce.sock").split("\n")
     verified = machine.run("systemd-analyze", "verify", "bindonce.service", "bindonce-haproxy.service", "haproxy.service")
-    # (Manual pages are not installed on a root this small.)
+    # (This small root has no manual pages.)
     seen["verify"] = [line for line in verified.stderr.splitlines() if "haproxy" in line or "bindonce" in line if "man " not in line]
     security = machine.must("systemd-analyze", "security", "bindonce.service", "--no-pager")
     seen["exposure"] = float(security.splitlines()[-1].split(":")[1].split()[0])
     step("install")
 
     machine.must("sh", "-c", "echo '# The administrator was here.' >>/etc/bindonce/bindonce.toml")
-    # The words at the head of the drop-in.
+    # The commands at the head of the drop-in.
     machine.must("mkdir", "-p", os.path.dirname(LINK))
     machine.must("ln", "-s", DROP_IN, os.path.dirname(LINK))
-    # haproxy's own SIGTERM cuts connections off; docs/package.md has this for a restart that drains.
+    # SIGTERM cuts off haproxy's connections; docs/package.md has this for a restart that drains.
     machine.must("mkdir", "-p", "/run/systemd/system/haproxy.service.d")
     machine.must("sh", "-c", "printf '[Service]\\nKillSignal=SIGUSR1\\n' >/run/systemd/system/haproxy.service.d/drain.conf")
     machine.must("systemctl", "daemon-reload")
@@ -315,7 +316,7 @@ def drive(machine, debs, options):
         load.wait()
     seen["load"] = json.loads(report)
     if seen["load"]["failed"]:
-        # What the services did meanwhile tells why.
+        # The services' logs tell why.
         seen["journal"] = machine.run("journalctl", "--no-pager", "-o", "short-monotonic", "-u", "haproxy", "-u", "bindonce").stdout
     seen["tokens"] = len(seen["load"].pop("tokens"))
 
@@ -345,7 +346,7 @@ def outer(options):
             raise Skip(f"no {tool} here")
     if not pathlib.Path(options.root, "usr/lib/systemd/systemd").exists():
         why = pathlib.Path(f"{options.root}.why")
-        raise Skip(why.read_text().strip() if why.exists() else f"no Debian in {options.root}: tests/package-root makes it")
+        raise Skip(why.read_text().strip() if why.exists() else f"no Debian in {options.root}: tests/package makes it")
     with tempfile.TemporaryDirectory(prefix="bindonce-package-") as shared:
         os.mkdir(f"{shared}/files")
         begun = time.monotonic()
@@ -355,7 +356,7 @@ def outer(options):
         machine = Machine(shared, os.path.realpath(options.root))
         try:
             seen = drive(machine, debs, options)
-        except Exception as error:  # Whatever it is, the journal may tell why.
+        except Exception as error:  # The journal may tell why.
             if isinstance(error, Skip):
                 raise
             journal = machine.run("journalctl", "--no-pager", "-o", "short-monotonic", "-n", "80")

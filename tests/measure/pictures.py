@@ -3,9 +3,9 @@
 
     tests/measure/pictures.py BINDONCE
 
-writes docs/images/top.svg (`bindonce top`, as a terminal of 92 columns shows it) and docs/images/status-page.png (the status page in
-a browser). Needs haproxy, chromium, and pyte (PyPI). Everything runs in a directory and on ports of its own, which are gone
-afterwards.
+writes docs/images/top.svg (`bindonce top` in a terminal of 92 columns) and
+docs/images/status-page.png (the status page in a browser). Needs haproxy, chromium, and pyte
+(PyPI). Everything runs in a temporary directory and on free ports.
 """
 
 import fcntl
@@ -74,7 +74,7 @@ class Stage:
             time.sleep(0.05)
 
     def connect(self):
-        """A client in the middle of a request: it keeps its generation draining."""
+        """Opens a client in the middle of a request, which keeps its generation draining."""
         client = socket.create_connection(("127.0.0.1", self.ports[0]))
         client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
         self.clients.append(client)
@@ -106,7 +106,7 @@ class Stage:
 
 
 def screen_of(stage):
-    """What `bindonce top` has drawn after two seconds, in a terminal of its own."""
+    """Returns what `bindonce top` has drawn after two seconds in its own terminal."""
     screen = pyte.Screen(COLUMNS, LINES)
     stream = pyte.ByteStream(screen)
     pid, fd = pty.fork()
@@ -148,7 +148,7 @@ def svg(screen):
                 out.append(f'<rect x="{left:.1f}" y="{top}" width="{(end - x) * width:.1f}" height="{height}" fill="{colour}"/>')
                 colour = "#16181d"
             weight = ' font-weight="700"' if cell.bold else ""
-            # A word at its place: renderers differ in what they make of several spaces.
+            # Each word gets its own position: renderers treat several spaces differently.
             for word in re.finditer(r"\S+", text):
                 at, length = left + word.start() * width, len(word[0]) * width
                 out.append(f'<text x="{at:.1f}" y="{top + 13.5}" textLength="{length:.1f}" fill="{colour}"{weight}>{escape(word[0])}</text>')

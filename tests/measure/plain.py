@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Reloads of a plain haproxy, without bindonce, under load: how many connections each way of reloading loses; then
-one reload on an inherited socket of which the old process misses its signal, and its share of new connections.
+one reload on an inherited socket whose old process misses its signal, and its share of new
+connections.
 
     tests/measure/plain.py [--count 200] [--rate 5] [--clients 20] [--only VERSION]
 
-These are the figures of the first two rows of README's table, in the columns of haproxy's own reload and of systemd's sockets:
-what a socket unit does is here the inherited descriptor 3, held by this script.
+These are the first two rows of README's table, in the columns of haproxy's own reload and of
+systemd's sockets. In place of a socket unit this script holds the inherited descriptor 3.
 """
 
 import os
@@ -18,8 +19,8 @@ from stage import PORT, Stage, ask, config, haproxies, isolate, reloading, told
 arguments = reloading(__doc__)  # --count 0 measures the missed signal alone
 isolate()
 
-# The name of a way: what the command has, whether it is a master that is reloaded by SIGUSR2, whether the stats
-# socket exposes the listeners, whether the socket is inherited.
+# Name of the way: (more options, whether SIGUSR2 reloads a master, whether the stats socket exposes
+# the listeners, whether the socket is inherited).
 WAYS = {
     "-sf": ((), False, False, False),
     "-sf and -x": (("-x", "{stats}"), False, True, False),
@@ -30,7 +31,7 @@ WAYS = {
 
 
 class Plain:
-    """A haproxy that is reloaded in one of the ways."""
+    """A haproxy that is reloaded in one of these ways."""
 
     def __init__(self, stage, program, way):
         self.stage, self.program = stage, program
@@ -39,13 +40,13 @@ class Plain:
         self.process, self.number, self.ended, self.unheard = None, 0, [], 0
         if self.inherited:
             listener = stage.enter_context(socket.create_server(("127.0.0.1", PORT), backlog=1024))
-            # Every child inherits it as 3, which is this script's own number for it from now on.
+            # Every child inherits the listener as descriptor 3, its number in this script too.
             if listener.fileno() != 3:
                 os.dup2(listener.fileno(), 3)
             os.set_inheritable(3, True)
 
     def start(self):
-        """The next one, as a reload starts it; returns when it has answered."""
+        """Starts the next process as a reload does; returns when it has answered."""
         self.number += 1
         text = config(self.number)
         if self.inherited:
@@ -67,7 +68,7 @@ class Plain:
             self.ended += [older] if older else []
         sent = time.monotonic()
         while ask()[1] != str(self.number):
-            # A master that is still starting does not hear the signal: an operator would send it again.
+            # A master that is still starting misses the signal: an operator would repeat it.
             if self.master and time.monotonic() - sent > 2:
                 self.process.send_signal(signal.SIGUSR2)
                 self.unheard, sent = self.unheard + 1, time.monotonic()
@@ -76,12 +77,12 @@ class Plain:
 
 
 def lossless(haproxy, way):
-    """Every signal is heard."""
+    """Reloads in which every process hears its signal."""
     with Stage(broker=False) as stage:
         plain = Plain(stage, haproxy, way)
         plain.start()
         load = stage.load(arguments.clients)
-        time.sleep(0.5)  # load before the first reload, not an event that is waited for
+        time.sleep(0.5)  # load before the first reload, not a wait for an event
         begun = time.monotonic()
         for number in range(arguments.count):
             time.sleep(max(0, begun + number / arguments.rate - time.monotonic()))

@@ -3,9 +3,10 @@
 
     tests/measure/podman.py [--binary PATH]
 
-Prints one line for each: whether two generations shared one socket, or what was refused; then the same of Podman that nobody starts (rootless,
-its user alone mapped into the container). Needs root and podman, and no image: the container has this machine's /usr, read-only, and no network
-but its own loopback. Takes about half a minute, and leaves nothing behind.
+Prints one line for each: whether two generations shared one socket, or what was refused; then the
+same with Podman started by the user `nobody` (rootless, only that user mapped into the container).
+Needs root and podman, and no image: the container has this machine's /usr, read-only, and only its
+own loopback. Takes about half a minute, and leaves nothing behind.
 """
 
 import argparse
@@ -49,7 +50,7 @@ wait
 
 if os.geteuid() != 0 or shutil.which("podman") is None:
     sys.exit("not tried: needs root and podman")
-# What a container gets where podman would give it more than this process may have itself.
+# Limits of a container: podman might give it more than this process may have itself.
 limits = []
 for name, which in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
     _, hard = resource.getrlimit(which)
@@ -64,7 +65,7 @@ with tempfile.TemporaryDirectory(prefix="bindonce-podman-") as work:
         (root / name).symlink_to(f"usr/{name}")
     for name in ("passwd", "group"):
         shutil.copy(f"/etc/{name}", root / "etc")
-    # podman's own files too: nothing of this machine's containers is touched.
+    # podman's own files are here too: this machine's containers stay untouched.
     engine = ["podman", "--root", f"{work}/storage", "--runroot", f"{work}/run"]
     def measure(engine, environment, user, profile, options, prefix=()):
         command = [
@@ -81,7 +82,7 @@ with tempfile.TemporaryDirectory(prefix="bindonce-podman-") as work:
             measure(engine, None, user, profile, options)
     subprocess.run([*engine, "system", "reset", "--force"], capture_output=True)
 
-    # Where the files of an unprivileged user lie.
+    # Directories for the files of an unprivileged user.
     work = pathlib.Path(work)
     work.chmod(0o755)
     nobody = pwd.getpwnam("nobody")

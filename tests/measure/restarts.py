@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The whole service stopped and started under load, and killed with a gap: nobody
-is refused, because the broker keeps the sockets.
+"""The whole service stopped and started under load, and killed with a gap: no client is refused,
+because the broker keeps the sockets.
 
     tests/measure/restarts.py [--times 10] [--rate 1500] [--gap 0.5] [--only VERSION]
 """
@@ -20,7 +20,7 @@ parser.add_argument("--only", default="", help="only versions that begin with th
 arguments = parser.parse_args()
 isolate()
 
-# So many that those who wait in the queue do not hold the others back for long.
+# Enough that clients which wait in the queue do not hold the others back for long.
 CLIENTS = 200
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""The seed case: a plain haproxy, reloaded each second, of which one process misses its signal, or two
-do; the newest configuration alone knows a new host. How many of 30 requests for that host fail, whether
-`bindonce doctor` names the processes and their shares, and whether its remedy helps.
+"""The seed case: a plain haproxy, reloaded each second, one or two of whose processes miss their
+signal; only the newest configuration knows a new host. How many of 30 requests for that host fail,
+whether `bindonce doctor` names the processes and their shares, and whether its remedy helps.
 
     tests/measure/seed.py [--runs 20] [--reloads 5] [--every 1.0] [--only VERSION]
 
-Each run starts anew. A run is right if doctor has one finding and no other, a split on the address with
-exactly the deaf processes, their share of the sockets, each one's share, and the newest process; and if
-after the command that it prints it finds nothing. Exits with 1 if one is not.
+Each run starts from scratch. A run is right if doctor has exactly one finding, a split on the
+address with exactly the deaf processes, their share of the sockets, each one's share, and the
+newest process; and if doctor finds nothing after the command that it prints. Exits 1 if one is not.
 """
 
 import argparse
@@ -29,12 +29,12 @@ isolate(alone=True)
 
 REQUESTS = 30
 NEW = "new.example"
-# What the deaf ones are preloaded with: the first SIGUSR1 is lost.
+# The fault preloaded into deaf processes: the first SIGUSR1 is lost.
 LOST = f"deaf:{int(signal.SIGUSR1)}:1"
 
 
 def reload(stage, program, number, older):
-    """Starts haproxy as a reload does, with the pid of the one before. Returns when it has answered."""
+    """Starts haproxy as a reload does, with the older one's pid. Returns when it has answered."""
     hosts = ("localhost", NEW) if number > arguments.reloads else ("localhost",)
     stage.file.write_text(config(number, hosts=hosts))
     told = ["-sf", str(older.pid)] if older else []
@@ -45,7 +45,7 @@ def reload(stage, program, number, older):
 
 
 def grow(stage, program, deaf):
-    """All the reloads; gives the processes that are left, the newest last."""
+    """Does all reloads; returns the processes that are left, the newest last."""
     processes = []
     due = time.monotonic()
     for number in range(1, arguments.reloads + 2):
@@ -57,14 +57,14 @@ def grow(stage, program, deaf):
 
 
 def table():
-    """Whether each request for the new host was answered with what the newest configuration says."""
+    """Whether the newest configuration answered each request for the new host."""
     newest = str(arguments.reloads + 1)
     answers = [ask(NEW) for _ in range(REQUESTS)]
     return [" 200 " in status and tag == newest for status, tag in answers]
 
 
 def wrong(report, left):
-    """What is wrong with what doctor says; nothing if it is right."""
+    """Returns what is wrong with doctor's report; empty if it is right."""
     *older, newest = [process.pid for process in left]
     found = [one for one in report["findings"] if one["severity"] != "note"]
     if [one["kind"] for one in found] != ["split"]:
@@ -84,7 +84,7 @@ def wrong(report, left):
 
 
 def cure(stage, report, left):
-    """Runs the first command of the remedy; what is wrong afterwards."""
+    """Runs the remedy's first command; returns what is wrong afterwards."""
     split = next(one for one in report["findings"] if one["kind"] == "split")
     subprocess.run(["sh", "-c", split["remedy"][0]], check=True)
     wait_for("the older to end", lambda: all(process.poll() is not None for process in left[:-1]))
@@ -95,7 +95,7 @@ def cure(stage, report, left):
 
 
 def run(haproxy, deaf):
-    """One run: failed requests, what doctor said in one line, what was wrong with it."""
+    """One run; returns failed requests, doctor's summaries in one line, and what was wrong."""
     with Stage(broker=False) as stage:
         program = stage.with_faults(haproxy, dict.fromkeys(deaf, LOST))
         left = grow(stage, program, deaf)

@@ -4,7 +4,8 @@ have a session ask again, each on a new connection (TLS 1.2 and 1.3, tickets).
 
     tests/measure/sessions.py [--clients 50] [--only VERSION]
 
-The ways: `bind ... ssl` as it is, and with `tls-ticket-keys`, whose keys are made and rotated by the commands of docs/haproxy-draining.md.
+Measured with plain `bind ... ssl`, and with `tls-ticket-keys`, whose keys the commands of
+docs/haproxy-draining.md create and rotate.
 """
 
 import argparse
@@ -21,13 +22,13 @@ parser.add_argument("--only", default="", help="only versions that begin with th
 arguments = parser.parse_args()
 isolate()
 
-# The two commands as the documentation has them: the first time, and every 12 hours.
+# The documentation's two commands: the one for the first time, and the one for every 12 hours.
 TEXT = (ROOT / "docs/haproxy-draining.md").read_text()
 FIRST, ROTATE = re.search(r"\n    (for key in [^\n]*)\n    ((?:[^\n]*\n    )*?[^\n]*every 12 hours)\n", TEXT).groups()
 
 
 def handshake(version, session=None):
-    """(whether it was resumed, the session that it leaves)."""
+    """Returns (whether the handshake was resumed, the new session with its context)."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version = context.maximum_version = version
@@ -36,7 +37,7 @@ def handshake(version, session=None):
     with socket.create_connection(("127.0.0.1", PORT), 10) as plain:
         with context.wrap_socket(plain, server_hostname="x", session=session[1] if session else None) as stream:
             stream.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            # In TLS 1.3 the ticket comes behind the handshake.
+            # In TLS 1.3 the ticket arrives after the handshake.
             while stream.recv(4096):
                 pass
             return stream.session_reused, (context, stream.session)
@@ -48,7 +49,7 @@ def share(version, sessions):
 
 
 def shell(command, stage):
-    """A command of the documentation, on the files of this stage."""
+    """Runs a command of the documentation on this stage's files."""
     command = command.replace("/run/haproxy/", f"{stage.directory}/").replace("bindonce reload", "true")
     subprocess.run(["sh", "-ec", command], check=True)
 
@@ -65,7 +66,7 @@ def measure(haproxy, keys):
             shell(FIRST, stage)
         words = f" ssl crt {pem}" + (f" tls-ticket-keys {stage.directory}/ticket.keys" if keys else "")
         text = config(1).replace(f"bind 127.0.0.1:{PORT}", f"bind 127.0.0.1:{PORT}{words}")
-        # No cache: tickets alone.
+        # No session cache: tickets only.
         stage.file.write_text(text.replace("global\n", "global\n    tune.ssl.cachesize 0\n", 1))
         stage.run(haproxy)
         for name, version in (("TLS 1.2", ssl.TLSVersion.TLSv1_2), ("TLS 1.3", ssl.TLSVersion.TLSv1_3)):

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""New connections a second on one queue and on several: plain haproxy with `shards by-thread`, which has a socket for each
-thread, and the same configuration under bindonce, where all threads accept from one socket.
+"""New connections a second on one queue and on several: plain haproxy with `shards by-thread`,
+which has a socket for each thread, and the same configuration under bindonce, where all threads
+accept from one socket.
 
-    tests/measure/shards.py [--seconds 5] [--times 3] [--threads 2] [--clients 20] [--only VERSION]
+    tests/measure/shards.py [--seconds 5] [--times 3] [--threads CORES] [--clients 20] [--only VERSION]
 
-Both answer in turns on one machine, each connection one request. The clients need CPU time too: on a machine of few cores it is
-they who set the rate, and the ratio says what one queue costs a whole host.
+Both answer in turns on one machine, each connection one request. The clients need CPU time too: on
+a machine of few cores they set the rate, and the ratio says what one queue costs a whole host.
 """
 
 import argparse
@@ -27,7 +28,7 @@ BIND = f"bind 127.0.0.1:{PORT}"
 
 
 def rate(stage, sockets):
-    """Connections a second, of which none has failed."""
+    """Connections a second; none may fail."""
     wait_for("an answer", lambda: ask()[1] == "1")
     found = len(set(listening()))
     assert found == sockets, f"{found} sockets"

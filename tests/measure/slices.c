@@ -1,7 +1,8 @@
-/* A load in slices, for `intercept.py --throughput`: slices PORT... A line `INDEX SECONDS MODE` on standard input asks the server at that port
- * for so long, on connections that stay open (mode `k`) or on a new one for each request (`c`); the answer is a line with the number of
- * requests and the nanoseconds that they took. It asks all connections and then reads all answers, so that it needs less of a processor
- * than the server. */
+/* A load in slices, for `intercept.py --throughput`: slices PORT... A line `INDEX SECONDS MODE` on
+ * standard input asks the server at that port for SECONDS, on connections that stay open (mode `k`)
+ * or on a new one for each request (`c`). The answer is a line with the number of requests and the
+ * nanoseconds that they took. It asks on all connections and then reads all answers: it needs less
+ * processor time than the server. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <err.h>
@@ -27,7 +28,7 @@ static int connected(int port)
 {
 	int one = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	struct sockaddr_in at = {.sin_family = AF_INET};
-	/* Many of them, so that ports that have just been used do not run out. */
+	/* Many source addresses: with few, ports that were just used would run out. */
 	at.sin_addr.s_addr = htonl(0x7f010001 + ++sources % 0x3fff);
 	setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
@@ -48,7 +49,7 @@ static void ask(int fd, const char *connection)
 		err(1, "write");
 }
 
-/* To the end of the answer, which ends in ok. */
+/* Reads to the end of the answer, which ends in ok. */
 static void answered(int fd)
 {
 	char text[4096];

@@ -1,7 +1,7 @@
-"""What the measurements stand on: a network namespace and a directory of their
-own, the release binaries, a broker, haproxy under a supervisor, load.
+"""The common base of the measurements: their own network namespace and directory, the release
+binaries, a broker, haproxy under a supervisor, load.
 
-Everything started here is ended here, by its pid.
+Every process started here is ended here, by its pid.
 """
 
 import argparse
@@ -20,16 +20,16 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PORT = 8080
-# A directory with bindonce and bindonce-load; without it they are built.
+# A directory with bindonce and bindonce-load; without one, they are built.
 BINARIES = os.environ.get("BINDONCE_MEASURE_BINARIES")
 
 
 def isolate(alone=False):
-    """Starts this script again in a network namespace of its own, where every
-    port is free and nothing else is reached; with `alone`, in a pid namespace
-    too, so that no other process is seen: a host of its own."""
+    """Starts this script again in its own network namespace, where every port is free and nothing
+    else is reachable; with `alone`, also in its own pid namespace, without other processes."""
     if os.environ.get("BINDONCE_MEASURE") == "isolated":
-        # The first process of a pid namespace would not hear it, another would leave what it has started.
+        # Without a handler, the first process of a pid namespace would ignore SIGTERM, and any
+        # other would leave its children behind.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         return
@@ -48,8 +48,8 @@ def binary(name):
 
 
 def haproxies(only=""):
-    """The system's haproxy and those that tests/haproxies fetched, of versions that
-    begin with `only`: (version, path)."""
+    """(version, path) of the system's haproxy and of those that tests/haproxies fetched, if the
+    version begins with `only`."""
     found = [shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin")]
     found += sorted(str(path) for path in (ROOT / "target/haproxies").glob("*/haproxy"))
     for path in filter(None, found):
@@ -60,7 +60,7 @@ def haproxies(only=""):
 
 
 def reloading(description):
-    """What the command line of a measurement of reloads in a row says."""
+    """Parses the command line of a measurement of reloads in a row."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--rate", type=float, default=5)
@@ -70,8 +70,8 @@ def reloading(description):
 
 
 def config(tag, listeners=(PORT,), extra="", threads=0, hosts=()):
-    """A frontend that answers by itself and says which configuration it is; with
-    `hosts`, to these alone, and 503 to others."""
+    """A frontend that answers by itself and names its configuration; with `hosts`, only to these
+    hosts, and 503 to others."""
     known = f" if {{ hdr(host) {' '.join(hosts)} }}" if hosts else ""
     threads = f"    nbthread {threads}\n" if threads else ""
     binds = "".join(f"    bind 127.0.0.1:{port}\n" for port in listeners)
@@ -109,7 +109,7 @@ def spread(values):
 
 
 def unblock():
-    """Between fork and exec: signals that a measurement waits for are not the child's business."""
+    """Between fork and exec: unblocks the signal that only a measurement waits for."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
 
 
@@ -159,15 +159,15 @@ class Stage(contextlib.ExitStack):
         wait_for("haproxy to serve", self.serving)
 
     def doctor(self, *target):
-        """What `bindonce doctor --json` says, with its exit code."""
+        """(exit code, report) of `bindonce doctor --json`."""
         said = self.bindonce("doctor", "--json", *target)
         if said.returncode not in (0, 3):
             raise SystemExit(f"doctor: exit code {said.returncode}: {said.stderr}")
         return said.returncode, json.loads(said.stdout)
 
     def with_faults(self, haproxy, faults):
-        """A program that is haproxy, preloaded with tests/harness/faults.c in the
-        generations of `faults`: {generation: what it is told in FAULT}."""
+        """Returns a script that runs haproxy, preloaded with tests/harness/faults.c in the
+        generations of `faults`: {generation: value of FAULT}."""
         library, wrapper = self.directory / "faults.so", self.directory / "haproxy"
         source = ROOT / "tests/harness/faults.c"
         subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
@@ -186,7 +186,7 @@ class Stage(contextlib.ExitStack):
         return {g["generation"]: (g["pid"], g["state"]) for g in found}
 
     def serving(self):
-        """(generation, pid) of the one that serves, or None."""
+        """(generation, pid) of the serving generation, or None."""
         found = [(number, pid) for number, (pid, state) in self.generations().items() if state == "serving"]
         return found[0] if found else None
 
@@ -195,15 +195,15 @@ class Stage(contextlib.ExitStack):
         return (self.directory / f"{name}.log").read_text(errors="replace")
 
     def reload(self):
-        """(exit code, what was said, seconds)."""
+        """(exit code, output, seconds)."""
         begun = time.monotonic()
         result = self.bindonce("reload")
         return result.returncode, result.stdout + result.stderr, time.monotonic() - begun
 
     def reloads(self, count, rate, text, look=lambda: None):
-        """Reloads in a row, each of the `text` of its number, from 2 on, with a look after each: how long each took,
-        what those said that failed, and how long it took in all."""
-        time.sleep(0.5)  # load before the first reload, not an event that is waited for
+        """Reloads in a row, each with the `text` of its number, from 2 on, and a `look` after each.
+        Returns the time of each, the output of those that failed, and the time of all."""
+        time.sleep(0.5)  # load before the first reload, not a wait for an event
         times, failed = [], []
         begun = time.monotonic()
         for number in range(count):
@@ -225,17 +225,17 @@ class Stage(contextlib.ExitStack):
         return self.start("load", command, stdout=subprocess.PIPE, text=True)
 
     def report(self, load):
-        """Ends the load and gives its report."""
+        """Ends the load and returns its report."""
         load.send_signal(signal.SIGTERM)
         return self.over(load)
 
     def over(self, load):
-        """Waits for a load to end by itself and gives its report."""
+        """Waits for a load to end by itself and returns its report."""
         return json.loads(load.communicate(timeout=300)[0])
 
 
 def ask(host="localhost", port=PORT):
-    """The status line of an answer on a new connection, or what went wrong, and the tag of the
+    """Asks on a new connection; returns the status line, or the error, and the tag of the
     configuration that answered."""
     answer = b""
     try:
@@ -251,10 +251,10 @@ def ask(host="localhost", port=PORT):
 
 
 def half_a_request(port=PORT):
-    """Half a request, which keeps the generation that has it from ending."""
+    """Sends half a request, which keeps its generation from ending."""
     half = socket.create_connection(("127.0.0.1", port))
     half.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
-    # Connections are accepted in order: one that is answered later was accepted later.
+    # Connections are accepted in order: once a later one is answered, this one is accepted.
     with socket.create_connection(("127.0.0.1", port)) as whole:
         whole.sendall(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
         while whole.recv(4096):
@@ -263,7 +263,7 @@ def half_a_request(port=PORT):
 
 
 def ghosts(pid, inodes):
-    """How many entries for these sockets the epoll sets of a process still have."""
+    """Number of entries for these sockets that the epoll sets of a process still have."""
     wanted = {f"ino:{int(inode):x}" for inode in inodes}
     found = 0
     for entry in pathlib.Path(f"/proc/{pid}/fdinfo").glob("*"):

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
-"""The share of new connections that a stale generation answers, after ten
-generations of which each older one is kept alive by half a request, with signals
-lost, late or doubled.
+"""The share of new connections that a stale generation answers after ten generations, with signals
+lost, late or doubled. Half a request keeps each older generation alive.
 
     tests/measure/stale.py [--connections 1000] [--every 1.0] [--only VERSION]
 """
@@ -42,7 +41,7 @@ FAULTS = {
 
 
 def grow(stage, what):
-    """Ten generations; gives the tag that must answer, and the half requests."""
+    """Starts ten generations; returns the half requests."""
     halves = []
     hosts = what == "host-based routing"
     for tag in range(2, GENERATIONS + 1):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""How large the binary is, and how long `bindonce serve` takes from its start until it listens: until it
-tells the service manager so (READY=1), with its control socket and its listeners open.
+"""Size of the binary, and how long `bindonce serve` takes from its start until it tells the service
+manager READY=1, with its control socket and its listeners open.
 
     tests/measure/start.py [--rounds 100] [--listeners 1]
 """
@@ -42,7 +42,7 @@ with tempfile.TemporaryDirectory(prefix="bindonce-start-") as directory, socket.
         socket.create_connection(("127.0.0.1", 10000)).close()
         broker.terminate()
         broker.wait()
-        # What it says at its end is not the next one's start.
+        # Discard the notices of its end before the next start.
         notices.setblocking(False)
         try:
             while notices.recv(4096):

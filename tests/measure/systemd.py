@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
-"""The broker under a real systemd, as PID 1 of namespaces of its own: kill -9 at random
-moments with no client connected, and every listener comes back as the same socket. Then the
-supervisor's unit, where there is an haproxy: start, reload (good and broken), watchdog, stop; the ways in
-of docs/migrating.md from a haproxy.service and from a socket unit, command by command, under load; a socket unit whose
-service is bindonce under haproxy's name; and that supervisor killed, by KillMode=. With a server of the library also the
-template unit of docs/library.md (template.py).
+"""The broker under a real systemd, as PID 1 of its own namespaces: kill -9 at random moments with
+no client connected, after which every listener comes back as the same socket. If haproxy is
+installed, also the supervisor's unit: start, reload (good and broken), watchdog, stop; the
+migrations of docs/migrating.md from a haproxy.service and from a socket unit, command by command,
+under load; a socket unit whose service is bindonce under haproxy's name; and that supervisor
+killed, with each of two KillMode=. With a server of the library also the template unit of
+docs/library.md (template.py).
 
     tests/measure/systemd.py [--binary PATH] [--rounds 100] [--listeners 20] [--haproxy PATH] [--server PATH]
 
-Needs root, systemd and unshare(1). Prints one JSON object; "skipped" in it says why it
-could not run. Exits 0 if every listener came back.
+Needs root, systemd and unshare(1). Prints one JSON object, with the reason in "skipped" if it could
+not run. Exits 1 after an error, or if a listener was lost, changed, duplicated or unreachable.
 
-Three stages of this one file: the outer starts `unshare`, the inner mounts what systemd must not
-share with the machine and becomes it, and a unit of that systemd runs the driver.
+This file runs in three stages: the outer starts `unshare`; the inner mounts what systemd must not
+share with the machine, and becomes systemd; a unit of that systemd runs the driver.
 """
 
 import argparse
@@ -31,9 +32,9 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SYSTEMD = next((p for p in ("/lib/systemd/systemd", "/usr/lib/systemd/systemd") if os.path.exists(p)), None)
-SHARED = "/mnt"  # Inside: the directory of the outer stage.
+SHARED = "/mnt"  # Inside: the outer stage's directory.
 CONTROL = "/run/bindonce/bindonce.sock"
-PORT = 6000  # Of the supervised haproxy.
+PORT = 6000  # The supervised haproxy's.
 HAPROXY = "bindonce-haproxy.service"
 PRIVATE = ("/tmp", "/run", "/var/tmp", "/var/log", "/etc/systemd/system", "/var/lib/systemd")
 
@@ -88,7 +89,7 @@ def inner(shared):
     drop_in.mkdir()
     os.makedirs("/run/bin")
     shutil.copy(f"{SHARED}/bindonce", "/run/bin/bindonce")
-    # A user that is there, and the program and the configuration where they are.
+    # A user that exists here, short timeouts, and this binary without a configuration file.
     (drop_in / "test.conf").write_text(
         "[Service]\nUser=daemon\nGroup=daemon\nRestartSec=1ms\nWatchdogSec=1s\nTimeoutAbortSec=1s\nExecStart=\n"
         f"ExecStart=/run/bin/bindonce serve --socket {CONTROL} --listen kept=127.0.0.1:4000\n"
@@ -103,7 +104,7 @@ def inner(shared):
 
 
 def supervised(units):
-    """The supervisor's unit with the paths of here, and a watchdog that bites soon."""
+    """Adapts the supervisor's unit: local paths, and a short watchdog timeout."""
     haproxy = json.loads(pathlib.Path(SHARED, "options").read_text())["haproxy"]
     unit = (units / HAPROXY).read_text()
     for there, here in (("/usr/bin/bindonce", "/run/bin/bindonce"), ("/usr/sbin/haproxy", haproxy or "/usr/sbin/haproxy"),
@@ -113,7 +114,7 @@ def supervised(units):
     (units / HAPROXY).write_text(unit)
     drop_in = units / f"{HAPROXY}.d"
     drop_in.mkdir()
-    # The broker takes orders of its own user and of root; the supervisor is root.
+    # The broker obeys its own user and root; the supervisor is root.
     (drop_in / "test.conf").write_text(f"[Service]\nStandardError=append:{SHARED}/supervisor\n")
 
 
@@ -125,7 +126,7 @@ def configure(text):
 
 
 def answered():
-    """What the supervised haproxy answers now."""
+    """Returns the supervised haproxy's answer."""
     with socket.create_connection(("127.0.0.1", PORT), timeout=5) as client:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         answer = b""
@@ -135,7 +136,7 @@ def answered():
 
 
 def supervisor():
-    """The life of the supervisor's unit; gives what it saw."""
+    """Runs the supervisor's unit from start to stop; returns what it saw."""
     seen = {}
     of = lambda name: show(name, HAPROXY)
     run = lambda *words: subprocess.run(["systemctl", *words, HAPROXY], capture_output=True, text=True, timeout=60)
@@ -150,11 +151,11 @@ def supervisor():
     pathlib.Path(SHARED, "haproxy.cfg").write_text("frontend web\n nonsense\n")
     seen["broken"] = (run("reload").returncode != 0, of("ActiveState"), answered())
     seen["status_broken"] = of("StatusText")
-    # Longer than the watchdog waits.
+    # Longer than the watchdog's timeout.
     beat = of("WatchdogTimestampMonotonic")
     eventually("three seconds of the watchdog", lambda: int(of("WatchdogTimestampMonotonic")) - int(beat) > 3_000_000)
     seen["watchdog"] = (of("ActiveState"), int(of("NRestarts")), int(of("MainPID")) == pid)
-    # A connection that is open holds the stop up, and is served to its end.
+    # An open connection delays the stop, and is served to its end.
     with socket.create_connection(("127.0.0.1", PORT), timeout=20) as client:
         client.sendall(b"GET / HTTP/1.0\r\n")
         stop = subprocess.Popen(["systemctl", "stop", HAPROXY])
@@ -182,7 +183,7 @@ ACTIVATED = "[Service]\nExecStart={haproxy} -db -f {shared}/haproxy.cfg\nKillMod
 
 
 class Clients:
-    """One connection after the other; what they met."""
+    """Opens one connection after the other, and records the outcomes."""
 
     def __init__(self):
         self.answers, self.failed, self.goes_on, self.longest = 0, [], True, 0
@@ -212,7 +213,7 @@ class Clients:
 
 
 def walk(heading, put_in):
-    """Runs the commands that docs/migrating.md shows under a heading; gives what goes on running, and who failed."""
+    """Runs the commands under a heading of docs/migrating.md; returns (supervisor, failures)."""
     page = pathlib.Path(SHARED, "migrating.md").read_text()
     block = page.split(f"# {heading}\n", 1)[1].split("```sh\n", 1)[1].split("```", 1)[0]
     environment = {**os.environ, "BINDONCE_SOCKET": CONTROL, "PATH": f"/run/bin:{os.environ['PATH']}:/usr/sbin"}
@@ -238,7 +239,7 @@ def inodes():
 
 
 def walked(haproxy):
-    """The ways in from a haproxy.service, and from one with a socket unit."""
+    """Migrates from a haproxy.service, and from one with a socket unit."""
     units, seen = pathlib.Path("/etc/systemd/system"), {}
     put_in = {"/etc/haproxy/haproxy.cfg": f"{SHARED}/haproxy.cfg", "bind 0.0.0.0:80": f"bind 127.0.0.1:{PORT}"}
     install = "[Install]\nWantedBy=multi-user.target\n"
@@ -280,7 +281,7 @@ def walked(haproxy):
 
 
 def on_descriptor():
-    """Lets the configuration name what a socket unit passes."""
+    """Makes the configuration bind the descriptor that a socket unit passes."""
     file = pathlib.Path(SHARED, "haproxy.cfg")
     file.write_text(file.read_text().replace(f"bind 127.0.0.1:{PORT}", "bind fd@3"))
 
@@ -346,7 +347,7 @@ def killed(haproxy, units, mode):
 
 
 def tasks(unit):
-    """What still runs in a unit."""
+    """The processes that still run in a unit."""
     text = pathlib.Path(f"/sys/fs/cgroup{show('ControlGroup', unit)}/cgroup.procs")
     return text.read_text().split() if text.exists() else []
 
@@ -369,7 +370,7 @@ def show(name, unit="bindonce.service"):
 
 
 def call(method, params=(), keep=None):
-    """One request. Descriptors of the answer are closed, or appended to `keep`."""
+    """Sends one request. Closes the answer's descriptors, or appends them to `keep`."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(20)
         client.connect(CONTROL)
@@ -420,7 +421,7 @@ def reachable(entry):
 
 
 def duplicates():
-    """Addresses with more than one listening TCP socket, of the kernel's own list."""
+    """Addresses with more than one listening TCP socket, by the kernel's own list."""
     lines = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True).stdout.splitlines()
     seen = [line.split()[3] for line in lines]
     return sorted({address for address in seen if seen.count(address) > 1})
@@ -445,7 +446,7 @@ def driver():
     for number in range(options["rounds"]):
         print(f"round {number} at {time.monotonic():.1f} s", flush=True)
         pid = int(show("MainPID"))
-        # While it does nothing, while it starts, or in the middle of a claim and a release.
+        # Kills the broker while it is idle, while it starts, or in the middle of a claim.
         moment = number % 3
         if moment == 2:
             name = f"passing{number}"
@@ -493,7 +494,7 @@ def driver():
     call("release", ["l0", "app"])
     eventually("released listeners leave the store", lambda: int(show("NFileDescriptorStore")) == stored - 2)
     result["released_left"] = True
-    # A broker that hangs (here: is stopped) is ended by the watchdog, and loses nothing either.
+    # The watchdog ends a broker that hangs (here: is stopped); that loses nothing either.
     pid = int(show("MainPID"))
     os.kill(pid, 19)
     eventually("the watchdog to end it", lambda: int(show("MainPID") or 0) not in (0, pid))
@@ -530,7 +531,7 @@ def main():
     if options.driver:
         try:
             result = driver()
-        except Exception as error:  # Whatever it is, the outer stage must hear of it.
+        except Exception as error:  # The outer stage must report any error.
             journal = subprocess.run(["systemctl", "status", "--no-pager", "-l", "bindonce.service"], capture_output=True, text=True)
             result = {"error": f"{type(error).__name__}: {error}", "unit": journal.stdout[-3000:]}
         partial = pathlib.Path(SHARED, "result.new")

@@ -41,7 +41,7 @@ def ask(stage, command):
 
 
 def used(stage):
-    """The entries of the table; 0 while no haproxy answers."""
+    """Number of entries in the table; 0 while no haproxy answers."""
     try:
         return int(ask(stage, "show table t").split("used:")[1].split()[0])
     except (OSError, IndexError):
@@ -56,7 +56,7 @@ def fill(stage):
 
 
 def tell(stage, what, times=()):
-    """Waits until the last one has learned what it will."""
+    """Waits until the last generation's table stays the same; prints the entries lost."""
     before = -1
     while before != (before := used(stage)):
         time.sleep(6)

@@ -1,5 +1,5 @@
-"""The template unit of docs/library.md under the systemd of systemd.py: its text, its rules, and a server of the library that is
-started beside the one before. Runs in the driver's stage."""
+"""The template unit of docs/library.md under the systemd of systemd.py: its text, its rules, and a
+server of the library that starts beside the one before. Runs in the driver's stage."""
 
 import pathlib
 import shutil
@@ -14,7 +14,7 @@ ADDRESS = ("127.0.0.1", 443)
 
 
 def ask(client=None):
-    """The words of whoever answers: generation N, pid P."""
+    """Returns the answer's text: generation N, pid P."""
     with client or socket.create_connection(ADDRESS, timeout=20) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n")
         answer = b"".join(iter(lambda: client.recv(4096), b"")).decode()
@@ -26,7 +26,7 @@ def pid(answer):
 
 
 class Clients:
-    """One connection after the other, until it is over."""
+    """Opens one connection after the other, until the block ends."""
 
     def __enter__(self):
         self.answers, self.failed, self.goes_on = 0, [], True
@@ -52,7 +52,7 @@ class Clients:
 
 
 def prepare():
-    """The page's unit and rules, with the users, the program and the service of here."""
+    """Installs the page's unit and rules, with local users, program and service."""
     page = pathlib.Path(SHARED, "library.md").read_text()
     block = page.split("    # /etc/systemd/system/edge@.service\n", 1)[1].split("\n\n\n")[0].split("\nThe broker", 1)[0]
     unit = "".join(f"{line.strip()}\n" for line in block.splitlines())
@@ -65,7 +65,7 @@ def prepare():
         rules = rules.replace(there, here)
     shutil.copy(f"{SHARED}/edge", "/run/bin/edge")
     (UNITS / "edge@.service").write_text(unit)
-    # Fails after it has joined: no rule is for that address.
+    # Fails after it has joined: no rule allows that address.
     broken = UNITS / "edge@broken.service.d"
     broken.mkdir()
     (broken / "address.conf").write_text("[Service]\nExecStart=\nExecStart=/run/bin/edge web=0.0.0.0:444\n")
@@ -84,7 +84,7 @@ def start(name):
 
 
 def template():
-    """Three starts, one of them of what cannot start; gives what was seen."""
+    """Four starts, one of which must fail; returns what was seen."""
     prepare()
     state = lambda name: [show(what, f"edge@{name}.service") for what in ("ActiveState", "Result", "ExecMainStatus")]
     main = lambda name: show("MainPID", f"edge@{name}.service")
@@ -95,7 +95,7 @@ def template():
     seen["first"] = pid(ask()) == main("1")
     with Clients() as clients:
         clients.more()
-        # A connection that the first has accepted: it has answered one that came later.
+        # The first has accepted this connection: it has answered one that came later.
         client = socket.create_connection(ADDRESS, timeout=20)
         ask()
         first = main("1")

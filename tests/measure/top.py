@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""What `bindonce top` costs while nothing happens: its CPU time at a terminal of 100 by 30 characters,
-that of the broker and of the supervisor that it asks once a second, and its memory; with one listener and with many.
+"""Cost of `bindonce top` while nothing happens, with one listener and with many: its CPU time in a
+terminal of 100 by 30 characters, its memory, and the CPU time of the broker and of the supervisor,
+which it asks once a second.
 
     tests/measure/top.py [--seconds 20] [--listeners 1000]
 """
@@ -25,7 +26,7 @@ isolate()
 
 
 def read(master, seconds):
-    """What is written to the terminal within this time."""
+    """Returns what is written to the terminal within this time."""
     end, written = time.monotonic() + seconds, b""
     while (left := end - time.monotonic()) > 0:
         if select.select([master], [], [], left)[0]:
@@ -48,7 +49,7 @@ def measure(stage, what):
         assert b"serving" in first, first
         all_of_them = [("top", pid), ("broker", stage.broker.pid), ("supervisor", stage.supervisor.pid)]
         before, begun = [cpu(one) for _, one in all_of_them], time.monotonic()
-        written = len(read(master, arguments.seconds))  # the measured span, not an event that is waited for
+        written = len(read(master, arguments.seconds))  # the measured span, not a wait for an event
         span = time.monotonic() - begun
         shares = [f"{name} {(cpu(one) - was) / span:.2%}" for (name, one), was in zip(all_of_them, before)]
         print(f"{what}, {arguments.seconds} s: {', '.join(shares)} of a core; top has {resident(pid) / 1024:.1f} MiB "

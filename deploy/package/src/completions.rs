@@ -1,13 +1,14 @@
-//! Completions for shells: what clap_complete writes, and the services that there are after `--name`.
+//! Completions for shells: the output of clap_complete, plus the existing services after `--name`.
 //!
-//! clap_complete knows no values that a program has to be asked for. Where it writes that it knows none for a SERVICE,
-//! a function of the shell stands here, which asks `bindonce services` with the `--socket` of the command line.
+//! clap_complete has no values that only a running program knows. Where it writes that it has none
+//! for a SERVICE, this module puts a shell function that asks `bindonce services`, with the
+//! `--socket` of the command line.
 
 use anyhow::ensure;
 use clap::Command;
 use clap_complete::{Generator, Shell, generate};
 
-/// Of bash, where words are those of the command line so far.
+/// For bash, where words are those of the command line so far.
 const BASH: &str = r#"
 _bindonce_services() {
     local socket=() i
@@ -18,7 +19,7 @@ _bindonce_services() {
 }
 "#;
 
-/// Of zsh, where `words` are those from the subcommand on by then.
+/// For zsh, where `words` begins at the subcommand by then.
 const ZSH: &str = r#"
 _bindonce_services() {
     local -a typed socket services
@@ -41,7 +42,7 @@ function __fish_bindonce_services
 end
 "#;
 
-/// The completion for a shell, under the name of its file.
+/// Returns the file name and the text of a shell's completion.
 pub(crate) fn completion(shell: Shell, command: &Command) -> anyhow::Result<(String, String)> {
     let mut command = without_hidden(command);
     let file = shell.file_name("bindonce");
@@ -57,7 +58,7 @@ pub(crate) fn completion(shell: Shell, command: &Command) -> anyhow::Result<(Str
         }
         Shell::Zsh => {
             let (none, services) = (":SERVICE:_default'", ":SERVICE:_bindonce_services'");
-            // The last lines call `_bindonce`: what it needs stands before them.
+            // The last lines call `_bindonce`: the function that it needs comes before them.
             let body = text.replace(none, services);
             let body = body.replacen("\n_bindonce() {", &format!("{ZSH}\n_bindonce() {{"), 1);
             (body, text.matches(none).count())
@@ -82,14 +83,14 @@ pub(crate) fn completion(shell: Shell, command: &Command) -> anyhow::Result<(Str
     Ok((file, text))
 }
 
-/// How many commands have `--name SERVICE`.
+/// Number of commands with `--name SERVICE`.
 fn takers(command: &Command) -> usize {
     let takes =
         |command: &&Command| command.get_arguments().any(|one| one.get_long() == Some("name"));
     command.get_subcommands().filter(takes).count()
 }
 
-/// The command without what `--help` does not show.
+/// The command without its hidden subcommands.
 fn without_hidden(command: &Command) -> Command {
     let shown = command.get_subcommands().filter(|one| !one.is_hide_set()).cloned();
     let bare = Command::new("bindonce").disable_help_subcommand(true);

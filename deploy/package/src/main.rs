@@ -1,9 +1,9 @@
-//! `bindonce-package DIRECTORY`: writes what a package has beside the binary.
+//! `bindonce-package DIRECTORY`: writes the files that a package has beside the binary.
 //!
-//! Manual pages of every command and completions for bash, zsh and fish come from the very
-//! definition that `bindonce --help` prints, bindonce.toml(5) from docs/configuration.md. A
-//! program of its own, so that the binary that is installed carries none of it. With the same
-//! sources and the same SOURCE_DATE_EPOCH it writes the same bytes.
+//! Manual pages of every command and completions for bash, zsh and fish come from the definition
+//! that `bindonce --help` prints, bindonce.toml(5) from docs/configuration.md. This is a separate
+//! program: the installed binary carries none of it. The same sources and SOURCE_DATE_EPOCH give
+//! the same bytes.
 
 #![forbid(unsafe_code)]
 
@@ -32,7 +32,7 @@ fn main() -> anyhow::Result<()> {
     shells(&directory.join("completions"))
 }
 
-/// The day that the pages bear: that of the sources, or none.
+/// The date on the pages: that of the sources, or none.
 fn date(epoch: Option<&str>) -> anyhow::Result<String> {
     let Some(epoch) = epoch else { return Ok(String::new()) };
     let seconds: u64 = epoch.parse().context("SOURCE_DATE_EPOCH is no number of seconds")?;
@@ -61,7 +61,7 @@ fn shells(directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An empty directory, so that nothing of a command that is gone is packaged.
+/// Empties the directory: files of removed commands must not be packaged.
 fn anew(directory: &Path) -> anyhow::Result<()> {
     let doing = || format!("cannot empty {}", directory.display());
     if directory.exists() {

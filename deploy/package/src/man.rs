@@ -1,25 +1,25 @@
 //! Manual pages of the commands, from clap's definition of them.
 //!
 //! clap_mangen writes what clap knows: name, description, options. The synopsis is the usage
-//! line of `--help`, and what stands below the options there (a test in crates/cli/src/lib.rs says
-//! in which form) becomes sections of their own.
+//! line of `--help`, and the text below the options there becomes separate sections (a test in
+//! crates/cli/src/lib.rs checks its form).
 
 use clap::Command;
 use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, roman};
 
-/// What every page says it belongs to.
+/// The manual that every page belongs to.
 pub(crate) const MANUAL: &str = "bindonce manual";
 
 /// A finished page.
 pub(crate) struct Page {
-    /// The name of its file, as in `bindonce-run.1`.
+    /// The file's name, such as `bindonce-run.1`.
     pub(crate) file: String,
-    /// Its source, for man(1).
+    /// The page's source, for man(1).
     pub(crate) text: Vec<u8>,
 }
 
-/// The page of the command itself, and one of each subcommand that is not hidden.
+/// The page of the command itself, and one for each subcommand that is not hidden.
 pub(crate) fn commands(mut whole: Command, date: &str) -> anyhow::Result<Vec<Page>> {
     whole.build();
     let version = whole.get_version().unwrap_or_default().to_owned();
@@ -33,7 +33,7 @@ pub(crate) fn commands(mut whole: Command, date: &str) -> anyhow::Result<Vec<Pag
     Ok(pages)
 }
 
-/// One page; `also` are the commands that it points to.
+/// One page; `also` names the commands under SEE ALSO.
 fn page(command: &Command, also: &[&str], version: &str, date: &str) -> anyhow::Result<Page> {
     let man = Man::new(command.clone().subcommand_help_heading("COMMANDS"))
         .source(format!("bindonce {version}"))
@@ -103,7 +103,7 @@ fn sections(help: &str) -> Roff {
     roff
 }
 
-/// Words in backticks are what is typed.
+/// Makes words in backticks bold: a user types them.
 fn inline(text: &str) -> Vec<Inline> {
     let part = |(index, part): (usize, &str)| if index % 2 == 1 { bold(part) } else { roman(part) };
     text.split('`').enumerate().map(part).collect()

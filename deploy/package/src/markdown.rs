@@ -1,9 +1,9 @@
 //! A manual page from a page of the documentation.
 //!
-//! The first heading is the page's name and what it is about; what stands before the second
-//! heading is for readers of the Markdown only. Tables become tagged paragraphs: the
-//! first cell is the tag, the last one the text, and cells between them are named by their column.
-//! What it does not know is an error, so that nothing is lost unseen.
+//! The first heading is the page's name and subject; the text before the second heading is only for
+//! readers of the Markdown. Tables become tagged paragraphs: the first cell is the tag, the last
+//! one the text, and cells between them are named by their column. An unknown element is an error,
+//! so nothing is lost unseen.
 
 use anyhow::bail;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
@@ -27,9 +27,9 @@ struct Writer {
     roff: Roff,
     /// The text that has not been written yet.
     words: Vec<Inline>,
-    /// Between the first heading and the second.
+    /// Whether the writer is between the first heading and the second.
     aside: bool,
-    /// The section has a paragraph already.
+    /// Whether the section has a paragraph already.
     begun: bool,
     style: Style,
     columns: Vec<String>,
@@ -123,7 +123,7 @@ impl Writer {
         }
     }
 
-    /// A paragraph of its own, where a section does not begin one anyway.
+    /// Starts a paragraph, except where a section begins one anyway.
     fn paragraph(&mut self) {
         if std::mem::replace(&mut self.begun, true) {
             self.roff.control("PP", []);

@@ -1,4 +1,4 @@
-//! Joins and claims so many times, and prints how long each took, in microseconds.
+//! Joins and claims as many times as its argument says, and prints the microseconds of each.
 
 use std::error::Error;
 use std::time::Instant;
