@@ -185,7 +185,8 @@ impl Generation {
 
     /// Claims listeners, all or none, as [`Client::claim`] does, and returns a lease for each. A
     /// repeated claim gives the same socket. Listeners that the claim creates are closed again if
-    /// this generation ends before it has served.
+    /// this generation ends before it has served. Without a broker, sockets that were bound before
+    /// one that cannot be stay bound for the next try.
     ///
     /// # Errors
     /// [`Error::Refused`] with the broker's reason. After a connection error the call may be

@@ -141,7 +141,7 @@ fn leave_before_panic(screen: Arc<Screen>, news: SyncSender<News>) {
     panic::set_hook(Box::new(move |panic| {
         screen.leave();
         before(panic);
-        // If the queue is full, the loop reads it, and fails as this thread did.
+        // If the queue is full, the loop is not told.
         let _ = news.try_send(News::Panicked);
     }));
 }
