@@ -48,20 +48,38 @@ impl Process {
     /// the output ends first.
     #[track_caller]
     pub(crate) fn wait_line(&mut self, needle: &str) -> String {
+        self.wait_one_of(&[needle])
+    }
+
+    /// Waits for a line with each of these, in any order: the log and a program that writes to the
+    /// same output do not wait for each other.
+    #[track_caller]
+    pub(crate) fn wait_lines(&mut self, needles: &[&str]) -> Vec<String> {
+        let (mut left, mut lines) = (needles.to_vec(), Vec::new());
+        while !left.is_empty() {
+            let line = self.wait_one_of(&left);
+            left.retain(|needle| !line.contains(needle));
+            lines.push(line);
+        }
+        lines
+    }
+
+    #[track_caller]
+    fn wait_one_of(&mut self, needles: &[&str]) -> String {
         let deadline = Instant::now() + DEADLINE;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
                     self.seen.push(line.clone());
-                    if line.contains(needle) {
+                    if needles.iter().any(|needle| line.contains(needle)) {
                         return line;
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("no line with {needle:?}\n{}", self.story())
+                    panic!("no line with {needles:?}\n{}", self.story())
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    panic!("ended without a line with {needle:?}\n{}", self.story())
+                    panic!("ended without a line with {needles:?}\n{}", self.story())
                 }
             }
         }

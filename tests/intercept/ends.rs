@@ -74,8 +74,14 @@ impl Late {
 
     #[track_caller]
     fn is_answered(&mut self) {
-        let second = self.supervisor.wait_line("second ");
-        assert!(second.contains(&format!("second {}", only(self.second))), "{second}");
+        self.is_answered_beside(&[]);
+    }
+
+    /// The program's line and these of the log come in any order.
+    #[track_caller]
+    fn is_answered_beside(&mut self, logged: &[&str]) {
+        let lines = self.supervisor.wait_lines(&[&["second "], logged].concat()).concat();
+        assert!(lines.contains(&format!("second {}", only(self.second))), "{lines}");
     }
 
     fn run_again(&self, scene: &Scene) -> Process {
@@ -127,8 +133,7 @@ fn an_upgrade_while_the_broker_is_stopped_goes_on() {
     late.binds(&scene);
     late.is_received();
     broker.signal(Signal::SIGCONT);
-    late.supervisor.wait_line("a broker is back and has our listeners");
-    late.is_answered();
+    late.is_answered_beside(&["a broker is back and has our listeners"]);
     scene.run("reload", &["--name", "web"]).ok();
     assert_eq!(only(late.first), inode);
     // Not released while it was away: the lease is there again.
