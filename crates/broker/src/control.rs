@@ -67,7 +67,7 @@ impl Control {
     }
 
     /// Resumes with the control socket of an earlier image of this process. `file` is the socket's
-    /// file; without it, whoever created the socket has to remove it.
+    /// file; without it, the process that created the socket removes it.
     pub(crate) fn keep(&mut self, file: Option<UnixPath>) {
         self.path = file;
     }

@@ -120,9 +120,9 @@ impl Generation {
     ///
     /// A claim finds a passed socket by name or by address; any other claim is bound by this
     /// process. Only the first call in a process gets the passed sockets, so call this before other
-    /// code takes them. Without a broker, nothing here tells a generation to retire: whoever starts
-    /// the next one sends this process a signal (SIGTERM), on which it stops accepting, calls
-    /// [`stopped`](Self::stopped), and drains.
+    /// code takes them. Without a broker, nothing here tells a generation to retire: the program
+    /// that starts the next one sends this process a signal (SIGTERM), on which it stops
+    /// accepting, calls [`stopped`](Self::stopped), and drains.
     ///
     /// # Errors
     /// [`Error::Bind`] if the passed sockets cannot be taken; else the errors of

@@ -193,7 +193,7 @@ pub fn network_of(socket: BorrowedFd<'_>) -> Option<u64> {
 }
 
 /// The file now at `path`, if it is a socket. The path that a UNIX socket was bound to is no proof
-/// of its file, whoever bound it.
+/// of its file, whichever process bound it.
 pub fn file(path: &str) -> Option<crate::listen::UnixPath> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let path = PathBuf::from(path);

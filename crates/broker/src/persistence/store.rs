@@ -7,7 +7,7 @@
 //!
 //! The manifest decides. A descriptor goes into the store before its record is written, and is
 //! removed after the record of its end. So a kill between the two leaves at worst a descriptor that
-//! no client was told of, and the next broker closes it. A reply that hands out a new listener
+//! no client got, and the next broker closes it. A reply that hands out a new listener
 //! waits for both ([`Store::settled`]). Nothing else here waits for the manager: what it cannot
 //! take yet is queued.
 

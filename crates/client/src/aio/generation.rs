@@ -88,9 +88,9 @@ impl Generation {
     ///
     /// A claim finds a passed socket by name or by address; any other claim is bound by this
     /// process. Only the first call in a process gets the passed sockets, so call this before other
-    /// code takes them. Without a broker, nothing here tells a generation to retire: whoever starts
-    /// the next one sends this process a signal (SIGTERM), on which it stops accepting, calls
-    /// [`stopped`](Self::stopped), and drains.
+    /// code takes them. Without a broker, nothing here tells a generation to retire: the program
+    /// that starts the next one sends this process a signal (SIGTERM), on which it stops
+    /// accepting, calls [`stopped`](Self::stopped), and drains.
     ///
     /// # Errors
     /// [`Error::Bind`] if the passed sockets cannot be taken; else the errors of
@@ -147,7 +147,8 @@ impl Generation {
 
     /// Claims listeners, all or none, as [`Client::claim`] does, and returns a lease for each. A
     /// repeated claim gives the same socket. Listeners that the claim creates are closed again if
-    /// this generation ends before it has served.
+    /// this generation ends before it has served. Without a broker, sockets that were bound before
+    /// one that cannot be stay bound for the next try.
     ///
     /// # Errors
     /// [`Error::Refused`] with the broker's reason. After a connection error the call may be
