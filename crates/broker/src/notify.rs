@@ -17,11 +17,12 @@ use crate::broker::Broker;
 /// How often the status is checked without a watchdog.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Releases what is not needed while no client asks: freed memory, and resident pages of code.
+/// Releases what is not needed while no client asks: freed memory, and resident pages of the
+/// program.
 pub(crate) fn shrink() {
     memory::return_freed();
-    if let Err(error) = memory::forget_code() {
-        tracing::debug!(%error, "code that is not needed stays resident");
+    if let Err(error) = memory::forget_program() {
+        tracing::debug!(%error, "pages of the program that are not needed stay resident");
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::mm::Advice;
@@ -34,49 +35,69 @@ pub fn return_freed() {
     }
 }
 
-/// Releases the resident code of the program and of its libraries; code that is needed again is
-/// read from the page cache, a page at a time. For a process that runs for months, after an
-/// operation that needed far more code than serving does.
+/// Releases the resident code of the program and of its libraries, and the program's constants;
+/// what is needed again is read from the page cache. For a process that runs for months, after an
+/// operation that needed far more of its program than serving does.
 ///
 /// # Errors
-/// Errors from reading /proc/self/maps and from madvise(2).
-pub fn forget_code() -> io::Result<()> {
+/// Errors from reading /proc/self/exe and /proc/self/maps, and from madvise(2).
+pub fn forget_program() -> io::Result<()> {
+    let program = std::fs::read_link("/proc/self/exe")?;
     for line in std::fs::read_to_string("/proc/self/maps")?.lines() {
-        let Some((start, end)) = code(line) else { continue };
+        let Some((start, end)) = read_only(line, &program) else { continue };
         let start = std::ptr::with_exposed_provenance_mut(start);
-        // SAFETY: this is a private mapping of a file that is executable and not writable
-        // (proc_maps(5)): nothing has written to it (text has no relocations), so each page reads
-        // the same when it comes from the file again (madvise(2), MADV_DONTNEED). Nothing unmaps it
-        // meanwhile: no library is ever unloaded here.
+        // SAFETY: this is a private mapping of a file that nothing has written to: it is not
+        // writable, and no relocation is in it (see `read_only`). So each page reads the same when
+        // it comes from the file again (madvise(2), MADV_DONTNEED). Nothing unmaps it meanwhile:
+        // the program stays, and no library is ever unloaded here.
         unsafe { rustix::mm::madvise(start, end, Advice::LinuxDontNeed)? };
     }
     Ok(())
 }
 
-/// Start and length of a private mapping of a file's code, from a line of /proc/PID/maps.
-fn code(line: &str) -> Option<(usize, usize)> {
+/// Start and length of a private mapping that never differs from its file, from a line of
+/// /proc/PID/maps (proc_maps(5)): code, or the begin of the program's file, which has its
+/// constants. Later mappings of the program that are not writable have been: they were relocated
+/// (PT_GNU_RELRO). The begin of a library may be one that another thread is still loading.
+fn read_only(line: &str, program: &Path) -> Option<(usize, usize)> {
     let mut words = line.split_ascii_whitespace();
     let (start, end) = words.next()?.split_once('-')?;
-    let (flags, path) = (words.next()?, words.nth(3)?);
-    if flags != "r-xp" || !path.starts_with('/') {
+    let (flags, offset) = (words.next()?, words.next()?);
+    let path = &line[line.find('/')?..];
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    let begins_program = number(offset) == Some(0) && program.to_str() == Some(path);
+    if flags != "r-xp" && !(flags == "r--p" && begins_program) {
         return None;
     }
-    let number = |text| usize::from_str_radix(text, 16).ok();
     let (start, end) = (number(start)?, number(end)?);
     Some((start, end.checked_sub(start)?))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     #[test]
-    fn code_that_was_forgotten_still_runs() {
-        super::forget_code().expect("madvise");
-        let vdso = "7ffd0000-7ffd2000 r-xp 00000000 00:00 0 [vdso]";
-        assert_eq!(super::code(vdso), None);
-        let data = "1000-3000 rw-p 00000000 fe:00 12 /usr/bin/x";
-        assert_eq!(super::code(data), None);
-        let text = "1000-3000 r-xp 00000000 fe:00 12 /usr/bin/x";
-        assert_eq!(super::code(text), Some((0x1000, 0x2000)));
+    fn a_program_that_was_forgotten_still_runs() {
+        super::forget_program().expect("madvise");
+        let there = |line| super::read_only(line, Path::new("/usr/bin/x y"));
+        for line in [
+            "7ffd0000-7ffd2000 r-xp 00000000 00:00 0 [vdso]",
+            "1000-3000 rw-p 00000000 fe:00 12 /usr/bin/x y",
+            // Relocated, then made read-only.
+            "1000-3000 r--p 00002000 fe:00 12 /usr/bin/x y",
+            // A library's begin.
+            "1000-3000 r--p 00000000 fe:00 13 /usr/lib/libc.so.6",
+        ] {
+            assert_eq!(there(line), None, "{line}");
+        }
+        for line in [
+            "1000-3000 r-xp 00001000 fe:00 12 /usr/bin/x y",
+            "1000-3000 r-xp 00001000 fe:00 13 /usr/lib/libc.so.6",
+            "1000-3000 r--p 00000000 fe:00 12 /usr/bin/x y",
+        ] {
+            assert_eq!(there(line), Some((0x1000, 0x2000)), "{line}");
+        }
     }
 
     #[test]
