@@ -116,6 +116,12 @@ pub enum Error {
         /// The call that was refused.
         refused: Box<Error>,
     },
+    /// No thread could be had to start a process.
+    #[error("start the shim: {why}")]
+    NoThread {
+        /// Why: the kernel's answer, or that earlier starts are stalled.
+        why: String,
+    },
     /// Another system call failed.
     #[error("{operation}: {errno}")]
     Call {
@@ -210,6 +216,11 @@ impl Error {
                     .to_owned()
             }
             Self::Intercept { refused } => return Some(intercept_hint(refused).to_owned()),
+            Self::NoThread { .. } => {
+                "see what the stalled programs wait for (`ps -eo pid,stat,wchan:30,args`), and raise the \
+                 limit on processes if it is reached (ulimit -u, TasksMax=)"
+                    .to_owned()
+            }
             Self::Path { .. } | Self::Netns { .. } | Self::Exec { .. } | Self::Call { .. } => {
                 return None;
             }

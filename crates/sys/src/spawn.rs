@@ -140,12 +140,12 @@ impl Launch {
     /// # Errors
     /// As [`start`](Self::start).
     pub async fn start_aside(self, tell: impl FnOnce(i32)) -> Result<Started, Error> {
-        let begun = worker::within(HANDOVER, move || self.begin()).await.map_err(late)??;
+        let begun = worker::start_within(HANDOVER, move || self.begin()).await.map_err(late)??;
         tell(begun.pid());
         if begun.is_small() {
             return begun.give()?.started();
         }
-        worker::within(HANDOVER, move || begun.give()).await.map_err(late)??.started()
+        worker::start_within(HANDOVER, move || begun.give()).await.map_err(late)??.started()
     }
 
     /// Starts the shim.
@@ -260,7 +260,7 @@ fn late(error: io::Error) -> Error {
         io::ErrorKind::TimedOut => {
             Error::Call { operation: "start the shim", errno: Errno::ETIMEDOUT }
         }
-        _ => Error::call("start the shim", error),
+        _ => Error::NoThread { why: error.to_string() },
     }
 }
 

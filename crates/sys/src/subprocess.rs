@@ -162,6 +162,10 @@ fn run(mut command: Command, input: Stdio, within: Duration) -> io::Result<Answe
         }
         let [end, out_ready, error_ready] = watched.map(|fd| fd.any().unwrap_or_default());
         over = end;
+        // A program that never pauses in its output is never found idle.
+        if !over && left.is_zero() {
+            return Err(late());
+        }
         for (pipe, text, ready) in
             [(&mut stdout, &mut out, out_ready), (&mut stderr, &mut errors, error_ready)]
         {
@@ -170,9 +174,9 @@ fn run(mut command: Command, input: Stdio, within: Duration) -> io::Result<Answe
             }
         }
     }
-    // The last output is still in the pipes.
+    // The last output is still in the pipes. What the program left behind may write for ever.
     for (pipe, text) in [(&mut stdout, &mut out), (&mut stderr, &mut errors)] {
-        while let Some(reader) = &pipe {
+        while let Some(reader) = pipe.as_ref().filter(|_| text.len() < LONGEST) {
             let mut fd = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
             if poll(&mut fd, PollTimeout::ZERO)? == 0 || take(pipe, text)? == 0 {
                 *pipe = None;
@@ -247,6 +251,14 @@ mod tests {
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);
         let mut left = Vec::new();
         { reader }.read_to_end(&mut left).expect("the end: nobody is left");
+    }
+
+    #[test]
+    fn one_whose_output_has_no_end_is_killed_in_time() {
+        let late = answer(shell("exec yes"), Duration::from_millis(200)).expect_err("killed");
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        let left_behind = answer(shell("yes & exit 3"), LONG).expect("an answer");
+        assert_eq!(left_behind.status.code(), Some(3));
     }
 
     #[test]
