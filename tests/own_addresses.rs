@@ -346,3 +346,29 @@ fn a_socket_for_datagrams_is_told_by_its_line() {
         assert!(!story.contains("no line that bindonce knows"), "{story}");
     }
 }
+
+/// The supervisor's connections to a generation take none of those that `stats maxconn` gives to
+/// the user's admin sockets.
+#[test]
+fn the_users_admin_socket_has_all_the_connections_of_its_limit() {
+    for program in Haproxy::all() {
+        let (scene, _broker) = Scene::with_broker();
+        let stats = scene.path("stats.sock");
+        let lines = format!(
+            "global\n    stats socket {} level admin\n    stats maxconn 1\n",
+            stats.display()
+        );
+        let text = config(scene.address(), 1).replace("global\n", &lines);
+        let file = scene.write("haproxy.cfg", &text);
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        for _ in 0..2 {
+            let mut asking = UnixStream::connect(&stats).expect("connecting");
+            asking.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+            asking.write_all(b"show info\n").expect("asking");
+            let mut text = String::new();
+            asking.read_to_string(&mut text).expect("an answer");
+            assert!(text.contains("Name: HAProxy"), "{text}");
+            haproxy.reload(&scene).ok();
+        }
+    }
+}

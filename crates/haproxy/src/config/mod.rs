@@ -2,7 +2,7 @@
 //!
 //! The user's files stay as they are. [`Rendering::of`] reads them with haproxy's own rules for
 //! words, quotes, variables and conditions, collects the address of every `bind` line, and writes a
-//! copy of each file in which a descriptor replaces the address word of such a line and nothing
+//! copy of each file in which a descriptor replaces the address word of such a line and little
 //! else. Lines keep their numbers. [`Messages`] puts the user's paths, addresses and quoted lines
 //! back into haproxy's messages.
 //!
@@ -62,3 +62,10 @@ pub use server_state::ServerState;
 pub use stats_file::{Guids, StatsFile};
 pub use system::{Descriptors, System};
 pub use world::{Environment, Family, World};
+
+/// Connections that the supervisor may have to a generation's admin socket: its own, and a spare for
+/// each level of the master CLI.
+pub const ADMIN_CONNECTIONS: u64 = 4;
+/// How many connections the admin sockets of a haproxy may have together without `stats maxconn`.
+/// Source: haproxy configuration manual, "stats maxconn".
+pub const STATS_MAXCONN: u64 = 10;

@@ -130,6 +130,7 @@ fn assert_unchanged(case: &Case, rendering: &Rendering, path: &Path, text: &[u8]
         let ours = word.starts_with(b"default-path")
             || word.starts_with(b"resetenv")
             || word.starts_with(b"master-worker")
+            || word.starts_with(b"stats maxconn")
             || names(b"{.FILE}")
             || names(b"HAPROXY_CFGFILES");
         if before != after && !ours {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use bindonce_core::address::Address;
 
 use super::{Here, Walk};
-use crate::config::Error;
+use crate::config::{ADMIN_CONNECTIONS, Error};
 use crate::config::address::is_descriptor;
 use crate::config::binds::{self, BindLine, Surroundings};
 use crate::config::claims::{Claims, left_alone};
@@ -121,6 +121,15 @@ impl Walk<'_> {
             // The supervisor takes the place of that master.
             let Range { start, end } = words[0].source;
             self.edits.edit(offset + start..offset + end, b"#master-worker".to_vec());
+        }
+        if let [b"stats", b"maxconn", most, ..] = values.as_slice() {
+            if let Some(most) = str::from_utf8(most).ok().and_then(|most| most.parse::<u32>().ok())
+            {
+                let Range { start, end } = words[2].source;
+                let most = u64::from(most) + ADMIN_CONNECTIONS;
+                self.edits.edit(offset + start..offset + end, most.to_string().into_bytes());
+            }
+            return Ok(());
         }
         if let [b"stats", b"socket", rest @ ..] = values.as_slice() {
             let address = rest.first().copied().unwrap_or_default();

@@ -19,15 +19,22 @@ use crate::kind::{self, Haproxy};
 use crate::passed::Passed;
 use crate::settings::Settings;
 use bindonce_haproxy::cli::Version;
-use bindonce_haproxy::config::{MasterSocket, Rendering, Supplied};
+use bindonce_haproxy::config::{
+    ADMIN_CONNECTIONS, MasterSocket, Rendering, STATS_MAXCONN, Supplied,
+};
 
 /// The variable that carries the number of the admin socket's descriptor.
 const ADMIN_VARIABLE: &str = "BINDONCE_ADMIN";
 
 /// What is added to the user's configuration, in a file of its own before all others.
 const OURS: &str = "# Written by bindonce.\nglobal\n";
-/// The supervisor's private way to ask this generation.
-const ADMIN: &str = "    stats socket \"fd@${BINDONCE_ADMIN}\" level admin\n";
+
+/// The supervisor's private way to ask this generation. Its connections take none of those that the
+/// user's admin sockets may have.
+fn admin_lines() -> String {
+    let most = STATS_MAXCONN + ADMIN_CONNECTIONS;
+    format!("    stats socket \"fd@${{BINDONCE_ADMIN}}\" level admin\n    stats maxconn {most}\n")
+}
 
 /// Reads the user's files and writes the copies for a generation.
 pub(crate) async fn render(
@@ -70,7 +77,7 @@ pub(crate) async fn render(
     // A worker needs nothing to listen on.
     let is_master = rendering.mode.is_master || kind.command.role.master.is_some();
     let admin = kind.admin && (is_master || rendering.surely_listens());
-    let mut own = if admin { format!("{OURS}{ADMIN}") } else { String::new() };
+    let mut own = if admin { format!("{OURS}{}", admin_lines()) } else { String::new() };
     if rendering.lacks_cluster_secret() {
         let secret = secret::cluster_secret(&directory.file(CLUSTER_SECRET));
         let secret = secret.map_err(Error::system("make a cluster-secret"))?;
