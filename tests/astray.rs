@@ -1,8 +1,9 @@
 //! Held sockets that no client reaches: the path, device or network namespace that they were bound
 //! to is now another one. `list` and `doctor` report it, and a reload binds anew.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -58,10 +59,15 @@ impl Network {
 /// Checks that `list` and `doctor` report that no client reaches a listener, and why.
 #[track_caller]
 fn is_told(scene: &Scene, why: &str) {
+    is_told_of("no client reaches it", scene, why);
+}
+
+#[track_caller]
+fn is_told_of(problem: &str, scene: &Scene, why: &str) {
     let listed = scene.run("list", &[]).ok();
-    assert!(listed.contains("no client reaches it") && listed.contains(why), "{listed}");
+    assert!(listed.contains(problem) && listed.contains(why), "{listed}");
     let said = scene.run("doctor", &[]).fails(3);
-    assert!(said.contains("no client reaches it") && said.contains(why), "{said}");
+    assert!(said.contains(problem) && said.contains(why), "{said}");
 }
 
 #[track_caller]
@@ -160,6 +166,7 @@ fn an_address_that_leaves_and_comes_back_needs_nothing() {
     let file = scene.write("haproxy.cfg", &config("10.77.0.1:8080"));
     let _haproxy = Haproxy::start(&scene, &program, &file);
     ip("link delete bo0");
+    is_told(&scene, "no interface has 10.77.0.1 now");
     device(&network);
     assert_eq!(network.ask("10.77.0.1"), "<here>");
     is_well(&scene);
@@ -185,7 +192,7 @@ fn a_unix_path_that_is_removed_or_replaced_is_bound_anew_at_the_next_reload() {
     let directory = scene.path("sockets");
     fs::create_dir(&directory).expect("a directory");
     let path = directory.join("web.sock");
-    let file = scene.write("haproxy.cfg", &config(&format!("unix@{}", path.display())));
+    let file = scene.write("haproxy.cfg", &config(&format!("unix@{} mode 666", path.display())));
     let haproxy = Haproxy::start(&scene, &program, &file);
     assert_eq!(ask_path(&path), "<here>");
     is_well(&scene);
@@ -206,6 +213,14 @@ fn a_unix_path_that_is_removed_or_replaced_is_bound_anew_at_the_next_reload() {
     is_told(&scene, "is another file now");
     haproxy.reload(&scene).ok();
     assert_eq!(ask_path(&path), "<here>", "replaced by a dead one");
+
+    // Its mode is that of the bind line again, as of a file that haproxy alone would make anew.
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("chmod");
+    is_told_of("not every client may connect", &scene, "has the mode 0600 now, not 0666");
+    haproxy.reload(&scene).ok();
+    let mode = fs::metadata(&path).expect("its file").permissions().mode();
+    assert_eq!((mode & 0o777, ask_path(&path).as_str()), (0o666, "<here>"));
+    is_well(&scene);
 
     // A living socket, or a file that is no socket, is left alone, and the reload says so.
     fs::remove_file(&path).expect("remove");

@@ -7,7 +7,7 @@ use bindonce_wire::result::Problem;
 use tokio::task::yield_now;
 
 use crate::broker::{Broker, NotBound};
-use crate::listeners::{hidden, unreachable};
+use crate::listeners::{away, hidden, unreachable};
 use crate::persistence::Persistence;
 
 /// Listeners examined in one turn; a UNIX path takes about 5 us.
@@ -35,7 +35,7 @@ pub(crate) async fn all(broker: &RefCell<Broker>) -> Vec<Problem> {
             let held = broker.listeners.registry.after(after).take(IN_A_TURN);
             let look = |(id, held)| {
                 after = Some(id);
-                problems.extend(unreachable(held).or_else(|| hidden(held)));
+                problems.extend(unreachable(held).or_else(|| hidden(held)).or_else(|| away(held)));
             };
             held.map(look).count()
         };

@@ -316,8 +316,23 @@ impl Listeners {
 pub(crate) fn unreachable(held: &Held) -> Option<Problem> {
     let why = astray(held)?;
     let label = held.listener.label();
-    let message = format!("{label} listens, but no client reaches it: {why}");
+    let whom = match why {
+        Astray::PathClosed { .. } => "not every client may connect",
+        _ => "no client reaches it",
+    };
+    let message = format!("{label} listens, but {whom}: {why}");
     let hint = "reload what uses it, or claim it again: it is then bound anew";
+    Some(Problem::new("listener-unreachable", label, message, Some(hint.to_owned())))
+}
+
+/// The problem that no interface has the address of a held listener.
+pub(crate) fn away(held: &Held) -> Option<Problem> {
+    let address = listen::without_interface(held.opened.handle.fd.as_fd(), &held.listener)?;
+    let label = held.listener.label();
+    let message =
+        format!("{label} listens, but no client reaches it: no interface has {address} now");
+    let hint = "add the address to an interface (`ip addr add`), and clients reach the listener again without a \
+                reload; if it is gone for good, remove its line from the configuration and reload";
     Some(Problem::new("listener-unreachable", label, message, Some(hint.to_owned())))
 }
 

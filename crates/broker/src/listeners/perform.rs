@@ -13,7 +13,7 @@ use bindonce_daemon::Happening;
 use bindonce_sys::Errno;
 use bindonce_sys::clock::now;
 use bindonce_sys::closing;
-use bindonce_sys::listen::{self, UnixPath, can_go_astray};
+use bindonce_sys::listen::{self, Astray, UnixPath, can_go_astray};
 
 use super::denied::Denied;
 use super::socket::{Closed, Held, Socket};
@@ -155,6 +155,20 @@ impl Listeners {
     fn rebind_one(&mut self, inode: u64) -> Result<(), Denied> {
         let Some((id, held)) = self.registry.by_inode(inode) else { return Ok(()) };
         let (listener, why) = (held.listener.clone(), astray(held));
+        if let (Some(Astray::PathClosed { mode, wanted, .. }), Some(path)) =
+            (&why, &held.opened.handle.path)
+        {
+            let (was, now) = (format!("{mode:04o}"), format!("{wanted:04o}"));
+            let done = listen::restore_mode(path, *wanted);
+            let path = path.path.display();
+            match done {
+                Ok(()) => tracing::warn!(%path, was, now, "mode of a UNIX path restored"),
+                Err(error) => {
+                    tracing::error!(%path, was, now, %error, "mode of a UNIX path not restored");
+                }
+            }
+            return Ok(());
+        }
         let why = why.map(|why| why.to_string()).unwrap_or_default();
         match self.replace(id) {
             Ok(new) => {

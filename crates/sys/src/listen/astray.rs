@@ -2,9 +2,10 @@
 //!
 //! A socket is bound to a file, to a device number and to a network namespace, not to their names.
 //! If a name comes to mean another object, the socket still listens, but no client reaches it by
-//! that name. (An address that leaves the host and comes back is different: the socket is reachable
-//! again.)
+//! that name. A file whose mode was changed keeps clients out too. (An address that leaves the host
+//! is different: if it comes back, the socket is reachable again.)
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ use rustix::fs::AtFlags;
 use socket2::{Domain, Socket, Type};
 
 use super::{UnixPath, within_netns};
+use crate::error::errno_of;
 use crate::hidden::is_hidden;
 use crate::options::netns_cookie;
 
@@ -29,6 +31,16 @@ pub enum Astray {
     /// Another file exists at the path.
     #[error("{path} is another file now", path = .0.display())]
     PathTaken(PathBuf),
+    /// Clients that the listener's mode lets in have lost the right to connect.
+    #[error("{path} has the mode {mode:04o} now, not {wanted:04o}", path = path.display())]
+    PathClosed {
+        /// The path.
+        path: PathBuf,
+        /// The mode of the file.
+        mode: u32,
+        /// The mode in the listener's options.
+        wanted: u32,
+    },
     /// The device is gone; if a device has this name now, it is another one.
     #[error("the device {0} that it was bound to has been deleted or renamed")]
     Device(String),
@@ -57,12 +69,40 @@ pub fn astray(
     let namespace = listener.options.netns.as_deref().and_then(|name| namespace(socket, name));
     namespace
         .or_else(|| listener.options.interface.as_deref().and_then(|name| device(socket, name)))
-        .or_else(|| path.and_then(file))
+        .or_else(|| file(path?, listener.options.mode))
 }
 
-fn file(ours: &UnixPath) -> Option<Astray> {
+/// The address of a listener's socket, if no interface of its network namespace has it now: no
+/// client reaches the socket until one has it again. Not for a listener that may have such an
+/// address (`freebind`, `transparent`), or that is bound to a device or in another namespace.
+pub fn without_interface(socket: BorrowedFd<'_>, listener: &Listener) -> Option<IpAddr> {
+    let options = &listener.options;
+    let elsewhere = options.netns.is_some() || options.interface.is_some();
+    let (Address::Tcp(at) | Address::Udp(at) | Address::Quic(at)) = &listener.address else {
+        return None;
+    };
+    let always = at.ip().is_unspecified() || at.ip().is_loopback();
+    if elsewhere || options.freebind || options.transparent || always {
+        return None;
+    }
+    let probe = Socket::new(Domain::for_address(*at), Type::DGRAM, None).ok()?;
+    if netns_cookie(probe.as_fd())? != netns_cookie(socket)? {
+        return None;
+    }
+    let mut at = *at;
+    at.set_port(0);
+    let refused = probe.bind(&at.into()).err()?;
+    (errno_of(&refused) == Errno::EADDRNOTAVAIL).then(|| at.ip())
+}
+
+fn file(ours: &UnixPath, wanted: Option<u32>) -> Option<Astray> {
     match rustix::fs::statat(rustix::fs::CWD, &ours.path, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(found) if (found.st_dev, found.st_ino) == (ours.dev, ours.ino) => None,
+        Ok(found) if (found.st_dev, found.st_ino) == (ours.dev, ours.ino) => {
+            let (mode, wanted) = (found.st_mode & 0o7777, wanted?);
+            let path = || ours.path.clone();
+            // Connecting takes the right to write (unix(7)).
+            (wanted & !mode & 0o222 != 0).then(|| Astray::PathClosed { path: path(), mode, wanted })
+        }
         Ok(_) => Some(Astray::PathTaken(ours.path.clone())),
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
             Some(Astray::PathGone(ours.path.clone()))
@@ -122,6 +162,23 @@ mod tests {
         drop(other);
         fs::rename(directory.path().join("b"), &path).expect("back");
         assert_eq!(why(), None);
+    }
+
+    #[test]
+    fn a_path_whose_mode_was_changed_lets_in_fewer() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = Directory::new("astray-mode");
+        let path = directory.path().join("a");
+        let listener: Listener =
+            format!("unix@{},mode=0660", path.display()).parse().expect("address");
+        let opened = open(&listener).expect("open");
+        let set = |mode| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
+            astray(opened.fd.as_fd(), &listener, opened.path.as_ref())
+        };
+        assert_eq!((set(0o660), set(0o666), set(0o220)), (None, None, None));
+        let closed = set(0o640).expect("closed for the group").to_string();
+        assert_eq!(closed, format!("{} has the mode 0640 now, not 0660", path.display()));
     }
 
     #[test]

@@ -53,6 +53,14 @@ pub fn unlink_if_ours(ours: &UnixPath) -> io::Result<bool> {
     }
 }
 
+/// Gives the file its mode again, if it is still ours.
+///
+/// # Errors
+/// `ENOENT` if it is not; errors from open(2) and chmod(2).
+pub fn restore_mode(ours: &UnixPath, mode: u32) -> io::Result<()> {
+    Node::ours(ours)?.set_mode(mode)
+}
+
 /// Whether a socket uses a socket file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Life {
