@@ -130,7 +130,7 @@ impl Options {
         }
         for (option, value) in [("user", &self.user), ("group", &self.group)] {
             if let Some(value) = value {
-                if !word(value) || value.len() > 255 {
+                if !account(value) || value.len() > 255 {
                     return refuse(option, value, "a name or a number");
                 }
             }
@@ -211,6 +211,12 @@ fn word(text: &str) -> bool {
     !text.is_empty() && text != "." && text != ".." && text.chars().all(plain)
 }
 
+/// A name of a user or group, which a directory service may give blanks (`domain users`).
+fn account(text: &str) -> bool {
+    let plain = |c: char| !c.is_control() && c != ',' && c != '/';
+    !text.is_empty() && text.trim() == text && text.chars().all(plain)
+}
+
 impl FromStr for Options {
     type Err = Invalid;
 
@@ -281,6 +287,13 @@ mod tests {
     }
 
     #[test]
+    fn a_group_of_a_directory_service_may_have_a_blank_in_its_name() {
+        let text = "mode=0660,user=DOMAIN\\joe,group=domain users";
+        let options: Options = text.parse().expect(text);
+        assert_eq!((options.group.as_deref(), options.to_string()), (Some("domain users"), text.to_owned()));
+    }
+
+    #[test]
     fn refuses_malformed_options() {
         for (text, part) in [
             ("nodelay", "not an option"),
@@ -298,7 +311,9 @@ mod tests {
             ("mode=17777", "octal"),
             ("interface=abcdefghijklmnop", "15 bytes"),
             ("netns=..", "ip netns"),
-            ("user=a b", "a name or"),
+            ("user=a/b", "a name or"),
+            ("group= a", "a name or"),
+            ("group=", "a name or"),
         ] {
             let error = text.parse::<Options>().expect_err(text).to_string();
             assert!(error.contains(part), "{text}: {error}");

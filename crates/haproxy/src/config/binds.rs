@@ -358,8 +358,8 @@ impl BindLine {
         }
         let wildcard = first.ip().is_some_and(|at| at.is_ipv6() && at.ip().is_unspecified());
         if wildcard && !bind_options.v4v6 && !bind_options.v6only {
-            // haproxy then leaves the choice to the system.
-            bind_options.v6only = world.is_ipv6_only(bind_options.namespace.as_deref());
+            // haproxy then takes the system's default.
+            bind_options.v6only = world.is_ipv6_only();
         }
         let ports = match first.port() {
             Some(port) => port..=*last,

@@ -82,6 +82,11 @@ impl State {
         self.environment.clone_from(&self.initial);
     }
 
+    /// The value of a variable in the environment of haproxy's start.
+    pub(super) fn initial(&self, name: &[u8]) -> Option<&Vec<u8>> {
+        self.initial.get(name)
+    }
+
     /// Lines of `global` that lead from the current environment to the one at haproxy's start, and
     /// change nothing when that one is current already. Variables that haproxy sets itself (`own`)
     /// are left out.

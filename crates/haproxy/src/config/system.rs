@@ -86,7 +86,8 @@ impl System {
 
 impl World for System {
     fn has_device(&self, name: &str, namespace: Option<&str>) -> bool {
-        let look = || nix::net::if_::if_nametoindex(name).is_ok();
+        // if_nametoindex(3) finds `eth0` for the alias `eth0:1`; SO_BINDTODEVICE finds no device.
+        let look = || !name.contains(':') && nix::net::if_::if_nametoindex(name).is_ok();
         match namespace {
             None => look(),
             // If the namespace cannot be entered, opening the socket reports that.
@@ -103,16 +104,9 @@ impl World for System {
         self.haproxys.contains(name) && !self.devices.contains(name)
     }
 
-    fn is_ipv6_only(&self, namespace: Option<&str>) -> bool {
-        let read = || {
-            let value = std::fs::read_to_string("/proc/sys/net/ipv6/bindv6only");
-            value.is_ok_and(|value| value.trim() == "1")
-        };
-        match namespace {
-            None => read(),
-            // If the namespace does not exist, opening the socket reports that.
-            Some(name) => listen::within_netns(name, read).unwrap_or(false),
-        }
+    fn is_ipv6_only(&self) -> bool {
+        let value = std::fs::read_to_string("/proc/sys/net/ipv6/bindv6only");
+        value.is_ok_and(|value| value.trim() == "1")
     }
 
     fn inherited(&self, number: RawFd) -> Result<Listener, String> {
@@ -196,5 +190,17 @@ impl World for System {
         std::fs::read_to_string("/proc/sys/kernel/hostname")
             .map(|name| name.trim_end().to_owned())
             .unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alias_is_no_device() {
+        let system = System::default();
+        assert!(system.has_device("lo", None));
+        assert!(!system.has_device("lo:1", None) && !system.has_device("lo1", None));
     }
 }

@@ -260,6 +260,9 @@ impl<'a> Walk<'a> {
     fn begin(&mut self) {
         let Some(answers) = self.unknowns.answers else { return };
         for (name, value) in &answers.variables {
+            if !self.sets(name) {
+                continue;
+            }
             match (name.as_str(), value) {
                 // These variables are set at other times.
                 (STARTUP_VERSION | CFGFILES | LOCALPEER | MWORKER, _) => {}
@@ -267,6 +270,14 @@ impl<'a> Walk<'a> {
                 (name, None) => drop(self.state.environment.remove(name.as_bytes())),
             }
         }
+    }
+
+    /// Whether haproxy sets or removes this variable itself: at its first line the variable is not
+    /// what it was in the environment of the start.
+    fn sets(&self, name: &str) -> bool {
+        let answers = self.unknowns.answers.map(|answers| &answers.variables);
+        let first = answers.and_then(|variables| variables.get(name));
+        first.is_some_and(|value| value.as_ref() != self.state.initial(name.as_bytes()))
     }
 
     /// Does what haproxy does between its passes: a worker starts again with the original
@@ -281,11 +292,9 @@ impl<'a> Walk<'a> {
             self.state.set(CFGFILES, files::listed(self.input.sources));
         }
         if self.is_worker {
-            let answers = self.unknowns.answers;
-            let set = |name: &str| answers.is_some_and(|known| known.variable(name).is_some());
             lines = self.state.lines_back(|name| match std::str::from_utf8(name) {
                 Ok(STARTUP_VERSION | CFGFILES | MWORKER) => false,
-                Ok(name) => name == LOCALPEER || set(name),
+                Ok(name) => name == LOCALPEER || self.sets(name),
                 Err(_) => false,
             });
             self.state.begin_again();

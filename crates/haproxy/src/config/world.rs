@@ -80,9 +80,9 @@ pub trait World {
     /// answers.
     fn ask(&self, questions: &Questions, arguments: &[OsString]) -> io::Result<Answers>;
 
-    /// Whether an IPv6 wildcard without `v6only` or `v4v6` accepts IPv6 only in this network
-    /// namespace (net.ipv6.bindv6only).
-    fn is_ipv6_only(&self, _namespace: Option<&str>) -> bool {
+    /// Whether an IPv6 wildcard without `v6only` or `v4v6` accepts IPv6 only: net.ipv6.bindv6only of
+    /// haproxy's own network namespace, which haproxy reads once, for every namespace.
+    fn is_ipv6_only(&self) -> bool {
         false
     }
 
