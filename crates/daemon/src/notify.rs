@@ -5,6 +5,7 @@
 //! crash. A datagram that was sent reaches the manager even if this process is killed the moment
 //! after.
 
+use std::collections::VecDeque;
 use std::env;
 use std::ffi::OsStr;
 use std::io;
@@ -14,31 +15,22 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bindonce_sys::inherit;
+use bindonce_sys::{inherit, worker};
 
 /// The variable with the socket of the process that started a broker for itself, as `bindonce run`
 /// does, and waits for one READY=1, as in sd_notify(3).
 pub const STARTER: &str = "BINDONCE_READY";
 
 /// Sends `state` (such as `READY=1` or `STATUS=...`) to the socket that `$NOTIFY_SOCKET` names, a
-/// path or `@` and an abstract name. False if the variable is not set, as outside a service
-/// manager.
-///
-/// # Errors
-/// Errors from sending a datagram; `InvalidInput` for an address of neither form.
-fn send(state: &str) -> io::Result<bool> {
-    let Some(target) = env::var_os("NOTIFY_SOCKET") else {
-        return Ok(false);
-    };
-    send_to(&target, state)?;
-    Ok(true)
-}
-
-/// Sends a state to the service manager, if there is one. Logs a failure.
+/// path or `@` and an abstract name. Does nothing outside of a service manager. Never waits: a
+/// manager that does not read gets the states later, in order. Logs a failure.
 pub fn tell(state: &str) {
-    if let Err(error) = send(state) {
+    static STATES: Unsent = Unsent::new();
+    let Some(target) = env::var_os("NOTIFY_SOCKET") else { return };
+    if let Err(error) = STATES.send(&target, state) {
         tracing::warn!(%error, state, "cannot tell the service manager");
     }
 }
@@ -46,10 +38,67 @@ pub fn tell(state: &str) {
 /// Sends `state` to the socket at `target`, a path or `@` and an abstract name.
 ///
 /// # Errors
-/// Errors from sending a datagram; `InvalidInput` for an address of neither form.
+/// Errors from sending a datagram, `WouldBlock` if the receiver has too much to read;
+/// `InvalidInput` for an address of neither form.
 pub fn send_to(target: &OsStr, state: &str) -> io::Result<()> {
-    let address = address(target.as_bytes())?;
-    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(state.as_bytes(), &address(target.as_bytes())?).map(drop)
+}
+
+/// Most states that wait for a manager that does not read.
+const MOST_UNSENT: usize = 64;
+
+/// States for which the manager had no room yet. While there are some, a thread waits for room:
+/// nothing that decides may wait for the manager.
+struct Unsent(Mutex<VecDeque<String>>);
+
+impl Unsent {
+    const fn new() -> Self {
+        Self(Mutex::new(VecDeque::new()))
+    }
+
+    /// # Errors
+    /// As [`send_to`], but for `WouldBlock`; if too many states wait; errors from pthread_create(3).
+    fn send(&'static self, target: &OsStr, state: &str) -> io::Result<()> {
+        let mut waiting = self.lock();
+        if waiting.is_empty() {
+            match send_to(target, state) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return sent,
+            }
+            let address = address(target.as_bytes())?;
+            worker::start("notify", move || self.pass_on(&address))?;
+        }
+        if waiting.len() == MOST_UNSENT {
+            let text = format!("it does not read, and {MOST_UNSENT} earlier states wait");
+            return Err(io::Error::other(text));
+        }
+        waiting.push_back(state.to_owned());
+        Ok(())
+    }
+
+    /// Sends what waits, until nothing does.
+    fn pass_on(&self, address: &SocketAddr) {
+        loop {
+            // It stays in the queue until it is sent: a later state must not overtake it.
+            let Some(state) = self.lock().front().cloned() else { return };
+            let sent = UnixDatagram::unbound()
+                .and_then(|socket| socket.send_to_addr(state.as_bytes(), address));
+            let mut waiting = self.lock();
+            waiting.pop_front();
+            if let Err(error) = sent {
+                tracing::warn!(%error, state, "cannot tell the service manager");
+            }
+            if waiting.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A connection to the service manager that never waits: every call fails with `WouldBlock` while
@@ -194,5 +243,29 @@ mod tests {
         let notifier = Notifier::connect(&address).expect("connect");
         let full = (0..100_000).find_map(|_| notifier.send("STATUS=busy").err());
         assert_eq!(full.expect("full").kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_manager_that_reads_late_gets_every_state_in_order() {
+        static STATES: Unsent = Unsent::new();
+        let directory = Directory::new("notify-late");
+        let path = directory.0.join("notify");
+        let manager = UnixDatagram::bind(&path).expect("bind");
+        let states = |from: usize| {
+            let sent = (from..).take(10_000);
+            let sent = sent.map_while(|n| STATES.send(path.as_os_str(), &n.to_string()).ok());
+            from + sent.count()
+        };
+        let count = states(0);
+        assert!((MOST_UNSENT..10_000).contains(&count), "{count} states were taken, and none waited for");
+        let mut buffer = [0; 100];
+        for expected in 0..count {
+            let read = manager.recv(&mut buffer).expect("receive");
+            assert_eq!(std::str::from_utf8(&buffer[..read]), Ok(&*expected.to_string()));
+        }
+        // The thread has ended or is about to: the next state goes before no earlier one.
+        STATES.send(path.as_os_str(), "last").expect("there is room");
+        let read = manager.recv(&mut buffer).expect("receive");
+        assert_eq!(&buffer[..read], b"last");
     }
 }
