@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal::{SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGTTOU, SIGUSR1};
 
 use crate::harness::{Fault, Finished, Haproxy, Stage, Stranger, eventually, finish, listening};
-use Fault::{Deaf, Hangs, Twice, Waits};
+use Fault::{Deaf, Dies, Hangs, Twice, Waits};
 
 /// The longest wait of a client where nothing has to time out.
 const PROMPTLY: Duration = Duration::from_secs(1);
@@ -79,6 +79,20 @@ fn killed_while_the_older_one_is_paused_it_is_resumed() {
     drop(stranger);
     stage.wait_generations(&[(1, "serving")]);
     stage.only(1);
+}
+
+/// haproxy becomes its user, and checks its limits, after it has told the older ones to stop: where
+/// it may not, it closes its sockets and ends. Its silence must not count as an answer.
+#[test]
+fn dead_when_the_older_one_was_paused_for_it_the_older_one_serves_on() {
+    let Some(mut stage) = stage(&[(2, &[Dies])], &[]) else { return };
+    let said = stage.refused(2);
+    assert!(said.contains("generation 1 serves on"), "{said}");
+    stage.wait_generations(&[(1, "serving")]);
+    stage.only(1);
+    // The pause lasts until the end of the new one is seen.
+    stage.answered_throughout(Duration::from_secs(5));
+    stage.reload(3);
 }
 
 /// The new generation has the listeners and answers no client: the reload does not end before it

@@ -1,14 +1,17 @@
 /* Preloaded into a program under test: makes it ignore signals, or receive them twice.
  *
  * FAULT is a list of words: "deaf:SIGNAL:COUNT" ignores the first COUNT of a
- * signal (0: all), "twice:SIGNAL" calls its handler twice. A signal is given by
- * its number. Everything else passes through. */
+ * signal (0: all), "twice:SIGNAL" calls its handler twice, "dies" ends the program
+ * once it has sent a SIGUSR1, as haproxy ends that cannot become its user: its
+ * sockets are closed a moment before. A signal is given by its number. Everything
+ * else passes through. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define SIGNALS 65
 
@@ -17,6 +20,7 @@ typedef void (*handler_of)(int, siginfo_t *, void *);
 static handler_of handlers[SIGNALS];
 static long deaf[SIGNALS]; /* how many are left to swallow; negative: all */
 static int twice[SIGNALS];
+static int dies;
 
 static int (*real_sigaction(void))(int, const struct sigaction *, struct sigaction *) {
     return (int (*)(int, const struct sigaction *, struct sigaction *))dlsym(RTLD_NEXT, "sigaction");
@@ -64,6 +68,8 @@ __attribute__((constructor)) static void read_faults(void) {
         if (sscanf(word, "deaf:%d:%ld", &number, &count) == 2 && number > 0 && number < SIGNALS) {
             deaf[number] = count == 0 ? -1 : count;
             set(number, NULL, between);
+        } else if (strcmp(word, "dies") == 0) {
+            dies = 1;
         } else if (sscanf(word, "twice:%d", &number) == 1 && number > 0 && number < SIGNALS) {
             twice[number] = 1;
         }
@@ -87,4 +93,15 @@ void (*signal(int number, void (*handler)(int)))(int) {
     act.sa_handler = handler;
     act.sa_flags = SA_RESTART;
     return sigaction(number, &act, &old) == 0 ? old.sa_handler : SIG_ERR;
+}
+
+int kill(pid_t pid, int number) {
+    int sent = ((int (*)(pid_t, int))dlsym(RTLD_NEXT, "kill"))(pid, number);
+    if (dies && number == SIGUSR1) {
+        for (int fd = 3; fd < 1024; fd++)
+            close(fd);
+        usleep(100 * 1000);
+        _exit(1);
+    }
+    return sent;
 }

@@ -33,6 +33,8 @@ pub(crate) enum Fault {
     Waits,
     /// It sleeps and never becomes the program.
     Hangs,
+    /// It closes its sockets and ends, just after it has said by a signal that it is ready.
+    Dies,
 }
 
 /// A broker, a haproxy that serves with `x-generation: 1`, and light load on it.
@@ -378,6 +380,7 @@ pub(crate) fn with_faults(
                     writeln!(script, " echo $$ >{marker}; read -r go <{fifo}").expect("a string");
                 }
                 Fault::Hangs => script.push_str(" exec sleep 1000\n"),
+                Fault::Dies => words.push("dies".to_owned()),
             }
         }
         if !words.is_empty() {

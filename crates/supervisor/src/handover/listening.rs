@@ -8,7 +8,7 @@ use bindonce_core::duration;
 use bindonce_haproxy::cli::descriptor;
 use bindonce_sys::{epoll, holders, inherit, process, worker};
 
-use crate::generations::admin::{Admin, NoAnswer};
+use crate::generations::admin::Admin;
 use crate::generations::generation::Generation;
 use crate::kind::Kind;
 
@@ -66,8 +66,8 @@ impl Listening {
     }
 
     /// The indexes of listeners that the generation does not listen on, nor begins to within
-    /// `limit`. None if it does not answer in time. Empty where it cannot be known: haproxy lacks
-    /// the command or uses no epoll, or has ended, which is noticed elsewhere.
+    /// `limit`. None if it does not answer in time, or has ended, which is noticed elsewhere. Empty
+    /// where it cannot be known: haproxy lacks the command or uses no epoll.
     pub(crate) async fn missing(&self, limit: Duration) -> Option<Vec<usize>> {
         let (mut heard, mut last) = (None, None);
         let looks = async {
@@ -76,7 +76,9 @@ impl Listening {
                     Self::AdminSocket(admin, count) => ask(admin, *count, limit).await,
                     Self::EpollSets(processes) => processes.look(&mut heard, limit).await,
                 };
-                let Some(seen) = seen else { return };
+                // No answer comes any more. If the generation has ended, its end decides: what it
+                // did not say must not count as said.
+                let Some(seen) = seen else { return std::future::pending().await };
                 let is_over = seen.waiting.is_empty();
                 last = Some(seen);
                 if is_over {
@@ -110,7 +112,7 @@ struct Missing {
 
 impl Processes {
     /// Adds the inodes that the processes wait for to `heard`, since a process that is full waits
-    /// for none. None if the look takes too long.
+    /// for none. None if the look takes too long, or the processes have ended.
     async fn look(&self, heard: &mut Option<BTreeSet<u64>>, limit: Duration) -> Option<Missing> {
         let this = self.clone();
         let look = move || {
@@ -124,7 +126,7 @@ impl Processes {
         let (seen, never) = worker::within(limit, look).await.ok()?;
         match seen {
             Some(seen) => heard.get_or_insert_default().extend(seen),
-            None if process::start_time(self.pid).is_none() => return Some(Missing::default()),
+            None if process::start_time(self.pid).is_none() => return None,
             None if never => {
                 self.warn_unseen();
                 return Some(Missing::default());
@@ -148,15 +150,8 @@ impl Processes {
     }
 }
 
+/// None if it does not answer in time, or has closed the connection.
 async fn ask(admin: &Admin, count: usize, limit: Duration) -> Option<Missing> {
-    match descriptors(admin, count, limit).await {
-        Ok(missing) => Some(missing),
-        Err(NoAnswer::Closed) => Some(Missing::default()),
-        Err(NoAnswer::InTime) => None,
-    }
-}
-
-async fn descriptors(admin: &Admin, count: usize, limit: Duration) -> Result<Missing, NoAnswer> {
     let first = usize::try_from(inherit::FIRST).unwrap_or_default() + 1;
     let commands = match count > ONE_BY_ONE {
         true => "show fd".to_owned(),
@@ -165,7 +160,7 @@ async fn descriptors(admin: &Admin, count: usize, limit: Duration) -> Result<Mis
             each.collect::<Vec<_>>().join("\n")
         }
     };
-    let answer = admin.ask(commands, limit).await?;
+    let answer = admin.ask(commands, limit).await.ok()?;
     let known: BTreeMap<_, _> = answer.lines().filter_map(descriptor).collect();
     let mut missing = Missing::default();
     // The entry of the admin socket shows that haproxy has the command, and the form of its
@@ -179,7 +174,7 @@ async fn descriptors(admin: &Admin, count: usize, limit: Duration) -> Result<Mis
             }
         }
     }
-    Ok(missing)
+    Some(missing)
 }
 
 #[cfg(test)]
@@ -218,8 +213,8 @@ mod tests {
         let local = tokio::task::LocalSet::new();
         let missing = local.block_on(&runtime.expect("a runtime"), async {
             let listening = Listening::AdminSocket(Admin::resume(ours.into(), 0, |_| ()), 2);
-            // A minute for a haproxy that answers; nothing for a silent one.
-            let limit = if closes { 60_000 } else { 50 };
+            // A minute for a haproxy that answers all; nothing for the others.
+            let limit = if answers > last { 60_000 } else { 50 };
             listening.missing(Duration::from_millis(limit)).await
         });
         drop(local); // Closes its end of the connection.
@@ -230,9 +225,9 @@ mod tests {
     #[test]
     fn what_is_not_said_in_time_is_not_taken_for_said() {
         let first = usize::try_from(inherit::FIRST).expect("a number");
-        assert_eq!(answers_of(first + 2, 8, true), Some(vec![]));
-        assert_eq!(answers_of(first + 1, 8, true), Some(vec![1]));
+        assert_eq!(answers_of(first + 2, 80, true), Some(vec![]));
+        assert_eq!(answers_of(first + 1, 80, true), Some(vec![1]));
         assert_eq!(answers_of(first + 2, 2, false), None, "silent at the second of its listeners");
-        assert_eq!(answers_of(first + 2, 2, true), Some(vec![]), "its end is noticed elsewhere");
+        assert_eq!(answers_of(first + 2, 2, true), None, "its end says nothing of the rest");
     }
 }
