@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,8 +16,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
+use serde_json::json;
 
-use crate::harness::{Haproxy, Process, Scene, Wire, config, eventually, finish};
+use crate::harness::{Haproxy, Process, Scene, Wire, bindonce, config, eventually, finish, skip};
 
 /// The state letter of /proc/PID/stat; T is stopped.
 fn state(process: &Process) -> char {
@@ -373,4 +374,63 @@ fn a_broker_whose_configuration_cannot_be_read_again_answers_and_keeps_its_rules
     broker.signal(Signal::SIGHUP);
     broker.wait_line("rules and limits read again");
     assert_eq!(broker.terminate().code(), Some(0));
+}
+
+/// A broker in a mount namespace where this nscd is the name service. glibc asks nscd before it
+/// reads /etc/passwd.
+fn broker_with_name_service(scene: &Scene, nscd: &Path) -> Process {
+    let script = "mount -t tmpfs tmpfs /run && mkdir /run/nscd && ln -s \"$NSCD\" /run/nscd/socket \
+                  && exec \"$@\"";
+    let mut command = scene.command("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(bindonce());
+    command.args(["serve", "--socket"]).arg(scene.socket()).env("NSCD", nscd);
+    let mut broker = Process::start(&mut command);
+    scene.wait_broker(&mut broker);
+    broker
+}
+
+#[test]
+fn a_name_service_that_does_not_answer_holds_up_only_the_claims_that_need_it() {
+    let scene = Scene::new();
+    let mut mount = scene.command("unshare");
+    let mounted = finish(mount.args(["--mount", "mount", "-t", "tmpfs", "tmpfs", "/run"]));
+    if mounted.code != Some(0) {
+        return skip("needs root, for a name service of its own");
+    }
+    let nscd = scene.path("nscd");
+    let service = UnixListener::bind(&nscd).expect("a socket");
+    service.set_nonblocking(true).expect("a flag");
+    let _broker = broker_with_name_service(&scene, &nscd);
+    let at = |name: &str| format!("unix@{}", scene.path(name).display());
+    let mut other = scene.wire();
+    other.bind(&[at("held").as_str()]);
+    let wanted = [
+        json!({"listen": at("new") + ",user=root"}),
+        json!({"listen": at("held") + ",group=root", "change": true}),
+    ];
+    let mut waiting = Vec::new();
+    for element in &wanted {
+        let mut wire = scene.wire();
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": "bind", "params": [element]});
+        wire.send(request.to_string().as_bytes());
+        waiting.push(wire);
+    }
+    let asked = eventually("the broker to ask", || service.accept().ok());
+    // Numbers need no name service.
+    other.bind(&[(at("number") + ",user=0,group=0").as_str()]);
+    for wire in &mut waiting {
+        assert!(wire.is_quiet(), "it was answered before the name service");
+    }
+    for (wire, who) in waiting.iter_mut().zip(["user \"root\"", "group \"root\""]) {
+        let reply = wire.reply();
+        let message = reply["error"]["message"].as_str().unwrap_or_default();
+        let late = "the name service did not answer within 5s";
+        assert!(message.contains(who) && message.contains(late), "{reply}");
+    }
+    assert!(!scene.path("new").exists());
+    // Without a server at its socket, glibc reads the files.
+    drop((service, asked));
+    for (wire, element) in waiting.iter_mut().zip(&wanted) {
+        wire.call("bind", &json!([element]));
+    }
 }

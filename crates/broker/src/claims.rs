@@ -10,10 +10,11 @@ use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::registry::{
     ConnectionId, Event, Lease, Neighbour, Opened, Overlap, Refusal, Want, Wants,
 };
-use bindonce_sys::listen;
+use bindonce_sys::listen::{self, Accounts};
 use bindonce_wire::RpcError;
 use tokio::task::yield_now;
 
+use crate::accounts;
 use crate::aside::Aside;
 use crate::broker::Broker;
 use crate::listeners::{self, Denied, Next, Owned, Socket, Unfinished, unlink};
@@ -32,6 +33,8 @@ struct Opening {
     sockets: Vec<Opened<Socket>>,
     /// User counts reserved for the sockets still to open.
     owned: Vec<Owned>,
+    /// The users and groups that the listeners name, looked up.
+    accounts: Accounts,
     unfinished: Rc<Unfinished>,
 }
 
@@ -133,13 +136,17 @@ pub(crate) async fn claim_unsettled(
                     Event::OpenFailed(id, opened)
                 }
             },
-            Next::Change(changes) => match broker.borrow().listeners.change(&changes) {
-                Ok(backlogs) => Event::Changed(id, backlogs),
-                Err(denied) => {
-                    failure = Some(denied);
-                    Event::ChangeFailed(id)
+            Next::Change(changes) => {
+                let mut accounts = broker.borrow().listeners.new_owners(&changes);
+                accounts.find().await;
+                match broker.borrow().listeners.change(&changes, &accounts) {
+                    Ok(backlogs) => Event::Changed(id, backlogs),
+                    Err(denied) => {
+                        failure = Some(denied);
+                        Event::ChangeFailed(id)
+                    }
                 }
-            },
+            }
             Next::Granted(leases) => {
                 broker.borrow_mut().claimed(&leases);
                 return Ok(leases);
@@ -202,14 +209,27 @@ async fn look(broker: &RefCell<Broker>, id: ConnectionId, wants: &Wants) -> Resu
                 looked = some;
                 yield_now().await;
             }
-            let held = &mut broker.borrow_mut().listeners;
-            new += held.registry.not_leased(id, want, from, some);
+            new += broker.borrow().listeners.registry.not_leased(id, want, from, some);
             if rebinds {
-                held.rebind_unreachable(want, from, some)?;
+                let unreached = broker.borrow().listeners.unreached(want, from, some);
+                for inode in unreached {
+                    rebind(broker, inode).await?;
+                }
             }
         }
     }
     Ok(if fits { asked } else { new })
+}
+
+/// Rebinds a listener that no client reaches, by its inode.
+async fn rebind(broker: &RefCell<Broker>, inode: u64) -> Result<(), Denied> {
+    let held = {
+        let broker = broker.borrow();
+        broker.listeners.registry.by_inode(inode).map(|(_, held)| Arc::clone(&held.listener))
+    };
+    let Some(listener) = held else { return Ok(()) };
+    let accounts = accounts::of([&*listener]).await;
+    broker.borrow_mut().listeners.rebind(inode, &accounts)
 }
 
 /// The sockets opened before the first failure, and the reason for the failure.
@@ -225,8 +245,9 @@ async fn open(
     let owned = broker.borrow().listeners.reserve(id, listeners.len());
     let owned = owned.map_err(|denied| (Vec::new(), denied))?;
     let unfinished = Rc::clone(&broker.borrow().listeners.unfinished);
+    let accounts = accounts::of(listeners.iter().map(Arc::as_ref)).await;
     let sockets = Vec::with_capacity(listeners.len());
-    let opening = Opening { sockets, owned, unfinished };
+    let opening = Opening { sockets, owned, accounts, unfinished };
     if overlaps.is_empty() {
         open_each(broker, listeners, opening).await
     } else {
@@ -291,7 +312,7 @@ async fn open_in_turns(
         if count != 0 && count % OPENED_AT_ONCE == 0 {
             yield_now().await;
         }
-        let socket = listen::open(&listener);
+        let socket = listen::open_with(&listener, &opening.accounts);
         opening.push(&broker.borrow(), &listener, socket)?;
     }
     Ok(())
@@ -336,7 +357,7 @@ async fn open_beside_others(
             .map(|fd| fd.as_fd())
             .collect();
         let socket = if fds.is_empty() {
-            listen::open(&listener)
+            listen::open_with(&listener, &opening.accounts)
         } else {
             listen::open_beside(&listener, &fds, hide)
         };

@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bindonce_core::address::Address;
@@ -23,6 +24,7 @@ use bindonce_sys::watch::Watch;
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
+use crate::accounts;
 use crate::broker::Broker;
 use crate::claims;
 use crate::inquiry::Question;
@@ -36,7 +38,7 @@ const QUIET: Duration = Duration::from_secs(1);
 
 /// Keeps every listener listening, for as long as the broker runs.
 pub(crate) async fn keep(broker: &Rc<RefCell<Broker>>) {
-    tokio::join!(watch(broker), report(broker), settle_rest(broker));
+    tokio::join!(watch(broker), replace(broker), report(broker), settle_rest(broker));
 }
 
 /// Does the work that replies have left, in as many turns as it needs.
@@ -84,38 +86,37 @@ async fn watch(broker: &Rc<RefCell<Broker>>) {
 }
 
 /// Makes one listener listen again if it does not.
-fn look_after(broker: &Rc<RefCell<Broker>>, number: u64) {
-    let (id, inode, health) = {
-        let broker = broker.borrow();
-        let Some((id, held)) = broker.listeners.registry.numbered(number) else { return };
-        let inode = held.opened.inode;
-        let fd = held.opened.handle.fd.as_fd();
-        let backlog = held.listener.options.backlog.unwrap_or(u32::MAX);
-        let place =
-            Listener { address: held.opened.bound.clone(), ..Listener::clone(&held.listener) };
-        let others = broker.listeners.neighbours(&place);
-        let others: Vec<_> = others.iter().map(|fd| fd.as_fd()).collect();
-        let health = listen::repair_beside(fd, &place, backlog, &others);
-        if let Ok((Health::Repaired, false)) = &health {
-            tracing::warn!(
-                listener = held.listener.label(),
-                inode,
-                hint = "restart what uses it when you can: CAP_NET_ADMIN would have avoided it",
-                "other processes of this user could join the listener since it was made to listen \
-                 again"
-            );
+fn look_after(broker: &RefCell<Broker>, number: u64) {
+    let broker = broker.borrow();
+    let Some((id, held)) = broker.listeners.registry.numbered(number) else { return };
+    let inode = held.opened.inode;
+    let fd = held.opened.handle.fd.as_fd();
+    let backlog = held.listener.options.backlog.unwrap_or(u32::MAX);
+    let place = Listener { address: held.opened.bound.clone(), ..Listener::clone(&held.listener) };
+    let others = broker.listeners.neighbours(&place);
+    let others: Vec<_> = others.iter().map(|fd| fd.as_fd()).collect();
+    let health = listen::repair_beside(fd, &place, backlog, &others);
+    if let Ok((Health::Repaired, false)) = &health {
+        tracing::warn!(
+            listener = held.listener.label(),
+            inode,
+            hint = "restart what uses it when you can: CAP_NET_ADMIN would have avoided it",
+            "other processes of this user could join the listener since it was made to listen \
+             again"
+        );
+    }
+    let guard = &broker.listeners.guard;
+    let mut broken = guard.broken.borrow_mut();
+    match health.map(|(health, _)| health) {
+        Ok(Health::Listening) => {
+            broken.remove(&id);
         }
-        let health = health.map(|(health, _)| health);
-        let mut broken = broker.listeners.guard.broken.borrow_mut();
-        match &health {
-            Ok(Health::Listening) => {
-                broken.remove(&id);
-            }
-            Ok(Health::Repaired) => {
-                broken.remove(&id);
-                held.opened.handle.watch.count(id);
-            }
-            Ok(Health::ShutDown) if !matches!(held.listener.address, Address::Unix(_)) => {
+        Ok(Health::Repaired) => {
+            broken.remove(&id);
+            held.opened.handle.watch.count(id);
+        }
+        Ok(Health::ShutDown) => {
+            if !matches!(held.listener.address, Address::Unix(_)) {
                 tracing::error!(
                     listener = held.listener.label(),
                     inode,
@@ -126,30 +127,46 @@ fn look_after(broker: &Rc<RefCell<Broker>>, number: u64) {
                     format!("{} was shut down and cannot be repaired", held.listener.label());
                 broker.reporter.record(Happening::new(Kind::ListenerBroken, text));
             }
-            Ok(Health::ShutDown) => {}
-            Err(error) if broken.insert(id) => {
-                tracing::error!(
-                    listener = held.listener.label(), address = %held.opened.bound, inode, %error,
-                    hint = "find the process that has taken the port (ss -ltnp) and end it: the broker tries again \
-                            all the time",
-                    "listener has left LISTEN and cannot be made to listen again"
-                );
-                let text = format!("{} has left LISTEN: {error}", held.listener.label());
-                broker.reporter.record(Happening::new(Kind::ListenerBroken, text));
-            }
-            Err(_) => {}
+            guard.shut_down.borrow_mut().insert(id, inode);
+            guard.to_replace.notify_one();
         }
-        (id, inode, health)
-    };
-    match health {
-        Ok(Health::ShutDown) => put_another(broker, id, inode),
-        Ok(Health::Listening | Health::Repaired) | Err(_) => {}
+        Err(error) if broken.insert(id) => {
+            tracing::error!(
+                listener = held.listener.label(), address = %held.opened.bound, inode, %error,
+                hint = "find the process that has taken the port (ss -ltnp) and end it: the broker tries again \
+                        all the time",
+                "listener has left LISTEN and cannot be made to listen again"
+            );
+            let text = format!("{} has left LISTEN: {error}", held.listener.label());
+            broker.reporter.record(Happening::new(Kind::ListenerBroken, text));
+        }
+        Err(_) => {}
+    }
+}
+
+/// Replaces sockets that were shut down, one at a time. Repairs do not wait for this, because the
+/// user and the group of a path may have to be looked up.
+async fn replace(broker: &RefCell<Broker>) {
+    let guard = Rc::clone(&broker.borrow().listeners.guard);
+    loop {
+        let next = guard.shut_down.borrow_mut().pop_first();
+        match next {
+            Some((id, inode)) => put_another(broker, id, inode).await,
+            None => guard.to_replace.notified().await,
+        }
+        yield_now().await;
     }
 }
 
 /// Puts a new socket on a UNIX path whose socket was shut down.
-fn put_another(broker: &Rc<RefCell<Broker>>, id: ListenerId, inode: u64) {
-    let replaced = broker.borrow_mut().listeners.replace(id);
+async fn put_another(broker: &RefCell<Broker>, id: ListenerId, inode: u64) {
+    let held = {
+        let broker = broker.borrow();
+        broker.listeners.registry.held(id).map(|held| Arc::clone(&held.listener))
+    };
+    let Some(listener) = held else { return };
+    let accounts = accounts::of([&*listener]).await;
+    let replaced = broker.borrow_mut().listeners.replace(id, inode, &accounts);
     let parts = broker.borrow();
     match replaced {
         Ok(Some(new)) => {

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod accounts;
 mod answer;
 mod answering;
 mod aside;

@@ -31,6 +31,7 @@ use bindonce_sys::{diag, holders, identity, worker};
 use bindonce_wire::manifest::Entry;
 use tokio::time::{Instant, timeout_at};
 
+use crate::accounts;
 use crate::broker::Broker;
 use crate::inquiry;
 use crate::persistence::Gate;
@@ -185,15 +186,17 @@ fn from_process(entry: &Entry, holder: Holder) -> Option<Found> {
     }
 }
 
-/// Rebinds the missing listeners that are `free`, where the kernel allows it.
+/// Rebinds the missing listeners that are `free`, where the kernel allows it. One whose user or
+/// group cannot be looked up is left to a later claim.
 async fn rebind(broker: &Rc<RefCell<Broker>>, free: impl Fn(&Entry) -> bool) {
     let entries = broker.borrow().persistence.missing.wanted(free);
+    let accounts = accounts::of_records(&entries).await;
     for entry in entries {
         let (Ok(listener), Ok(bound)) = (entry.listener(), entry.bound()) else { continue };
         let name = listener.label();
         // If port 0 was asked for, bind the port that the listener had.
         let place = Listener { address: bound, ..listener.clone() };
-        let again = broker.borrow().listeners.open_again(&place);
+        let again = broker.borrow().listeners.open_again(&place, &accounts);
         match again {
             Ok(socket) => {
                 tracing::warn!(listener = name, "listener bound anew: no process had its socket");

@@ -2,8 +2,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bindonce_core::address::Address;
+use bindonce_core::duration;
 use bindonce_core::error::Invalid;
 use nix::errno::Errno;
 
@@ -63,6 +65,33 @@ pub enum Error {
         name: String,
         /// The requested address.
         address: Address,
+    },
+    /// The name service did not answer in time for the `user=` or `group=` of a UNIX path.
+    #[error(
+        "cannot listen on {address}: cannot look up the {kind} {name:?}: the name service did not \
+         answer within {}", duration::format(*.limit)
+    )]
+    OwnerNotAnswered {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// The requested name.
+        name: String,
+        /// The requested address.
+        address: Address,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// The lookup of the `user=` or `group=` of a UNIX path failed.
+    #[error("cannot listen on {address}: cannot look up the {kind} {name:?}: {errno}")]
+    OwnerLookup {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// The requested name.
+        name: String,
+        /// The requested address.
+        address: Address,
+        /// The answer of getpwnam(3) or getgrnam(3).
+        errno: Errno,
     },
     /// The user or group to switch to does not exist.
     #[error("there is no {kind} {name:?} on this system")]
@@ -146,6 +175,7 @@ impl Error {
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Listen { errno, .. }
+            | Self::OwnerLookup { errno, .. }
             | Self::Netns { errno, .. }
             | Self::Exec { errno, .. }
             | Self::Call { errno, .. } => Some(*errno as i32),
@@ -177,6 +207,14 @@ impl Error {
             }
             Self::UnknownOwner { kind, .. } => {
                 format!("create the {kind}, or give its number instead of a name")
+            }
+            Self::OwnerNotAnswered { kind, .. } | Self::OwnerLookup { kind, .. } => {
+                let database = if *kind == "user" { "passwd" } else { "group" };
+                format!(
+                    "`getent {database} NAME` asks the same services (/etc/nsswitch.conf, nscd): \
+                     repair the one that does not answer, or give the number of the {kind} instead \
+                     of a name"
+                )
             }
             Self::UnknownAccount { kind, .. } => {
                 format!(

@@ -13,7 +13,7 @@ use bindonce_daemon::Happening;
 use bindonce_sys::Errno;
 use bindonce_sys::clock::now;
 use bindonce_sys::closing;
-use bindonce_sys::listen::{self, Astray, UnixPath, can_go_astray};
+use bindonce_sys::listen::{self, Accounts, Astray, UnixPath, can_go_astray};
 
 use super::denied::Denied;
 use super::socket::{Closed, Held, Socket};
@@ -132,15 +132,9 @@ impl Listeners {
             .generation(label.map(|label| label.generation))
     }
 
-    /// Rebinds those of `most` wanted listeners, from index `from` on, that no client reaches.
-    /// Processes that have the old sockets drain with them.
-    pub(crate) fn rebind_unreachable(
-        &mut self,
-        want: &Want,
-        from: usize,
-        most: usize,
-    ) -> Result<(), Denied> {
-        let inodes: Vec<u64> = match &want.wanted {
+    /// Those of `most` wanted listeners, from index `from` on, that no client reaches, by inode.
+    pub(crate) fn unreached(&self, want: &Want, from: usize, most: usize) -> Vec<u64> {
+        match &want.wanted {
             Wanted::Named(name) => {
                 self.registry.by_name(name).filter(is_astray).map(inode).into_iter().collect()
             }
@@ -148,29 +142,29 @@ impl Listeners {
                 let held = |one: &Listener| self.registry.by_key(one).filter(is_astray).map(inode);
                 spec.expand_from(from).take(most).filter_map(|one| held(&one)).collect()
             }
-        };
-        inodes.into_iter().try_for_each(|inode| self.rebind_one(inode))
+        }
     }
 
-    fn rebind_one(&mut self, inode: u64) -> Result<(), Denied> {
+    /// Rebinds the listener with this inode, if no client reaches it. Processes that have the old
+    /// socket drain with it.
+    pub(crate) fn rebind(&mut self, inode: u64, accounts: &Accounts) -> Result<(), Denied> {
         let Some((id, held)) = self.registry.by_inode(inode) else { return Ok(()) };
-        let (listener, why) = (held.listener.clone(), astray(held));
-        if let (Some(Astray::PathClosed { mode, wanted, .. }), Some(path)) =
-            (&why, &held.opened.handle.path)
-        {
+        let Some(why) = astray(held) else { return Ok(()) };
+        if let Astray::PathClosed { path, mode, wanted } = &why {
             let (was, now) = (format!("{mode:04o}"), format!("{wanted:04o}"));
-            let done = listen::restore_mode(path, *wanted);
-            let path = path.path.display();
-            match done {
-                Ok(()) => tracing::warn!(%path, was, now, "mode of a UNIX path restored"),
-                Err(error) => {
-                    tracing::error!(%path, was, now, %error, "mode of a UNIX path not restored");
+            let ours = held.opened.handle.path.as_ref();
+            match ours.map_or(Ok(()), |ours| listen::restore_mode(ours, *wanted)) {
+                Ok(()) => {
+                    tracing::warn!(path = %path.display(), was, now, "mode of a UNIX path restored");
                 }
+                Err(error) => tracing::error!(
+                    path = %path.display(), was, now, %error, "mode of a UNIX path not restored"
+                ),
             }
             return Ok(());
         }
-        let why = why.map(|why| why.to_string()).unwrap_or_default();
-        match self.replace(id) {
+        let (listener, why) = (held.listener.clone(), why.to_string());
+        match self.replace(id, inode, accounts) {
             Ok(new) => {
                 let listener = listener.label();
                 tracing::warn!(listener, why, was = inode, inode = new, "listener bound anew");
@@ -232,15 +226,30 @@ impl Listeners {
         }
     }
 
+    /// The users and groups that must be looked up before [`Self::change`].
+    pub(crate) fn new_owners(&self, changes: &[Change]) -> Accounts {
+        let mut accounts = Accounts::default();
+        for change in changes {
+            if let Some(held) = self.registry.held(change.listener) {
+                accounts.add_changed(&held.listener.options, &change.options);
+            }
+        }
+        accounts
+    }
+
     /// Changes sockets in place, all or none. Returns the backlog of each.
-    pub(crate) fn change(&self, changes: &[Change]) -> Result<Vec<u32>, Denied> {
+    pub(crate) fn change(
+        &self,
+        changes: &[Change],
+        accounts: &Accounts,
+    ) -> Result<Vec<u32>, Denied> {
         let mut done = Vec::with_capacity(changes.len());
         let mut backlogs = Vec::with_capacity(changes.len());
         for change in changes {
             let Some(held) = self.registry.held(change.listener) else { continue };
             let (socket, backlog) = (&held.opened.handle, held.opened.backlog);
             let (fd, path) = (socket.fd.as_fd(), socket.path.as_ref());
-            match listen::change(fd, path, &held.listener, backlog, &change.options) {
+            match listen::change(fd, path, &held.listener, backlog, &change.options, accounts) {
                 Ok(before) => {
                     if change.options.transparent {
                         self.tell_if_free(&held.listener, fd);
@@ -276,21 +285,28 @@ impl Listeners {
     pub(crate) fn open_again(
         &self,
         listener: &Listener,
+        accounts: &Accounts,
     ) -> Result<listen::Opened, bindonce_sys::Error> {
         let others = self.neighbours(listener);
         if others.is_empty() {
-            return listen::open(listener);
+            return listen::open_with(listener, accounts);
         }
         let fds: Vec<BorrowedFd<'_>> = others.iter().map(|fd| fd.as_fd()).collect();
         listen::open_beside(listener, &fds, false)
     }
 
-    /// Opens a new socket for a listener whose socket is beyond repair. Returns the inode of the
-    /// new one; None if there is no such listener.
-    pub(crate) fn replace(&mut self, id: ListenerId) -> Result<Option<u64>, bindonce_sys::Error> {
-        let Some(held) = self.registry.held(id) else { return Ok(None) };
+    /// Opens a new socket for a listener whose socket, with the inode `was`, is beyond repair.
+    /// Returns the inode of the new one; None if the listener no longer has the old one.
+    pub(crate) fn replace(
+        &mut self,
+        id: ListenerId,
+        was: u64,
+        accounts: &Accounts,
+    ) -> Result<Option<u64>, bindonce_sys::Error> {
+        let held = self.registry.held(id).filter(|held| held.opened.inode == was);
+        let Some(held) = held else { return Ok(None) };
         let listener = held.listener.clone();
-        let opened = self.opened(&listener, self.open_again(&listener)?);
+        let opened = self.opened(&listener, self.open_again(&listener, accounts)?);
         let inode = opened.inode;
         let actions = self.registry.on(now(), Event::Replace(id, opened));
         self.perform(actions);

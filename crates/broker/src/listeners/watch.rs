@@ -18,6 +18,10 @@ pub(crate) struct Guard {
     pub(crate) kernel: guard::Guard,
     /// Listeners that do not listen and could not be repaired yet.
     pub(crate) broken: RefCell<BTreeSet<ListenerId>>,
+    /// Listeners that need another socket, with the inode of the one that was shut down.
+    pub(crate) shut_down: RefCell<BTreeMap<ListenerId, u64>>,
+    /// Notified when there is one of them.
+    pub(crate) to_replace: Notify,
     /// Listeners that were made to listen again, and how often, since the last report.
     pub(crate) unreported: RefCell<BTreeMap<ListenerId, u64>>,
     /// Notified when there is something to report.
@@ -31,6 +35,8 @@ impl Guard {
         Ok(Rc::new(Self {
             kernel: guard::Guard::new()?,
             broken: RefCell::default(),
+            shut_down: RefCell::default(),
+            to_replace: Notify::new(),
             unreported: RefCell::default(),
             repaired: Notify::new(),
             unsettled: Notify::new(),

@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::{Opened, netns, open_here};
+use super::{Accounts, Opened, netns, open_here};
 use crate::error::{Error, errno_of};
 use crate::guard::{self, Health};
 
@@ -47,7 +47,8 @@ pub fn open_beside(
         let seal = Seal::of(&listener.address).ok_or_else(not_exclusive)?;
         let shared = Shared::among(others)
             .map_err(Error::listen("setsockopt(SO_REUSEPORT)", &listener.address))?;
-        let opened = open_here(listener, true, hide)?;
+        // Only a UNIX path has an owner, and it overlaps nothing.
+        let opened = open_here(listener, &Accounts::default(), true, hide)?;
         let sealed = seal.put();
         let alone = SockRef::from(&opened.fd).set_reuse_port(false);
         drop(shared);

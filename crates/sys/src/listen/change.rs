@@ -7,9 +7,9 @@ use nix::errno::Errno;
 use nix::unistd::{Gid, Uid};
 use socket2::SockRef;
 
+use super::accounts::{Accounts, Owner, owner_differs};
 use super::node::{Node, UnixPath};
 use super::transparent::{self, Foreign, is_v6, set_freebind, set_transparent};
-use super::unix::Owner;
 use crate::error::Error;
 
 /// The state of a socket before [`change`], for [`Before::undo`].
@@ -27,7 +27,8 @@ pub struct Before {
 /// Applies the options of `wanted` that differ from those of `listener`: the backlog (by another
 /// listen(2)), and the mode, user and group of a UNIX path; `transparent`, `freebind` and
 /// `blocking` are only ever switched on. Options that are part of a listener's key are left alone.
-/// `backlog` is the backlog in effect now.
+/// `backlog` is the backlog in effect now. `accounts` has the numbers of a new user and group
+/// ([`Accounts::add_changed`]).
 ///
 /// # Errors
 /// On failure the socket is restored. The error names the call and the address.
@@ -37,9 +38,10 @@ pub fn change(
     listener: &Listener,
     backlog: u32,
     wanted: &Options,
+    accounts: &Accounts,
 ) -> Result<Before, Error> {
     let mut before = Before::default();
-    match attempt(socket, path, listener, backlog, wanted, &mut before) {
+    match attempt(socket, path, listener, backlog, wanted, accounts, &mut before) {
         Ok(()) => Ok(before),
         Err(error) => {
             before.undo(socket, path, listener);
@@ -81,6 +83,7 @@ fn attempt(
     listener: &Listener,
     backlog: u32,
     wanted: &Options,
+    accounts: &Accounts,
     before: &mut Before,
 ) -> Result<(), Error> {
     let fail = |operation| Error::listen(operation, &listener.address);
@@ -104,16 +107,19 @@ fn attempt(
         SockRef::from(&socket).set_nonblocking(false).map_err(fail("fcntl(O_NONBLOCK)"))?;
         before.blocking = true;
     }
-    let owner_differs = wanted.user != has.user || wanted.group != has.group;
     let mode = wanted.mode.filter(|mode| Some(*mode) != has.mode);
-    if mode.is_none() && !owner_differs {
+    let owner = if owner_differs(has, wanted) {
+        let asked = Listener { options: wanted.clone(), ..listener.clone() };
+        Some(Owner::of(&asked, accounts)?)
+    } else {
+        None
+    };
+    if mode.is_none() && owner.is_none() {
         return Ok(());
     }
-    let asked = Listener { options: wanted.clone(), ..listener.clone() };
-    let owner = Owner::find(&asked)?;
     let gone = || fail("lstat")(Errno::ENOENT.into());
     let file = Node::ours(path.ok_or_else(gone)?).map_err(fail("open"))?;
-    if owner_differs {
+    if let Some(owner) = owner {
         file.set_owner(owner.user, owner.group).map_err(fail("chown"))?;
         before.owner = Some((file.uid, file.gid));
     }
@@ -150,8 +156,8 @@ mod tests {
         let opened = open(&listener).expect("open");
         let fd = opened.fd.as_fd();
         let limit = || accept_queue(fd).expect("queue").limit;
-        let before = change(fd, None, &listener, 5, &options("backlog=9,freebind,blocking"))
-            .expect("change");
+        let wanted = options("backlog=9,freebind,blocking");
+        let before = change(fd, None, &listener, 5, &wanted, &Accounts::default()).expect("change");
         assert_eq!(limit(), 9);
         assert!(SockRef::from(&fd).freebind_v4().expect("freebind"));
         assert!(!SockRef::from(&fd).nonblocking().expect("O_NONBLOCK"));
@@ -170,17 +176,20 @@ mod tests {
         let opened = open(&listener).expect("open");
         let (fd, ours) = (opened.fd.as_fd(), opened.path.as_ref());
         let mode = || path.metadata().expect("stat").mode() & 0o777;
-        let wanted = options("mode=0660,user=no-such-user");
-        let error = change(fd, ours, &listener, 5, &wanted).expect_err("unknown user");
+        let change = |wanted: &str| {
+            let wanted = options(wanted);
+            change(fd, ours, &listener, 5, &wanted, &Accounts::of(&wanted))
+        };
+        let error = change("mode=0660,user=no-such-user").expect_err("unknown user");
         assert!(error.to_string().contains("no-such-user"), "{error}");
         assert_eq!(mode(), 0o600);
-        let before = change(fd, ours, &listener, 5, &options("mode=0660")).expect("change");
+        let before = change("mode=0660").expect("change");
         assert_eq!(mode(), 0o660);
         before.undo(fd, ours, &listener);
         assert_eq!(mode(), 0o600);
         fs::remove_file(&path).expect("remove");
         fs::write(&path, "").expect("write");
-        let error = change(fd, ours, &listener, 5, &options("mode=0666")).expect_err("not ours");
+        let error = change("mode=0666").expect_err("not ours");
         assert_eq!(error.errno(), Some(Errno::ENOENT as i32));
     }
 }

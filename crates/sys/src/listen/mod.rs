@@ -9,6 +9,7 @@
 //! with EADDRINUSE, which is the point of the product. IPV6_V6ONLY is always set explicitly, so the
 //! system's default has no effect.
 
+mod accounts;
 mod astray;
 mod beside;
 mod change;
@@ -31,6 +32,7 @@ use crate::diag;
 use crate::error::{Error, errno_of};
 use crate::hidden::Hiding;
 
+pub use accounts::Accounts;
 pub use astray::{Astray, astray, can_go_astray, without_interface};
 pub use beside::{open_beside, repair_beside};
 pub use change::{Before, change};
@@ -61,15 +63,25 @@ pub struct Opened {
 }
 
 /// Creates and binds the socket, and (except for UDP) listens. It is created in the namespace of
-/// `options.netns`; the calling thread stays in its own.
+/// `options.netns`; the calling thread stays in its own, and waits for as long as a name service
+/// takes to look up the names of `user=` and `group=`.
 ///
 /// # Errors
 /// On failure nothing stays bound and no file stays behind. The error names the call, the address
 /// and the kernel's answer.
 pub fn open(listener: &Listener) -> Result<Opened, Error> {
+    open_with(listener, &Accounts::of(&listener.options))
+}
+
+/// As [`open`], for a thread that must not wait for a name service: `accounts` has the numbers of
+/// the names of `user=` and `group=`.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(listener: &Listener, accounts: &Accounts) -> Result<Opened, Error> {
     match &listener.options.netns {
-        None => open_here(listener, false, false),
-        Some(name) => within_netns(name, || open_here(listener, false, false))?,
+        None => open_here(listener, accounts, false, false),
+        Some(name) => within_netns(name, || open_here(listener, accounts, false, false))?,
     }
 }
 
@@ -116,7 +128,12 @@ fn of_path(path: &Path, mode: u32) -> Result<Listener, Error> {
 
 /// `shared`: an IP socket gets SO_REUSEPORT, which the caller removes again. `hide`: a TCP socket
 /// is hidden before it listens, if possible.
-fn open_here(listener: &Listener, shared: bool, hide: bool) -> Result<Opened, Error> {
+fn open_here(
+    listener: &Listener,
+    accounts: &Accounts,
+    shared: bool,
+    hide: bool,
+) -> Result<Opened, Error> {
     let fail = |operation| Error::listen(operation, &listener.address);
     let mut hidden = false;
     let (socket, bound, path) = match &listener.address {
@@ -142,7 +159,7 @@ fn open_here(listener: &Listener, shared: bool, hide: bool) -> Result<Opened, Er
             (socket, Address::Quic(real), None)
         }
         Address::Unix(path) => {
-            let (socket, path) = unix::path(listener, path.as_ref(), backlog(listener))?;
+            let (socket, path) = unix::path(listener, path.as_ref(), accounts, backlog(listener))?;
             (socket, listener.address.clone(), Some(path))
         }
         Address::Abstract(_) | Address::Unpadded(_) => {

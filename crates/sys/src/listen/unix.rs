@@ -19,10 +19,10 @@ use std::path::{Path, PathBuf};
 use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
 use nix::errno::Errno;
-use nix::unistd::{Gid, Group, Uid, User};
 use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::accounts::{Accounts, Owner};
 use super::confined;
 use super::node::{Life, Node, UnixPath};
 use crate::directory::Directory;
@@ -64,10 +64,11 @@ pub(crate) fn named(address: &Address) -> io::Result<SockAddr> {
 pub(super) fn path(
     listener: &Listener,
     path: &Path,
+    accounts: &Accounts,
     backlog: i32,
 ) -> Result<(Socket, UnixPath), Error> {
     let fail = |operation| Error::listen(operation, &listener.address);
-    let owner = Owner::find(listener)?;
+    let owner = Owner::of(listener, accounts)?;
     let socket = stream(listener)?;
     let (directory, name) = Directory::of(path).map_err(fail("open"))?;
     bind(listener, &directory, path, name, || {
@@ -89,7 +90,8 @@ pub(super) fn ready_path(
     backlog: i32,
 ) -> Result<(Socket, UnixPath), Error> {
     let fail = |operation| Error::listen(operation, &listener.address);
-    let owner = Owner::find(listener)?;
+    // No control socket has an owner of its own.
+    let owner = Owner::of(listener, &Accounts::default())?;
     let socket = stream(listener)?;
     let (directory, name) = Directory::of(path).map_err(fail("open"))?;
     let mut new = name.to_owned();
@@ -248,43 +250,6 @@ fn stream(listener: &Listener) -> Result<Socket, Error> {
         .map_err(Error::listen("socket", &listener.address))
 }
 
-/// `user=` and `group=`, resolved before anything is created.
-pub(super) struct Owner {
-    pub(super) user: Option<Uid>,
-    pub(super) group: Option<Gid>,
-}
-
-impl Owner {
-    pub(super) fn find(listener: &Listener) -> Result<Self, Error> {
-        let unknown = |kind, name: &str| Error::UnknownOwner {
-            kind,
-            name: name.to_owned(),
-            address: listener.address.clone(),
-        };
-        let user = listener.options.user.as_deref().map(|name| match name.parse() {
-            Ok(number) => Ok(Uid::from_raw(number)),
-            Err(_) => match User::from_name(name) {
-                Ok(Some(user)) => Ok(user.uid),
-                Ok(None) => Err(unknown("user", name)),
-                Err(errno) => Err(Error::listen("getpwnam", &listener.address)(errno.into())),
-            },
-        });
-        let group = listener.options.group.as_deref().map(|name| match name.parse() {
-            Ok(number) => Ok(Gid::from_raw(number)),
-            Err(_) => match Group::from_name(name) {
-                Ok(Some(group)) => Ok(group.gid),
-                Ok(None) => Err(unknown("group", name)),
-                Err(errno) => Err(Error::listen("getgrnam", &listener.address)(errno.into())),
-            },
-        });
-        Ok(Self { user: user.transpose()?, group: group.transpose()? })
-    }
-
-    fn is_set(&self) -> bool {
-        self.user.is_some() || self.group.is_some()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::{self, Permissions};
@@ -373,7 +338,7 @@ mod tests {
         let link: Put = |from, to| fs::hard_link(from, to).expect("a link");
         let lead: Put = |from, to| symlink(from, to).expect("a link");
         for (from, put) in [(&secret, link), (&secret, lead), (&theirs, link), (&theirs, lead)] {
-            let owner = Owner::find(&listener).expect("nobody");
+            let owner = Owner::of(&listener, &Accounts::default()).expect("nobody");
             let socket = stream(&listener).expect("a socket");
             let (opened, name) = Directory::of(&path).expect("the directory");
             let address = SockAddr::unix(&path).expect("an address");
