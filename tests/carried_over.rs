@@ -104,7 +104,7 @@ fn a_supervisor_that_takes_over_reloads_what_has_changed_meanwhile() {
         service.configure(BROKEN);
         service.file.clone()
     });
-    service.haproxy.supervisor.wait_line("generation 2 serves on");
+    service.haproxy.supervisor.wait_line("generation 2 still serves");
     serves(service.address, 2);
     service.supervise_anew(&[], |service| {
         service.scene.write("other.cfg", &config(service.address, 4))

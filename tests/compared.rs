@@ -64,7 +64,7 @@ fn compared(program: Option<PathBuf>) {
             assert!(said.contains("by itself, of the bind line"), "{place}: {said}");
             assert!(said.contains(place), "{place}: {said}");
             assert!(said.contains("haproxy.cfg:11"), "{place}: {said}");
-            assert!(said.contains("generation 3 serves on"), "{place}: {said}");
+            assert!(said.contains("generation 3 still serves"), "{place}: {said}");
             serves(address, 1);
         }
         scene.write("haproxy.cfg", &with(address, &PASSED_OVER.replace('@', place), 2));
@@ -205,7 +205,7 @@ fn beside_a_listener_that_shows_nothing_it_is_compared_before_the_older_one_stop
         scene.write("haproxy.cfg", &with(address, &lines, 2));
         let said = haproxy.reload(&scene).fails(1);
         assert!(said.contains("does not listen on 127.0.0.1:21000"), "{said}");
-        assert!(said.contains("generation 1 serves on"), "{said}");
+        assert!(said.contains("generation 1 still serves"), "{said}");
         serves(address, 1);
     }
 }

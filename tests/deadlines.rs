@@ -290,7 +290,7 @@ fn goes_on_while_it_stalls(stall: Stall, reason: &str) {
         assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
         let said = reload.story();
         assert!(said.contains(reason), "{said}");
-        assert!(said.contains("generation 1 serves on"), "{said}");
+        assert!(said.contains("generation 1 still serves"), "{said}");
         match stall {
             Stall::Configuration => fs::remove_file(&file).expect("removing it"),
             Stall::Condition | Stall::Exec => fs::remove_file(&marker).expect("removing it"),

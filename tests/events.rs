@@ -60,7 +60,7 @@ fn reloads_failures_and_kills_are_told_with_their_cause() {
     assert!(left("generation-draining"), "{events:#?}");
     let [failed] = of_kind(&events, "reload-failed")[..] else { panic!("{events:#?}") };
     let text = failed["text"].as_str().expect("text");
-    assert!(text.starts_with("exited; generation 2 serves on"), "{text}");
+    assert!(text.starts_with("exited; generation 2 still serves"), "{text}");
     assert!(text.contains("no-such-keyword") && !text.contains('\n'), "{text}");
     assert_eq!((&failed["service"], &failed["generation"]), (&json!("web"), &json!(3)));
     let time = failed["time"].as_str().expect("time");

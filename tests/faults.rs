@@ -39,7 +39,7 @@ fn killed_before_it_was_ready_the_new_one_disturbs_nobody() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), SIGKILL).expect("killing it");
     assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
     let said = reload.story();
-    assert!(said.contains("SIGKILL") && said.contains("generation 1 serves on"), "{said}");
+    assert!(said.contains("SIGKILL") && said.contains("generation 1 still serves"), "{said}");
     stage.wait_generations(&[(1, "serving")]);
     stage.only(1);
     stage.answered_throughout(PROMPTLY);
@@ -57,7 +57,7 @@ fn killed_when_it_was_ready_the_older_one_serves_on() {
     assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
     let said = reload.story();
     assert!(
-        said.contains("about to take over") && said.contains("generation 1 serves on"),
+        said.contains("about to take over") && said.contains("generation 1 still serves"),
         "{said}"
     );
     stage.wait_generations(&[(1, "serving")]);
@@ -147,7 +147,7 @@ fn a_broken_configuration_is_named_and_forgotten() {
     stage.scene.write("haproxy.cfg", "frontend web\n    bind 127.0.0.1:9999\n    no-such-word\n");
     let said = stage.haproxy.reload(&stage.scene).fails(1);
     assert!(said.contains("no-such-word") && said.contains("haproxy.cfg:3"), "{said}");
-    assert!(said.contains("generation 1 serves on"), "{said}");
+    assert!(said.contains("generation 1 still serves"), "{said}");
     stage.wait_generations(&[(1, "serving")]);
     eventually("only its listener to be bound", || {
         (stage.bound() == [stage.address.to_string()]).then_some(())
@@ -162,7 +162,7 @@ fn a_start_that_hangs_is_ended_in_time() {
     let Some(mut stage) = stage(&[(2, &[Hangs])], &["--ready-timeout", "4s"]) else { return };
     let said = stage.refused(2);
     assert!(said.contains("not ready within 4s") && said.contains("--ready-timeout"), "{said}");
-    assert!(said.contains("generation 1 serves on"), "{said}");
+    assert!(said.contains("generation 1 still serves"), "{said}");
     stage.wait_generations(&[(1, "serving")]);
     stage.only(1);
     stage.reload(3);
@@ -176,7 +176,7 @@ fn a_binary_that_is_missing_is_named() {
     fs::rename(&stage.program, &away).expect("moving it away");
     let said = stage.refused(2);
     assert!(said.contains(&stage.program.display().to_string()), "{said}");
-    assert!(said.contains("generation 1 serves on"), "{said}");
+    assert!(said.contains("generation 1 still serves"), "{said}");
     stage.wait_generations(&[(1, "serving")]);
     stage.only(1);
     fs::rename(&away, &stage.program).expect("moving it back");

@@ -423,8 +423,7 @@ fn an_address_that_leaves_stays_hidden_where_the_watchdog_has_finished_the_hando
         assert!(scene.haproxies().contains(&newer));
         assert_eq!(ask("127.0.0.1"), "<0>", "the wildcard answers");
         let listed = scene.run("list", &[]).ok();
-        let part =
-            "127.0.0.1:8080 listens, but no new connection reaches it: a handover has hidden it";
+        let part = "127.0.0.1:8080 listens, but no new connection reaches it: it is hidden by an";
         assert!(listed.contains(part), "{listed}");
         let said = scene.run("doctor", &[]).fails(3);
         assert!(said.contains("`bindonce release 127.0.0.1:8080`"), "{said}");

@@ -176,7 +176,7 @@ fn a_claim_from_a_network_without_a_name_is_refused_and_nothing_is_bound() {
     command.arg("-n").arg(bindonce()).args(["exec", "--socket"]).arg(scene.socket());
     let said = finish(command.args(["--listen", &format!("web={address}"), "--", "true"])).fails(1);
     assert!(
-        said.contains("another network namespace") && said.contains("ip netns attach"),
+        said.contains("network namespace has no name") && said.contains("ip netns attach"),
         "{said}"
     );
     assert_eq!(listening(address), []);

@@ -103,8 +103,8 @@ fn the_older_generation_takes_its_own_address_back() {
     }
 }
 
-/// The older generation is told to accept again and nothing shows that it does: then "serves on" is
-/// not reported.
+/// The older generation is told to accept again and nothing shows that it does: then "still
+/// serves" is not reported.
 #[test]
 fn an_older_generation_that_does_not_accept_again_is_told() {
     let Some(program) = Haproxy::system() else { return };
@@ -119,7 +119,7 @@ fn an_older_generation_that_does_not_accept_again_is_told() {
     kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("haproxy");
     assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
     let story = reload.story();
-    assert!(story.contains("was told to accept again, and has not said"), "{story}");
+    assert!(story.contains("was resumed (SIGTTIN), but did not list its listeners"), "{story}");
     kill(Pid::from_raw(pid), Signal::SIGCONT).expect("haproxy");
     stage.is_whole();
 }

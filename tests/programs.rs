@@ -87,7 +87,7 @@ fn killed_before_it_was_ready_the_new_one_disturbs_nobody(guest: Guest) {
     kill(Pid::from_raw(pid), SIGKILL).expect("killing it");
     assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
     let said = reload.story();
-    assert!(said.contains("SIGKILL") && said.contains("generation 1 serves on"), "{said}");
+    assert!(said.contains("SIGKILL") && said.contains("generation 1 still serves"), "{said}");
     stage.wait_generations(&[(1, "serving")]);
     stage.only(1);
     stage.answered_throughout(PROMPTLY);
@@ -149,7 +149,7 @@ fn a_broken_configuration_is_named_and_forgotten(guest: Guest) {
     stage.scene.write(file, "no-such-word;\n");
     let said = stage.haproxy.reload(&stage.scene).fails(1);
     assert!(said.contains("no-such-word") && said.contains(&format!("{file}:1")), "{said}");
-    assert!(said.contains("generation 1 serves on"), "{said}");
+    assert!(said.contains("generation 1 still serves"), "{said}");
     stage.wait_generations(&[(1, "serving")]);
     stage.only(1);
     stage.reload(3);
@@ -162,7 +162,7 @@ fn a_start_that_hangs_is_ended_in_time(guest: Guest) {
     stage.configure(2);
     let said = stage.haproxy.reload(&stage.scene).fails(1);
     assert!(said.contains("not ready within 4s") && said.contains("--ready-timeout"), "{said}");
-    assert!(said.contains("generation 1 serves on"), "{said}");
+    assert!(said.contains("generation 1 still serves"), "{said}");
     stage.wait_generations(&[(1, "serving")]);
     stage.only(1);
     stage.reload(3);
@@ -176,7 +176,7 @@ fn a_binary_that_is_missing_is_named(guest: Guest) {
     stage.configure(2);
     let said = stage.haproxy.reload(&stage.scene).fails(1);
     assert!(said.contains(&stage.program.display().to_string()), "{said}");
-    assert!(said.contains("generation 1 serves on"), "{said}");
+    assert!(said.contains("generation 1 still serves"), "{said}");
     stage.only(1);
     fs::rename(&away, &stage.program).expect("moving it back");
     stage.reload(3);

@@ -46,7 +46,7 @@ fn a_full_run_directory_fails_a_reload_and_no_restart() {
     while std::io::Write::write(&mut file, &[0; 4096]).is_ok_and(|written| written > 0) {}
     let said = stage.refused(2);
     assert!(said.contains("No space left on device"), "{said}");
-    assert!(said.contains("generation 1 serves on"), "{said}");
+    assert!(said.contains("generation 1 still serves"), "{said}");
     stage.wait_generations(&[(1, "serving")]);
     stage.only(1);
     // A dead haproxy is started again all the same, also by a supervisor that took it over.
@@ -78,7 +78,7 @@ fn a_read_only_run_directory_fails_a_reload_and_no_restart() {
     bind(MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY).expect("making it read-only");
     let said = stage.refused(2);
     assert!(said.contains("Read-only file system"), "{said}");
-    assert!(said.contains("generation 1 serves on"), "{said}");
+    assert!(said.contains("generation 1 still serves"), "{said}");
     stage.wait_generations(&[(1, "serving")]);
     stage.only(1);
     stage.answered_throughout(Duration::from_secs(1));
@@ -124,7 +124,7 @@ fn a_first_start_without_room_says_what_to_do_or_serves() {
     }
     on(MsFlags::empty(), "mode=0700,nr_inodes=5");
     let mut haproxy = Haproxy::start(&scene, &program, &file);
-    haproxy.supervisor.wait_line("takes no files; those of this start lie elsewhere");
+    haproxy.supervisor.wait_line("is full, read-only or gone; using ");
     let (first, pid) = haproxy.wait_serving(&scene);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), SIGKILL).expect("haproxy");
     eventually("another one", || {

@@ -43,7 +43,7 @@ fn a_volume_that_is_swapped_is_reloaded_and_a_broken_one_is_reported() {
     fs::remove_dir_all(volume.join("..1")).expect("removing it");
     assert!(load.wait_for_token("2", DEADLINE), "{}", haproxy.supervisor.story());
     publish(&volume, "..3", "no-such-word\n");
-    haproxy.supervisor.wait_line("generation 2 serves on");
+    haproxy.supervisor.wait_line("generation 2 still serves");
     publish(&volume, "..4", &config(address, 4));
     assert!(load.wait_for_token("4", DEADLINE), "{}", haproxy.supervisor.story());
     let report = load.stop();

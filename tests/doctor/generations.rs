@@ -118,7 +118,7 @@ fn answering_is_a_replaced_generation_that_clients_stay_with() {
     });
     assert_eq!(found["service"], "web", "{found:#}");
     let summary = text(&found["summary"]);
-    assert!(summary.starts_with("1 replaced generation of \"web\" answers"), "{found:#}");
+    assert!(summary.starts_with("1 draining generation of \"web\" answered"), "{found:#}");
     scene.run("retire", &["--name", "web"]).ok();
     assert!(findings(&scene).iter().all(|one| one["kind"] != "answering"), "it is gone");
 }

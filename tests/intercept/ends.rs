@@ -133,7 +133,7 @@ fn an_upgrade_while_the_broker_is_stopped_goes_on() {
     late.binds(&scene);
     late.is_received();
     broker.signal(Signal::SIGCONT);
-    late.is_answered_beside(&["a broker is back and has our listeners"]);
+    late.is_answered_beside(&["reconnected to the broker"]);
     scene.run("reload", &["--name", "web"]).ok();
     assert_eq!(only(late.first), inode);
     // Not released while it was away: the lease is there again.

@@ -120,7 +120,7 @@ fn binds_for_a_server(program: Option<PathBuf>) {
     is_answered(address, " 503 ");
     serves(origin, 1);
     let mut haproxy = Haproxy::begin(&scene, &[], &program, &file);
-    haproxy.supervisor.wait_line("its bind() fails with ENOSYS");
+    haproxy.supervisor.wait_line("bind() fails with ENOSYS, because its supervisor");
     assert_eq!(haproxy.wait_serving(&scene).1, pid);
     is_answered(address, " 503 ");
     haproxy.reload(&scene).ok();

@@ -309,7 +309,7 @@ def watched(pod, options, result):
         if version == 2:
             publish(volume, "..3", "no-such-word\n")
             before = serving()
-            told = f"generation {before[0]} serves on"
+            told = f"generation {before[0]} still serves"
             eventually("the broken one to be told", lambda: told in pod.log("haproxy"))
             result["watched"]["broken_is_told"] = "no-such-word" in pod.log("haproxy") and serving() == before
     report = end_load()

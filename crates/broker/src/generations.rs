@@ -158,15 +158,15 @@ fn enter(broker: &mut Broker, id: ConnectionId, label: Label) {
 
 fn cut(broker: &Broker, connection: ConnectionId, label: &Label, cause: Cause) {
     let (service, generation, pid) = (&label.service, label.generation, label.pid);
+    let hint =
+        format!("pid {pid} may still accept: check with `bindonce doctor`, and end it if so");
     match cause {
         Cause::Overdue => tracing::error!(
-            %service, generation, pid,
-            hint = "it may still accept: `bindonce doctor` tells; end it if it does",
+            %service, generation, pid, hint,
             "cut off: it was told to retire and did not report in time that it has stopped accepting"
         ),
         Cause::TakenBack => tracing::warn!(
-            %service, generation, pid,
-            hint = "it may still accept: `bindonce doctor` tells; end it if it does",
+            %service, generation, pid, hint,
             "cut off: root or the broker's user has taken the name of the service back"
         ),
         Cause::Replaced => tracing::info!(
@@ -174,7 +174,7 @@ fn cut(broker: &Broker, connection: ConnectionId, label: &Label, cause: Cause) {
         ),
     }
     if cause == Cause::Overdue {
-        let text = "cut off: told to retire, it has not said in time that it stopped accepting";
+        let text = "cut off: told to retire, it did not confirm its soft stop within retire_time";
         happened(broker, Kind::LimitReached, label, text);
     }
     broker.clients.cut(connection);

@@ -92,7 +92,7 @@ pub(crate) async fn run(broker: &Rc<RefCell<Broker>>) {
             bound = entry.bound,
             inode = entry.inode,
             held_by,
-            hint = "reload or end those who have it: they may give it back, or it is bound anew; \
+            hint = "reload or end the processes in held_by: they may give it back, or it is bound anew; \
                     CAP_SYS_PTRACE lets the broker take it itself",
             "listener was not recovered"
         );

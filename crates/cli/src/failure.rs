@@ -6,6 +6,8 @@ use bindonce_core::text::printable_lines;
 use bindonce_supervisor::{self as supervisor, adopt};
 use bindonce_sys::log;
 
+use crate::unanswered::Unanswered;
+
 /// Prints an error with its hint, and returns the exit code: 2 for wrong usage, else 1.
 pub(crate) fn print(error: &anyhow::Error) -> ExitCode {
     if let Some(usage) = error.downcast_ref::<clap::Error>() {
@@ -38,6 +40,7 @@ pub(crate) fn text(error: &anyhow::Error) -> String {
 fn hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let of_client = error.downcast_ref().and_then(bindonce::Error::hint);
     of_client
+        .or_else(|| error.downcast_ref::<Unanswered>()?.hint())
         .or_else(|| error.downcast_ref::<supervisor::Error>()?.hint())
         .or_else(|| error.downcast_ref::<adopt::Error>()?.hint())
         .or_else(|| error.downcast_ref::<bindonce_broker::Error>()?.hint())

@@ -17,6 +17,7 @@ mod logging;
 mod mistyped;
 mod output;
 mod stand_in;
+mod unanswered;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -173,8 +173,8 @@ impl Error {
                 "end this process; to run its version again, start it again".to_owned()
             }
             Self::Bind { source, .. } => match source.kind() {
-                io::ErrorKind::AddrInUse => "another process has it, perhaps this one's older start: have whoever starts it \
-                     pass the socket (`bindonce run --listen`, a socket unit), or start a broker (`bindonce serve`)"
+                io::ErrorKind::AddrInUse => "another process has it, perhaps this one's older start: have the process that \
+                     starts it pass the socket (`bindonce run --listen`, a socket unit), or start a broker (`bindonce serve`)"
                     .to_owned(),
                 io::ErrorKind::NotFound => "name it where the sockets are passed (`--listen NAME=ADDR` of `bindonce run`, \
                      FileDescriptorName= of a socket unit), or claim an address"

@@ -9,7 +9,7 @@ pub enum Error {
     Look(#[from] bindonce_sys::Error),
     /// No service, listener or program that was seen has this name.
     #[error(
-        "{text:?} is neither an address nor a service, a listener or a program that is seen here; `bindonce doctor` without it looks at everything"
+        "{text:?} is neither an address nor a service, a listener or a program that is seen here; run `bindonce doctor` without an argument to examine the whole host"
     )]
     Target {
         /// The target as given.

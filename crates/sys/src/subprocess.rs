@@ -36,12 +36,12 @@ impl Answer {
             return output;
         }
         match (self.status.code(), self.status.signal()) {
-            (Some(code), _) => format!("it ended with exit code {code} and said nothing"),
+            (Some(code), _) => format!("it ended with exit code {code} and printed nothing"),
             (None, Some(number)) => {
                 let name = Signal::try_from(number).map_or("a signal", Signal::as_str);
-                format!("it was ended by {name} and said nothing")
+                format!("it was ended by {name} and printed nothing")
             }
-            (None, None) => "it ended and said nothing".to_owned(),
+            (None, None) => "it ended and printed nothing".to_owned(),
         }
     }
 }
@@ -226,9 +226,9 @@ mod tests {
         assert_eq!((output.status.code(), &output.stdout[..]), (Some(3), &b"out\n"[..]));
         assert_eq!(output.complaint(), "err");
         let killed = answer(shell("kill -KILL $$"), LONG).expect("an answer");
-        assert_eq!(killed.complaint(), "it was ended by SIGKILL and said nothing");
+        assert_eq!(killed.complaint(), "it was ended by SIGKILL and printed nothing");
         let silent = answer(shell("exit 2"), LONG).expect("an answer");
-        assert_eq!(silent.complaint(), "it ended with exit code 2 and said nothing");
+        assert_eq!(silent.complaint(), "it ended with exit code 2 and printed nothing");
         let much = answer(shell("head -c 3000000 /dev/zero; echo end >&2"), LONG).expect("much");
         assert_eq!((much.stdout.len(), much.complaint()), (LONGEST, "end".to_owned()));
     }

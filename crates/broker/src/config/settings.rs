@@ -151,7 +151,7 @@ impl RawLimits {
         };
         let time = |text: String| match duration::parse(&text) {
             Ok(time) if !time.is_zero() => Ok(time),
-            Ok(_) => Err("it must be longer than nothing".to_owned()),
+            Ok(_) => Err("must be greater than zero".to_owned()),
             Err(error) => Err(error.to_string()),
         };
         set!(limits.clients, connections, count);

@@ -346,17 +346,17 @@ pub(crate) fn hidden(held: &Held) -> Option<Problem> {
     }
     let label = held.listener.label();
     let message = format!(
-        "{label} listens, but no new connection reaches it: a handover has hidden it, and nobody has shown or closed it since"
+        "{label} listens, but no new connection reaches it: it is hidden by an unfinished handover"
     );
     let hint = if Hiding::here().is_some() {
         format!(
-            "where no reload is in progress: reload what uses it, or claim it again, and clients find it; \
+            "where no reload is in progress: reload the service, or claim the listener: either shows it; \
              `bindonce release {label}` closes it where nothing uses it"
         )
     } else {
         format!(
-            "where no reload is in progress: stop what uses it, close it with `bindonce release {label}`, and start again; this broker \
-             lacks CAP_NET_RAW, with which a claim would have clients find it"
+            "where no reload is in progress: stop the service, close the listener with `bindonce release {label}`, and start the \
+             service again; this broker lacks CAP_NET_RAW, without which a claim does not show the listener"
         )
     };
     Some(Problem::new("listener-hidden", label, message, Some(hint)))

@@ -52,7 +52,7 @@ impl Listeners {
         let address = held.listener.address.to_string();
         tracing::warn!(
             name = %name, address, uid,
-            hint = "the listener stays, without a name; say in `names` of the rules who may use which",
+            hint = "the listener stays, without a name; give each user's names in `names` of its [[rule]]",
             "root or the broker's user has taken the name of a listener back"
         );
         let text =

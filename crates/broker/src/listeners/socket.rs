@@ -49,7 +49,13 @@ pub(crate) fn show(held: &Held) {
     opened.handle.hidden.set(!shown);
     if !shown {
         let listener = listener.label();
-        tracing::warn!(listener, "no client reaches it: without CAP_NET_RAW it stays hidden");
+        tracing::warn!(
+            listener,
+            hint = "run the broker with that capability; or stop what uses the listener, release it \
+                    and claim it again",
+            "listener {listener} stays hidden from new connections: showing it needs CAP_NET_RAW, and \
+             its interface where it has one"
+        );
     }
 }
 

@@ -80,15 +80,13 @@ impl Home {
 }
 
 fn elsewhere(why: &str) -> String {
-    format!(
-        "the caller is in another network namespace than the broker, and which one is not known: {why}"
-    )
+    format!("cannot identify the caller's network namespace: {why}")
 }
 
 fn nameless(caller: &Caller) -> RpcError {
     let pid = caller.peer.pid;
-    let text = "the caller is in another network namespace than the broker, one without a name: a listener there \
-                could not be found again";
+    let text =
+        "the caller's network namespace has no name, so a listener there could not be recovered";
     RpcError::new(ErrorCode::CONFLICT, text).with_hint(format!(
         "give it a name (`ip netns attach NAME {pid}`), or start a broker in it; what this broker holds in its own \
          namespace is claimed by its name"

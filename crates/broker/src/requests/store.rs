@@ -16,6 +16,7 @@ use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::policy::Verb;
 use bindonce_core::registry::Want;
+use bindonce_core::text::count;
 use bindonce_daemon::rpc::Link;
 use bindonce_fd::MAX_FDS;
 use bindonce_sys::clock::now;
@@ -40,7 +41,7 @@ const HOW: &str =
 
 /// The error for more listeners than can come with a request.
 pub(super) fn too_many() -> RpcError {
-    let message = format!("more than {MAX_FDS} listeners are said to come with one request");
+    let message = format!("the request announces more than {MAX_FDS} listeners");
     RpcError::new(ErrorCode::INVALID_PARAMS, message).with_hint(HOW)
 }
 
@@ -54,9 +55,9 @@ pub(super) async fn store(
     let received = link.take_received();
     if received.len() != gives.len() {
         let message = format!(
-            "{} listeners are said to come, but {} descriptors came with the request",
-            gives.len(),
-            received.len()
+            "the request announces {}; {} arrived",
+            count(gives.len(), "listener"),
+            count(received.len(), "descriptor")
         );
         return Err(RpcError::new(ErrorCode::INVALID_PARAMS, message).with_hint(HOW));
     }

@@ -14,6 +14,7 @@ use bindonce::{Claim, Client, Give, ListenerInfo, State};
 use bindonce_core::adoption::{self, Plan};
 use bindonce_core::duration;
 use bindonce_core::listener::{ListenSpec, Listener};
+use bindonce_core::text::count;
 use bindonce_supervisor::adopt::{self, Error, Migration, Retired, Running, Served};
 use bindonce_sys::process;
 
@@ -151,7 +152,8 @@ fn text(running: &Running, plan: &Plan, args: &Args, command: Option<&[OsString]
         }
         if !taken.siblings.is_empty() {
             siblings += taken.siblings.len();
-            notes.push(format!("{} more of its own here", taken.siblings.len()));
+            let further = count(taken.siblings.len(), "further socket");
+            notes.push(format!("{further} of pid {pid} on this address"));
         }
         let notes =
             if notes.is_empty() { String::new() } else { format!("  ({})", notes.join("; ")) };
@@ -167,8 +169,8 @@ fn text(running: &Running, plan: &Plan, args: &Args, command: Option<&[OsString]
     }
     if siblings > 0 {
         text.push_str(
-            "more of its own: one socket serves an address from now on; the others stay open in that process\n\
-             \x20 and close with it. --retire has the kernel move what waits in them.\n",
+            "further sockets: one socket serves an address from now on; the others stay open in that process\n\
+             \x20 and close with it. --retire has the kernel move the connections in their accept queues.\n",
         );
     }
     if let Some(command) = command.filter(|_| !args.dry_run) {
@@ -303,15 +305,14 @@ fn retired_text(pid: i32, retired: &Retired) -> String {
             None => writeln!(text, "  {address}  belonged to it alone, and is closed"),
         };
     }
+    let further = count(retired.siblings, "further socket");
     let moved = match retired.migration {
         Migration::NotNeeded => String::new(),
         Migration::Moved => format!(
-            "{} sockets of its own closed with it; the kernel moved what waited in them\n",
-            retired.siblings
+            "{further} of pid {pid} closed with it; connections in their accept queues were moved\n"
         ),
         Migration::Reset => format!(
-            "{} sockets of its own closed with it; what waited in them was reset\n",
-            retired.siblings
+            "{further} of pid {pid} closed with it; connections in their accept queues were reset\n"
         ),
     };
     text.push_str(&moved);

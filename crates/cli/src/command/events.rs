@@ -5,9 +5,10 @@ use bindonce::Event;
 use bindonce_core::name::Name;
 use serde::Serialize;
 
-use crate::events::{self, SourcedEvent};
+use crate::events::{self, Source, SourcedEvent};
 use crate::globals::Globals;
 use crate::output;
+use crate::unanswered::Unanswered;
 
 const HELP: &str = "\
 Examples:
@@ -60,7 +61,8 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<()> {
     }
     match (recent.silent.into_iter().next(), name) {
         // A part is better than nothing, but must not pass for the whole.
-        (Some((_, error)), _) => Err(error.into()),
+        (Some((Source::Broker, error)), _) => Err(error.into()),
+        (Some((Source::Service(_), error)), _) => Err(Unanswered(error).into()),
         (None, Some(name)) if recent.events.is_empty() => bail!(
             "service \"{name}\" has no events; start it with `bindonce run --name {name}`, or see \
              `bindonce status` for those that there are"
@@ -100,7 +102,6 @@ mod tests {
     use bindonce_core::time::Timestamp;
 
     use super::*;
-    use crate::events::Source;
 
     #[test]
     fn a_line_says_when_who_what_and_why() {

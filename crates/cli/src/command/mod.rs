@@ -12,7 +12,7 @@ mod list;
 mod metrics;
 mod ping;
 mod release;
-mod reload;
+pub(crate) mod reload;
 mod render;
 mod retire;
 pub(crate) mod run;

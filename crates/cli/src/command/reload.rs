@@ -13,6 +13,7 @@ use bindonce_supervisor::replies::{Drained, ReloadParams, Reloaded};
 use super::supervisors::missing;
 use crate::globals::Globals;
 use crate::output::print;
+use crate::unanswered::Unanswered;
 
 const HELP: &str = "\
 Examples:
@@ -116,7 +117,7 @@ fn call(
     let path = control_socket(socket, name);
     let mut client = Client::connect(&path).map_err(|error| missing(socket, name, error))?;
     client.set_timeout(limit)?;
-    let answer = client.call("reload", &how.json()?).map_err(|error| failure(name, &error))?;
+    let answer = client.call("reload", &how.json()?).map_err(|error| failure(name, error))?;
     Ok(serde_json::from_value(answer)?)
 }
 
@@ -130,19 +131,32 @@ fn not_drained(name: &Name, left: &[u64], limit: Option<Duration>) -> anyhow::Er
     )
 }
 
-fn failure(name: &Name, error: &bindonce::Error) -> anyhow::Error {
+/// What to print if the supervisor refused the reload, or did not answer.
+pub(crate) fn failure(name: &Name, error: bindonce::Error) -> anyhow::Error {
     if let Some(refusal) = error.refusal() {
         // haproxy's own words come first, unchanged.
         let hint = refusal.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
         return anyhow!("reload of \"{name}\" failed: {}{hint}", refusal.message);
     }
-    let source = std::error::Error::source(error);
-    anyhow!(
-        "reload of \"{name}\": lost the connection to its supervisor ({}); the serving generation \
-         is unaffected\nhint: see `bindonce status` and the supervisor's log; if it is gone, start it \
-         again with `bindonce run --name {name}`, which takes over the serving generation",
-        source.map_or_else(|| error.to_string(), ToString::to_string)
-    )
+    let advice = format!("`bindonce status` and `bindonce events --name {name}` show its outcome");
+    match error {
+        bindonce::Error::TimedOut { after, .. } => anyhow!(
+            "the supervisor of \"{name}\" has not finished the reload within {}; the reload \
+             continues\nhint: {advice}",
+            duration::format(after)
+        ),
+        bindonce::Error::Closed { .. } | bindonce::Error::Io(_) => {
+            let source = std::error::Error::source(&error);
+            let reason = source.map(|source| format!(" ({source})")).unwrap_or_default();
+            anyhow!(
+                "reload of \"{name}\": lost the connection to its supervisor{reason}; the serving \
+                 generation is unaffected\nhint: see `bindonce status` and the supervisor's log; \
+                 if it is gone, start it again with `bindonce run --name {name}`, which takes over \
+                 the serving generation"
+            )
+        }
+        error => anyhow!("reload of \"{name}\": {}\nhint: {advice}", Unanswered(error)),
+    }
 }
 
 fn text(reloaded: &Reloaded) -> String {
@@ -267,11 +281,20 @@ mod tests {
         let refused = RpcError::new(
             ErrorCode::RELOAD_FAILED,
             "[ALERT] config : parsing [/etc/haproxy/haproxy.cfg:9] : unknown keyword 'bnid'\n\
-             generation 41 serves on",
+             generation 41 still serves",
         );
         let refused = refused.with_hint("correct that, then run `bindonce reload` again");
-        insta::assert_snapshot!("refused", failure(&name, &Error::Refused(refused)));
+        insta::assert_snapshot!("refused", failure(&name, Error::Refused(refused)));
         let lost = Error::Io(std::io::ErrorKind::ConnectionReset.into());
-        insta::assert_snapshot!("connection-lost", failure(&name, &lost));
+        insta::assert_snapshot!("connection-lost", failure(&name, lost));
+        let (near, _far) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let mut client = Client::from_stream(near).expect("a client");
+        client.set_timeout(Duration::from_millis(20)).expect("a timeout");
+        let late = client.call("reload", &[0; 0]).expect_err("no answer");
+        assert_eq!(
+            failure(&name, late).to_string(),
+            "the supervisor of \"web\" has not finished the reload within 20ms; the reload \
+             continues\nhint: `bindonce status` and `bindonce events --name web` show its outcome"
+        );
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use bindonce::Client;
 use bindonce_core::name::Name;
 use bindonce_core::text::count;
@@ -13,6 +13,7 @@ use bindonce_supervisor::replies::Retired;
 use super::supervisors::missing;
 use crate::globals::Globals;
 use crate::output::print;
+use crate::unanswered::Unanswered;
 
 /// Time limit for the answer. SIGKILL follows SIGTERM after a second.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -61,7 +62,7 @@ pub(crate) fn ask(socket: &Path, name: &Name, generation: Option<u64>) -> anyhow
                 let hint = refusal.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
                 bail!("{}{hint}", refusal.message)
             }
-            None => return Err(error).context("the supervisor did not answer"),
+            None => return Err(Unanswered(error).into()),
         },
     };
     Ok(text(&serde_json::from_value(answer)?))

@@ -16,6 +16,7 @@ use bindonce_sys::exchange::connect;
 use serde::{Deserialize, Serialize};
 
 use super::list;
+use crate::unanswered::Unanswered;
 
 /// How long a supervisor may take to answer.
 pub(crate) const ANSWER: Duration = Duration::from_secs(3);
@@ -84,7 +85,7 @@ pub(crate) fn missing(socket: &Path, name: &Name, error: bindonce::Error) -> any
                 path.display()
             )
         }
-        _ => anyhow::Error::new(error)
+        _ => anyhow::Error::new(Unanswered(error))
             .context(format!("the supervisor of \"{name}\" does not answer")),
     }
 }
@@ -101,8 +102,8 @@ pub(crate) fn all(socket: &Path) -> Vec<Supervisor> {
 
 fn ask(service: String, control: &Path) -> Supervisor {
     let answer = || -> anyhow::Result<Box<Status>> {
-        let mut client = Client::connect_within(control, ANSWER)?;
-        Ok(serde_json::from_value(client.call("status", &[0; 0])?)?)
+        let mut client = Client::connect_within(control, ANSWER).map_err(Unanswered)?;
+        Ok(serde_json::from_value(client.call("status", &[0; 0]).map_err(Unanswered)?)?)
     };
     answer().map(Supervisor::Answers).unwrap_or_else(|error| {
         let error = format!("{error:#}");
@@ -120,8 +121,8 @@ pub(crate) fn answers(socket: &Path) -> Vec<Answers> {
     let places = places.map(|service| (supervisor::control_socket(socket, &service), service));
     let ask = |control: &Path| -> anyhow::Result<Status> {
         let left = ALL.saturating_sub(begun.elapsed()).min(ONE).max(Duration::from_millis(1));
-        let mut client = Client::connect_within(control, left)?;
-        Ok(serde_json::from_value(client.call("state", &[0; 0])?)?)
+        let mut client = Client::connect_within(control, left).map_err(Unanswered)?;
+        Ok(serde_json::from_value(client.call("state", &[0; 0]).map_err(Unanswered)?)?)
     };
     let told = places.filter(|(control, _)| control.exists()).map(|(control, service)| {
         let service = service.to_string();

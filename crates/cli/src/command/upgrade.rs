@@ -13,6 +13,7 @@ use bindonce_wire::result::UpgradeResult;
 use super::supervisors::missing;
 use crate::globals::Globals;
 use crate::output::print;
+use crate::unanswered::Unanswered;
 
 const HELP: &str = "\
 Examples:
@@ -23,7 +24,7 @@ Examples:
 
 Exit codes:
   0  The process runs the new binary
-  1  The process still runs the old binary; the message says why
+  1  The process still runs the old binary; the message says why, or where to look
   2  Wrong usage";
 
 /// Replace the binary of the running broker or supervisor in place: same pid, no socket is closed
@@ -54,19 +55,22 @@ fn supervisor(name: &Name, globals: &Globals) -> anyhow::Result<()> {
     let socket = globals.socket_path();
     let path = control_socket(&socket, name);
     let before = status(&socket, name)?;
-    let mut client = Client::connect(&path)?;
-    match client.call("upgrade", &serde_json::json!([])) {
-        Ok(_) => {}
-        Err(error) => {
-            if error.refusal().is_some() {
-                return Err(error).with_context(|| format!("service \"{name}\""));
-            }
-            // The new image does not know this connection: it has ended.
+    let mut client = Client::connect(&path).map_err(Unanswered)?;
+    let unanswered = match client.call("upgrade", &serde_json::json!([])) {
+        Ok(_) => None,
+        Err(error) if error.refusal().is_some() => {
+            return Err(error).with_context(|| format!("service \"{name}\""));
         }
-    }
+        // The new image does not know this connection: it has ended.
+        Err(error) => Some(Unanswered(error)),
+    };
     let after = status(&socket, name)?;
     if after.upgrades == before.upgrades || after.pid != before.pid {
-        bail!("service \"{name}\" was not upgraded; its log says why");
+        let reason = unanswered.map(|error| format!(": {error}")).unwrap_or_default();
+        bail!(
+            "service \"{name}\" was not upgraded{reason}\nhint: the supervisor's log and \
+             `bindonce events --name {name}` say why"
+        );
     }
     print(&format!("the supervisor of \"{name}\", pid {}, was upgraded\n", after.pid))
 }
@@ -74,5 +78,6 @@ fn supervisor(name: &Name, globals: &Globals) -> anyhow::Result<()> {
 fn status(socket: &Path, name: &Name) -> anyhow::Result<Status> {
     let mut client = Client::connect(&control_socket(socket, name))
         .map_err(|error| missing(socket, name, error))?;
-    Ok(serde_json::from_value(client.call("status", &serde_json::json!([]))?)?)
+    let status = client.call("status", &serde_json::json!([])).map_err(Unanswered)?;
+    Ok(serde_json::from_value(status)?)
 }

@@ -17,6 +17,8 @@ use bindonce_supervisor::{Origin, control_socket, services};
 use bindonce_sys::{identity, inherit, log, peer};
 
 use super::check;
+use crate::command::reload::failure;
+use crate::unanswered::Unanswered;
 
 /// How long a supervisor may take to report its generations, and to reload.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -88,7 +90,7 @@ pub(crate) fn reload(
     });
     let given = given.context("cannot look at the inherited descriptors")?;
     let stored = give(socket, command, known, &given, &mut caller.passed)?;
-    let mut client = Client::connect(&control_socket(socket, service))?;
+    let mut client = Client::connect(&control_socket(socket, service)).map_err(Unanswered)?;
     client.set_timeout(RELOAD)?;
     let at_once = command.role.at_once;
     let how = ReloadParams { caller: Some(caller), at_once, ..ReloadParams::default() };
@@ -104,7 +106,7 @@ pub(crate) fn reload(
             log::write(format!("{}\n", refusal.message).as_bytes());
             Ok(ExitCode::FAILURE)
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(failure(service, error)),
     }
 }
 

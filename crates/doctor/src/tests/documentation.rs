@@ -233,10 +233,10 @@ fn problems() -> Look {
         Problem::new(
             "listener-hidden",
             "10.0.0.1:80",
-            "10.0.0.1:80 listens, but no new connection reaches it: a handover has hidden it, and nobody has \
-             shown or closed it since",
+            "10.0.0.1:80 listens, but no new connection reaches it: it is hidden by an unfinished \
+             handover",
             Some(
-                "where no reload is in progress: reload what uses it, or claim it again, and clients find it; \
+                "where no reload is in progress: reload the service, or claim the listener: either shows it; \
                  `bindonce release 10.0.0.1:80` closes it where nothing uses it"
                     .to_owned(),
             ),

@@ -168,13 +168,13 @@ pub(super) fn unseen(unseen: &Unseen) -> String {
         ),
         Unseen::Network { name, error } => format!("network namespace {name}: {error}"),
         Unseen::Broker { socket, error } => {
-            format!("what the broker at {} knows: {error}", socket.display())
+            format!("the state of the broker at {}: {error}", socket.display())
         }
         Unseen::Haproxy { pid, socket, error } => {
             format!("the limits of haproxy pid {pid}: {}: {error}", socket.display())
         }
         Unseen::Answers { service, error } => {
-            format!("what the generations of \"{service}\" answer: {error}")
+            format!("traffic of the generations of \"{service}\": {error}")
         }
         Unseen::NoStatsSocket(haproxies) => format!(
             "the limits (maxconn, queues) of haproxy pid {}: no stats socket that answers",

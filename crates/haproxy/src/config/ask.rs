@@ -162,8 +162,8 @@ mod tests {
     #[test]
     fn what_went_wrong_has_a_reason() {
         for (name, script, why) in [
-            ("silent", "exit 0", "it ended with exit code 0 and said nothing"),
-            ("killed", "kill -9 $$", "it was ended by SIGKILL and said nothing"),
+            ("silent", "exit 0", "it ended with exit code 0 and printed nothing"),
+            ("killed", "kill -9 $$", "it was ended by SIGKILL and printed nothing"),
             ("odd", "cat >&2; echo two >&2; exit 3", "; its last line: two"),
         ] {
             let said = asked(name, script, &Questions::default()).expect_err(name).to_string();

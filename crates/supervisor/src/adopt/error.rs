@@ -132,7 +132,7 @@ impl Error {
                     .to_owned()
             }
             Self::NotHaproxy { .. } => {
-                "stop it the way its manual says: what waits on the adopted sockets stays"
+                "stop it the way its manual says: connections in the accept queues are kept"
                     .to_owned()
             }
             Self::NotServed { .. } => {

@@ -15,6 +15,7 @@ use bindonce_core::generation::GenerationId;
 use bindonce_core::intercept::Failure;
 use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
+use bindonce_core::text::count;
 use bindonce_daemon::{Happening, Journal};
 use bindonce_sys::{Errno, peer};
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -176,7 +177,10 @@ impl Keeper {
                     let Broker { service, .. } = &*self.broker;
                     let joined = broker::join(client, service, self.id, Some(self.pid), state).await;
                     if let Err(error) = joined {
-                        tracing::warn!(generation = self.id.0, "the broker was not told: {error}");
+                        tracing::warn!(
+                            generation = self.id.0,
+                            "cannot report the generation's state to the broker: {error}"
+                        );
                         lease = None;
                     }
                 }
@@ -287,16 +291,16 @@ impl Keeper {
         match given {
             Ok(client) => {
                 let listeners = give.len();
-                tracing::info!(
-                    generation,
-                    pid,
-                    listeners,
-                    "a broker is back and has our listeners"
-                );
                 self.broker.note(&client);
+                let its_pid = self.broker.pid().map(|pid| format!(" (pid {pid})"));
+                let text = format!(
+                    "reconnected to the broker{}; it holds the {} of generation {generation}",
+                    its_pid.unwrap_or_default(),
+                    count(listeners, "listener")
+                );
+                tracing::info!(generation, pid, listeners, "{text}");
                 if self.broker.lost.replace(false) {
-                    let text = "a broker is back and has our listeners";
-                    let pid = self.broker.pid.get();
+                    let pid = self.broker.pid();
                     journal.record(Happening::new(event::Kind::BrokerBack, text).pid(pid));
                 }
                 Some(client)

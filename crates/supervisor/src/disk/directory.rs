@@ -155,7 +155,7 @@ impl Directory {
 
     /// The path for the admin socket if it cannot be bound in this directory.
     pub(crate) fn fallback_admin(&self, id: GenerationId) -> io::Result<PathBuf> {
-        Ok(self.fallback.make()?.join(admin_socket(id.0)))
+        Ok(self.fallback.make(&self.path)?.join(admin_socket(id.0)))
     }
 
     /// The path of a generation's rendered configuration.
@@ -182,7 +182,7 @@ impl Directory {
 
     /// The same, where the configuration cannot be written in this directory.
     pub(crate) fn make_fallback_configuration(&self, id: GenerationId) -> io::Result<PathBuf> {
-        Self::make(self.fallback.make()?.join(format!("generation-{id}")))
+        Self::make(self.fallback.make(&self.path)?.join(format!("generation-{id}")))
     }
 
     fn make(path: PathBuf) -> io::Result<PathBuf> {

@@ -19,11 +19,12 @@ impl Fallback {
         self.0.borrow().clone()
     }
 
-    /// The directory; created in memory (`/dev/shm`), or where temporary files are.
+    /// The directory in place of `instead_of`; created in memory (`/dev/shm`), or where temporary
+    /// files are.
     ///
     /// # Errors
     /// The last error of mkdir(2), or of the check of its parent directory.
-    pub(crate) fn make(&self) -> io::Result<PathBuf> {
+    pub(crate) fn make(&self, instead_of: &Path) -> io::Result<PathBuf> {
         if let Some(made) = self.get() {
             return Ok(made);
         }
@@ -38,7 +39,9 @@ impl Fallback {
                 Ok(()) => {
                     tracing::warn!(
                         path = %path.display(),
-                        "the service's directory takes no files; those of this start lie elsewhere"
+                        "directory {} is full, read-only or gone; using {} for this start",
+                        instead_of.display(),
+                        path.display()
                     );
                     self.0.replace(Some(path.clone()));
                     return Ok(path);

@@ -128,7 +128,7 @@ pub(crate) fn ask_resumed(
     Some(answer_late(cx, id, async move {
         let text = match listening.missing(ANSWER_LATE).await {
             None => format!(
-                "generation {id} was told to accept again, and {}: nothing shows that it does",
+                "generation {id} was resumed (SIGTTIN), but {}",
                 listening.silence(ANSWER_LATE)
             ),
             Some(missing) => format!(

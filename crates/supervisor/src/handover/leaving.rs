@@ -106,6 +106,12 @@ impl Leaving {
 fn show(held: &HeldListener) {
     if !held.show() {
         let listener = &held.label;
-        tracing::error!(listener, "no client reaches it: it is hidden, and CAP_NET_RAW is gone");
+        tracing::error!(
+            listener,
+            hint = "run `bindonce reload` with a configuration that has it: a broker with CAP_NET_RAW \
+                    shows it when it is claimed",
+            "listener {listener} stays hidden from new connections: showing it needs CAP_NET_RAW, and \
+             its interface where it has one"
+        );
     }
 }

@@ -56,9 +56,9 @@ impl Listening {
     pub(crate) fn silence(&self, limit: Duration) -> String {
         let limit = duration::format(limit);
         match self {
-            Self::AdminSocket(..) => format!(
-                "has not said on its admin socket within {limit} which listeners it listens on"
-            ),
+            Self::AdminSocket(..) => {
+                format!("did not list its listeners on the admin socket within {limit}")
+            }
             Self::EpollSets(_) => format!(
                 "the look at which listeners it listens on, in its epoll sets, was not done within {limit}"
             ),

@@ -119,7 +119,12 @@ impl Handover {
                     ?took,
                     "no process accepts any more, as far as the accept queues show"
                 ),
-                Err(error) => tracing::error!(generation = newer.0, %error, "proof not possible"),
+                Err(error) => tracing::error!(
+                    generation = newer.0,
+                    %error,
+                    "cannot prove from the accept queues that no older process accepts; older generations that have \
+                     not confirmed their stop within --retire-timeout are ended"
+                ),
             }
         });
         self.proof = Some((newer, task.abort_handle()));

@@ -35,18 +35,22 @@ pub(crate) fn serve_again(
         None if cx.settings.kind.program().is_none() => {
             // The filter of a haproxy that may bind while it serves does not cover bind(2).
             if rendering.is_some_and(|it| !it.binds_while_it_serves()) && may_be_intercepted(pid) {
-                let text = "its bind() fails with ENOSYS, since the supervisor that answered it is gone, and its watchdog";
                 tracing::warn!(
                     generation = id,
                     pid,
-                    "{text}: what it listens on is served, and a server that is added with `source` is not reached; \
-                     `bindonce reload` starts one whose bind() works"
+                    "generation {id}: bind() fails with ENOSYS, because its supervisor and watchdog have ended. Its \
+                     listeners still serve; servers added with `source` are unreachable. `bindonce reload` starts a \
+                     generation whose bind() works"
                 );
             }
         }
         None if !cx.settings.kind.is_intercepted() => {}
         None if !may_be_intercepted(pid) => {
-            tracing::warn!(generation = id, pid, "it was started without its bind() intercepted");
+            tracing::warn!(
+                generation = id,
+                pid,
+                "generation {id} runs without --intercept; `bindonce reload` starts one with it"
+            );
         }
         None => tracing::warn!(
             generation = id,

@@ -75,14 +75,13 @@ impl Unseen {
     pub(crate) fn hint(self) -> &'static str {
         match self {
             Self::Bind => {
-                "a port that the kernel chooses (port 0), and what --intercept does not name, are left to the program: give it an \
-                 address with a port, name that after --intercept if it names others, or say with --ready-check or --ready-delay \
-                 when it is ready; if it only binds late, raise --ready-timeout"
+                "a port that the kernel chooses (port 0) is not intercepted, nor an address that --intercept does not name. Give the \
+                 program an address with a fixed port; if --intercept has addresses, name it there. If the program never binds one, \
+                 add --ready-check or --ready-delay. If it binds late, raise --ready-timeout"
             }
             Self::Listen => {
-                "the broker's socket listens already, and a program that looks may then call no listen(2), as haproxy does: have it \
-                 say READY=1 (haproxy -Ws does), or say with --ready-check or --ready-delay when it is ready; if it only listens \
-                 late, raise --ready-timeout"
+                "the broker's socket already listens, so a program that looks may never call listen(2), as haproxy. Let it send READY=1 \
+                 (haproxy -Ws does), or add --ready-check or --ready-delay. If it listens late, raise --ready-timeout"
             }
         }
     }

@@ -298,7 +298,11 @@ async fn serve(listener: &Listener, opened: bool, pages: &Rc<Pages>) {
             Ok(claimed) => break claimed,
             Err(error) if !logged => {
                 logged = true;
-                tracing::error!(%listener, "no metrics on it so far: {}", error.with_hint());
+                tracing::error!(
+                    %listener,
+                    "cannot claim the --metrics listener {listener} yet: {}",
+                    error.with_hint()
+                );
             }
             Err(_) => {}
         }
@@ -306,9 +310,12 @@ async fn serve(listener: &Listener, opened: bool, pages: &Rc<Pages>) {
     };
     let ours = match fd.try_clone() {
         Ok(ours) => ours,
-        Err(error) => return tracing::error!(%listener, %error, "no metrics on it"),
+        Err(error) => {
+            tracing::error!(%listener, %error, "cannot serve metrics on {listener}");
+            return;
+        }
     };
-    tracing::info!(%listener, "metrics are exported on it");
+    tracing::info!(%listener, "metrics are exported on {listener}");
     let leased = lease::keep_one(client, listener, &ours, socket);
     let served = Served {
         is_tcp: matches!(listener.address, Address::Tcp(_)),

@@ -105,7 +105,7 @@ impl Report {
                 self.failure.text = self.failure_text(cx, *id, *failure);
                 let text = self.failure.with_words();
                 let serves = match now.serving {
-                    Some(serving) => format!("generation {serving} serves on"),
+                    Some(serving) => format!("generation {serving} still serves"),
                     None => "nothing serves".to_owned(),
                 };
                 self.announcer.troubled(&match now.serving {

@@ -140,8 +140,8 @@ impl Options {
         }
         if listeners.is_empty() && intercept.is_none() {
             return Err(usage(format!(
-                "{0} gets its sockets from --listen NAME=ADDR, and there is none; if it takes none from \
-                 whoever starts it, --intercept gives it the broker's when it binds; if it is haproxy \
+                "{0} gets its sockets from --listen NAME=ADDR, and there is none; if it takes none from the \
+                 process that starts it, --intercept gives it the broker's when it binds; if it is haproxy \
                  under another name, say --kind haproxy and give its -f FILE; of a script that starts \
                  haproxy give the command that is in it, as in `-- haproxy -f FILE`, or let the script \
                  end with `exec haproxy \"$@\"`, and write `--kind haproxy -- {0} -f FILE`\n",

@@ -126,8 +126,8 @@ mod tests {
                 {"generation": 3, "state": "serving", "pid": 12, "start_ms": 61_500},
             ],
         });
-        let silent =
-            json!({ "service": "mail", "error": "the broker did not finish `status` within 3s" });
+        let error = "the supervisor did not finish `status` within 3s";
+        let silent = json!({ "service": "mail", "error": error });
         let mut snapshot = Snapshot {
             socket: "/run/bindonce/bindonce.sock".into(),
             broker: Ok(serde_json::from_value(broker).expect("a status")),

@@ -46,7 +46,7 @@ pub(super) fn saturated(look: &Look, finding: &Finding, saturated: &Saturated) -
 pub(super) fn ghost(look: &Look, finding: &Finding, ghost: &Ghost) -> Words {
     let pid = finding.pids.first().copied().unwrap_or_default();
     let used = match ghost.processor_percent {
-        Some(percent) => format!(", and uses {percent:.0} % of a core"),
+        Some(percent) => format!(" ({percent:.0} % of a core)"),
         None => String::new(),
     };
     let sockets = look.processes.get(&pid).map_or(0, |process| process.usage.sockets);
@@ -61,7 +61,7 @@ pub(super) fn ghost(look: &Look, finding: &Finding, ghost: &Ghost) -> Words {
     ));
     Words {
         summary: format!(
-            "{} is woken for every connection here{} although it has closed the listener{used}",
+            "{} still has the closed listener{} in its epoll set: each new connection wakes it{used}",
             process(look, pid),
             and_more(ghost.listeners)
         ),
@@ -112,13 +112,17 @@ pub(super) fn lingering(look: &Look, finding: &Finding, lingering: &Lingering) -
 pub(super) fn answering(finding: &Finding, answering: &Answering) -> Words {
     let Answering { percent, unit, answered, all, seconds, connections } = answering;
     let service = finding.service.as_deref().unwrap_or_default();
-    let (what, which, limit) = match unit {
+    let (verb, noun, numbers, which, limit) = match unit {
         Unit::Requests => (
-            format!("{answered} of {all} requests"),
+            "answered",
+            "requests",
+            format!("{answered} of {all}"),
             "clients keep using them (HTTP keep-alive, HTTP/2)",
             "# for future reloads, shorten `timeout http-keep-alive` and `close-spread-time`",
         ),
         Unit::Bytes => (
+            "sent",
+            "bytes",
             format!("{} of {}", bytes(*answered), bytes(*all)),
             "they carry no requests (TCP, tunnels)",
             "# for future reloads, shorten `timeout tunnel`, or `timeout client` and `timeout server` of TCP",
@@ -132,11 +136,10 @@ pub(super) fn answering(finding: &Finding, answering: &Answering) -> Words {
         remedy.insert(0, format!("bindonce reload --name {service} --drain-idle 5s   # {idle}"));
     }
     remedy.push(limit.to_owned());
-    let draining = count(finding.pids.len() as u64, "replaced generation");
+    let draining = count(finding.pids.len() as u64, "draining generation");
     Words {
         summary: format!(
-            "{draining} of \"{service}\" answer{} {percent:.0} % of what it answers: {what} in the last {seconds} s, on {}",
-            s(finding.pids.len() as u64),
+            "{draining} of \"{service}\" {verb} {percent:.0} % of the service's {noun} in the last {seconds} s ({numbers}), on {}",
             count(*connections, "connection"),
         ),
         cause: format!(

@@ -120,6 +120,9 @@ pub(super) fn broker(problem: &Problem) -> Words {
         "listener-not-recovered" => {
             "the processes that have them are unaffected; this broker can neither hand them out nor keep them bound"
         }
+        "listener-unreachable" => {
+            "its path, device or namespace was removed or replaced; the next claim binds it anew"
+        }
         _ => "the broker keeps what it holds, and tries again",
     };
     Words {

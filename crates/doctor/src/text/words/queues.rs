@@ -51,18 +51,23 @@ fn not_accepting(look: &Look, finding: &Finding, unserved: &Unserved) -> (String
         NotAccepting::Hung => {
             let first = finding.pids.first().copied().unwrap_or_default();
             (
-                format!("{holders} ask{0} for connections and take{0} none: it hangs", s(number)),
+                format!(
+                    "{holders} wait{0} for connections and accept{0} none: {1}",
+                    s(number),
+                    if number == 1 { "the process hangs" } else { "the processes hang" }
+                ),
                 format!(
                     "cat /proc/{first}/stack /proc/{first}/wchan   # where it hangs; then restart it"
                 ),
             )
         }
         NotAccepting::HaproxyDoesNotAsk(pid) => (
-            "haproxy holds the socket and does not ask for connections: paused (SIGTTOU), told to \
-             stop, or at a limit (maxconn, a rate) that its stats socket would show"
+            "haproxy holds the socket and does not accept (no epoll, poll or accept() wait on it): \
+             paused (SIGTTOU), told to stop, or at a limit (maxconn, a rate) that its stats socket \
+             would show"
                 .to_owned(),
             format!(
-                "kill -TTIN {pid}   # resumes a paused one; nothing happens to one that is not"
+                "kill -TTIN {pid}   # resumes a paused haproxy; no effect if haproxy is not paused"
             ),
         ),
         NotAccepting::Elsewhere { service, generation } => (
@@ -114,7 +119,7 @@ fn not_accepting(look: &Look, finding: &Finding, unserved: &Unserved) -> (String
         }
         NotAccepting::HoldersDoNotAsk => (
             format!(
-                "{holders} hold{} the socket and do{} not ask for connections",
+                "{holders} hold{} the socket and do{} not accept: no epoll, poll or accept() wait on it",
                 s(number),
                 if number == 1 { "es" } else { "" },
             ),

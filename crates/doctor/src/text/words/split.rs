@@ -95,7 +95,7 @@ fn end(look: &Look, older: &[i32]) -> Vec<String> {
     let haproxies: Vec<i32> = haproxies.map(|process| process.pid).collect();
     if haproxies.is_empty() {
         return vec![format!(
-            "# if these belong together, all is well; else end the older: kill -TERM {all}"
+            "# expected if these processes form one service; otherwise end the older: kill -TERM {all}"
         )];
     }
     let mut remedy = Vec::new();

@@ -88,7 +88,7 @@ fn a_reload_that_fails_is_told_in_haproxys_words() {
     shows(&model, (80, 24), "reloading");
     let words = "reload of \"web\" failed: generation 6 exited with 1\n\
                  [ALERT] config : parsing [/etc/haproxy/haproxy.cfg:3]: unknown keyword 'nonsense' in 'frontend' section\n\
-                 hint: generation 5 serves on; mend the file and reload again\n";
+                 hint: generation 5 still serves; mend the file and reload again\n";
     model.on(NOW, Input::Done(Err(words.to_owned())));
     shows(&model, (80, 24), "failed-reload");
     shows(&model, (40, 10), "failed-reload-small");
