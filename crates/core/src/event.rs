@@ -119,6 +119,45 @@ kinds! {
     ConfigRefused = "config-refused",
 }
 
+/// How much an event matters to a person who watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// A service is as it should be.
+    Good,
+    /// It belongs to the normal course.
+    Normal,
+    /// It does not belong to the normal course, and the service goes on.
+    Warning,
+    /// Something failed, was lost, or needs a person.
+    Error,
+}
+
+impl Kind {
+    /// The kind with this word; None for the word of a newer version.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.word() == word)
+    }
+
+    /// How much it matters: the status page and `bindonce top` colour it by this.
+    pub fn severity(self) -> Severity {
+        match self {
+            Self::ReloadDone | Self::GenerationServing | Self::BrokerBack => Severity::Good,
+            Self::Restart | Self::Rollback | Self::SignalEscalated | Self::GhostsLeft => {
+                Severity::Warning
+            }
+            Self::ReloadFailed
+            | Self::GenerationFailed
+            | Self::GenerationDied
+            | Self::UnknownAcceptor
+            | Self::BrokerLost
+            | Self::UpgradeFailed
+            | Self::ListenerLost
+            | Self::ListenerBroken => Severity::Error,
+            _ => Severity::Normal,
+        }
+    }
+}
+
 /// The latest entries, oldest first, each with an id.
 #[derive(Debug, Clone)]
 pub struct Ring<T> {
@@ -230,6 +269,30 @@ mod tests {
         assert_eq!(words.len(), Kind::ALL.len());
         for word in words {
             assert!(word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'), "{word}");
+        }
+    }
+
+    #[test]
+    fn a_word_tells_its_kind_and_how_much_it_matters() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::from_word(kind.word()), Some(*kind));
+        }
+        assert_eq!(Kind::from_word("of-a-newer-version"), None);
+        for (kind, severity) in [
+            (Kind::GenerationServing, Severity::Good),
+            (Kind::GenerationGone, Severity::Normal),
+            (Kind::Restart, Severity::Warning),
+            (Kind::UnknownAcceptor, Severity::Error),
+            (Kind::UpgradeFailed, Severity::Error),
+        ] {
+            assert_eq!(kind.severity(), severity, "{}", kind.word());
+        }
+        // What failed, broke or was lost is never less than an error.
+        let is_bad = |kind: &&Kind| {
+            ["-failed", "-died", "-lost", "-broken"].iter().any(|end| kind.word().ends_with(end))
+        };
+        for kind in Kind::ALL.iter().filter(is_bad) {
+            assert_eq!(kind.severity(), Severity::Error, "{}", kind.word());
         }
     }
 

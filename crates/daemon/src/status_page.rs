@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bindonce_core::duration;
+use bindonce_core::event::{Kind, Severity};
 use bindonce_core::history::{Activity, Life};
 use bindonce_core::text::{printable, printable_lines};
 use bindonce_core::time::Timestamp;
@@ -155,7 +156,7 @@ impl StatusPage {
                     @let state = known.map_or_else(|| life.broke.unwrap_or("ended"), |it| &it.state);
                     tr {
                         td data-of="generation" { (number) }
-                        td.state.(class(state)) { (printable(state))
+                        td.state.(class_of_state(state)) { (printable(state))
                             @if let Some(count) = known.and_then(|it| it.requests_after).filter(|it| *it > 0) {
                                 span.faint { " " (count) " requests since" }
                             }
@@ -277,7 +278,7 @@ fn table_of_events(events: &[Event]) -> Markup {
             tbody { @for event in events.iter().rev().take(EVENTS) {
                 tr {
                     td { (seconds(event.time)) }
-                    td.(class(&event.kind)) { (printable(&event.kind)) }
+                    td.(class_of_event(&event.kind)) { (printable(&event.kind)) }
                     td.text {
                         @if let Some(service) = &event.service {
                             (printable(service)) @if let Some(number) = event.generation { " " (number) } ": "
@@ -290,15 +291,24 @@ fn table_of_events(events: &[Event]) -> Markup {
     }
 }
 
-/// The style class for a state or an event: always a fixed word, whatever the input.
-fn class(word: &str) -> &'static str {
-    match word {
+/// The style class for a generation's state: always a fixed word, whatever the input.
+fn class_of_state(state: &str) -> &'static str {
+    match state {
         "starting" => "starting",
-        "serving" | "generation-serving" | "reload-done" => "serving",
+        "serving" => "serving",
         "draining" => "draining",
-        "failed" | "died" | "generation-failed" | "generation-died" | "reload-failed"
-        | "unknown-acceptor" | "listener-lost" | "listener-broken" | "broker-lost" => "broke",
+        "failed" | "died" => "broke",
         _ => "faint",
+    }
+}
+
+/// The same for the kind of an event.
+fn class_of_event(kind: &str) -> &'static str {
+    match Kind::from_word(kind).map(Kind::severity) {
+        Some(Severity::Good) => "serving",
+        Some(Severity::Warning) => "warn",
+        Some(Severity::Error) => "broke",
+        Some(Severity::Normal) | None => "faint",
     }
 }
 

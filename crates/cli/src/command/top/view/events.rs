@@ -1,5 +1,7 @@
 //! The events, newest last.
 
+use bindonce_core::event::{Kind, Severity};
+
 use super::canvas::{Area, Canvas, PLAIN};
 use super::pane::{BAD, FAINT, GOOD, WARN, title, window};
 use super::words;
@@ -35,11 +37,11 @@ fn event(canvas: &mut Canvas, area: Area, sourced: &SourcedEvent, chosen: bool) 
         (Some(service), None) => service.to_string(),
         (None, _) => sourced.source.to_string(),
     };
-    let style = match &*event.kind {
-        "generation-serving" | "reload-done" | "broker-back" => GOOD,
-        kind if ["failed", "died", "lost", "broken"].iter().any(|end| kind.ends_with(end)) => BAD,
-        "signal-escalated" | "unknown-acceptor" | "ghosts-left" | "rollback" | "restart" => WARN,
-        _ => PLAIN,
+    let style = match Kind::from_word(&event.kind).map(Kind::severity) {
+        Some(Severity::Good) => GOOD,
+        Some(Severity::Warning) => WARN,
+        Some(Severity::Error) => BAD,
+        Some(Severity::Normal) | None => PLAIN,
     };
     let mut cells = vec![(8, words::clock(event.time), FAINT)];
     if area.width >= 56 {
