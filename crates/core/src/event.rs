@@ -54,7 +54,8 @@ kinds! {
     GenerationFailed = "generation-failed",
     /// A generation ended while it served.
     GenerationDied = "generation-died",
-    /// Another program told the serving generation to stop.
+    /// The serving generation stopped accepting, not at the request of its supervisor: another
+    /// process told it to stop, or the program closed its sockets.
     GenerationStopped = "generation-stopped",
     /// A generation was started again after it died.
     Restart = "restart",

@@ -6,7 +6,7 @@
 //! capabilities = ["net_raw"]
 //!
 //! [[rule]]                       # with any rule, only what a rule allows is allowed
-//! user = "www-data"              # or uid; group or gid: all that are said  
+//! user = "www-data"              # or uid; group or gid: all that are said
 //! allow = ["bind", "release"]    # bind, use, list, release, store, admin
 //! addresses = ["*:8000-8999"]    # all, if left out
 //! names = ["web", "app-*"]       # what it may call listeners; nothing, if left out

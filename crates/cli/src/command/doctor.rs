@@ -17,7 +17,7 @@ Examples:
 
 Exit codes:
   0  Healthy
-  1  The host could not be examined
+  1  The host could not be examined, or nothing has the name that was given
   2  Wrong usage
   3  There are findings";
 

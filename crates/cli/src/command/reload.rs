@@ -25,8 +25,9 @@ Examples:
 
 Exit codes:
   0  The new generation serves, and no older one accepts any more
-  1  The reload failed; the serving generation is unaffected, and haproxy's error is printed;
-      with --wait drained also: it serves, and an older generation has not drained in time
+  1  The reload failed, and haproxy's error is printed. The serving generation is unaffected,
+      unless the message says that the new one serves, or that the old one does not accept again.
+      Also: --timeout is over, or (--wait drained) an older generation has not drained in time
   2  Wrong usage";
 
 /// Start a new generation and wait until it serves and no older one accepts

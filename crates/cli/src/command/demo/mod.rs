@@ -42,7 +42,7 @@ Exit codes:
 
 /// Show on this host what goes wrong without bindonce, and what bindonce changes
 ///
-/// Takes about 40 seconds and needs haproxy. The demo reloads haproxy the old way with one lost signal,
+/// Takes about 35 seconds and needs haproxy. The demo reloads haproxy the old way with one lost signal,
 /// lets `doctor` explain why requests fail, and repeats this under bindonce. It does not touch what
 /// runs on this host, and leaves nothing behind.
 #[derive(Debug, Clone, clap::Args)]
