@@ -99,4 +99,5 @@ mod trust;
 mod unreceived;
 mod untrusted;
 mod upgrade;
+mod upgrade_supervisor;
 mod watch;

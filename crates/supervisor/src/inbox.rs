@@ -138,7 +138,8 @@ impl Supervisor {
             // waits for the disk.
             Message::Answered => self.save(),
             Message::Foreign(id, addresses, unseen) => self.found_foreign(id, addresses, &unseen),
-            Message::Proved(proved) => self.upgrade_now(proved),
+            Message::Proved(proved) => self.binary_proved(proved),
+            Message::Quiet(binary) => self.upgrade_now(&binary),
             Message::Scraped(reply) => self.scraped(reply),
             Message::Page(reply) => self.answer_scrape(reply),
             Message::Counted(id, counters) => {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bindonce_core::generation::{Event, GenerationId};
 use bindonce_core::intercept::Own;
+use bindonce_daemon::reexec::Installed;
 use bindonce_daemon::status_page::StatusPage;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::intercept::Intercept;
@@ -109,7 +110,9 @@ pub(crate) enum Message {
     /// A file is missing in the service's directory; the reply says whether it exists again.
     Removed(oneshot::Sender<bool>),
     /// The result of the check that the installed binary can read our state.
-    Proved(Result<bindonce_daemon::reexec::Installed, String>),
+    Proved(Result<Installed, String>),
+    /// No task asks a generation anything: this binary can be executed.
+    Quiet(Installed),
 }
 
 /// The result of removing the ghosts of one generation.

@@ -217,7 +217,8 @@ impl Supervisor {
         tracing::info!(generation = id.0, pid, "serving");
         self.cx.record(id, Some(pid), event::Kind::GenerationServing, "serving");
         self.report.serves(id, pid);
-        watching::watch_serving(&self.cx, generation);
+        self.watch(id);
+        let Some(generation) = self.generations.get(&id) else { return };
         let unseen = foreign::tell(&self.cx, generation);
         if generation.readiness.listens {
             unprivileged::look(&self.cx, generation);
@@ -325,11 +326,27 @@ impl Supervisor {
         });
     }
 
-    /// Begins to ask a generation whether it has stopped.
-    pub(crate) fn watch_stop(&mut self, id: GenerationId) {
-        if let Some(generation) = self.generations.get_mut(&id) {
-            watching::watch_stop(&self.cx, generation, self.report.counting.pace(id));
-            self.save();
+    /// A generation was told to stop, or has stopped: begins to ask it whether it has.
+    fn watch_stop(&mut self, id: GenerationId) {
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        drop(generation.tell(State::Draining));
+        generation.lease.closed = false;
+        self.watch(id);
+        self.save();
+    }
+
+    /// Begins the task that belongs to a generation's state: when it comes to that state, when it
+    /// is taken over in it, and when that task was ended for an upgrade that was not done.
+    pub(crate) fn watch(&mut self, id: GenerationId) {
+        let state = self.timeline.state_of(id);
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        match state {
+            Some(State::Serving) => watching::watch_serving(&self.cx, generation),
+            Some(State::Draining) => {
+                watching::watch_stop(&self.cx, generation, self.report.counting.pace(id));
+            }
+            // What waits for its readiness is begun with its process.
+            Some(State::Starting) | None => {}
         }
     }
 }

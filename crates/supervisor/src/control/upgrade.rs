@@ -11,9 +11,11 @@ use std::time::Duration;
 use bindonce_core::event;
 use bindonce_daemon::Happening;
 use bindonce_daemon::reexec::{self, Installed};
+use tokio::task::JoinSet;
 
 use crate::disk::saved::{self, Inherited, Saved};
 use crate::generations::admin::Admin;
+use crate::handover::compare;
 use crate::message::Message;
 use crate::supervisor::Supervisor;
 
@@ -44,41 +46,69 @@ impl Supervisor {
         if busy || !self.upgrade.begin() {
             return;
         }
-        let saved = self.saved(None);
-        let cx = self.cx.clone();
-        let admins: Vec<_> = self
-            .generations
-            .iter_mut()
-            .flat_map(|generation| {
-                // No question may be in progress when the connections change hands.
-                generation.tasks.end();
-                generation.cli.all()
-            })
-            .collect();
-        crate::tasks::spawn(async move {
-            let proved = prove(&saved).await;
-            for admin in admins {
+        let (cx, state) = (self.cx.clone(), self.saved(None));
+        crate::tasks::spawn(async move { cx.send(Message::Proved(prove(&state).await)) });
+    }
+
+    /// The installed binary has proved itself, or has not.
+    pub(crate) fn binary_proved(&mut self, proved: Result<Installed, String>) {
+        match proved {
+            Ok(binary) => self.become_quiet(binary),
+            Err(story) => self.upgrade_failed(&story),
+        }
+    }
+
+    /// Ends the tasks that ask generations: no question may be in progress when the connections
+    /// change hands. From here on [`Self::watch_again`] is needed where there is no exec.
+    fn become_quiet(&mut self, binary: Installed) {
+        tracing::info!(binary = %binary.path().display(), "the binary has proved itself");
+        let serving = self.timeline.serving().and_then(|id| self.generations.get(&id));
+        let resuming = serving.filter(|one| one.tasks.ask_whether_it_resumed());
+        self.upgrade.resuming = resuming.map(|one| one.id);
+        let mut asked = JoinSet::new();
+        for generation in self.generations.iter_mut() {
+            generation.tasks.end();
+            for admin in generation.cli.all() {
                 // Either answered, or so slow that the next image will get no answer either.
-                let _ = admin.info(QUIET).await;
+                asked.spawn_local(async move { drop(admin.info(QUIET).await) });
             }
-            cx.send(Message::Proved(proved));
+        }
+        let cx = self.cx.clone();
+        crate::tasks::spawn(async move {
+            while asked.join_next().await.is_some() {}
+            cx.send(Message::Quiet(binary));
         });
     }
 
-    /// Becomes the new binary if it has proved itself; else reports the failure.
-    pub(crate) fn upgrade_now(&mut self, proved: Result<Installed, String>) {
+    /// Becomes the new binary. Returns only if that fails, which is reported.
+    pub(crate) fn upgrade_now(&mut self, binary: &Installed) {
+        let error = self.become_binary(binary);
+        self.upgrade_failed(&error);
+        self.watch_again();
+    }
+
+    fn upgrade_failed(&mut self, error: &str) {
         let Some(reply) = self.upgrade.end() else { return };
-        let error = match proved {
-            Ok(binary) => self.become_binary(&binary),
-            Err(story) => story,
-        };
         tracing::error!("upgrade failed, nothing has changed: {error}");
         let text = format!("nothing has changed: {error}");
         self.cx.journal.record(Happening::new(event::Kind::UpgradeFailed, text));
-        let _ = reply.send(Err(reexec::failed(&error)));
+        let _ = reply.send(Err(reexec::failed(error)));
         self.save();
-        for id in self.draining() {
-            self.watch_stop(id);
+    }
+
+    /// Begins again the tasks that were ended for the exec, except where another task was begun
+    /// since.
+    fn watch_again(&mut self) {
+        let ended = self.generations.iter().filter(|one| !one.tasks.are_begun());
+        let ended: Vec<_> = ended.map(|one| one.id).collect();
+        for id in ended {
+            self.watch(id);
+        }
+        if let Some(id) = self.upgrade.resuming.take()
+            && self.timeline.serving() == Some(id)
+            && let Some(generation) = self.generations.get_mut(&id)
+        {
+            compare::watch_resumed(&self.cx, generation);
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 
+use bindonce_core::generation::GenerationId;
 use bindonce_daemon::reexec;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -17,15 +18,17 @@ pub(crate) struct Upgrade {
     accepting: AbortHandle,
     /// The client that waits for an upgrade.
     wanted: Option<oneshot::Sender<Answer>>,
-    /// The new binary is proving itself.
-    proving: bool,
+    /// The new binary proves itself, or is about to be executed.
+    begun: bool,
+    /// The generation that had yet to confirm that it accepts again when its tasks were ended.
+    pub(crate) resuming: Option<GenerationId>,
     /// Number of upgrades in place so far.
     pub(crate) count: u64,
 }
 
 impl Upgrade {
     pub(crate) fn new(control: OwnedFd, accepting: AbortHandle, count: u64) -> Self {
-        Self { control, accepting, wanted: None, proving: false, count }
+        Self { control, accepting, wanted: None, begun: false, resuming: None, count }
     }
 
     /// Replaces the control socket; existing connections stay.
@@ -43,12 +46,12 @@ impl Upgrade {
 
     /// Whether an upgrade is requested and not yet begun; marks it as begun.
     pub(crate) fn begin(&mut self) -> bool {
-        self.wanted.is_some() && !std::mem::replace(&mut self.proving, true)
+        self.wanted.is_some() && !std::mem::replace(&mut self.begun, true)
     }
 
-    /// Ends the proof. Returns the client to answer if it failed.
+    /// Ends an upgrade that has failed. Returns the client to answer.
     pub(crate) fn end(&mut self) -> Option<oneshot::Sender<Answer>> {
-        self.proving = false;
+        self.begun = false;
         self.wanted.take()
     }
 }

@@ -167,7 +167,8 @@ pub(crate) struct OwnAddresses {
 /// Tasks that watch a generation and end with it.
 #[derive(Default)]
 pub(crate) struct Tasks {
-    /// Watches whether it is ready, later whether it has stopped and how many connections are left.
+    /// Watches whether it is ready, then whether it serves, later whether it has stopped and how
+    /// many connections are left.
     watch: Option<AbortHandle>,
     /// Watches whether it accepts again after a pause.
     resumes: Option<AbortHandle>,
@@ -180,6 +181,16 @@ impl Tasks {
 
     pub(crate) fn ask_resumed(&mut self, task: AbortHandle) {
         abort(self.resumes.replace(task));
+    }
+
+    /// Whether a task was begun to watch it and not ended, though it may have come to its own end.
+    pub(crate) fn are_begun(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    /// Whether it was told to accept again and has not confirmed that it does.
+    pub(crate) fn ask_whether_it_resumed(&self) -> bool {
+        self.resumes.as_ref().is_some_and(|task| !task.is_finished())
     }
 
     pub(crate) fn end(&mut self) {

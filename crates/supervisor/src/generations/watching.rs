@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::event;
-use bindonce_core::generation::{Event, State};
+use bindonce_core::generation::Event;
 use bindonce_sys::worker;
 
 use crate::context::Context;
@@ -119,8 +119,6 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
 /// Begins to watch whether a generation has stopped, and then what is left of it.
 pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pace>) {
     let (cx, id) = (cx.clone(), generation.id);
-    drop(generation.tell(State::Draining));
-    generation.lease.closed = false;
     let admin = generation.cli.admin.clone();
     let family = Family::of(&cx.settings.kind, generation);
     generation.tasks.end();
@@ -134,7 +132,9 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pac
         };
         closed(&family, told.as_ref()).await;
         cx.later(Event::Stopped(id));
-        let mut admin = admin.filter(|_| told.is_some());
+        // One that is only silent may answer later. Its connection keeps the process alive, so it
+        // must be known when the last client has left.
+        let mut admin = admin.filter(|admin| !admin.has_ended());
         let mut before = told.clone().unwrap_or_default();
         if let Some(info) = &told {
             cx.send(Message::Counts(id, Since::all(info), false));

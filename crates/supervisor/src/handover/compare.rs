@@ -108,23 +108,14 @@ pub(crate) fn ask_late(
     }))
 }
 
-/// Asks a paused generation that was told to accept again whether it does, until it does. Returns
-/// why it does not serve as before, if it does not in time.
+/// Asks a paused generation as [`watch_resumed`] does. Returns why it does not serve as before, if
+/// it does not in time.
 pub(crate) fn ask_resumed(
     cx: &Context,
     generation: &mut Generation,
     listeners: Listeners,
 ) -> Option<Late> {
-    let (id, listening) = (generation.id, Rc::new(Listening::of(&cx.settings.kind, generation)?));
-    let (inbox, asked) = (cx.clone(), Rc::clone(&listening));
-    let task = crate::tasks::spawn(async move {
-        // A signal sent to a stopped process is lost when it is continued.
-        while asked.missing(ANSWER).await.is_none_or(|missing| !missing.is_empty()) {
-            inbox.send(Message::StillPaused(id));
-            tokio::time::sleep(ANSWER).await;
-        }
-    });
-    generation.tasks.ask_resumed(task.abort_handle());
+    let (id, listening) = (generation.id, watch_resumed(cx, generation)?);
     Some(answer_late(cx, id, async move {
         let text = match listening.missing(ANSWER_LATE).await {
             None => format!(
@@ -138,6 +129,22 @@ pub(crate) fn ask_resumed(
         };
         Some((text, RESUMES_NOT))
     }))
+}
+
+/// Begins to ask a generation that was told to accept again whether it does, until it does. Returns
+/// how it is asked; None for a program other than haproxy, which is not asked.
+pub(crate) fn watch_resumed(cx: &Context, generation: &mut Generation) -> Option<Rc<Listening>> {
+    let (id, listening) = (generation.id, Rc::new(Listening::of(&cx.settings.kind, generation)?));
+    let (inbox, asked) = (cx.clone(), Rc::clone(&listening));
+    let task = crate::tasks::spawn(async move {
+        // A signal sent to a stopped process is lost when it is continued.
+        while asked.missing(ANSWER).await.is_none_or(|missing| !missing.is_empty()) {
+            inbox.send(Message::StillPaused(id));
+            tokio::time::sleep(ANSWER).await;
+        }
+    });
+    generation.tasks.ask_resumed(task.abort_handle());
+    Some(listening)
 }
 
 /// Logs and records why the reload failed, if it did, and returns it for the client.

@@ -1,0 +1,132 @@
+//! The supervisor becomes another binary in place, or cannot: whatever happens, every generation
+//! stays watched.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::{
+    DEADLINE, Guest, Haproxy, Process, Scene, bindonce, config, eventually, serves,
+};
+
+/// A supervisor that runs from a binary of its own. Its second generation serves, and its first one
+/// drains: a client has sent it half a request.
+struct Service {
+    haproxy: Haproxy,
+    half: TcpStream,
+    /// The pid of the draining generation.
+    older: i32,
+    address: SocketAddr,
+    binary: PathBuf,
+    _broker: Process,
+    scene: Scene,
+}
+
+impl Service {
+    #[track_caller]
+    fn start() -> Option<Self> {
+        let program = Haproxy::system()?;
+        let (scene, broker) = Scene::with_broker();
+        let (address, binary) = (scene.address(), scene.path("bindonce"));
+        install(bindonce(), &binary);
+        let file = scene.write("haproxy.cfg", &config(address, 1));
+        let mut command = scene.command(&binary);
+        command.arg("run").arg("--socket").arg(scene.socket()).args(["--name", "web", "--"]);
+        let supervisor = Process::start(command.args(Guest::Haproxy.command(&program, &file)));
+        let mut haproxy = Haproxy { supervisor, service: "web".to_owned() };
+        let (_, older) = haproxy.wait_serving(&scene);
+        let mut half = TcpStream::connect(address).expect("connecting");
+        half.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");
+        // Connections are accepted in order.
+        serves(address, 1);
+        let service = Self { haproxy, half, older, address, binary, _broker: broker, scene };
+        service.configure(2);
+        service.haproxy.reload(&service.scene).ok();
+        serves(address, 2);
+        Some(service)
+    }
+
+    /// Writes a configuration that answers with this tag.
+    fn configure(&self, tag: u64) {
+        self.scene.write("haproxy.cfg", &config(self.address, tag));
+    }
+
+    /// A `bindonce upgrade` that runs beside the test.
+    fn upgrade_beside(&self) -> Process {
+        Process::start(self.scene.bindonce("upgrade").args(["--name", "web"]))
+    }
+
+    fn signal_older(&self, signal: Signal) {
+        kill(Pid::from_raw(self.older), signal).expect("signalling the draining generation");
+    }
+
+    /// Sends the other half of the request, and checks that the draining generation answers.
+    #[track_caller]
+    fn complete(&mut self) {
+        self.half.write_all(b"Connection: close\r\n\r\n").expect("the other half");
+        let mut answer = String::new();
+        self.half.read_to_string(&mut answer).expect("the answer");
+        assert!(answer.contains("x-generation: 1\r\n"), "{answer}");
+    }
+
+    /// Checks that both generations are watched. Another process tells the one that serves to stop:
+    /// another one is started. The last client of the one that drains leaves: the supervisor lets
+    /// it end.
+    #[track_caller]
+    fn is_watched(&mut self) {
+        let (before, pid) = self.haproxy.wait_serving(&self.scene);
+        kill(Pid::from_raw(pid), Signal::SIGUSR1).expect("signalling the serving generation");
+        eventually("another generation", || {
+            let (now, _) = self.haproxy.serving(&self.scene)?;
+            (now > before).then_some(())
+        });
+        serves(self.address, 2);
+        self.complete();
+        eventually("the older generations to be gone", || {
+            (self.scene.haproxies().len() == 1).then_some(())
+        });
+    }
+}
+
+/// Installs a binary as a package manager does, written beside the older one and renamed: the
+/// running file is not written to.
+fn install(source: &Path, binary: &Path) {
+    let new = binary.with_extension("new");
+    fs::copy(source, &new).expect("copying");
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("its mode");
+    fs::rename(&new, binary).expect("installing");
+}
+
+#[test]
+fn a_binary_that_is_refused_leaves_every_generation_watched() {
+    let Some(mut service) = Service::start() else { return };
+    install(Path::new("/bin/false"), &service.binary);
+    let story = service.scene.run("upgrade", &["--name", "web"]).fails(1);
+    assert!(story.contains("nothing has changed"), "{story}");
+    service.is_watched();
+}
+
+/// The file is written to between its proof and the exec. By then no task watches the generations:
+/// the supervisor waits for an answer of the draining one, which is stopped.
+#[test]
+fn a_binary_that_cannot_be_executed_leaves_every_generation_watched() {
+    let Some(mut service) = Service::start() else { return };
+    install(bindonce(), &service.binary);
+    service.signal_older(Signal::SIGSTOP);
+    let mut upgrade = service.upgrade_beside();
+    service.haproxy.supervisor.wait_line("the binary has proved itself");
+    let mut written = fs::File::options().append(true).open(&service.binary).expect("opened");
+    written.write_all(b"x").expect("written");
+    drop(written);
+    assert_eq!(upgrade.wait_exit().code(), Some(1), "{}", upgrade.story());
+    let story = upgrade.story();
+    assert!(story.contains("modified after it had proved itself"), "{story}");
+    service.signal_older(Signal::SIGCONT);
+    service.is_watched();
+}
