@@ -1,18 +1,26 @@
 //! The supervisor becomes another binary in place, or cannot: whatever happens, every generation
-//! stays watched.
+//! stays watched, and no request is lost.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::harness::{
     DEADLINE, Guest, Haproxy, Process, Scene, bindonce, config, eventually, serves,
 };
+
+/// From the start of `bindonce upgrade` to a moment at which the supervisor waits, for a second,
+/// for an answer of a generation that is stopped. The command asks for the status first, which
+/// takes half a second then.
+const IN_THE_MIDDLE: Duration = Duration::from_millis(900);
 
 /// A supervisor that runs from a binary of its own. Its second generation serves, and its first one
 /// drains: a client has sent it half a request.
@@ -87,10 +95,24 @@ impl Service {
             (now > before).then_some(())
         });
         serves(self.address, 2);
+        self.drains();
+    }
+
+    /// Checks that the draining generation answers its last client, and ends then.
+    #[track_caller]
+    fn drains(&mut self) {
         self.complete();
         eventually("the older generations to be gone", || {
             (self.scene.haproxies().len() == 1).then_some(())
         });
+    }
+
+    /// How often the supervisor has become another binary.
+    #[track_caller]
+    fn upgrades(&self) -> Value {
+        let status = self.scene.run("status", &["--json"]).ok();
+        let status: Value = serde_json::from_str(&status).expect("JSON");
+        status["supervisors"][0]["upgrades"].clone()
     }
 }
 
@@ -129,4 +151,61 @@ fn a_binary_that_cannot_be_executed_leaves_every_generation_watched() {
     assert!(story.contains("modified after it had proved itself"), "{story}");
     service.signal_older(Signal::SIGCONT);
     service.is_watched();
+}
+
+/// The test is about the moment of the reload: before the upgrade, or while the supervisor waits
+/// for an answer of the draining generation.
+#[track_caller]
+fn reload_in_an_upgrade(moment: Duration, by_signal: bool) {
+    let Some(mut service) = Service::start() else { return };
+    service.signal_older(Signal::SIGSTOP);
+    let mut upgrade = service.upgrade_beside();
+    sleep(moment);
+    service.configure(3);
+    match by_signal {
+        true => service.haproxy.supervisor.signal(Signal::SIGHUP),
+        false => drop(service.haproxy.reload(&service.scene).ok()),
+    }
+    eventually("the generation with the new configuration", || {
+        (service.haproxy.serving(&service.scene)?.0 == 3).then_some(())
+    });
+    serves(service.address, 3);
+    assert!(upgrade.wait_exit().success(), "{}", upgrade.story());
+    assert_eq!(service.upgrades(), 1);
+    serves(service.address, 3);
+    service.signal_older(Signal::SIGCONT);
+    service.drains();
+}
+
+/// The command of the reload waits in the queue of the control socket, and the next image serves
+/// it.
+#[test]
+fn a_reload_that_is_requested_in_an_upgrade_is_done_and_so_is_the_upgrade() {
+    for moment in [Duration::ZERO, IN_THE_MIDDLE] {
+        reload_in_an_upgrade(moment, false);
+    }
+}
+
+/// The signal is handled at once, and the upgrade begins again after the reload.
+#[test]
+fn a_reload_that_is_signalled_in_an_upgrade_is_done_and_so_is_the_upgrade() {
+    for moment in [Duration::ZERO, IN_THE_MIDDLE] {
+        reload_in_an_upgrade(moment, true);
+    }
+}
+
+/// The next image would find that nothing serves, and begin the service again.
+#[test]
+fn a_stop_in_an_upgrade_stops_the_service() {
+    let Some(mut service) = Service::start() else { return };
+    service.signal_older(Signal::SIGSTOP);
+    let mut upgrade = service.upgrade_beside();
+    sleep(IN_THE_MIDDLE);
+    service.haproxy.supervisor.signal(Signal::SIGTERM);
+    service.haproxy.supervisor.wait_line("shutdown requested");
+    service.signal_older(Signal::SIGCONT);
+    service.complete();
+    let supervisor = &mut service.haproxy.supervisor;
+    assert!(supervisor.wait_exit().success(), "{}", supervisor.story());
+    upgrade.wait_exit();
 }

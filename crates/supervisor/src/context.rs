@@ -11,6 +11,7 @@ use bindonce_core::generation::{Event, GenerationId, WORKED_AFTER};
 use bindonce_daemon::{Happening, Journal, Reporter};
 use tokio::sync::mpsc;
 
+use crate::control::gate::Gate;
 use crate::disk::directory::Directory;
 use crate::message::Message;
 use crate::passed::Passed;
@@ -24,6 +25,7 @@ pub(crate) struct Context {
     pub(crate) journal: Rc<Journal>,
     pub(crate) reporter: Rc<Reporter>,
     pub(crate) passed: Rc<Passed>,
+    pub(crate) gate: Gate,
     inbox: mpsc::UnboundedSender<Message>,
     /// The origin of the timeline's time.
     epoch: Instant,
@@ -75,6 +77,7 @@ impl Context {
         directory: Directory,
         reporter: Rc<Reporter>,
         passed: Rc<Passed>,
+        gate: Gate,
         inbox: mpsc::UnboundedSender<Message>,
     ) -> Self {
         let (settings, directory) = (Rc::new(settings), Rc::new(directory));
@@ -82,7 +85,7 @@ impl Context {
         // A minute ago: a generation that was taken over has already served for a while.
         let epoch = Instant::now().checked_sub(6 * WORKED_AFTER).unwrap_or_else(Instant::now);
         let own = Rc::default();
-        Self { settings, directory, journal, reporter, passed, inbox, epoch, own }
+        Self { settings, directory, journal, reporter, passed, gate, inbox, epoch, own }
     }
 
     /// The time for the timeline, without the time that this process missed.

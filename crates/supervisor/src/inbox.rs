@@ -136,10 +136,13 @@ impl Supervisor {
             }
             // Saves the reload's counters and startup messages after the answer, so that no client
             // waits for the disk.
-            Message::Answered => self.save(),
+            Message::Answered => {
+                self.requests.answered();
+                self.save();
+            }
             Message::Foreign(id, addresses, unseen) => self.found_foreign(id, addresses, &unseen),
             Message::Proved(proved) => self.binary_proved(proved),
-            Message::Quiet(binary) => self.upgrade_now(&binary),
+            Message::Quiet(binary) => self.upgrade.ready = Some(binary),
             Message::Scraped(reply) => self.scraped(reply),
             Message::Page(reply) => self.answer_scrape(reply),
             Message::Counted(id, counters) => {

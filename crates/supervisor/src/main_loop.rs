@@ -15,6 +15,7 @@ use crate::broker;
 use crate::context::Context;
 use crate::control;
 use crate::control::ending::Ended;
+use crate::control::gate::Gate;
 use crate::disk::directory::{Directory, KEPT, METRICS};
 use crate::disk::saved::Saved;
 use crate::disk::take_over::{Inheritance, take_over};
@@ -74,8 +75,8 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
         None => control::bind(&directory.file(place::CONTROL))?,
     };
     directory.has_control();
-    let asks = sender.clone();
-    let accepting = control::begin(&control, &reporter, move |ask| {
+    let (asks, gate) = (sender.clone(), Gate::default());
+    let accepting = control::begin(&control, &reporter, &gate, move |ask| {
         // The loop ends only with the process.
         let _ = asks.send(Message::Command(ask));
     })?;
@@ -95,7 +96,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let beside = (directory.file(METRICS), Rc::clone(&directory.made_anew));
     spawn(metrics::keep(beside, at, socket, sender.clone()));
     let replaced = replaced(&settings, &saved).await?;
-    let cx = Context::new(settings, directory, reporter, Rc::new(passed), sender);
+    let cx = Context::new(settings, directory, reporter, Rc::new(passed), gate, sender);
     master.serve(&cx)?;
     spawn(removed::watch(cx.clone()));
     let mut supervisor = Supervisor::new(cx, &saved, (control, accepting), master)?;
@@ -148,7 +149,10 @@ impl Supervisor {
         }
         loop {
             self.report.announcer.alive();
-            self.maybe_upgrade();
+            // What is in the queue would be lost with this image.
+            if inbox.is_empty() {
+                self.maybe_upgrade();
+            }
             if let Some(ending) = self.end.decided {
                 return Ok(self.ended(ending));
             }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bindonce_core::generation::{Event, GenerationId};
 use bindonce_core::intercept::Own;
-use bindonce_daemon::reexec::Installed;
 use bindonce_daemon::status_page::StatusPage;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::intercept::Intercept;
@@ -14,6 +13,7 @@ use bindonce_sys::process::Exit;
 use tokio::sync::oneshot;
 
 use crate::control::Command;
+use crate::control::upgrades::ProvedBinary;
 use crate::error::Error;
 use crate::generations::listeners::HeldListener;
 use crate::generations::since::Since;
@@ -110,9 +110,9 @@ pub(crate) enum Message {
     /// A file is missing in the service's directory; the reply says whether it exists again.
     Removed(oneshot::Sender<bool>),
     /// The result of the check that the installed binary can read our state.
-    Proved(Result<Installed, String>),
+    Proved(Result<Box<ProvedBinary>, String>),
     /// No task asks a generation anything: this binary can be executed.
-    Quiet(Installed),
+    Quiet(Box<ProvedBinary>),
 }
 
 /// The result of removing the ghosts of one generation.

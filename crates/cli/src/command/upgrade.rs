@@ -2,9 +2,10 @@
 //! binary that is installed now, in place.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use bindonce::Client;
+use bindonce::{Client, Error};
 use bindonce_core::name::Name;
 use bindonce_supervisor::control_socket;
 use bindonce_supervisor::replies::Status;
@@ -14,6 +15,10 @@ use super::supervisors::missing;
 use crate::globals::Globals;
 use crate::output::print;
 use crate::unanswered::Unanswered;
+
+/// How long a supervisor may take to begin. It first ends what is in progress: a start without
+/// progress takes 30 s (`--ready-timeout`). The script of the packages allows a minute.
+const BEGINS: Duration = Duration::from_secs(50);
 
 const HELP: &str = "\
 Examples:
@@ -56,11 +61,18 @@ fn supervisor(name: &Name, globals: &Globals) -> anyhow::Result<()> {
     let path = control_socket(&socket, name);
     let before = status(&socket, name)?;
     let mut client = Client::connect(&path).map_err(Unanswered)?;
+    client.set_timeout(BEGINS).map_err(Unanswered)?;
     let unanswered = match client.call("upgrade", &serde_json::json!([])) {
         Ok(_) => None,
         Err(error) if error.refusal().is_some() => {
             return Err(error).with_context(|| format!("service \"{name}\""));
         }
+        Err(Error::TimedOut { .. }) => bail!(
+            "service \"{name}\" is not upgraded yet: its supervisor first ends what is in \
+             progress, such as a reload
+hint: see `bindonce status`; the upgrade follows, and \
+             need not be asked for again"
+        ),
         // The new image does not know this connection: it has ended.
         Err(error) => Some(Unanswered(error)),
     };

@@ -3,6 +3,7 @@
 
 mod draining;
 pub(crate) mod ending;
+pub(crate) mod gate;
 pub(crate) mod requests;
 pub(crate) mod retire;
 pub(crate) mod signals;
@@ -25,6 +26,7 @@ use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
+use crate::control::gate::Gate;
 use crate::error::Error;
 use crate::replies::ReloadParams;
 use crate::tasks::spawn;
@@ -74,10 +76,12 @@ pub(crate) fn bind(path: &Path) -> Result<OwnedFd, Error> {
     Ok(listen::open_control(path, 0o600)?.fd)
 }
 
-/// Serves clients until the task is aborted. `ask` passes their commands to the loop.
+/// Serves clients until the task is aborted; new ones wait while the gate is closed. `ask` passes
+/// their commands to the loop.
 pub(crate) fn begin(
     control: &OwnedFd,
     reporter: &Rc<Reporter>,
+    gate: &Gate,
     ask: impl Fn(Command) + 'static,
 ) -> Result<AbortHandle, Error> {
     let listener = control
@@ -85,12 +89,18 @@ pub(crate) fn begin(
         .map(std::os::unix::net::UnixListener::from)
         .and_then(UnixListener::from_std)
         .map_err(Error::system("serve the control socket"))?;
-    Ok(spawn(serve(listener, Rc::clone(reporter), ask)).abort_handle())
+    Ok(spawn(serve(listener, Rc::clone(reporter), gate.clone(), ask)).abort_handle())
 }
 
-async fn serve(listener: UnixListener, reporter: Rc<Reporter>, ask: impl Fn(Command) + 'static) {
+async fn serve(
+    listener: UnixListener,
+    reporter: Rc<Reporter>,
+    gate: Gate,
+    ask: impl Fn(Command) + 'static,
+) {
     let handler = Handler { reporter: Rc::clone(&reporter), ask };
-    Server::new(Clients::new(LIMITS), reporter, handler).accept(&listener).await;
+    let server = Server::new(Clients::new(LIMITS), reporter, handler);
+    gate.while_open(server.accept(&listener)).await;
 }
 
 /// Passes requests to the supervisor's loop.

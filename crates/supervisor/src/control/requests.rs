@@ -35,6 +35,8 @@ pub(crate) struct Requests {
     pub(crate) retirements: Vec<Retirement>,
     /// Number of connections cut since the last reload began.
     pub(crate) cut: u64,
+    /// Number of reloads that have ended and whose clients are being answered.
+    answering: usize,
     /// The drains that clients of finished reloads wait for.
     draining: Vec<Rc<Draining>>,
     pub(crate) awaited: Awaited,
@@ -126,6 +128,7 @@ impl Requests {
         let Awaited { confirmed, late, unseen, pid_file, changed, released } =
             std::mem::take(&mut self.awaited);
         let cx = cx.clone();
+        self.answering += 1;
         crate::tasks::spawn(async move {
             // Waits, if the broker answers, so that its list agrees with the answer.
             for told in confirmed.into_iter().chain(released) {
@@ -164,6 +167,17 @@ impl Requests {
             tokio::task::yield_now().await;
             cx.send(Message::Answered);
         });
+    }
+
+    /// The clients of a reload are answered, except those that wait for its drain.
+    pub(crate) fn answered(&mut self) {
+        self.answering = self.answering.saturating_sub(1);
+    }
+
+    /// Whether a client waits for a generation to be gone, or for the answer to a reload that has
+    /// ended.
+    pub(crate) fn some_wait(&self) -> bool {
+        self.answering > 0 || !self.retirements.is_empty()
     }
 
     /// Counts closed idle connections of a generation.

@@ -3,6 +3,11 @@
 //! The pid stays the same, so that every generation stays our child. The control socket, the admin
 //! connections, the listeners and the generations' standard error stay open; the rest comes from
 //! the saved state, as after a crash. The signal mask stays too, so signals sent meanwhile wait.
+//!
+//! No request is lost. The steps are: the new binary proves in a child that it reads the state; no
+//! more clients are accepted, and those that were can send their requests; no message waits for the
+//! loop. If by then something is in progress, or the state is not the one that the binary has read,
+//! the upgrade begins again when that is over. From the last check to the exec nothing else runs.
 
 use std::collections::btree_map::Entry;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -13,6 +18,7 @@ use bindonce_daemon::Happening;
 use bindonce_daemon::reexec::{self, Installed};
 use tokio::task::JoinSet;
 
+use crate::control::upgrades::ProvedBinary;
 use crate::disk::saved::{self, Inherited, Saved};
 use crate::generations::admin::Admin;
 use crate::handover::compare;
@@ -26,6 +32,9 @@ pub const CHECK: &str = "__check-state";
 const PROOF: Duration = Duration::from_secs(5);
 /// How long each admin connection may take to become quiet.
 const QUIET: Duration = Duration::from_secs(1);
+/// How long a client that was accepted may take to send its request. No event shows that it will
+/// send none: a connection may stay open for its next request. Such a connection ends at the exec.
+const LAST_CALL: Duration = Duration::from_millis(100);
 
 /// Checks the saved state `text` from `path`, for [`CHECK`]. Returns the answer for standard
 /// output.
@@ -38,53 +47,82 @@ pub fn check(path: &std::path::Path, text: &[u8]) -> Result<String, crate::error
 }
 
 impl Supervisor {
-    /// Called when the loop has nothing to do: begins a requested upgrade.
+    /// Called when no message waits for the loop: begins a requested upgrade when nothing else is
+    /// in progress, and completes it.
     pub(crate) fn maybe_upgrade(&mut self) {
-        let waited_for =
-            !self.requests.retirements.is_empty() || self.timeline.reloads_waiting() > 0;
-        let busy = !self.timeline.is_idle() || waited_for;
-        if busy || !self.upgrade.begin() {
+        if let Some(proved) = self.upgrade.ready.take() {
+            self.upgrade_now(&proved);
+        }
+        if self.is_busy() || !self.upgrade.begin() {
             return;
         }
         let (cx, state) = (self.cx.clone(), self.saved(None));
-        crate::tasks::spawn(async move { cx.send(Message::Proved(prove(&state).await)) });
+        crate::tasks::spawn(async move { cx.send(Message::Proved(prove(state).await)) });
+    }
+
+    /// Whether something is in progress that the next image would not end.
+    fn is_busy(&self) -> bool {
+        !self.timeline.is_idle() || self.timeline.reloads_waiting() > 0 || self.requests.some_wait()
+    }
+
+    /// Whether the next image would find the state that its binary has read, and nothing else.
+    fn is_as_proved(&self, proved: &ProvedBinary) -> bool {
+        !self.is_busy() && self.saved(None) == proved.state
     }
 
     /// The installed binary has proved itself, or has not.
-    pub(crate) fn binary_proved(&mut self, proved: Result<Installed, String>) {
+    pub(crate) fn binary_proved(&mut self, proved: Result<Box<ProvedBinary>, String>) {
         match proved {
-            Ok(binary) => self.become_quiet(binary),
+            Ok(proved) if self.is_as_proved(&proved) => self.become_quiet(proved),
+            Ok(_) => self.put_off_upgrade(),
             Err(story) => self.upgrade_failed(&story),
         }
     }
 
-    /// Ends the tasks that ask generations: no question may be in progress when the connections
-    /// change hands. From here on [`Self::watch_again`] is needed where there is no exec.
-    fn become_quiet(&mut self, binary: Installed) {
-        tracing::info!(binary = %binary.path().display(), "the binary has proved itself");
+    /// Accepts no more clients, and ends the tasks that ask generations: no question may be in
+    /// progress when the connections change hands. From here on [`Self::go_on`] is needed where
+    /// there is no exec.
+    fn become_quiet(&mut self, proved: Box<ProvedBinary>) {
+        tracing::info!(binary = %proved.binary.path().display(), "the binary has proved itself");
+        self.cx.gate.close();
         let serving = self.timeline.serving().and_then(|id| self.generations.get(&id));
         let resuming = serving.filter(|one| one.tasks.ask_whether_it_resumed());
         self.upgrade.resuming = resuming.map(|one| one.id);
-        let mut asked = JoinSet::new();
+        let mut admins = Vec::new();
         for generation in self.generations.iter_mut() {
             generation.tasks.end();
-            for admin in generation.cli.all() {
-                // Either answered, or so slow that the next image will get no answer either.
-                asked.spawn_local(async move { drop(admin.info(QUIET).await) });
-            }
+            admins.extend(generation.cli.all());
         }
         let cx = self.cx.clone();
         crate::tasks::spawn(async move {
+            tokio::time::sleep(LAST_CALL).await;
+            let mut asked = JoinSet::new();
+            for admin in admins {
+                // Either answered, or so slow that the next image will get no answer either.
+                asked.spawn_local(async move { drop(admin.info(QUIET).await) });
+            }
             while asked.join_next().await.is_some() {}
-            cx.send(Message::Quiet(binary));
+            cx.send(Message::Quiet(proved));
         });
     }
 
-    /// Becomes the new binary. Returns only if that fails, which is reported.
-    pub(crate) fn upgrade_now(&mut self, binary: &Installed) {
-        let error = self.become_binary(binary);
-        self.upgrade_failed(&error);
-        self.watch_again();
+    /// Becomes the new binary, if the supervisor is still as it was when the binary proved itself.
+    /// Returns only if there was no exec.
+    fn upgrade_now(&mut self, proved: &ProvedBinary) {
+        if self.is_as_proved(proved) {
+            let error = self.become_binary(&proved.binary);
+            self.upgrade_failed(&error);
+        } else {
+            self.put_off_upgrade();
+        }
+        self.go_on();
+    }
+
+    /// A request came before the exec, or a generation has changed. The upgrade begins again when
+    /// that is over, with another proof.
+    fn put_off_upgrade(&mut self) {
+        tracing::info!("the upgrade begins again: something has changed since the proof");
+        self.upgrade.put_off();
     }
 
     fn upgrade_failed(&mut self, error: &str) {
@@ -96,9 +134,10 @@ impl Supervisor {
         self.save();
     }
 
-    /// Begins again the tasks that were ended for the exec, except where another task was begun
-    /// since.
-    fn watch_again(&mut self) {
+    /// Accepts clients again, and begins the tasks again that were ended for the exec, except where
+    /// another task was begun since.
+    fn go_on(&mut self) {
+        self.cx.gate.open();
         let ended = self.generations.iter().filter(|one| !one.tasks.are_begun());
         let ended: Vec<_> = ended.map(|one| one.id).collect();
         for id in ended {
@@ -192,11 +231,11 @@ impl Supervisor {
 }
 
 /// Opens the installed binary, and lets a child process prove that it reads the state.
-async fn prove(saved: &Saved) -> Result<Installed, String> {
+async fn prove(state: Saved) -> Result<Box<ProvedBinary>, String> {
     let binary = Installed::open()?;
-    let state = serde_json::to_vec(saved).map_err(|error| error.to_string())?;
+    let text = serde_json::to_vec(&state).map_err(|error| error.to_string())?;
     // The child's standard input.
     let arguments = vec![CHECK.into(), "/proc/self/fd/0".into()];
-    binary.prove(arguments, saved.generations.len(), &state, PROOF).await?;
-    Ok(binary)
+    binary.prove(arguments, state.generations.len(), &text, PROOF).await?;
+    Ok(Box::new(ProvedBinary { binary, state }))
 }

@@ -4,11 +4,19 @@
 use std::os::fd::OwnedFd;
 
 use bindonce_core::generation::GenerationId;
-use bindonce_daemon::reexec;
+use bindonce_daemon::reexec::{self, Installed};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use crate::control::Answer;
+use crate::disk::saved::Saved;
+
+/// A binary that has proved that it reads this state.
+#[derive(Debug)]
+pub(crate) struct ProvedBinary {
+    pub(crate) binary: Installed,
+    pub(crate) state: Saved,
+}
 
 /// The requested upgrade, and the number of upgrades done.
 pub(crate) struct Upgrade {
@@ -20,6 +28,8 @@ pub(crate) struct Upgrade {
     wanted: Option<oneshot::Sender<Answer>>,
     /// The new binary proves itself, or is about to be executed.
     begun: bool,
+    /// The binary that is to be executed as soon as no message waits for the loop.
+    pub(crate) ready: Option<Box<ProvedBinary>>,
     /// The generation that had yet to confirm that it accepts again when its tasks were ended.
     pub(crate) resuming: Option<GenerationId>,
     /// Number of upgrades in place so far.
@@ -28,7 +38,8 @@ pub(crate) struct Upgrade {
 
 impl Upgrade {
     pub(crate) fn new(control: OwnedFd, accepting: AbortHandle, count: u64) -> Self {
-        Self { control, accepting, wanted: None, begun: false, resuming: None, count }
+        let (wanted, begun, ready, resuming) = (None, false, None, None);
+        Self { control, accepting, wanted, begun, ready, resuming, count }
     }
 
     /// Replaces the control socket; existing connections stay.
@@ -47,6 +58,11 @@ impl Upgrade {
     /// Whether an upgrade is requested and not yet begun; marks it as begun.
     pub(crate) fn begin(&mut self) -> bool {
         self.wanted.is_some() && !std::mem::replace(&mut self.begun, true)
+    }
+
+    /// Lets the upgrade begin again.
+    pub(crate) fn put_off(&mut self) {
+        self.begun = false;
     }
 
     /// Ends an upgrade that has failed. Returns the client to answer.

@@ -97,7 +97,7 @@ impl Supervisor {
         let begun = (!directory.control_is_there()).then(|| {
             let control = control::bind(&directory.file(CONTROL))?;
             directory.has_control();
-            Ok((control::begin(&control, &self.cx.reporter, ask)?, control))
+            Ok((control::begin(&control, &self.cx.reporter, &self.cx.gate, ask)?, control))
         });
         match begun.transpose() {
             Ok(Some((accepting, control))) => self.upgrade.listen_anew(control, accepting),

@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::ask::{Ask, Reloaded, Seen};
 use crate::context::Context;
+use crate::control::gate::Gate;
 use crate::message::Message;
 
 /// How long a client may take to read what is sent.
@@ -43,6 +44,10 @@ impl Hub {
     pub(super) fn new(cx: Context) -> Self {
         let to_generations = Rc::new(Semaphore::new(TO_GENERATIONS));
         Self { cx, to_generations, ready: Rc::default() }
+    }
+
+    pub(super) fn gate(&self) -> Gate {
+        self.cx.gate.clone()
     }
 
     /// A connection to this admin socket.

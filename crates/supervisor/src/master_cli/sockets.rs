@@ -19,6 +19,7 @@ use super::client::Hub;
 use super::conversation;
 use super::seats::Seats;
 use crate::adopt;
+use crate::control::gate::Gate;
 use crate::error::Error;
 use crate::passed::Passed;
 
@@ -75,7 +76,7 @@ impl Socket {
         let (hub, seats, level) = (hub.clone(), Rc::clone(seats), self.wanted.level);
         if family == AddressFamily::UNIX {
             let listener = UnixListener::from_std(fd.into()).map_err(failed())?;
-            crate::tasks::spawn(accept(Rc::clone(&seats), async move || {
+            crate::tasks::spawn(accept(Rc::clone(&seats), hub.gate(), async move || {
                 let (stream, _) = listener.accept().await?;
                 let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
                 conversation::begin(stream, level, pid, &hub, &seats);
@@ -83,7 +84,7 @@ impl Socket {
             }));
         } else {
             let listener = TcpListener::from_std(fd.into()).map_err(failed())?;
-            crate::tasks::spawn(accept(Rc::clone(&seats), async move || {
+            crate::tasks::spawn(accept(Rc::clone(&seats), hub.gate(), async move || {
                 let (stream, _) = listener.accept().await?;
                 let _ = stream.set_nodelay(true);
                 conversation::begin(stream, level, None, &hub, &seats);
@@ -110,11 +111,11 @@ fn take_place(listener: &Listener, error: bindonce_sys::Error) -> Result<OwnedFd
     Ok(listen::open(listener)?.fd)
 }
 
-/// Accepts one client at a time, when a seat is free.
-async fn accept(seats: Rc<Seats>, one: impl AsyncFn() -> io::Result<()>) {
+/// Accepts one client at a time, when a seat is free and the gate is open.
+async fn accept(seats: Rc<Seats>, gate: Gate, one: impl AsyncFn() -> io::Result<()>) {
     loop {
         seats.free().await;
-        if let Err(error) = one().await {
+        if let Err(error) = gate.while_open(one()).await {
             // The error concerns one client, or lasts until descriptors are free again.
             tracing::warn!(%error, "a client of the master CLI was not accepted");
             tokio::time::sleep(REFUSED).await;
