@@ -84,6 +84,7 @@ mod rights;
 mod run_directory;
 mod security;
 mod serve;
+mod stalled;
 mod stand_in;
 mod stopped;
 mod strangers;

@@ -8,18 +8,15 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal::SIGKILL;
 
-use crate::harness::{Haproxy, Scene, Stage, config, eventually, finish, skip};
+use crate::harness::{Haproxy, Scene, Stage, config, eventually, finish, own_mounts, skip};
 
 /// A service whose directory is its own file system; none where that needs root.
 fn on_a_small_disk() -> Option<Stage> {
     let scene = Scene::new();
-    let private = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).and_then(|()| {
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-    });
     let place = scene.path("web.d");
     fs::create_dir(&place).expect("a directory");
     let options = Some("size=128k,mode=0700");
-    let mounted = private
+    let mounted = own_mounts()
         .and_then(|()| mount(Some("tmpfs"), &place, Some("tmpfs"), MsFlags::empty(), options));
     if let Err(error) = mounted {
         skip(&format!("no file system of its own: {error}"));

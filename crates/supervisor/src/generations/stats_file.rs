@@ -4,7 +4,7 @@
 //! 9.5, "Stats-file".
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use bindonce_core::generation::GenerationId;
@@ -15,13 +15,11 @@ use bindonce_sys::worker;
 
 use crate::context::Context;
 use crate::generations::admin::Admin;
-use crate::generations::server_state;
+use crate::generations::server_state::{self, DISK};
 use crate::message::Message;
 
 /// How long the serving generation may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
-/// How long the disk may take.
-const DISK: Duration = Duration::from_secs(5);
 /// A longer file counts as empty: the sums then have its counters twice.
 const LONGEST: u64 = 64 << 20;
 
@@ -46,7 +44,7 @@ pub(crate) async fn carry(
                     tracing::warn!(%path, "the serving haproxy has no `dump stats-file`, which 3.0 and later have: no counters for the stats-file");
                 }
                 Some(text) => {
-                    if let Err(error) = write(file.path.clone(), text).await {
+                    if let Err(error) = server_state::write(file.path.clone(), text).await {
                         tracing::warn!(%path, %error, "the stats-file could not be written");
                     }
                 }
@@ -61,10 +59,6 @@ pub(crate) async fn carry(
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => tracing::warn!(path = %file.path.display(), %error, "stats-file not read"),
     }
-}
-
-async fn write(path: PathBuf, text: String) -> io::Result<()> {
-    worker::within(DISK, move || server_state::replace(&path, &text)).await?
 }
 
 fn read(path: &Path) -> io::Result<String> {
