@@ -64,6 +64,43 @@ fn a_full_run_directory_fails_a_reload_and_no_restart() {
     take_away(stage);
 }
 
+/// The copy on which the serving generation was started is gone, and a full disk takes no new one:
+/// no restart runs on half of it.
+#[test]
+fn a_copy_that_a_full_run_directory_cannot_take_is_started_from_elsewhere() {
+    let Some(stage) = on_a_small_disk() else { return };
+    let ballast = stage.scene.path("web.d/ballast");
+    let mut file = fs::File::create(&ballast).expect("a file");
+    let mut fill = || {
+        while std::io::Write::write(&mut file, &[0; 4096]).is_ok_and(|written| written > 0) {}
+    };
+    fill();
+    fs::remove_file(stage.scene.path("web.d/generation-1/000-haproxy.cfg")).expect("the copy");
+    fill();
+    for generation in [1, 2] {
+        stage.signal(generation, SIGKILL);
+        stage.wait_generations(&[(generation + 1, "serving")]);
+        stage.only(1);
+    }
+    fs::remove_file(&ballast).expect("making room");
+    drop(file);
+    stage.reload(2);
+    take_away(stage);
+}
+
+/// As an older version left it when the disk was full.
+#[test]
+fn a_copy_that_was_cut_off_is_written_again() {
+    let Some(stage) = Stage::start(Haproxy::system(), &[], &[]) else { return };
+    let copy = stage.scene.path("web.d/generation-1/000-haproxy.cfg");
+    let text = fs::read(&copy).expect("the copy");
+    fs::write(&copy, "").expect("cutting it off");
+    stage.signal(1, SIGKILL);
+    stage.wait_generations(&[(2, "serving")]);
+    stage.only(1);
+    assert_eq!(fs::read(&copy).expect("the copy"), text);
+}
+
 #[test]
 fn a_read_only_run_directory_fails_a_reload_and_no_restart() {
     let Some(mut stage) = on_a_small_disk() else { return };

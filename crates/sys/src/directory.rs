@@ -41,9 +41,17 @@ impl Directory {
             Some(parent) => parent,
             None => path,
         };
+        Ok((Self::open(parent)?, name))
+    }
+
+    /// Opens the directory at `path`.
+    ///
+    /// # Errors
+    /// As [`Directory::of`].
+    pub fn open(path: &Path) -> io::Result<Self> {
         let own = nix::unistd::geteuid().as_raw();
         let mut pinned = true;
-        let walked = path_walk::walk(parent, |step| {
+        let walked = path_walk::walk(path, |step| {
             let kept = step.keeps(own);
             if step.is_link() && !kept {
                 return ControlFlow::Break(());
@@ -52,7 +60,7 @@ impl Directory {
             ControlFlow::Continue(())
         })?;
         match walked {
-            ControlFlow::Continue(fd) => Ok((Self { fd, pinned }, name)),
+            ControlFlow::Continue(fd) => Ok(Self { fd, pinned }),
             ControlFlow::Break(()) => Err(Errno::ELOOP.into()),
         }
     }
@@ -114,6 +122,15 @@ impl Directory {
             return Err(error);
         }
         Ok(file)
+    }
+
+    /// As [`Directory::replace`], by way of `.new`: a file that its owner alone may read, in a
+    /// directory in which only this process writes, one file at a time.
+    ///
+    /// # Errors
+    /// As [`Directory::replace`].
+    pub fn replace_private(&self, name: &OsStr, bytes: &[u8]) -> io::Result<()> {
+        self.replace(name, ".new".as_ref(), 0o600, bytes).map(drop)
     }
 
     /// Renames a file, replacing anything with the new name.

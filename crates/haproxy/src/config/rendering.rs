@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
+use bindonce_sys::directory::Directory;
 use serde::{Deserialize, Serialize};
 
 use super::binds::NO_DEVICE;
@@ -353,21 +354,18 @@ impl Rendering {
         self.left_alone.iter().find_map(foreign).map_or(Ok(()), Err)
     }
 
-    /// Writes the copies into the existing `directory`, readable by their owner alone. Gives their
-    /// paths in the order of haproxy's `-f`.
+    /// Writes the copies into the existing `directory`, readable by their owner alone. Each appears
+    /// whole or not at all: haproxy would start on half of one. Gives their paths in the order of
+    /// haproxy's `-f`.
     ///
     /// # Errors
     /// The system's error for the first file that could not be written.
     pub fn write_to(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
-        use std::io::Write as _;
-        use std::os::unix::fs::OpenOptionsExt as _;
+        let opened = Directory::open(directory)?;
         let mut paths = Vec::with_capacity(self.files.len());
         for file in &self.files {
-            let path = directory.join(&file.name);
-            let mut options = std::fs::OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o600);
-            options.open(&path)?.write_all(&file.text)?;
-            paths.push(path);
+            opened.replace_private(file.name.as_ref(), &file.text)?;
+            paths.push(directory.join(&file.name));
         }
         Ok(paths)
     }
@@ -406,7 +404,42 @@ fn may_stand_for(word: &str, address: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::io::Read as _;
+
     use super::*;
+
+    /// As on a full disk, where a copy that is rewritten in place stays cut off.
+    #[test]
+    fn a_copy_that_cannot_be_written_again_stays_whole() {
+        let directory =
+            std::env::temp_dir().join(format!("bindonce-copies-{}", std::process::id()));
+        fs::create_dir(&directory).expect("directory");
+        let write = |text: &str| {
+            let file = RenderedFile {
+                user_path: "haproxy.cfg".into(),
+                name: "000-haproxy.cfg".to_owned(),
+                injected: false,
+                text: text.as_bytes().to_vec(),
+                changes: Vec::new(),
+            };
+            Rendering { files: vec![file], ..Rendering::default() }.write_to(&directory)
+        };
+        let paths = write("first").expect("write");
+        assert_eq!(paths, [directory.join("000-haproxy.cfg")]);
+        let mut opened = fs::File::open(&paths[0]).expect("open");
+        write("second").expect("write again");
+        // A reader that has opened it before reads the older text to its end.
+        let mut text = String::new();
+        opened.read_to_string(&mut text).expect("read");
+        assert_eq!(text, "first");
+        assert_eq!(fs::read_dir(&directory).expect("list").count(), 1);
+        // Nothing can be written where a directory is in the way.
+        fs::create_dir(directory.join(".new")).expect("directory");
+        assert!(write("third").is_err());
+        assert_eq!(fs::read_to_string(&paths[0]).expect("read"), "second");
+        fs::remove_dir_all(&directory).expect("remove");
+    }
 
     #[test]
     fn what_binds_while_it_serves_is_known() {

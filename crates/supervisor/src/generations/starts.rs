@@ -13,6 +13,8 @@ use bindonce_haproxy::config::Rendering;
 use tokio::task::JoinHandle;
 
 use crate::context::Context;
+use crate::disk::directory::Directory;
+use crate::disk::fallback;
 use crate::disk::pid_file::PidFile;
 use crate::error::Error;
 use crate::generations::start::{self, Plan, Prepared, Starting, Step};
@@ -88,6 +90,10 @@ impl Starts {
             Configuration::Fresh => self.wanted.take().or_else(|| self.given.clone()),
             Configuration::Of(_) => None,
         };
+        let of = match plan.configuration {
+            Configuration::Fresh => id,
+            Configuration::Of(of) => of,
+        };
         let (inner, step) = (cx.clone(), Step::default());
         let now = step.clone();
         let launch = async move {
@@ -95,12 +101,8 @@ impl Starts {
                 (&*inner.settings, &*inner.directory, &*inner.passed);
             let serving = plan.serving.as_ref();
             let prepared = match prepared {
-                Some(prepared) => {
-                    prepared
-                        .write_missing()
-                        .map_err(Error::system("write the rendered configuration"))?;
-                    prepared
-                }
+                Some(prepared) => on_disk(prepared, of, directory, serving.is_some())
+                    .map_err(Error::system("write the rendered configuration"))?,
                 None => {
                     let given = given.as_ref();
                     Rc::new(start::prepare(settings, given, directory, &plan, passed).await?)
@@ -190,7 +192,7 @@ impl Starts {
         }
     }
 
-    /// Recreates the rendered copies that were removed meanwhile.
+    /// Recreates the rendered copies that were removed or damaged meanwhile.
     pub(crate) fn write_missing(&self) {
         for (of, prepared) in &self.configurations {
             if let Err(error) = prepared.write_missing() {
@@ -232,5 +234,23 @@ impl Starts {
     pub(crate) fn write_pid_file(&mut self, of: GenerationId) -> Option<JoinHandle<bool>> {
         let path = self.rendering(of).and_then(|rendering| rendering.mode.pid_file.clone());
         path.and_then(|path| self.pid_file.write(&path))
+    }
+}
+
+/// Makes sure that the copies are on disk, as they were written. If the service's directory takes
+/// none and no generation serves, they are written where those of a fresh start would be.
+fn on_disk(
+    prepared: Rc<Prepared>,
+    of: GenerationId,
+    directory: &Directory,
+    serves: bool,
+) -> io::Result<Rc<Prepared>> {
+    match prepared.write_missing() {
+        Ok(()) => Ok(prepared),
+        Err(error) if !serves && fallback::is_refusal(&error) => {
+            let elsewhere = directory.make_fallback_configuration(of)?;
+            Ok(Rc::new(prepared.written_to(&elsewhere)?))
+        }
+        Err(error) => Err(error),
     }
 }

@@ -19,7 +19,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -70,7 +70,7 @@ impl Prepared {
         self.rendered().map(|rendered| &*rendered.rendering)
     }
 
-    /// Whether all its files still exist.
+    /// Whether all its files are there, as they were written.
     pub(crate) fn is_there(&self) -> bool {
         match self {
             Self::Haproxy(rendered) => rendered.is_there(),
@@ -78,11 +78,19 @@ impl Prepared {
         }
     }
 
-    /// Recreates missing files.
+    /// Writes the files again unless each is as it was written.
     pub(crate) fn write_missing(&self) -> io::Result<()> {
         match self {
             Self::Haproxy(rendered) => rendered.write_missing(),
             Self::Program => Ok(()),
+        }
+    }
+
+    /// The same, written to another directory.
+    pub(crate) fn written_to(&self, directory: &Path) -> io::Result<Self> {
+        match self {
+            Self::Haproxy(rendered) => rendered.written_to(directory).map(Self::Haproxy),
+            Self::Program => Ok(Self::Program),
         }
     }
 

@@ -3,9 +3,9 @@
 //! the same again.
 
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::kind::Haproxy;
 use crate::origin::{Origin, Text};
 use bindonce_haproxy::config::{Command, Messages, Rendering};
+use bindonce_sys::directory::Directory;
 
 /// The first descriptor that haproxy gets. The admin socket comes first, since the number of any
 /// descriptor must stay below haproxy's own limit.
@@ -36,7 +37,7 @@ pub(crate) struct Rendered {
 }
 
 /// The facts that belong to a rendered configuration.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Facts {
     /// Whether the copies contain the admin socket. haproxy would count it, and start with nothing
     /// else to listen on. It is left out if only haproxy knows whether there is anything else.
@@ -56,31 +57,51 @@ impl Rendered {
     /// The configuration that was written to this directory.
     pub(super) fn new(
         kind: Haproxy,
-        rendering: Rendering,
+        rendering: impl Into<Rc<Rendering>>,
         own: String,
         directory: &Path,
         facts: Facts,
     ) -> Self {
+        let rendering: Rc<Rendering> = rendering.into();
         let text = own;
         let own = facts.own.then(|| directory.join(OWN));
         let copies = rendering.files.iter().map(|file| directory.join(&file.name));
         let files = own.into_iter().chain(copies).collect();
-        Self { kind: Box::new(kind), rendering: Rc::new(rendering), files, own: text, facts }
+        Self { kind: Box::new(kind), rendering, files, own: text, facts }
     }
 
-    /// Whether all files still exist.
+    /// The directory of the files.
+    fn directory(&self) -> Option<&Path> {
+        self.files.first()?.parent()
+    }
+
+    /// Whether all files are there, with the texts that were written.
     pub(super) fn is_there(&self) -> bool {
-        self.files.iter().all(|path| path.exists())
+        let own = self.facts.own.then_some(self.own.as_bytes());
+        let copies = self.rendering.files.iter().map(|file| file.text.as_slice());
+        let mut files = self.files.iter().zip(own.into_iter().chain(copies));
+        files.all(|(path, text)| reads(path, text))
+            && self.directory().is_some_and(|directory| directory.join(NAME).exists())
     }
 
-    /// Writes all files again if one is missing.
+    /// Writes all files again unless each is as it was written.
     pub(super) fn write_missing(&self) -> io::Result<()> {
-        let directory = self.files.first().and_then(|path| path.parent());
-        let Some(directory) = directory.filter(|_| !self.is_there()) else { return Ok(()) };
+        let Some(directory) = self.directory().filter(|_| !self.is_there()) else { return Ok(()) };
         match DirBuilder::new().mode(0o700).create(directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
+        self.write_to(directory)
+    }
+
+    /// The same configuration, written to another directory.
+    pub(super) fn written_to(&self, directory: &Path) -> io::Result<Self> {
+        self.write_to(directory)?;
+        let (kind, rendering) = ((*self.kind).clone(), Rc::clone(&self.rendering));
+        Ok(Self::new(kind, rendering, self.own.clone(), directory, self.facts.clone()))
+    }
+
+    fn write_to(&self, directory: &Path) -> io::Result<()> {
         let written = serde_json::to_vec(&*self.rendering)?;
         write(&self.rendering, &written, &self.own, &self.facts, directory)
     }
@@ -143,7 +164,7 @@ pub fn rewritten(text: &[u8]) -> io::Result<Vec<u8>> {
 impl Rendered {
     /// Loads the configuration in this directory, for this haproxy.
     pub(super) fn load(kind: &Haproxy, directory: &Path) -> io::Result<Self> {
-        let text = std::fs::read(directory.join(NAME))?;
+        let text = fs::read(directory.join(NAME))?;
         let (facts, rendering) = read(&text)?;
         let copies: Vec<_> =
             rendering.files.iter().map(|file| directory.join(&file.name)).collect();
@@ -153,11 +174,18 @@ impl Rendered {
             None => kind.clone(),
         };
         let own = match facts.own {
-            true => std::fs::read_to_string(directory.join(OWN))?,
+            true => fs::read_to_string(directory.join(OWN))?,
             false => String::new(),
         };
         Ok(Self::new(kind, rendering, own, directory, facts))
     }
+}
+
+/// Whether a file has this text. One that is longer or shorter is not read.
+fn reads(path: &Path, text: &[u8]) -> bool {
+    let length = text.len() as u64;
+    fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == length)
+        && fs::read(path).is_ok_and(|read| read == text)
 }
 
 /// Writes the copies, bindonce's own file if there is one, and the facts. `written` is the
@@ -170,18 +198,64 @@ pub(super) fn write(
     directory: &Path,
 ) -> io::Result<()> {
     rendering.write_to(directory)?;
+    let directory = Directory::open(directory)?;
     if facts.own {
-        write_file(&directory.join(OWN), own.as_bytes())?;
+        directory.replace_private(OWN.as_ref(), own.as_bytes())?;
     }
     let mut text = serde_json::to_vec(facts)?;
     text.push(b'\n');
     text.extend_from_slice(written);
-    write_file(&directory.join(NAME), &text)
+    directory.replace_private(NAME.as_ref(), &text)
 }
 
-/// Writes a file for this user alone.
-fn write_file(path: &Path, text: &[u8]) -> io::Result<()> {
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    options.open(path)?.write_all(text)
+#[cfg(test)]
+mod tests {
+    use bindonce_haproxy::config::RenderedFile;
+
+    use super::*;
+
+    fn rendered(directory: &Path) -> Rendered {
+        let command = Command::parse(["haproxy", "-f", "a.cfg"]).expect("a command");
+        let kind = Haproxy { command, admin: false, caller: None };
+        let file = RenderedFile {
+            user_path: "a.cfg".into(),
+            name: "000-a.cfg".to_owned(),
+            injected: false,
+            text: b"frontend a\n".to_vec(),
+            changes: Vec::new(),
+        };
+        let rendering = Rendering { files: vec![file], ..Rendering::default() };
+        let command = words(&kind);
+        let facts = Facts { admin: false, own: true, master_cli: None, command, caller: None };
+        Rendered::new(kind, rendering, "global\n".to_owned(), directory, facts)
+    }
+
+    #[test]
+    fn a_file_that_is_not_as_it_was_written_is_written_again() {
+        let place = std::env::temp_dir().join(format!("bindonce-again-{}", std::process::id()));
+        fs::create_dir(&place).expect("directory");
+        let directory = place.join("generation-1");
+        let rendered = rendered(&directory);
+        assert!(!rendered.is_there());
+        rendered.write_missing().expect("write");
+        assert!(rendered.is_there());
+        // Cut off, emptied, or another text of the same length.
+        for (name, text) in
+            [("000-a.cfg", "front"), ("000-a.cfg", ""), ("000-a.cfg", "frontend b\n"), (OWN, "")]
+        {
+            fs::write(directory.join(name), text).expect("write");
+            assert!(!rendered.is_there(), "{name}: {text}");
+            rendered.write_missing().expect("write");
+            assert!(rendered.is_there(), "{name}");
+        }
+        // The next supervisor needs this one.
+        fs::remove_file(directory.join(NAME)).expect("remove");
+        rendered.write_missing().expect("write");
+        assert!(directory.join(NAME).exists());
+        let elsewhere = place.join("elsewhere");
+        fs::create_dir(&elsewhere).expect("directory");
+        let moved = rendered.written_to(&elsewhere).expect("write");
+        assert!(moved.is_there() && moved.files.iter().all(|path| path.starts_with(&elsewhere)));
+        fs::remove_dir_all(&place).expect("remove");
+    }
 }
