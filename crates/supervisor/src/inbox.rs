@@ -67,9 +67,16 @@ impl Supervisor {
                 }
             }
             Message::Changed(contents) => {
-                self.starts.watched.seen = Some(contents);
-                tracing::info!("reload: the files that are watched have changed");
-                self.reload(None, "the files that are watched have changed", None);
+                let watched = &mut self.starts.watched;
+                watched.seen = Some(contents);
+                let why = match watched.read {
+                    // The first contents, which came late.
+                    Some(read) if read == contents => return,
+                    Some(_) => "the files that are watched have changed",
+                    None => "the files may have changed while they were not watched",
+                };
+                tracing::info!("reload: {why}");
+                self.reload(None, why, None);
             }
             Message::Removed(reply) => {
                 // The watch asks again where the repair failed.

@@ -83,8 +83,9 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let mut watched = Watched { seen: None, read: saved.watched };
     if !settings.watch.is_empty() {
         // The watch starts before anything is read for the first generation.
-        let files = files::Files::watch(settings.watch.clone())?;
-        watched.seen = Some(files.contents);
+        let runs = saved.generations.iter().any(|one| one.process.is_there());
+        let files = files::Watching::begin(settings.watch.clone(), runs).await?;
+        watched.seen = files.contents();
         let changes = sender.clone();
         // The loop ends only with the process.
         spawn(files.follow(move |contents| drop(changes.send(Message::Changed(contents)))));
@@ -231,10 +232,14 @@ impl Supervisor {
     /// image of this process, started it on files or a command that have changed since.
     async fn changed(&mut self, of: GenerationId, is_upgrade: bool) -> Option<String> {
         let watched = &mut self.starts.watched;
-        if watched.seen.is_some() && watched.read.is_some() && watched.read != watched.seen {
-            return Some("the files that are watched have changed since they were read".to_owned());
+        // Without a first look, its contents are compared when they come.
+        if let Some(seen) = watched.seen {
+            if watched.read.is_some_and(|read| read != seen) {
+                let why = "the files that are watched have changed since they were read";
+                return Some(why.to_owned());
+            }
+            watched.read = Some(seen);
         }
-        watched.read = watched.seen;
         // Before an upgrade in place a person may have edited files that must not be loaded yet.
         let prepared = self.starts.prepared(of).filter(|_| !is_upgrade)?;
         unread::changed(&self.cx, prepared).await

@@ -33,7 +33,7 @@ pub(crate) enum Message {
     Preset(GenerationId, Counters),
     /// No process could be started, with the reason.
     NotLaunched(GenerationId, Error),
-    /// The contents of the watched files have changed; carries their hash.
+    /// The contents of the watched files have changed, or are known at last; carries their hash.
     Changed(u64),
     /// The generation is ready, with the sign that showed it.
     Ready(GenerationId, &'static str),

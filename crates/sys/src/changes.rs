@@ -29,6 +29,18 @@ pub enum Change {
     Lost,
 }
 
+/// The limit that an error of [`Changes`] comes from, for the end of a message. Empty for other
+/// errors.
+pub fn limit(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(nix::libc::EMFILE) => {
+            " (fs.inotify.max_user_instances, or open files: `ulimit -n`, LimitNOFILE=)"
+        }
+        Some(nix::libc::ENOSPC) => " (fs.inotify.max_user_watches)",
+        _ => "",
+    }
+}
+
 /// Watches directories for changes of their entries.
 #[derive(Debug)]
 pub struct Changes {

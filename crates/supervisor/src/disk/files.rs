@@ -6,6 +6,10 @@
 //! again after each change. A burst of changes counts as one. It is over when nothing has happened
 //! for [`QUIET`], or after [`LATEST`]. Then the contents decide: a file that reads the same as
 //! before is no change.
+//!
+//! Files are looked at on a thread of their own, since a file system may not answer. What fails is
+//! logged once and tried again. No change is lost meanwhile: the next look compares the contents
+//! with those of the last one.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
@@ -15,8 +19,9 @@ use std::io::{self, Read as _};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use bindonce_sys::changes::{Changes, Directory};
-use bindonce_sys::{file, worker};
+use bindonce_sys::changes::{self, Changes, Directory};
+use bindonce_sys::{file, patience, worker};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::error::Error;
@@ -27,90 +32,214 @@ const QUIET: Duration = Duration::from_millis(100);
 const LATEST: Duration = Duration::from_secs(2);
 /// How long reading all files may take before that is logged.
 const LOOKS: Duration = Duration::from_secs(10);
+/// How long the first look may take before the start continues without it, if a generation runs: it
+/// has no supervisor meanwhile.
+const FIRST: Duration = Duration::from_secs(5);
+/// The pause before another attempt at what has failed: the first, which doubles, and the longest.
+const AGAIN: Duration = Duration::from_secs(5);
+const AGAIN_LAST: Duration = Duration::from_secs(60);
 /// The number of symbolic links in one path, as path_resolution(7) limits it.
 const LINKS: usize = 40;
 /// How deep directories are searched.
 const DEPTH: usize = 8;
 
+const UNREAD: &str = "the files that are watched cannot be read: does a file system not answer? \
+                      `bindonce reload` still reloads";
+const PANICKED: &str = "reading them panicked";
+
+/// The watched files: until something happens, or while a thread looks at them.
+#[derive(Debug)]
+pub(crate) enum Watching {
+    Waiting(Files),
+    Looking(oneshot::Receiver<Files>),
+}
+
 /// The watched files and directories.
 #[derive(Debug)]
 pub(crate) struct Files {
     paths: Vec<PathBuf>,
-    changes: Changes,
+    /// None until the system gives an inotify instance.
+    changes: Option<Changes>,
     watched: BTreeSet<Directory>,
-    /// A hash of all contents.
-    pub(crate) contents: u64,
+    /// A hash of all contents; None before the first look.
+    contents: Option<u64>,
+    /// Why the last look failed, or could not begin.
+    failed: Option<io::Error>,
+    /// Whether that was logged.
+    told: bool,
+    /// The pause before the next attempt.
+    again: Duration,
 }
 
-impl Files {
-    /// Begins to watch. Later contents are compared with the current ones.
-    pub(crate) fn watch(paths: Vec<PathBuf>) -> Result<Self, Error> {
-        let changes = Changes::new().map_err(Error::system("watch files (inotify)"))?;
-        let mut files = Self { paths, changes, watched: BTreeSet::new(), contents: 0 };
-        files.look().map_err(Error::system("watch files (inotify)"))?;
-        for path in files.paths.iter().filter(|path| !path.exists()) {
-            tracing::warn!(path = %path.display(), "this path of --watch does not exist yet");
+impl Watching {
+    /// Begins to watch. Later contents are compared with the current ones. `runs` says that a
+    /// generation runs, which needs this supervisor more than a watch: what fails then is logged
+    /// and tried again. A look that takes too long goes on beside the start in any case.
+    ///
+    /// # Errors
+    /// If nothing runs: those of inotify(7) and of starting a thread.
+    pub(crate) async fn begin(paths: Vec<PathBuf>, runs: bool) -> Result<Self, Error> {
+        let limit = if runs { FIRST } else { LOOKS };
+        let mut files = match Files::new(paths.clone()).look_aside() {
+            Self::Waiting(files) => files,
+            Self::Looking(mut looking) => match patience::timeout(limit, &mut looking).await {
+                Ok(Ok(files)) => files,
+                Ok(Err(_)) => {
+                    Files { failed: Some(io::Error::other(PANICKED)), ..Files::new(paths) }
+                }
+                Err(_) => {
+                    tracing::warn!("{UNREAD}");
+                    return Ok(Self::Looking(looking));
+                }
+            },
+        };
+        match files.failed.take_if(|_| !runs) {
+            Some(error) => Err(Error::system("watch files (inotify)")(error)),
+            None => {
+                files.tell();
+                Ok(Self::Waiting(files))
+            }
         }
-        Ok(files)
+    }
+
+    /// A hash of all contents at the last look; None before the first look has ended.
+    pub(crate) fn contents(&self) -> Option<u64> {
+        match self {
+            Self::Waiting(files) => files.contents,
+            Self::Looking(_) => None,
+        }
     }
 
     /// Calls `changed` after each burst of changes that made a difference, with the hash of the new
-    /// contents.
-    pub(crate) async fn follow(mut self, changed: impl Fn(u64)) {
+    /// contents; also with the first contents, if they were not known before.
+    pub(crate) async fn follow(self, changed: impl Fn(u64)) {
+        let mut before = self.contents();
+        let mut now = self;
         loop {
-            if let Err(error) = self.burst().await {
-                return tracing::error!("files are no longer watched: {error}");
-            }
-            let before = self.contents;
-            let (send, mut done) = tokio::sync::oneshot::channel();
-            let started = worker::start("watch", move || {
-                let looked = self.look();
-                let _ = send.send((self, looked));
-            });
-            if let Err(error) = started {
-                return tracing::error!("files are no longer watched: {error}");
-            }
-            let looked = match bindonce_sys::patience::timeout(LOOKS, &mut done).await {
-                Ok(looked) => looked,
-                // Nothing else waits for this, and nothing can be compared until it is done.
-                Err(_) => {
-                    tracing::error!(
-                        "the files that are watched cannot be read: does a file system not answer? \
-                         `bindonce reload` still reloads"
-                    );
-                    done.await
+            let looked = match now {
+                Self::Waiting(files) => {
+                    if let Err(error) = files.due().await {
+                        return tracing::error!("files are no longer watched: {error}");
+                    }
+                    files.look_aside().end().await
                 }
+                // Its delay was logged when the supervisor began.
+                Self::Looking(looking) => looking.await.ok(),
             };
-            let Ok((files, looked)) = looked else {
-                return tracing::error!("files are no longer watched: reading them panicked");
+            let Some(mut files) = looked else {
+                return tracing::error!("files are no longer watched: {PANICKED}");
             };
-            self = files;
-            if let Err(error) = looked {
-                tracing::error!("some files are not watched: {error}");
+            files.tell();
+            match files.contents {
+                Some(contents) if before != Some(contents) => changed(contents),
+                _ => tracing::debug!("the files that are watched read as before"),
             }
-            if self.contents == before {
-                tracing::debug!("the files that are watched read as before");
-            } else {
-                changed(self.contents);
-            }
+            before = files.contents;
+            now = Self::Waiting(files);
         }
     }
 
-    /// Waits for a burst of changes to be over.
-    async fn burst(&self) -> io::Result<()> {
-        self.changes.next().await?;
-        let latest = Instant::now() + LATEST;
-        loop {
-            let quiet = (Instant::now() + QUIET).min(latest);
-            match tokio::time::timeout_at(quiet, self.changes.next()).await {
-                Ok(more) => drop(more?),
-                Err(_) => return Ok(()),
+    /// The files, when the look has ended. None if it panicked.
+    async fn end(self) -> Option<Files> {
+        let mut looking = match self {
+            Self::Waiting(files) => return Some(files),
+            Self::Looking(looking) => looking,
+        };
+        match patience::timeout(LOOKS, &mut looking).await {
+            Ok(looked) => looked.ok(),
+            // Nothing else waits for this, and nothing can be compared until it is done.
+            Err(_) => {
+                tracing::error!("{UNREAD}");
+                looking.await.ok()
             }
         }
+    }
+}
+
+impl Files {
+    fn new(paths: Vec<PathBuf>) -> Self {
+        Self {
+            paths,
+            changes: None,
+            watched: BTreeSet::new(),
+            contents: None,
+            failed: None,
+            told: false,
+            again: AGAIN,
+        }
+    }
+
+    /// Logs a failure once, and once that it is over.
+    fn tell(&mut self) {
+        match &self.failed {
+            Some(error) if !self.told => {
+                let limit = changes::limit(error);
+                tracing::warn!(
+                    "files of --watch are not watched, which is tried again: {error}{limit}"
+                );
+            }
+            None if self.told => tracing::info!("the files of --watch are watched again"),
+            _ => {}
+        }
+        self.again = match (&self.failed, self.told) {
+            (Some(_), true) => (2 * self.again).min(AGAIN_LAST),
+            _ => AGAIN,
+        };
+        self.told = self.failed.is_some();
+    }
+
+    /// Waits for a burst of changes to be over; after a failure, for the next attempt at most.
+    async fn due(&self) -> io::Result<()> {
+        let burst = async {
+            match &self.changes {
+                Some(changes) => burst(changes).await,
+                None => std::future::pending().await,
+            }
+        };
+        match self.failed {
+            None => burst.await,
+            Some(_) => tokio::time::timeout(self.again, burst).await.unwrap_or(Ok(())),
+        }
+    }
+
+    /// Begins to look, on a thread of its own. Where that fails, the files wait, with the reason.
+    fn look_aside(mut self) -> Watching {
+        if self.changes.is_none() {
+            match Changes::new() {
+                Ok(changes) => self.changes = Some(changes),
+                Err(error) => {
+                    self.failed = Some(error);
+                    return Watching::Waiting(self);
+                }
+            }
+        }
+        // The thread gets the files when it runs: one that cannot be started takes nothing along.
+        let (give, given) = std::sync::mpsc::channel::<Self>();
+        let (send, looking) = oneshot::channel();
+        let span = tracing::Span::current();
+        let started = worker::start("watch", move || {
+            let Ok(mut files) = given.recv() else { return };
+            files.failed = span.in_scope(|| files.look()).err();
+            // Nothing waits for it when the supervisor ends.
+            let _ = send.send(files);
+        });
+        if let Err(error) = started {
+            self.failed = Some(error);
+            return Watching::Waiting(self);
+        }
+        // The thread waits for this.
+        let _ = give.send(self);
+        Watching::Looking(looking)
     }
 
     /// Watches the directories that matter now, and reads the contents.
     fn look(&mut self) -> io::Result<()> {
+        let Some(changes) = &self.changes else { return Ok(()) };
+        if self.contents.is_none() {
+            for path in self.paths.iter().filter(|path| !path.exists()) {
+                tracing::warn!(path = %path.display(), "this path of --watch does not exist yet");
+            }
+        }
         let mut directories = BTreeSet::new();
         for path in &self.paths {
             way(path, &mut directories);
@@ -120,7 +249,7 @@ impl Files {
         let mut failed = None;
         let mut watched = BTreeSet::new();
         for directory in directories {
-            match self.changes.watch(&directory) {
+            match changes.watch(&directory) {
                 Ok(directory) => drop(watched.insert(directory)),
                 // Gone since; the path to it is watched.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -128,15 +257,28 @@ impl Files {
             }
         }
         for old in self.watched.difference(&watched) {
-            self.changes.forget(*old);
+            changes.forget(*old);
         }
         self.watched = watched;
         let mut hasher = DefaultHasher::new();
         for path in &self.paths {
             contents(path, DEPTH, &mut hasher);
         }
-        self.contents = hasher.finish();
+        self.contents = Some(hasher.finish());
         failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Waits for a burst of changes to be over.
+async fn burst(changes: &Changes) -> io::Result<()> {
+    changes.next().await?;
+    let latest = Instant::now() + LATEST;
+    loop {
+        let quiet = (Instant::now() + QUIET).min(latest);
+        match tokio::time::timeout_at(quiet, changes.next()).await {
+            Ok(more) => drop(more?),
+            Err(_) => return Ok(()),
+        }
     }
 }
 
@@ -230,131 +372,4 @@ fn read(path: &Path, hasher: &mut DefaultHasher) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cell::Cell;
-    use std::os::unix::fs::symlink;
-    use std::rc::Rc;
-
-    use super::*;
-
-    /// A directory that is removed on drop.
-    struct Place(PathBuf);
-
-    impl Place {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("bindonce-{name}-{}", std::process::id()));
-            fs::create_dir(&path).expect("directory");
-            Self(path.canonicalize().expect("its path"))
-        }
-
-        fn write(&self, name: &str, text: &str) {
-            fs::write(self.0.join(name), text).expect("write");
-        }
-
-        fn swap(&self, target: &str, link: &str) {
-            symlink(target, self.0.join("..new")).expect("link");
-            fs::rename(self.0.join("..new"), self.0.join(link)).expect("rename");
-        }
-    }
-
-    impl Drop for Place {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
-    fn ways(path: &Path) -> Vec<PathBuf> {
-        let mut directories = BTreeSet::new();
-        way(path, &mut directories);
-        directories.into_iter().collect()
-    }
-
-    #[test]
-    fn every_step_that_could_change_is_watched() {
-        let place = Place::new("way");
-        fs::create_dir_all(place.0.join("..1")).expect("directory");
-        place.write("..1/a.cfg", "1");
-        symlink("..1", place.0.join("..data")).expect("link");
-        symlink("..data/a.cfg", place.0.join("a.cfg")).expect("link");
-        place.write("plain.cfg", "1");
-        let top = place.0.clone();
-        assert_eq!(ways(&top.join("plain.cfg")), std::slice::from_ref(&top));
-        assert_eq!(ways(&top.join("a.cfg")), [top.clone(), top.join("..1")]);
-        assert_eq!(ways(&top.join("none/there/x.cfg")), std::slice::from_ref(&top));
-        symlink("loop", top.join("loop")).expect("link");
-        assert_eq!(ways(&top.join("loop")), std::slice::from_ref(&top));
-        let up = top.join("..1/../plain.cfg");
-        assert_eq!(ways(&up), [top.join("..1/..")]);
-    }
-
-    /// Applies each deed, and checks how many reloads there were after it.
-    async fn reloads(paths: Vec<PathBuf>, deeds: Vec<(Box<dyn Fn()>, u32)>) {
-        let files = Files::watch(paths).expect("watch");
-        let count = Rc::new(Cell::new(0));
-        let counted = Rc::clone(&count);
-        let local = tokio::task::LocalSet::new();
-        local.spawn_local(files.follow(move |_| counted.set(counted.get() + 1)));
-        let test = async {
-            for (number, (deed, wanted)) in deeds.iter().enumerate() {
-                deed();
-                // Long enough for a burst, on a slow machine too.
-                let deadline = Instant::now() + Duration::from_secs(10);
-                while count.get() < *wanted && Instant::now() < deadline {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                tokio::time::sleep(QUIET * 3).await;
-                assert_eq!(count.get(), *wanted, "deed {number}");
-            }
-        };
-        local.run_until(test).await;
-    }
-
-    fn deed(
-        place: &Rc<Place>,
-        deed: impl Fn(&Place) + 'static,
-        wanted: u32,
-    ) -> (Box<dyn Fn()>, u32) {
-        let place = Rc::clone(place);
-        (Box::new(move || deed(&place)), wanted)
-    }
-
-    #[tokio::test]
-    async fn only_what_reads_differently_is_a_change() {
-        let place = Rc::new(Place::new("files"));
-        place.write("a.cfg", "one");
-        let deeds = vec![
-            deed(&place, |p| p.write("other", "x"), 0),
-            deed(&place, |p| p.write("a.cfg", "one"), 0),
-            deed(&place, |p| (0..20).for_each(|n| p.write("a.cfg", &n.to_string())), 1),
-            deed(
-                &place,
-                |p| {
-                    p.write("new", "two");
-                    fs::rename(p.0.join("new"), p.0.join("a.cfg")).expect("rename");
-                },
-                2,
-            ),
-            deed(&place, |p| fs::remove_file(p.0.join("a.cfg")).expect("remove"), 3),
-            deed(&place, |p| p.write("a.cfg", "three"), 4),
-        ];
-        reloads(vec![place.0.join("a.cfg")], deeds).await;
-    }
-
-    #[tokio::test]
-    async fn a_volume_that_is_swapped_is_one_change() {
-        let place = Rc::new(Place::new("volume"));
-        for (version, text) in [("..1", "one"), ("..2", "two"), ("..3", "two")] {
-            fs::create_dir(place.0.join(version)).expect("directory");
-            place.write(&format!("{version}/a.cfg"), text);
-        }
-        place.swap("..1", "..data");
-        symlink("..data/a.cfg", place.0.join("a.cfg")).expect("link");
-        let deeds = vec![
-            deed(&place, |p| p.swap("..2", "..data"), 1),
-            // The same text again.
-            deed(&place, |p| p.swap("..3", "..data"), 1),
-            deed(&place, |p| p.swap("..1", "..data"), 2),
-        ];
-        reloads(vec![place.0.join("a.cfg"), place.0.clone()], deeds).await;
-    }
-}
+mod tests;
