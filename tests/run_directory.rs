@@ -205,6 +205,26 @@ fn the_directory_of_a_service_that_was_removed_is_made_anew() {
     stage.reload(4);
 }
 
+/// Without a free descriptor the directory can be neither watched nor repaired; both are tried
+/// again.
+#[test]
+fn a_directory_that_cannot_be_watched_for_a_while_is_repaired_afterwards() {
+    let Some(mut stage) = Stage::start(Haproxy::system(), &[], &[]) else { return };
+    let pid = stage.haproxy.supervisor.pid().to_string();
+    let limit = |limit: &str| {
+        let limit = format!("--nofile={limit}:4096");
+        finish(stage.scene.command("prlimit").args(["--pid", &pid, &limit])).ok();
+    };
+    limit("3");
+    fs::remove_file(stage.scene.path("web.d/control.sock")).expect("the control socket");
+    stage.haproxy.supervisor.wait_line("cannot be made anew");
+    let line = stage.haproxy.supervisor.wait_line("cannot be watched");
+    assert!(line.contains("Too many open files") && line.contains("LimitNOFILE="), "{line}");
+    limit("4096");
+    stage.haproxy.supervisor.wait_line("were removed, and are there again");
+    stage.reload(2);
+}
+
 #[test]
 fn what_another_user_has_put_in_the_place_of_the_directory_is_not_used() {
     if !nix::unistd::geteuid().is_root() {

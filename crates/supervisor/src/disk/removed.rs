@@ -8,7 +8,7 @@
 use std::io;
 use std::time::Duration;
 
-use bindonce_sys::changes::{Change, Changes};
+use bindonce_sys::changes::{self, Change, Changes};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -24,16 +24,34 @@ use crate::supervisor::Supervisor;
 const QUIET: Duration = Duration::from_millis(100);
 /// Or after this long.
 const LATEST: Duration = Duration::from_secs(1);
-/// The pause before another attempt at a failed repair.
+/// The pause before another attempt at a failed repair, and between two looks at a directory that
+/// cannot be watched.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// Tells the loop whenever a file is missing in the directory, for as long as the supervisor runs.
 pub(crate) async fn watch(cx: Context) {
+    let mut told = false;
     loop {
-        if let Err(error) = until_removed(&cx.directory).await {
-            let path = cx.directory.path().display();
-            // The directory is also checked before each start.
-            return tracing::debug!(%path, %error, "the service's directory is not watched");
+        let removed = match begin(&cx.directory) {
+            Ok(Some(changes)) => {
+                told = false;
+                until_removed(&cx.directory, &changes).await
+            }
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            if !std::mem::replace(&mut told, true) {
+                let (path, limit) = (cx.directory.path().display(), changes::limit(&error));
+                tracing::warn!(
+                    %path,
+                    "the service's directory cannot be watched, and is looked at every 5 s instead: {error}{limit}"
+                );
+            }
+            sleep(AGAIN).await;
+            if cx.directory.is_whole() {
+                continue;
+            }
         }
         let (reply, mended) = oneshot::channel();
         cx.send(Message::Removed(reply));
@@ -43,19 +61,22 @@ pub(crate) async fn watch(cx: Context) {
     }
 }
 
-/// Waits until a file is missing and the removal is complete.
-async fn until_removed(directory: &Directory) -> io::Result<()> {
+/// Begins to watch the directory: removals from now on are reported. None if it is not there.
+fn begin(directory: &Directory) -> io::Result<Option<Changes>> {
     let changes = Changes::new()?;
     match changes.watch(directory.path()) {
-        // Removals from now on are reported.
-        Ok(_) => {}
+        Ok(_) => Ok(Some(changes)),
         Err(error)
             if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
         {
-            return Ok(());
+            Ok(None)
         }
-        Err(error) => return Err(error),
+        Err(error) => Err(error),
     }
+}
+
+/// Waits until a file is missing and the removal is complete.
+async fn until_removed(directory: &Directory, changes: &Changes) -> io::Result<()> {
     let mut is_watched = true;
     // A removed directory may have been recreated already; the new one must be watched then.
     while is_watched && directory.is_whole() {
