@@ -64,27 +64,53 @@ fn a_full_run_directory_fails_a_reload_and_no_restart() {
     take_away(stage);
 }
 
-/// The copy on which the serving generation was started is gone, and a full disk takes no new one:
-/// no restart runs on half of it.
-#[test]
-fn a_copy_that_a_full_run_directory_cannot_take_is_started_from_elsewhere() {
-    let Some(stage) = on_a_small_disk() else { return };
-    let ballast = stage.scene.path("web.d/ballast");
-    let mut file = fs::File::create(&ballast).expect("a file");
+/// A service on a full disk, which has lost the copy on which its generation was started; and the
+/// file that fills the disk.
+fn full_without_a_copy() -> Option<(Stage, fs::File)> {
+    let stage = on_a_small_disk()?;
+    let mut file = fs::File::create(stage.scene.path("web.d/ballast")).expect("a file");
     let mut fill = || {
         while std::io::Write::write(&mut file, &[0; 4096]).is_ok_and(|written| written > 0) {}
     };
     fill();
     fs::remove_file(stage.scene.path("web.d/generation-1/000-haproxy.cfg")).expect("the copy");
     fill();
+    Some((stage, file))
+}
+
+/// No restart runs on half of a copy.
+#[test]
+fn a_copy_that_a_full_run_directory_cannot_take_is_started_from_elsewhere() {
+    let Some((stage, file)) = full_without_a_copy() else { return };
     for generation in [1, 2] {
         stage.signal(generation, SIGKILL);
         stage.wait_generations(&[(generation + 1, "serving")]);
         stage.only(1);
     }
-    fs::remove_file(&ballast).expect("making room");
+    fs::remove_file(stage.scene.path("web.d/ballast")).expect("making room");
     drop(file);
     stage.reload(2);
+    take_away(stage);
+}
+
+/// As logind removes it with the last session of its user (`RemoveIPC=`).
+#[test]
+fn a_directory_in_memory_that_others_have_removed_is_replaced() {
+    let Some((stage, file)) = full_without_a_copy() else { return };
+    stage.signal(1, SIGKILL);
+    stage.wait_generations(&[(2, "serving")]);
+    let name = format!("bindonce-{}-", stage.haproxy.supervisor.pid());
+    let places = [stage.scene.path(""), "/dev/shm".into(), "/run".into()];
+    let entries = places.iter().filter_map(|place| fs::read_dir(place).ok()).flatten().flatten();
+    let mut made = entries.filter(|it| it.file_name().to_string_lossy().starts_with(&name));
+    let made = made.next().expect("the directory in memory").path();
+    fs::remove_dir_all(&made).expect("removing it");
+    stage.signal(2, SIGKILL);
+    stage.wait_generations(&[(3, "serving")]);
+    stage.only(1);
+    assert!(!made.exists(), "its name may be another user's by now");
+    fs::remove_file(stage.scene.path("web.d/ballast")).expect("making room");
+    drop(file);
     take_away(stage);
 }
 

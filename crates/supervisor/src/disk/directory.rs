@@ -180,7 +180,15 @@ impl Directory {
         }
     }
 
-    /// The same, where the configuration cannot be written in this directory.
+    /// Whether the directory of a configuration is in this directory, or in the fallback directory
+    /// that this process made.
+    pub(crate) fn holds(&self, configuration: &Path) -> bool {
+        configuration.parent().is_some_and(|parent| {
+            parent == self.path || self.fallback.get().is_some_and(|made| parent == made)
+        })
+    }
+
+    /// As [`Directory::make_configuration`], where that directory takes no configuration.
     pub(crate) fn make_fallback_configuration(&self, id: GenerationId) -> io::Result<PathBuf> {
         Self::make(self.fallback.make(&self.path)?.join(format!("generation-{id}")))
     }

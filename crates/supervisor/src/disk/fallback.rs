@@ -14,9 +14,13 @@ use std::time::SystemTime;
 pub(crate) struct Fallback(RefCell<Option<PathBuf>>);
 
 impl Fallback {
-    /// The directory, if it was created.
+    /// The directory, if it was created and is still there. Others may remove it: logind does so
+    /// when the last session of its user ends (`RemoveIPC=` of logind.conf(5)). Then its name is
+    /// forgotten, since another user may take it.
     pub(crate) fn get(&self) -> Option<PathBuf> {
-        self.0.borrow().clone()
+        let mut made = self.0.borrow_mut();
+        made.take_if(|path| !is_own(path));
+        made.clone()
     }
 
     /// The directory in place of `instead_of`; created in memory (`/dev/shm`), or where temporary
@@ -59,12 +63,20 @@ impl Fallback {
 
     /// Removes the directory with its contents.
     pub(crate) fn clear(&self) {
-        if let Some(path) = self.0.take()
+        if let Some(path) = self.get()
             && let Err(error) = fs::remove_dir_all(&path)
         {
             tracing::warn!(path = %path.display(), %error, "could not be removed");
         }
+        self.0.take();
     }
+}
+
+/// Whether a directory of this user is there. Where [`protects`] allows its parent, no other user
+/// can put one there.
+fn is_own(path: &Path) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    fs::symlink_metadata(path).is_ok_and(|about| about.is_dir() && about.uid() == own)
 }
 
 /// Checks that no other user can replace the files that this user creates in a directory
@@ -85,4 +97,34 @@ pub(crate) fn is_refusal(error: &io::Error) -> bool {
     use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     matches!(error.kind(), StorageFull | ReadOnlyFilesystem | QuotaExceeded)
         || error.raw_os_error() == Some(nix::libc::EIO)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::lchown;
+
+    use super::*;
+
+    #[test]
+    fn one_that_others_have_removed_is_forgotten_and_another_made() {
+        let fallback = Fallback::default();
+        assert_eq!(fallback.get(), None);
+        let first = fallback.make().expect("a directory");
+        assert_eq!(fallback.make().expect("the same"), first);
+        fs::remove_dir(&first).expect("remove");
+        assert_eq!(fallback.get(), None);
+        let second = fallback.make().expect("another");
+        assert!(second != first && second.is_dir());
+        assert_eq!(fallback.get().as_ref(), Some(&second));
+        if nix::unistd::geteuid().is_root() {
+            // Another user has taken its name.
+            lchown(&second, Some(54_321), None).expect("chown");
+            let third = fallback.make().expect("another");
+            assert!(third != second && third.is_dir());
+            fs::remove_dir(&second).expect("remove");
+        }
+        let last = fallback.get().expect("the last one");
+        fallback.clear();
+        assert!(!last.exists() && fallback.get().is_none());
+    }
 }

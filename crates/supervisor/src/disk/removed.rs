@@ -127,7 +127,7 @@ impl Supervisor {
         }
         directory.failure_logged.set(false);
         self.handover.bind_kept_again(&self.cx.directory.file(KEPT));
-        self.starts.write_missing();
+        self.starts.write_missing(directory);
         self.cx.journal.write_anew();
         self.cx.directory.made_anew.notify_one();
         if let Err(error) = self.cx.directory.save(self.saved(None)) {

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -101,7 +102,7 @@ impl Starts {
                 (&*inner.settings, &*inner.directory, &*inner.passed);
             let serving = plan.serving.as_ref();
             let prepared = match prepared {
-                Some(prepared) => on_disk(prepared, of, directory, serving.is_some())
+                Some(prepared) => on_disk(&prepared, of, directory, serving.is_some())
                     .map_err(Error::system("write the rendered configuration"))?,
                 None => {
                     let given = given.as_ref();
@@ -193,9 +194,12 @@ impl Starts {
     }
 
     /// Recreates the rendered copies that were removed or damaged meanwhile.
-    pub(crate) fn write_missing(&self) {
+    pub(crate) fn write_missing(&self, directory: &Directory) {
         for (of, prepared) in &self.configurations {
-            if let Err(error) = prepared.write_missing() {
+            // One in a fallback directory that is gone is written elsewhere, when it is needed.
+            if is_held(prepared, directory)
+                && let Err(error) = prepared.write_missing()
+            {
                 let text = "the rendered copy of its configuration was removed, and cannot be written again";
                 tracing::warn!(generation = of.0, %error, "{text}");
             }
@@ -237,20 +241,31 @@ impl Starts {
     }
 }
 
-/// Makes sure that the copies are on disk, as they were written. If the service's directory takes
-/// none and no generation serves, they are written where those of a fresh start would be.
+/// Whether its copies are in a directory of ours, so that they may be used and written again.
+fn is_held(prepared: &Prepared, directory: &Directory) -> bool {
+    prepared.directory().is_none_or(|path| directory.holds(path))
+}
+
+/// Makes sure that the copies are on disk, as they were written. Those of a fallback directory that
+/// others have removed go to the service's directory. If that takes none and no generation serves,
+/// they are written where those of a fresh start would be.
 fn on_disk(
-    prepared: Rc<Prepared>,
+    prepared: &Rc<Prepared>,
     of: GenerationId,
     directory: &Directory,
     serves: bool,
 ) -> io::Result<Rc<Prepared>> {
-    match prepared.write_missing() {
-        Ok(()) => Ok(prepared),
+    let write_to = |place: io::Result<PathBuf>| -> io::Result<Rc<Prepared>> {
+        Ok(Rc::new(prepared.written_to(&place?)?))
+    };
+    let written = match is_held(prepared, directory) {
+        true => prepared.write_missing().map(|()| Rc::clone(prepared)),
+        false => write_to(directory.make_configuration(of)),
+    };
+    match written {
         Err(error) if !serves && fallback::is_refusal(&error) => {
-            let elsewhere = directory.make_fallback_configuration(of)?;
-            Ok(Rc::new(prepared.written_to(&elsewhere)?))
+            write_to(directory.make_fallback_configuration(of))
         }
-        Err(error) => Err(error),
+        done => done,
     }
 }

@@ -78,6 +78,11 @@ impl Prepared {
         }
     }
 
+    /// The directory of its files. None for a program.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        self.rendered()?.directory()
+    }
+
     /// Writes the files again unless each is as it was written.
     pub(crate) fn write_missing(&self) -> io::Result<()> {
         match self {

@@ -71,7 +71,7 @@ impl Rendered {
     }
 
     /// The directory of the files.
-    fn directory(&self) -> Option<&Path> {
+    pub(super) fn directory(&self) -> Option<&Path> {
         self.files.first()?.parent()
     }
 
