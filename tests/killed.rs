@@ -11,7 +11,9 @@ use nix::sys::signal::Signal::{SIGCONT, SIGHUP, SIGSTOP, SIGTERM, SIGTTOU};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use crate::harness::{Fault, Guest, Stage, Stranger, allow, eventually, rows, wait_pending};
+use crate::harness::{
+    Fault, Guest, Stage, Stranger, allow, eventually, finish, rows, wait_pending,
+};
 use Fault::{Deaf, Waits};
 
 /// The longest wait of a client where nothing has to time out.
@@ -266,6 +268,34 @@ fn killed_with_its_state_damaged_the_next_supervisor_finds_the_generations(guest
     });
     assert_eq!(aside.count(), 4);
     ends_well(stage, guest);
+}
+
+/// The next supervisor runs out of descriptors while it waits for the generation that it has found.
+#[test]
+fn killed_and_started_with_few_descriptors_the_supervisor_kills_no_generation() {
+    let Some(mut stage) = haproxy(&[], &[]) else { return };
+    stage.answered_throughout(PROMPTLY);
+    let pid = stage.pid(1);
+    stage.kill_supervisor();
+    kill(Pid::from_raw(pid), SIGSTOP).expect("stopping it");
+    stage.start_supervisor();
+    let supervisor = stage.haproxy.supervisor.pid();
+    let line = format!("Pid:\t{pid}");
+    eventually("the generation to be found", || {
+        let open = fs::read_dir(format!("/proc/{supervisor}/fdinfo")).ok()?.flatten();
+        let texts = open.filter_map(|entry| fs::read_to_string(entry.path()).ok());
+        let mut lines = texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
+        lines.any(|it| it == line).then_some(())
+    });
+    let mut limit = stage.scene.command("prlimit");
+    finish(limit.args(["--pid", &supervisor.to_string(), "--nofile=3:4096"])).ok();
+    stage.haproxy.supervisor.wait_line("taken over: serving");
+    kill(Pid::from_raw(pid), SIGCONT).expect("it is alive");
+    stage.kill_supervisor();
+    stage.start_supervisor();
+    stage.wait_generations(&[(1, "serving")]);
+    assert_eq!(stage.pid(1), pid);
+    stage.only(1);
 }
 
 // The broker.

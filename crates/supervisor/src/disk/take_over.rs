@@ -2,6 +2,8 @@
 //! (`bindonce upgrade`).
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use bindonce_daemon::{Happening, reexec};
 use bindonce_sys::intercept::{Intercept, Received};
 use bindonce_sys::process::{self as sys, Pidfd};
 use bindonce_sys::signals::Signal as Number;
+use bindonce_sys::watch::Watch;
 use bindonce_sys::{inherit, tree};
 use tokio::sync::oneshot;
 
@@ -38,6 +41,9 @@ use bindonce_haproxy::config::Messages;
 /// How long a found generation may take to answer on its admin socket, and the broker to answer an
 /// image that still has the listeners.
 const ANSWER: Duration = Duration::from_secs(2);
+
+/// For the error if that fails. The supervisor then ends, and the generation serves without one.
+const WATCH: &str = "watch a generation that was found, and that is left as it is";
 
 /// Descriptors that this process's earlier image left open, owned and close-on-exec again.
 #[derive(Debug, Default)]
@@ -209,10 +215,19 @@ async fn find(
     let id = GenerationId(saved.id);
     let pid = saved.process.pid;
     // The pidfd is opened first, so that the process it names cannot change under the comparison.
-    let Ok(pidfd) = Pidfd::open(pid) else { return Ok(None) };
+    let pidfd = match Pidfd::open(pid) {
+        Ok(pidfd) => pidfd,
+        Err(error) => return gone(error),
+    };
+    // Reading /proc needs a free descriptor too.
+    if let Err(error) = File::open(format!("/proc/{pid}/stat")) {
+        return gone(error);
+    }
     if !saved.process.is_there() || pidfd.has_ended() {
         return Ok(None);
     }
+    // Before the generation is asked or its listeners are claimed.
+    let ended = Watch::new(&pidfd).map_err(Error::system(WATCH))?;
     let (admin, info) = find_admin(cx, id, saved, left).await;
     let is_program = cx.settings.kind.program().is_some();
     let state = match (&info, saved.state.as_str()) {
@@ -236,6 +251,7 @@ async fn find(
     let rendering = starts.rendering(GenerationId(saved.configuration));
     let process = Process {
         pidfd,
+        ended,
         admin,
         stderr: left.stderr(id, starts, saved.configuration),
         master_worker: saved.master_worker,
@@ -244,8 +260,8 @@ async fn find(
         lease,
         started: Timestamp(saved.since),
     };
-    let mut generation = process::take_on(cx, leases, id, process)
-        .map_err(Error::system("watch a generation that was found"))?;
+    let mut generation = process::take_on(cx, leases, id, process);
+    generation.named = saved.process;
     generation.readiness.ready = true;
     generation.lease.served = true;
     generation.own.devices.clone_from(&saved.own.own_devices);
@@ -264,6 +280,18 @@ async fn find(
     tracing::info!(generation = id.0, pid, "taken over: {state}");
     cx.record(id, Some(pid), event::Kind::TakenOver, format!("taken over: {state}"));
     Ok(Some(state))
+}
+
+/// No generation, if the error means that its process is gone.
+///
+/// # Errors
+/// If this process or the system lacks something: the generation may well be alive.
+fn gone(error: io::Error) -> Result<Option<State>, Error> {
+    use nix::libc::{EMFILE, ENFILE, ENOMEM};
+    match error.raw_os_error() {
+        Some(EMFILE | ENFILE | ENOMEM) => Err(Error::system(WATCH)(error)),
+        _ => Ok(None),
+    }
 }
 
 /// The admin connection to a found generation, if it answers.
@@ -380,5 +408,27 @@ fn name_strangers(cx: &Context, leases: &Leases, generations: &Generations) {
         tracing::warn!(pid, command, "{text}");
         let text = format!("{text}: {command}");
         cx.journal.record(Happening::new(event::Kind::UnknownAcceptor, text).pid(pid));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::libc;
+
+    use super::*;
+
+    #[test]
+    fn no_generation_counts_as_gone_because_this_process_lacks_something() {
+        for number in [libc::ESRCH, libc::ENOENT, libc::EINVAL, libc::EACCES] {
+            assert!(matches!(gone(io::Error::from_raw_os_error(number)), Ok(None)), "{number}");
+        }
+        for number in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+            assert!(gone(io::Error::from_raw_os_error(number)).is_err(), "{number}");
+        }
+        let Err(error) = gone(io::Error::from_raw_os_error(libc::EMFILE)) else { panic!("gone") };
+        let text = error.with_hint();
+        for part in [WATCH, "LimitNOFILE=", "ulimit -n"] {
+            assert!(text.contains(part), "{part:?} is not in: {text}");
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! The process of a generation: [`take_on`] makes a [`Generation`] of it and watches it until it
 //! ends.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
@@ -34,6 +33,8 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 /// A process, and what belongs to it, on its way to become a [`Generation`].
 pub(crate) struct Process {
     pub(crate) pidfd: Pidfd,
+    /// Reports its end.
+    pub(crate) ended: Watch,
     pub(crate) admin: Option<Admin>,
     /// The reading end of its standard error, and the translation of its messages.
     pub(crate) stderr: Option<(OwnedFd, Messages)>,
@@ -56,20 +57,15 @@ pub(crate) fn kill_holders(leader: i32, inodes: &[u64]) -> usize {
     pidfds.filter(|pidfd| same(pidfd) && pidfd.send(Number::SIGKILL).is_ok()).count()
 }
 
-/// Makes a generation of a process and begins to watch it. A process that cannot be watched is
-/// killed.
-///
-/// # Errors
-/// The errors of epoll(7).
+/// Makes a generation of a process and begins to watch it.
 pub(crate) fn take_on(
     cx: &Context,
     leases: &Leases,
     id: GenerationId,
     process: Process,
-) -> io::Result<Generation> {
-    let pidfd = Rc::new(process.pidfd);
+) -> Generation {
+    let (pidfd, ended) = (Rc::new(process.pidfd), process.ended);
     let pid = pidfd.pid();
-    let ended = Watch::new(&*pidfd).inspect_err(|_| drop(pidfd.send(Number::SIGKILL)))?;
     let tail = Tail::default();
     let mut pipe = None;
     let words = process.stderr.map(|(stderr, messages)| {
@@ -120,7 +116,7 @@ pub(crate) fn take_on(
         tasks: Tasks::default(),
     };
     drop(generation.tell(State::Starting));
-    Ok(generation)
+    generation
 }
 
 /// The callback for the first answer of a generation's admin socket.
@@ -132,6 +128,8 @@ pub(crate) fn on_answer(cx: &Context, id: GenerationId) -> impl FnOnce(Info) + '
 /// Ends a process that is no generation, and reaps it.
 pub(crate) fn end_quietly(pidfd: Pidfd) {
     tree::kill(pidfd.pid());
+    // Without a free descriptor /proc cannot be read, and so the tree not be found.
+    drop(pidfd.send(Number::SIGKILL));
     let Ok(ended) = Watch::new(&pidfd) else { return };
     crate::tasks::spawn(async move {
         if ended.readable().await.is_ok() {

@@ -12,8 +12,10 @@ use bindonce_core::generation::{Event, GenerationId, State};
 use bindonce_haproxy::config::{Binding, Rendering};
 use bindonce_sys::clock;
 use bindonce_sys::process::Exit;
+use bindonce_sys::watch::Watch;
 
 use crate::broker::leases;
+use crate::error::Error;
 use crate::generations::admin::Admin;
 use crate::generations::drain::Drain;
 use crate::generations::generation::{Generation, GivenBack};
@@ -33,6 +35,18 @@ impl Supervisor {
             // The start was called off while this message was on its way.
             return process::end_quietly(launched.pidfd);
         };
+        // First, since a process that cannot be watched is ended: none may be left unknown.
+        let ended = match Watch::new(&launched.pidfd) {
+            Ok(ended) => ended,
+            Err(error) => {
+                let (name, pid) = (self.cx.settings.kind.name(), launched.pidfd.pid());
+                let text = format!("{name}, pid {pid}, cannot be watched: {error}");
+                let hint = Error::system("watch a process")(error).hint();
+                self.report.failure = Cause::new(text, hint);
+                process::end_quietly(launched.pidfd);
+                return self.feed(Event::StartFailed(id));
+            }
+        };
         let rendering = launched.prepared.rendering();
         let master_worker = rendering.is_some_and(|rendering| rendering.mode.master_worker);
         let no_epoll = self.handover.ghosts.no_epoll()
@@ -50,6 +64,7 @@ impl Supervisor {
             launched.admin.map(|path| Admin::connect(path, process::on_answer(&self.cx, id)));
         let process = Process {
             pidfd: launched.pidfd,
+            ended,
             admin,
             stderr: launched.stderr.map(|stderr| (stderr, launched.messages)),
             master_worker,
@@ -61,15 +76,7 @@ impl Supervisor {
         let created = process.listeners.iter().filter(|held| held.created);
         let created: Vec<_> = created.map(|held| held.label.clone()).collect();
         let (pid, listeners) = (process.pidfd.pid(), process.listeners.len());
-        let mut generation = match process::take_on(&self.cx, &self.leases, id, process) {
-            Ok(generation) => generation,
-            Err(error) => {
-                let name = self.cx.settings.kind.name();
-                let text = format!("{name}, pid {pid}, cannot be watched: {error}");
-                self.report.failure = Cause::new(text, None);
-                return self.feed(Event::StartFailed(id));
-            }
-        };
+        let mut generation = process::take_on(&self.cx, &self.leases, id, process);
         generation.start.begun = Some(starting.begun);
         generation.lease.changes = launched.changes;
         generation.drain = Drain::of_new();
