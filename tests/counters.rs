@@ -154,7 +154,7 @@ fn over_a_stats_file(program: &Path) {
     haproxy.reload(&scene).ok();
     serves(address, 6);
     counted(&scene, 7.0);
-    assert!(haproxy.supervisor.story().contains("the stats-file could not be written"));
+    haproxy.supervisor.wait_line("the stats-file could not be written");
 }
 
 #[test]

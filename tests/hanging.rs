@@ -70,8 +70,9 @@ fn ends_one_that_hangs(program: &Path) {
         assert!(line.contains(&format!("generation=1 pid={pid} signal=\"SIGKILL\"")), "{line}");
     }
     eventually("only the newest one", || (scene.haproxies().len() == 1).then_some(()));
-    let status = scene.run("status", &[]).ok();
-    assert!(!status.contains("generation 1"), "{status}");
+    let status = eventually("the broker and the supervisor to know it", || {
+        Some(scene.run("status", &[]).ok()).filter(|status| !status.contains("generation 1"))
+    });
     assert!(!status.contains("cut"), "{status}");
 }
 

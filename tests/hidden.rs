@@ -10,13 +10,19 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::harness::{Haproxy, Process, Scene, Wire, eventually, finish, wait_pending};
+use crate::harness::{
+    Fault, Guest, Haproxy, Process, Scene, Wire, allow, eventually, finish, with_faults,
+};
 use crate::overlaps::{MAPPED, ask, broker, config, haproxies, scene, settled, strangers};
+
+/// The number of clients in [`failures_during`].
+const CLIENTS: usize = 4;
 
 /// The failures of clients that connect to 127.0.0.1 all the time while `work` runs.
 fn failures_during(work: impl FnOnce()) -> Vec<String> {
@@ -29,11 +35,20 @@ fn failures_during(work: impl FnOnce()) -> Vec<String> {
             }
             failed
         };
-        let clients: Vec<_> = (0..4).map(|_| scope.spawn(client)).collect();
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
         work();
         over.store(true, Ordering::Relaxed);
         clients.into_iter().flat_map(|client| client.join().expect("its failures")).collect()
     })
+}
+
+/// How many clients may be reset in reloads of which `leaving` hide a listener that leaves. Plain
+/// haproxy occasionally resets one between the kernel's queue and its close. And the older haproxy
+/// has 50 ms to accept the clients that wait in a listener that leaves: where other work keeps it
+/// from running for that long, those are reset, at most one connection of each client.
+fn resets(leaving: usize) -> usize {
+    let is_idle = allow(Duration::ZERO) < Duration::from_millis(50);
+    if is_idle { 1 } else { CLIENTS * leaving }
 }
 
 #[test]
@@ -52,8 +67,7 @@ fn a_client_of_an_address_that_leaves_is_answered_by_the_wildcard_that_covers_it
                 haproxy.reload(&scene).ok();
             }
         });
-        // Plain haproxy occasionally resets a client between the kernel's queue and its close.
-        assert!(failed.len() <= 1, "{failed:?}, {}", program.display());
+        assert!(failed.len() <= resets(4), "{failed:?}, {}", program.display());
         settled(&scene, 2);
         assert_eq!(strangers(), ["::1", "fd00::1"]);
     }
@@ -78,7 +92,7 @@ fn an_address_in_the_words_of_both_families_is_two_lines_of_which_one_covers_the
                 haproxy.reload(&scene).ok();
             }
         });
-        assert!(failed.len() <= 1, "{failed:?}, {}", program.display());
+        assert!(failed.len() <= resets(3), "{failed:?}, {}", program.display());
         assert_eq!(ask("127.0.0.1"), "<1>");
         let said = scene.bindonce("doctor").output().expect("doctor").stdout;
         let said = String::from_utf8_lossy(&said);
@@ -92,15 +106,26 @@ fn an_address_in_the_words_of_both_families_is_two_lines_of_which_one_covers_the
     }
 }
 
-/// A reload to these lines that hangs in its pause, since the older generation is stopped. Returns
-/// it with the pid of the new generation.
+/// A haproxy on these lines whose first generation ignores the signal to pause, under a supervisor
+/// that waits long for that. With the program to start it, and its configuration.
+fn deaf(scene: &Scene, program: &Path, binds: &[&str]) -> (Haproxy, PathBuf, PathBuf) {
+    let faults = [Fault::Deaf(Signal::SIGTTOU, 0)];
+    let program = with_faults(scene, Guest::Haproxy, program, &[(1, &faults)]);
+    let file = scene.write("haproxy.cfg", &config(binds));
+    let haproxy = Haproxy::start_with(scene, &["--retire-timeout", "60s"], &program, &file);
+    (haproxy, program, file)
+}
+
+/// A reload to these lines that does not get past its pause, since the older generation is
+/// [`deaf`] and still accepts. Returns it with the pid of the new generation, which marks its
+/// answers.
 fn held_up(scene: &Scene, haproxy: &mut Haproxy, binds: &[&str]) -> (Process, i32) {
     let (_, older) = haproxy.wait_serving(scene);
     assert!(ask("127.0.0.1").starts_with('<'));
-    kill(Pid::from_raw(older), Signal::SIGSTOP).expect("it runs");
-    scene.write("haproxy.cfg", &config(binds));
+    scene.write("haproxy.cfg", &config(binds).replace('>', ">newer"));
     let reload = reload(scene);
-    wait_pending(Pid::from_raw(older), Signal::SIGTTOU);
+    // The older generation was told to pause at least 100 ms before that.
+    haproxy.supervisor.wait_line("the last signal is not obeyed yet");
     let newer = scene.haproxies().into_iter().find(|pid| *pid != older).expect("the new one");
     (reload, newer)
 }
@@ -109,15 +134,10 @@ fn held_up(scene: &Scene, haproxy: &mut Haproxy, binds: &[&str]) -> (Process, i3
 fn an_address_that_leaves_is_there_again_when_the_new_generation_dies_in_the_handover() {
     let (Some(program), Some(scene)) = (Haproxy::system(), scene()) else { return };
     let _broker = broker(&scene, true);
-    let file = scene.write("haproxy.cfg", &config(&["*:8080", "127.0.0.1:8080"]));
-    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    let (mut haproxy, ..) = deaf(&scene, &program, &["*:8080", "127.0.0.1:8080"]);
     let (mut reload, newer) = held_up(&scene, &mut haproxy, &["*:8080"]);
     kill(Pid::from_raw(newer), Signal::SIGKILL).expect("it is there");
-    // The older generation cannot confirm that it accepts again while it is stopped.
     haproxy.supervisor.wait_line("the generation that was to take over died");
-    for pid in scene.haproxies() {
-        kill(Pid::from_raw(pid), Signal::SIGCONT).expect("it is there");
-    }
     assert!(!reload.wait_exit().success());
     assert_eq!(ask("127.0.0.1"), "<1>");
     assert_eq!(ask("127.0.0.2"), "<0>");
@@ -127,16 +147,12 @@ fn an_address_that_leaves_is_there_again_when_the_new_generation_dies_in_the_han
 fn an_address_that_leaves_may_come_back_after_a_kill_of_the_supervisor_in_the_handover() {
     let (Some(program), Some(scene)) = (Haproxy::system(), scene()) else { return };
     let _broker = broker(&scene, true);
-    let file = scene.write("haproxy.cfg", &config(&["*:8080", "127.0.0.1:8080"]));
-    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    let (mut haproxy, program, file) = deaf(&scene, &program, &["*:8080", "127.0.0.1:8080"]);
     let (reload, newer) = held_up(&scene, &mut haproxy, &["*:8080"]);
     haproxy.supervisor.kill();
     drop(reload);
-    for pid in scene.haproxies() {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
-    }
     // Its watchdog finishes the handover.
-    eventually("the new one to serve", || (ask("127.0.0.2") == "<0>").then_some(()));
+    eventually("the new one to serve", || (ask("127.0.0.2") == "<0>newer").then_some(()));
     assert!(scene.haproxies().contains(&newer));
     scene.write("haproxy.cfg", &config(&["*:8080", "127.0.0.1:8080"]));
     let mut next = Haproxy::begin(&scene, &[], &program, &file);
@@ -301,18 +317,14 @@ fn a_new_address_is_gone_where_the_supervisor_was_killed_in_the_start() {
 fn a_new_address_is_found_where_the_watchdog_has_finished_the_handover() {
     let (Some(program), Some(scene)) = (Haproxy::system(), scene()) else { return };
     let _broker = broker(&scene, true);
-    let file = scene.write("haproxy.cfg", &config(&["*:8080"]));
-    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    let (mut haproxy, program, file) = deaf(&scene, &program, &["*:8080"]);
     let (reload, _) = held_up(&scene, &mut haproxy, &["*:8080", "127.0.0.1:8080"]);
     haproxy.supervisor.kill();
     drop(reload);
-    for pid in scene.haproxies() {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
-    }
-    eventually("the new one to serve", || (ask("127.0.0.1") == "<1>").then_some(()));
+    eventually("the new one to serve", || (ask("127.0.0.1") == "<1>newer").then_some(()));
     let mut next = Haproxy::begin(&scene, &[], &program, &file);
     next.wait_serving(&scene);
-    assert_eq!(ask("127.0.0.1"), "<1>");
+    assert_eq!(ask("127.0.0.1"), "<1>newer");
 }
 
 /// The listener that `bind` returns for one element.
@@ -409,19 +421,15 @@ fn an_address_that_leaves_stays_hidden_where_the_watchdog_has_finished_the_hando
     for program in haproxies() {
         let Some(scene) = scene() else { return };
         let _broker = broker(&scene, true);
-        let file = scene.write("haproxy.cfg", &config(&["*:8080", "127.0.0.1:8080"]));
-        let mut haproxy = Haproxy::start(&scene, &program, &file);
+        let (mut haproxy, program, file) = deaf(&scene, &program, &["*:8080", "127.0.0.1:8080"]);
         let mut client = TcpStream::connect(("127.0.0.1", 8080)).expect("it serves");
         client.write_all(b"GET / HTTP/1.0\r\n").expect("half a request");
         let (reload, newer) = held_up(&scene, &mut haproxy, &["*:8080"]);
         haproxy.supervisor.kill();
         drop(reload);
-        for pid in scene.haproxies() {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
-        }
-        eventually("the new one to serve", || (ask("127.0.0.2") == "<0>").then_some(()));
+        eventually("the new one to serve", || (ask("127.0.0.2") == "<0>newer").then_some(()));
         assert!(scene.haproxies().contains(&newer));
-        assert_eq!(ask("127.0.0.1"), "<0>", "the wildcard answers");
+        assert_eq!(ask("127.0.0.1"), "<0>newer", "the wildcard answers");
         let listed = scene.run("list", &[]).ok();
         let part = "127.0.0.1:8080 listens, but no new connection reaches it: it is hidden by an";
         assert!(listed.contains(part), "{listed}");

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal::{SIGCONT, SIGHUP, SIGSTOP, SIGTERM, SIGTTOU};
@@ -12,12 +12,17 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use crate::harness::{
-    Fault, Guest, Stage, Stranger, allow, eventually, finish, rows, wait_pending,
+    DEADLINE, Fault, Guest, Stage, Stranger, allow, eventually, finish, rows, wait_pending,
 };
 use Fault::{Deaf, Waits};
 
 /// The longest wait of a client where nothing has to time out.
 const PROMPTLY: Duration = Duration::from_secs(1);
+
+/// How long the watchdog waits for an older generation to close its listeners.
+const CLOSING: Duration = Duration::from_millis(500);
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 
 rows!(
     [haproxy: Haproxy, nginx: Nginx, activated: Activated],
@@ -40,6 +45,23 @@ rows!(
 
 fn haproxy(faults: &[(u64, &[Fault])], arguments: &[&str]) -> Option<Stage> {
     Stage::of(Guest::Haproxy, faults, arguments)
+}
+
+/// The answer to one request.
+#[track_caller]
+fn answer(address: SocketAddr) -> String {
+    let mut client = TcpStream::connect(address).expect("connecting");
+    client.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    client.write_all(REQUEST).expect("a request");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("the answer");
+    answer
+}
+
+/// Whether a process is stopped (SIGSTOP).
+fn is_stopped(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"))
 }
 
 /// Checks that nothing failed. With haproxy, whose handover is proved, also that no client waited
@@ -90,11 +112,10 @@ fn killed_while_the_new_one_waits_the_supervisor_leaves_one_that_serves(guest: G
     assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
     // The watchdog has told the older generation to stop, and lets the new one continue.
     let begun = Instant::now();
-    eventually("the new one to answer", || {
-        let answer = stage.half_a_request().complete();
-        answer.contains("x-generation: 2").then_some(())
+    let took = eventually("the new one to answer", || {
+        answer(stage.address).contains("x-generation: 2").then(|| begun.elapsed())
     });
-    let (took, most) = (begun.elapsed(), allow(Duration::from_secs(2)));
+    let most = allow(Duration::from_secs(2));
     assert!(took < most, "it took {took:?}, at most {most:?}");
     stage.start_supervisor();
     let (generation, _) = stage.haproxy.wait_serving(&stage.scene);
@@ -103,36 +124,55 @@ fn killed_while_the_new_one_waits_the_supervisor_leaves_one_that_serves(guest: G
     stage.refused_nobody();
 }
 
+/// The supervisor continues an older generation that is stopped after 250 ms, and the watchdog
+/// waits for one for [`CLOSING`]: on a busy machine an attempt may be too late for either.
 #[test]
 fn killed_before_the_older_one_has_closed_its_listener_the_new_one_waits_for_it() {
-    let Some(mut stage) = Stage::of(Guest::Activated, &[], &[]) else { return };
+    eventually("an attempt in time", || the_new_one_waits().then_some(()));
+}
+
+/// One attempt; false if it was too late.
+fn the_new_one_waits() -> bool {
+    let Some(mut stage) = Stage::of(Guest::Activated, &[], &[]) else { return true };
     // A stopped generation receives nothing, and could accept again at any time.
     let older = Pid::from_raw(stage.pid(1));
     kill(older, SIGSTOP).expect("a signal to it");
     stage.configure(2);
     let mut reload = stage.reload_beside();
     stage.wait_ready(2);
-    let newer = stage.pid(2);
-    eventually("the new one to be stopped", || {
-        let stat = fs::read_to_string(format!("/proc/{newer}/stat")).ok()?;
-        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T")).then_some(())
+    let newer = Pid::from_raw(stage.pid(2));
+    eventually("the new one to be stopped, or the older one to be continued", || {
+        (is_stopped(newer) || !is_stopped(older)).then_some(())
     });
+    let begun = Instant::now();
     stage.kill_supervisor();
-    wait_pending(older, SIGTERM);
+    // From here on only this test continues it.
+    let mut in_time = is_stopped(older);
+    if in_time {
+        wait_pending(older, SIGTERM);
+    }
     let mut client = TcpStream::connect(stage.address).expect("connecting");
-    let request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    client.write_all(request).expect("a request");
+    client.write_all(REQUEST).expect("a request");
     client.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
-    let early = client.read(&mut [0]).expect_err("no answer yet");
-    assert_eq!(early.kind(), ErrorKind::WouldBlock, "{early}");
-    kill(older, SIGCONT).expect("a signal to it");
-    client.set_read_timeout(None).expect("no timeout");
+    let early = client.read(&mut [0]);
+    in_time &= begun.elapsed() < CLOSING;
+    if in_time {
+        let early = early.expect_err("no answer yet");
+        assert_eq!(early.kind(), ErrorKind::WouldBlock, "{early}");
+    }
+    // After an attempt that was too late it may have ended.
+    let _ = kill(older, SIGCONT);
+    in_time &= begun.elapsed() < CLOSING;
+    client.set_read_timeout(Some(DEADLINE)).expect("a timeout");
     let mut answer = String::new();
     client.read_to_string(&mut answer).expect("the answer");
-    assert!(answer.contains("x-generation: 2"), "{answer}");
-    assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
+    if in_time {
+        assert!(answer.contains("x-generation: 2"), "{answer}");
+        assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
+    }
     stage.goes_on(2);
     stage.refused_nobody();
+    in_time
 }
 
 fn killed_while_an_older_one_drains_the_next_supervisor_lets_it_drain(guest: Guest) {
@@ -200,9 +240,11 @@ fn killed_while_the_service_is_paused_it_is_continued_within_a_second() {
     let begun = Instant::now();
     stage.kill_supervisor();
     drop(stranger);
-    stage.only(2);
+    let first = answer(stage.address);
     let (took, most) = (begun.elapsed(), allow(Duration::from_secs(2)));
     assert!(took < most, "it took {took:?}, at most {most:?}");
+    assert!(first.contains("x-generation: 2"), "{first}");
+    stage.only(2);
     assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
     stage.start_supervisor();
     let (generation, _) = stage.haproxy.wait_serving(&stage.scene);

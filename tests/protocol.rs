@@ -191,12 +191,12 @@ fn one_slow_client_delays_nobody() {
     let mut deaf = scene.wire();
     let request = json!({"jsonrpc": "2.0", "id": 1, "method": "bind", "params": [{"listen": address.to_string()}]});
     deaf.send(request.to_string().repeat(500).as_bytes());
-    let begun = Instant::now();
     for _ in 0..100 {
+        let begun = Instant::now();
         scene.wire().call("ping", &json!([]));
+        let (took, most) = (begun.elapsed(), allow(Duration::from_millis(500)));
+        assert!(took < most, "a ping took {took:?}, at most {most:?}");
     }
-    let (took, most) = (begun.elapsed(), allow(Duration::from_secs(2)));
-    assert!(took < most, "a hundred pings took {took:?}, at most {most:?}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -194,12 +195,19 @@ fn a_first_start_without_room_says_what_to_do_or_serves() {
     off();
 }
 
+/// Removes a directory that its supervisor makes anew as soon as something is missing there.
+fn remove(directory: &Path) {
+    let gone = directory.with_file_name("gone");
+    fs::rename(directory, &gone).expect("the directory");
+    fs::remove_dir_all(&gone).expect("what it was");
+}
+
 #[test]
 fn the_directory_of_a_service_that_was_removed_is_made_anew() {
     let Some(mut stage) = Stage::start(Haproxy::system(), &[], &[]) else { return };
     let (directory, again) = (stage.scene.path("web.d"), "were removed, and are there again");
     let metrics = directory.join("metrics.sock");
-    fs::remove_dir_all(&directory).expect("the directory");
+    remove(&directory);
     stage.haproxy.supervisor.wait_line(again);
     let mode = fs::symlink_metadata(&directory).expect("the directory").permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
@@ -211,7 +219,7 @@ fn the_directory_of_a_service_that_was_removed_is_made_anew() {
     stage.wait_generations(&[(2, "serving")]);
     stage.reload(2);
     // Before the directory could be recreated, or with only part of it gone.
-    fs::remove_dir_all(&directory).expect("the directory");
+    remove(&directory);
     stage.signal(3, SIGKILL);
     stage.haproxy.supervisor.wait_line(again);
     stage.wait_generations(&[(4, "serving")]);

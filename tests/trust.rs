@@ -123,9 +123,9 @@ impl Trap {
 impl Drop for Trap {
     fn drop(&mut self) {
         self.sleeper.kill().and_then(|()| self.sleeper.wait()).ok();
+        // The directory above it is the supervisors' of all tests.
         if let Some(directory) = self.private.as_deref().and_then(Path::parent) {
             fs::remove_dir_all(directory).ok();
-            directory.parent().map(fs::remove_dir);
         }
     }
 }

@@ -109,9 +109,9 @@ fn a_healthy_haproxy_gives_no_finding() {
 #[test]
 fn an_address_where_nothing_listens_is_found_by_name() {
     let scene = Scene::new();
-    // Other tests use the low ports in namespaces of their own.
-    let said = doctor(&scene, &["127.0.0.1:59999"]).fails(3);
-    assert!(said.starts_with("unserved 127.0.0.1:59999: nothing listens here"), "{said}");
+    // No test binds this port, and the kernel gives it to no client.
+    let said = doctor(&scene, &["127.0.0.1:32000"]).fails(3);
+    assert!(said.starts_with("unserved 127.0.0.1:32000: nothing listens here"), "{said}");
     let said = doctor(&scene, &["nonsense"]).fails(1);
     assert!(said.contains("nonsense"), "{said}");
 }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{DEADLINE, eventually};
+use super::{DEADLINE, allow, eventually};
 
-/// How long output is read after a process has ended while its children live on.
+/// The longest pause in the output of a process that has ended, while its children live on.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// A running child. Dropping it kills it by its pid and waits for it.
@@ -19,6 +19,8 @@ pub(crate) struct Process {
     child: Child,
     lines: Receiver<String>,
     seen: Vec<String>,
+    /// How many lines of `seen` a wait for a line has looked at.
+    passed: usize,
 }
 
 impl Process {
@@ -31,7 +33,7 @@ impl Process {
         let (sender, lines) = channel();
         forward(child.stdout.take().expect("piped"), sender.clone());
         forward(child.stderr.take().expect("piped"), sender);
-        Self { name, child, lines, seen: Vec::new() }
+        Self { name, child, lines, seen: Vec::new(), passed: 0 }
     }
 
     /// The process id.
@@ -68,13 +70,15 @@ impl Process {
     fn wait_one_of(&mut self, needles: &[&str]) -> String {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => {
-                    self.seen.push(line.clone());
-                    if needles.iter().any(|needle| line.contains(needle)) {
-                        return line;
-                    }
+            // Also the lines that were read for another purpose.
+            while let Some(line) = self.seen.get(self.passed) {
+                self.passed += 1;
+                if needles.iter().any(|needle| line.contains(needle)) {
+                    return line.clone();
                 }
+            }
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.seen.push(line),
                 Err(RecvTimeoutError::Timeout) => {
                     panic!("no line with {needles:?}\n{}", self.story())
                 }
@@ -128,12 +132,11 @@ impl Process {
     }
 
     /// Reads the remaining output, which may still be in flight after the process has ended: to the
-    /// end, or for a while if a child lives on and keeps the output open.
+    /// end, or to a pause if a child lives on and keeps the output open.
     fn hear_out(&mut self) {
-        let until = Instant::now() + LAST_WORDS;
-        while let Ok(line) =
-            self.lines.recv_timeout(until.saturating_duration_since(Instant::now()))
-        {
+        let deadline = Instant::now() + DEADLINE;
+        let pause = || allow(LAST_WORDS).min(deadline.saturating_duration_since(Instant::now()));
+        while let Ok(line) = self.lines.recv_timeout(pause()) {
             self.seen.push(line);
         }
     }

@@ -103,7 +103,7 @@ def docker(*words, **more):
     return run("docker", *words, **more).stdout.strip()
 
 
-def eventually(what, probe, seconds=30):
+def eventually(what, probe, seconds=120):
     """Polls for a condition that no event announces."""
     end = time.monotonic() + seconds
     while not (found := probe()):
@@ -141,7 +141,7 @@ class Engine:
         if names:
             run("docker", "rm", "--force", *names, check=False)
         self.process.terminate()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=120)
 
 
 class Pod:
@@ -201,11 +201,12 @@ class Pod:
 
 def begin_load(pod, options):
     pod.compose("--profile", "load", "run", "--detach", "--name", "load", "client",
-                "--clients", str(options["clients"]), "--rate", str(options["rate"]), "--duration", "20m", "--json")
+                "--clients", str(options["clients"]), "--rate", str(options["rate"]), "--duration", "20m",
+                "--timeout", "60s", "--json")
 
 
 def end_load():
-    docker("stop", "--time", "60", "load")
+    docker("stop", "--time", "100", "load")
     report = json.loads(docker("logs", "load").splitlines()[-1])
     docker("rm", "load")
     return report
@@ -464,10 +465,10 @@ def in_place(pod, result):
         half.sendall(b"GET / HTTP/1.0\r\n")
         # Connections are accepted in order: once a later one is answered, this one is in progress.
         serving()
-        stop = subprocess.Popen(["docker", "stop", "--time", "30", name], stdout=subprocess.DEVNULL)
+        stop = subprocess.Popen(["docker", "stop", "--time", "100", name], stdout=subprocess.DEVNULL)
         eventually("the stop", lambda: "shutdown requested" in (log := run("docker", "logs", name)).stdout + log.stderr)
         result["in_place"]["answered"] = answer(half, b"\r\n")
-    stop.wait(timeout=40)
+    stop.wait(timeout=120)
     result["in_place"]["exit"] = int(docker("inspect", "--format", "{{.State.ExitCode}}", name))
     docker("rm", name)
 

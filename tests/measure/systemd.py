@@ -59,7 +59,7 @@ def outer(options):
         with open(f"{shared}/console", "wb") as console:
             process = subprocess.Popen(inside, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
             try:
-                process.wait(timeout=60 + 3 * options.rounds)
+                process.wait(timeout=max(170, 60 + 3 * options.rounds))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -127,7 +127,7 @@ def configure(text):
 
 def answered():
     """Returns the supervised haproxy's answer."""
-    with socket.create_connection(("127.0.0.1", PORT), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", PORT), timeout=20) as client:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         answer = b""
         while part := client.recv(4096):
@@ -391,7 +391,7 @@ def call(method, params=(), keep=None):
     return answer["result"]
 
 
-def eventually(what, probe, seconds=20):
+def eventually(what, probe, seconds=60):
     end = time.monotonic() + seconds
     while True:
         try:
@@ -417,7 +417,7 @@ def reachable(entry):
             client.connect(("\0" + entry["bound"][len("abns@"):]).ljust(108, "\0"))
     elif not entry["bound"].startswith("udp"):
         host, port = entry["bound"].rsplit(":", 1)
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
 
 
 def duplicates():
