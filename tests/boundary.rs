@@ -48,9 +48,10 @@ fn rights_are_of_who_connected_not_of_a_pid() {
              os.setgroups([])\n\
              say(broker.bind('127.0.0.1:9001'))\n\
              os.kill(int(open(sys.argv[1] + '.lock').read()), 10)\n\
-             for _ in range(100):\n\
+             for _ in range(600):\n\
              \x20   time.sleep(0.05)\n\
-             \x20   if 'upgraded' in open(sys.argv[1] + '.events').read(): break\n\
+             \x20   if '\"upgraded\"' in open(sys.argv[1] + '.events').read(): break\n\
+             else: say('not upgraded')\n\
              say(broker.bind('127.0.0.1:9003'))\n",
         );
         assert_eq!(said, ["ok", "ok"]);

@@ -196,6 +196,8 @@ fn script(scene: &Scene, commands: &[Shown]) -> String {
          cat >/etc/haproxy/haproxy.cfg <<'END'\n{CONFIGURATION}END\n\
          until_serving() {{ for _ in $(seq 400); do bindonce status --json 2>/dev/null | grep -q '\"serving\"' && return; \
          kill -0 $1 2>/dev/null || return 1; sleep 0.05; done; return 1; }}\n\
+         until_listening() {{ for _ in $(seq 400); do ss -Hlntxp | grep -q \"pid=$1,\" && return; \
+         kill -0 $1 2>/dev/null || return 1; sleep 0.05; done; return 1; }}\n\
          bindonce serve >/run/serve.log 2>&1 & for _ in $(seq 400); do bindonce list >/dev/null 2>&1 && break; sleep 0.05; done\n\
          bindonce run -- haproxy -f /etc/haproxy/haproxy.cfg >/run/run.log 2>&1 & service=$!\n\
          until_serving $service || {{ echo 'FAILED 0'; cat /run/run.log; exit 1; }}\n",
@@ -213,7 +215,7 @@ fn script(scene: &Scene, commands: &[Shown]) -> String {
             ));
         } else if serves {
             script.push_str(&format!(
-                "{text} >/run/last.log 2>&1 &\nsleep 0.3; kill -0 $! || {fails}"
+                "{text} >/run/last.log 2>&1 &\nuntil_listening $! || {fails}"
             ));
         } else {
             script.push_str(&format!("{{ {text}\n}} >/run/last.log 2>&1 || {fails}"));
