@@ -37,7 +37,7 @@ fn containers_are_replaced_under_load_and_nobody_is_refused() {
     }
     let load = load();
     let load = load.to_str().expect("a path of UTF-8");
-    let rounds = ["--haproxy", "4", "--broker", "2", "--kills", "1", "--rate", "300"];
+    let rounds = ["--haproxy", "2", "--broker", "1", "--kills", "1", "--rate", "300"];
     let all = [&["--load", load, "--rights", "two", "--timeout", "410"], &rounds[..]].concat();
     let Some(seen) = printed("tests/measure/container.py", &all) else { return };
 
@@ -45,9 +45,9 @@ fn containers_are_replaced_under_load_and_nobody_is_refused() {
     for lost in ["failed", "refused", "reset", "timed_out", "truncated", "bad_status", "stale"] {
         assert_eq!(load[lost], 0, "{lost}: {seen:#}");
     }
-    assert!(load["ok"].as_u64() > Some(500), "{seen:#}");
+    assert!(load["ok"].as_u64() > Some(300), "{seen:#}");
     // One generation for each haproxy container, none for the broker's; one socket throughout.
-    assert_eq!((&seen["generations"], &seen["same_socket"]), (&json!(4), &json!(true)), "{seen:#}");
+    assert_eq!((&seen["generations"], &seen["same_socket"]), (&json!(2), &json!(true)), "{seen:#}");
     let killed = &seen["killed"];
     assert_eq!((&killed["refused"], &killed["same_socket"]), (&json!(0), &json!(true)), "{seen:#}");
     assert_eq!(seen["users"]["broker"], "65532:65532 true", "{seen:#}");

@@ -26,12 +26,18 @@ const CLIENTS: usize = 4;
 
 /// The failures of clients that connect to 127.0.0.1 all the time while `work` runs.
 fn failures_during(work: impl FnOnce()) -> Vec<String> {
+    failures_at_intervals(Duration::ZERO, work)
+}
+
+/// The same with a pause between two requests of a client.
+fn failures_at_intervals(pause: Duration, work: impl FnOnce()) -> Vec<String> {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let client = || {
             let mut failed = Vec::new();
             while !over.load(Ordering::Relaxed) {
                 failed.extend(Some(ask("127.0.0.1")).filter(|answer| !answer.starts_with('<')));
+                std::thread::sleep(pause);
             }
             failed
         };
@@ -82,13 +88,17 @@ fn an_address_in_the_words_of_both_families_is_two_lines_of_which_one_covers_the
         let both: &[&str] = &[MAPPED, "127.0.0.1:8080"];
         let file = scene.write("haproxy.cfg", &config(both));
         let haproxy = Haproxy::start(&scene, &program, &file);
-        let failed = failures_during(|| {
+        let failed = failures_at_intervals(Duration::from_millis(2), || {
             let three: &[&str] = &["[::]:8080", MAPPED, "127.0.0.1:8080"];
-            for binds in [both, &[MAPPED], both, &["127.0.0.1:8080"], three, both] {
+            let steps = [both, &[MAPPED], both, &["127.0.0.1:8080"], three, both];
+            for (number, binds) in steps.into_iter().enumerate() {
                 scene.write("haproxy.cfg", &config(binds));
-                let checked = ["check", "--name", "web", "--"];
-                let mut check = scene.bindonce(checked[0]);
-                finish(check.args(&checked[1..]).arg(&program).arg("-f").arg(&file)).ok();
+                // Where a line leaves, and where one arrives.
+                if matches!(number, 1 | 4) {
+                    let checked = ["check", "--name", "web", "--"];
+                    let mut check = scene.bindonce(checked[0]);
+                    finish(check.args(&checked[1..]).arg(&program).arg("-f").arg(&file)).ok();
+                }
                 haproxy.reload(&scene).ok();
             }
         });

@@ -83,7 +83,7 @@ impl Place {
     fn load(&self, at: SocketAddr, tag: u64) -> Load {
         eventually("it listens", || std::net::TcpStream::connect(at).ok());
         let mut plan = Plan::new(at);
-        (plan.clients, plan.rate) = (4, Some(1000));
+        (plan.clients, plan.rate) = (4, Some(200));
         let load = plan.start().expect("load");
         wait_tag(&load, tag);
         load
@@ -104,7 +104,7 @@ fn wait_tag(load: &Load, tag: u64) {
 
 #[test]
 fn inherited_listeners_reach_every_generation() {
-    Haproxy::all().for_each(|program| {
+    for (number, program) in Haproxy::all().enumerate() {
         let mut place = Place::new(&program);
         place.configure(1);
         let (at, other) = (place.scene.address(), place.scene.address());
@@ -139,23 +139,26 @@ fn inherited_listeners_reach_every_generation() {
         let name = std::fs::read_to_string(format!("/proc/{}/comm", haproxy.pid()));
         assert_eq!(name.expect("it runs"), "haproxy\n");
 
-        // Only the broker still has those descriptors.
-        haproxy.kill();
-        let mut haproxy = Process::start(&mut place.haproxy(&[], words));
-        haproxy.wait_line("taken over: serving");
-        place.configure(4);
-        assert!(place.ask("m", "reload\n").starts_with("Success=1\n"));
-        wait_tag(&load, 4);
+        // What a killed supervisor leaves is the same with every version.
+        if number == 0 {
+            // Only the broker still has those descriptors.
+            haproxy.kill();
+            haproxy = Process::start(&mut place.haproxy(&[], words));
+            haproxy.wait_line("taken over: serving");
+            place.configure(4);
+            assert!(place.ask("m", "reload\n").starts_with("Success=1\n"));
+            wait_tag(&load, 4);
 
-        // And here only the generation.
-        place.broker.kill();
-        haproxy.kill();
-        place.broker = place.scene.broker();
-        let mut haproxy = Process::start(&mut place.haproxy(&[], words));
-        haproxy.wait_line("taken over: serving");
-        place.configure(5);
-        haproxy.signal(Signal::SIGUSR2);
-        wait_tag(&load, 5);
+            // And here only the generation.
+            place.broker.kill();
+            haproxy.kill();
+            place.broker = place.scene.broker();
+            haproxy = Process::start(&mut place.haproxy(&[], words));
+            haproxy.wait_line("taken over: serving");
+            place.configure(5);
+            haproxy.signal(Signal::SIGUSR2);
+            wait_tag(&load, 5);
+        }
         assert!(place.ask("a", "show info\n").contains("Pid: "), "the admin socket");
         assert_nothing_lost(&load.stop());
 
@@ -171,7 +174,7 @@ fn inherited_listeners_reach_every_generation() {
         });
         haproxy.signal(Signal::SIGTERM);
         assert_eq!(haproxy.wait_exit().code(), Some(0), "{}", haproxy.story());
-    });
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bindonce_load::Report;
 use nix::sys::signal::Signal;
 
-use super::{DEADLINE, Finished, Guest, Process, Scene, allow, finish, root, skip};
+use super::{DEADLINE, Finished, Guest, Pause, Process, Scene, allow, finish, root, skip};
 
 /// One haproxy, or another program, under a supervisor.
 pub(crate) struct Haproxy {
@@ -114,6 +114,7 @@ impl Haproxy {
     #[track_caller]
     pub(crate) fn wait_serving(&mut self, scene: &Scene) -> (u64, i32) {
         let deadline = Instant::now() + DEADLINE;
+        let mut pause = Pause::new();
         loop {
             if let Some(found) = self.serving(scene) {
                 return found;
@@ -121,7 +122,7 @@ impl Haproxy {
             let story = |supervisor: &mut Process| supervisor.story();
             assert!(self.supervisor.is_running(), "ended: {}", story(&mut self.supervisor));
             assert!(Instant::now() < deadline, "does not serve: {}", story(&mut self.supervisor));
-            std::thread::sleep(Duration::from_millis(5));
+            pause.sleep();
         }
     }
 

@@ -22,7 +22,7 @@ pub(crate) use binaries::{bindonce, root};
 pub(crate) use guest::{Guest, rows};
 pub(crate) use haproxy::{Haproxy, assert_nothing_lost, config, serves};
 pub(crate) use kernel::{Listening, listening, open_files, wait_pending};
-pub(crate) use patience::allow;
+pub(crate) use patience::{Pause, allow};
 pub(crate) use process::{Finished, Process, finish};
 pub(crate) use scene::Scene;
 pub(crate) use skip::skip;
@@ -41,11 +41,12 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 #[track_caller]
 pub(crate) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;
+    let mut pause = Pause::new();
     loop {
         if let Some(found) = probe() {
             return found;
         }
         assert!(Instant::now() < deadline, "waited {DEADLINE:?} in vain: {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        pause.sleep();
     }
 }

@@ -16,6 +16,24 @@ const TICK: Duration = Duration::from_millis(5);
 /// was.
 const TURNS: u32 = 20;
 
+/// The pauses between two looks at something that no event announces: short at first, for what
+/// happens at once, then longer, since each look takes time from the tests beside.
+pub(crate) struct Pause(Duration);
+
+impl Pause {
+    const FIRST: Duration = Duration::from_millis(5);
+    const LONGEST: Duration = Duration::from_millis(50);
+
+    pub(crate) fn new() -> Self {
+        Self(Self::FIRST)
+    }
+
+    pub(crate) fn sleep(&mut self) {
+        std::thread::sleep(self.0);
+        self.0 = (self.0 * 2).min(Self::LONGEST);
+    }
+}
+
 /// Begins to measure; once in a process.
 pub(super) fn measure() {
     static STARTED: Once = Once::new();

@@ -1,14 +1,17 @@
 //! A child process whose output is read line by line while it runs.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsFd as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use bindonce_sys::process::Pidfd;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{DEADLINE, allow, eventually};
+use super::{DEADLINE, allow};
 
 /// The longest pause in the output of a process that has ended, while its children live on.
 const LAST_WORDS: Duration = Duration::from_millis(300);
@@ -92,14 +95,11 @@ impl Process {
     /// Waits for the process to end; fails the test at the deadline.
     #[track_caller]
     pub(crate) fn wait_exit(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + DEADLINE;
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait().expect("waiting for a child") {
-                return status;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
+        if let Some(status) = self.child.try_wait().expect("waiting for a child") {
+            return status;
         }
-        panic!("does not end\n{}", self.story())
+        assert!(ends(&self.child), "does not end\n{}", self.story());
+        self.child.wait().expect("waiting for a child")
     }
 
     /// Waits for the end of the output, which comes when no process has it open; fails the test at
@@ -190,6 +190,13 @@ fn forward(stream: impl Read + Send + 'static, lines: Sender<String>) {
     });
 }
 
+/// Waits for the end of a child that is not reaped yet; false at the deadline.
+fn ends(child: &Child) -> bool {
+    let pidfd = Pidfd::open(child.id().cast_signed()).expect("a child");
+    let limit = PollTimeout::try_from(DEADLINE).expect("a time for poll(2)");
+    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], limit) == Ok(1)
+}
+
 /// The result and output of a finished command.
 #[derive(Debug)]
 pub(crate) struct Finished {
@@ -233,7 +240,8 @@ pub(crate) fn finish(command: &mut Command) -> Finished {
     };
     let out = read(Box::new(child.stdout.take().expect("piped")));
     let err = read(Box::new(child.stderr.take().expect("piped")));
-    let status = eventually(&format!("{name} to end"), || child.try_wait().expect("waiting"));
+    assert!(ends(&child), "waited {DEADLINE:?} in vain: {name} to end");
+    let status = child.wait().expect("waiting");
     Finished {
         code: status.code(),
         out: out.join().expect("reading stdout"),

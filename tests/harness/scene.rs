@@ -8,13 +8,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{DEADLINE, Finished, Process, Wire, bindonce, eventually, finish, skip};
+use super::{DEADLINE, Finished, Pause, Process, Wire, bindonce, eventually, finish, skip};
 
 /// The environment variable that marks every process of a test; its value is the test's directory.
 const MARK: &str = "BINDONCE_TEST";
@@ -160,33 +160,39 @@ impl Scene {
     /// The living processes of this test: those with its mark in their environment, and those in
     /// its network namespace.
     pub(crate) fn processes(&self) -> Vec<(i32, String)> {
+        self.processes_with(|_| true)
+    }
+
+    /// Those of them whose command line is wanted.
+    fn processes_with(&self, wanted: impl Fn(&str) -> bool) -> Vec<(i32, String)> {
         let mark = format!("{MARK}={}", self.directory.display());
         let network =
             self.isolated.then(|| fs::read_link("/proc/thread-self/ns/net").ok()).flatten();
         let own = std::process::id().cast_signed();
         let pids = fs::read_dir("/proc").expect("/proc").flatten();
         let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let inside = |pid: i32| {
+            network.is_some() && fs::read_link(format!("/proc/{pid}/ns/net")).ok() == network
+        };
+        let marked = |pid: i32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
+        };
         pids.filter(|pid| *pid != own)
-            .filter(|pid| {
-                let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-                let marked =
-                    environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes());
-                let inside = fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-                marked || (network.is_some() && inside == network)
-            })
             .map(|pid| {
                 let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
                 (pid, String::from_utf8_lossy(&command).replace('\0', " "))
             })
-            .filter(|(_, command)| !command.is_empty())
+            .filter(|(_, command)| !command.is_empty() && wanted(command))
+            // An environment is the longest of the files that are read here.
+            .filter(|(pid, _)| inside(*pid) || marked(*pid))
             .collect()
     }
 
     /// The processes of this test that run haproxy (not the supervisor), by pid.
     pub(crate) fn haproxies(&self) -> Vec<i32> {
-        let all = self.processes().into_iter();
-        let mut pids: Vec<_> =
-            all.filter(|(_, command)| Self::is_haproxy(command)).map(|(pid, _)| pid).collect();
+        let all = self.processes_with(Self::is_haproxy).into_iter();
+        let mut pids: Vec<_> = all.map(|(pid, _)| pid).collect();
         pids.sort_unstable();
         pids
     }
@@ -204,8 +210,9 @@ impl Drop for Scene {
         // A process that was told to end may need a moment.
         let patience = Instant::now() + DEADLINE;
         let mut left = self.processes();
+        let mut pause = Pause::new();
         while !left.is_empty() && !std::thread::panicking() && Instant::now() < patience {
-            std::thread::sleep(Duration::from_millis(10));
+            pause.sleep();
             left = self.processes();
         }
         for (pid, _) in &left {

@@ -4,7 +4,7 @@ haproxy.service under bindonce, then under load reloads and restarts everything,
 package, and tries one upgrade that cannot work; removes and purges it, and compares the files with
 those before.
 
-    tests/measure/package.py --binary PATH --load PATH [--root target/package/root] [--clients 20]
+    tests/measure/package.py --binary PATH --load PATH [--root target/package/root] [--clients 5]
 
 tests/package makes the root, which stays unchanged (writes go to an overlay in memory). Needs root,
 overlayfs and cgroup2. Prints one JSON object, with the reason in "skipped" if it could not run.
@@ -177,7 +177,7 @@ def eventually(what, probe, seconds=60):
 
 
 def packages(options, shared):
-    """Builds two versions with ./deploy/deb, and a third whose program cannot run."""
+    """Builds a version with ./deploy/deb, and from that a second, and a third whose program cannot run."""
     out = f"{shared}/files"
     binary = f"{shared}/bindonce"
     shutil.copy(options.binary, binary)
@@ -185,23 +185,26 @@ def packages(options, shared):
     if writer.exists():
         shutil.copy(writer, shared)
     subprocess.run(["strip", binary], check=False)  # only makes a debug build smaller
-    names = []
-    for version in ("0.1.0-1", "0.1.0-2"):
-        built = subprocess.run([ROOT / "deploy/deb", "--fast", "--binary", binary, "--version", version, "--out", out],
-                               capture_output=True, text=True, timeout=170)
-        if built.returncode != 0:
-            raise RuntimeError(f"deploy/deb: {built.stderr[-1500:]}")
-        names.append(pathlib.Path(built.stdout.strip().splitlines()[-1]).name)
+    built = subprocess.run([ROOT / "deploy/deb", "--fast", "--binary", binary, "--version", "0.1.0-1", "--out", out],
+                           capture_output=True, text=True, timeout=170)
+    if built.returncode != 0:
+        raise RuntimeError(f"deploy/deb: {built.stderr[-1500:]}")
+    names = [pathlib.Path(built.stdout.strip().splitlines()[-1]).name, "bindonce_second.deb", "bindonce_broken.deb"]
     tree = f"{shared}/tree"
-    subprocess.run(["dpkg-deb", "-R", f"{out}/{names[1]}", tree], check=True)
+    subprocess.run(["dpkg-deb", "-R", f"{out}/{names[0]}", tree], check=True)
     control = pathlib.Path(tree, "DEBIAN/control")
-    control.write_text(control.read_text().replace("0.1.0-2", "0.1.0-3"))
+    first = control.read_text()
+
+    def pack(version, name):
+        control.write_text(first.replace("0.1.0-1", version))
+        subprocess.run(["dpkg-deb", "-Znone", "-b", tree, f"{out}/{name}"], check=True, stdout=subprocess.DEVNULL)
+
+    pack("0.1.0-2", names[1])
     # This program can ask for an upgrade, and nothing else.
     pathlib.Path(tree, "usr/bin/bindonce").write_text(
         "#!/bin/sh\ncase \"$*\" in *' upgrade'*) exec /shared/bindonce \"$@\" ;; esac\necho 'this program is broken' >&2\nexit 1\n")
     shutil.copy(binary, f"{out}/bindonce")
-    names.append("bindonce_broken.deb")
-    subprocess.run(["dpkg-deb", "-Znone", "-b", tree, f"{out}/{names[2]}"], check=True, stdout=subprocess.DEVNULL)
+    pack("0.1.0-3", names[2])
     return [f"/shared/{name}" for name in names]
 
 
@@ -283,17 +286,15 @@ def drive(machine, debs, options):
     step("drop-in")
 
     load = subprocess.Popen(machine.words("/shared/bindonce-load", "--target", f"127.0.0.1:{PORT}", "--clients", str(options.clients),
-                                          "--rate", "500", "--until-eof", "--json"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                                          "--rate", "100", "--until-eof", "--json"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         for _ in range(options.rounds):
             reload(machine)
         step("reloads")
-        for _ in range(2):
-            machine.must("systemctl", "restart", "haproxy")
-        step("restarts of haproxy")
-        for _ in range(2):
-            machine.must("systemctl", "restart", "bindonce")
-        step("restarts of the broker")
+        machine.must("systemctl", "restart", "haproxy")
+        step("restart of haproxy")
+        machine.must("systemctl", "restart", "bindonce")
+        step("restart of the broker")
         seen["before_upgrade"] = [running(machine, "bindonce.service"), running(machine, "haproxy.service")]
         seen["upgrade"] = machine.must("dpkg", "-i", debs[1])
         seen["after_upgrade"] = [running(machine, "bindonce.service"), running(machine, "haproxy.service")]
@@ -372,8 +373,8 @@ def main():
     parser.add_argument("--binary", default=f"{TARGET}/release/bindonce")
     parser.add_argument("--load", default=f"{TARGET}/release/bindonce-load")
     parser.add_argument("--root", default=f"{TARGET}/package/root")
-    parser.add_argument("--clients", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5, help="reloads of haproxy")
+    parser.add_argument("--clients", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="reloads of haproxy")
     parser.add_argument("--inner")
     options = parser.parse_args()
     if options.inner:

@@ -391,7 +391,7 @@ def call(method, params=(), keep=None):
     return answer["result"]
 
 
-def eventually(what, probe, seconds=60):
+def eventually(what, probe, seconds=60, pause=0.05):
     end = time.monotonic() + seconds
     while True:
         try:
@@ -401,7 +401,7 @@ def eventually(what, probe, seconds=60):
             pass
         if time.monotonic() > end:
             raise TimeoutError(what)
-        time.sleep(0.002)
+        time.sleep(pause)
 
 
 def listeners():
@@ -466,8 +466,8 @@ def driver():
             if again not in (0, pid):
                 os.kill(again, 9)
         twice.update(duplicates())
-        eventually("another broker", lambda: int(show("MainPID") or 0) not in (0, pid))
-        now = eventually("the broker answers again", listeners)
+        eventually("another broker", lambda: int(show("MainPID") or 0) not in (0, pid), pause=0.002)
+        now = eventually("the broker answers again", listeners, pause=0.002)
         times.append(time.monotonic() - begun)
         twice.update(duplicates())
         for name, entry in first.items():

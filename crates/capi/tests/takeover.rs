@@ -9,32 +9,38 @@ mod server;
 #[path = "../../client/tests/support/mod.rs"]
 mod support;
 
+use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
 use backend::Backend;
-use server::{Server, begin, finish, storm, storm_of, survives, survives_of};
+use rustix::fs::{FlockOperation, flock};
+use server::{RATE, Server, begin, finish, storm, storm_of, survives, survives_of};
 use support::Broker;
 
 /// Where the library lies, as below /.
-struct Built(PathBuf);
+struct Built {
+    out: PathBuf,
+    /// Locked: no other run builds it anew while this process uses it.
+    _used: File,
+}
 
 impl Built {
     /// The server in C.
     fn c(&self) -> PathBuf {
-        self.0.join("server")
+        self.out.join("server")
     }
 
     /// The proxy in C.
     fn proxy(&self) -> PathBuf {
-        self.0.join("proxy")
+        self.out.join("proxy")
     }
 
     /// The server in Python, by a script that says where the library is.
     fn python(&self) -> PathBuf {
-        self.0.join("server.py")
+        self.out.join("server.py")
     }
 }
 
@@ -44,11 +50,30 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}\n{errors}", output.status);
 }
 
-/// Built once for each process of tests, below the build's own directory.
+/// Built once for each run of tests, below the build's own directory. Under nextest each test is a
+/// process: the first of a run builds, and the others wait for it.
 static BUILT: LazyLock<Built> = LazyLock::new(|| {
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (out, of_run) = (place.join("capi"), place.join("capi/run"));
+    let file = |name: &str| File::create(place.join(name)).expect("a file");
+    let (building, used) = (file("capi.building"), file("capi.used"));
+    flock(&building, FlockOperation::LockExclusive).expect("the lock");
+    let this_run = std::env::var("NEXTEST_RUN_ID").ok();
+    if this_run.is_none() || std::fs::read_to_string(&of_run).ok() != this_run {
+        // Waits for processes of another run.
+        flock(&used, FlockOperation::LockExclusive).expect("the lock");
+        let _ = std::fs::remove_dir_all(&out);
+        build(&out);
+        std::fs::write(&of_run, this_run.unwrap_or_default()).expect("write");
+    }
+    flock(&used, FlockOperation::LockShared).expect("the lock");
+    Built { out, _used: used }
+});
+
+/// Builds the library, and the programs in C on it.
+fn build(out: &Path) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("capi-{}", std::process::id()));
-    run(Command::new(root.join("deploy/capi")).arg("--debug").arg(&out));
+    run(Command::new(root.join("deploy/capi")).arg("--debug").arg(out));
     let (lib, include) = (out.join("usr/lib"), out.join("usr/include"));
     let examples = root.join("crates/capi/examples");
     for program in ["server", "proxy"] {
@@ -69,32 +94,12 @@ static BUILT: LazyLock<Built> = LazyLock::new(|| {
     std::fs::write(out.join("server.py"), script).expect("write");
     let mode = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(out.join("server.py"), mode).expect("chmod");
-    Built(out)
-});
-
-/// Has what was built removed when the test is over.
-struct Use(&'static Built);
-
-impl Use {
-    fn new() -> Self {
-        Self(&BUILT)
-    }
-}
-
-impl Drop for Use {
-    fn drop(&mut self) {
-        // Each test is a process of its own under nextest; under cargo test the build is left in the target directory.
-        if std::env::var_os("NEXTEST").is_some() {
-            let _ = std::fs::remove_dir_all(&self.0.0);
-        }
-    }
 }
 
 #[test]
 fn a_server_in_c_restarts_fifty_times_and_survives_its_clients() {
-    let built = Use::new();
-    storm(&built.0.c(), 50);
-    survives(&built.0.c());
+    storm(&BUILT.c(), 50);
+    survives(&BUILT.c());
 }
 
 /// Starts generation after generation of the proxy, each with a backend of its own, whose answers have the
@@ -114,25 +119,25 @@ fn proxies(program: PathBuf) -> impl FnMut(&Broker) -> Server {
 
 #[test]
 fn a_proxy_in_c_restarts_fifty_times_and_survives_its_clients() {
-    let built = Use::new();
-    storm_of(proxies(built.0.proxy()), 50);
-    survives_of(proxies(built.0.proxy()));
+    storm_of(proxies(BUILT.proxy()), 50, RATE);
+    survives_of(proxies(BUILT.proxy()));
 }
 
 #[test]
-fn a_server_in_python_restarts_fifty_times() {
-    storm(&Use::new().0.python(), 50);
+fn a_server_in_python_restarts_fifteen_times() {
+    let program = BUILT.python();
+    // An interpreter starts slowly and answers fewer clients.
+    storm_of(|broker| Server::start(&program, broker), 15, 200);
 }
 
 #[test]
 fn a_server_in_python_survives_its_clients_and_takes_over_from_one_in_c() {
-    let built = Use::new();
-    survives(&built.0.python());
+    survives(&BUILT.python());
     let broker = Broker::start();
-    let c = Server::start(&built.0.c(), &broker);
+    let c = Server::start(&BUILT.c(), &broker);
     let draining = begin(c.address);
     assert!(finish(begin(c.address)).contains(&format!("generation {},", c.generation)));
-    let python = Server::start(&built.0.python(), &broker);
+    let python = Server::start(&BUILT.python(), &broker);
     assert!(finish(draining).contains(&format!("generation {},", c.generation)));
     c.ends();
     assert!(finish(begin(python.address)).contains(&format!("generation {},", python.generation)));

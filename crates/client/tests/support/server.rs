@@ -128,16 +128,19 @@ fn crowd(address: SocketAddr) -> Vec<TcpStream> {
 /// The message of a server whose table of descriptors is full.
 const FULL: &str = "clients wait: Too many open files";
 
+/// Connections of the load in a second.
+pub(crate) const RATE: u32 = 1000;
+
 /// Restarts a server under load, and checks what the clients saw.
 pub(crate) fn storm(program: &Path, restarts: usize) {
-    storm_of(|broker| Server::start(program, broker), restarts);
+    storm_of(|broker| Server::start(program, broker), restarts, RATE);
 }
 
-/// The same for servers that `start` starts.
-pub(crate) fn storm_of(mut start: impl FnMut(&Broker) -> Server, restarts: usize) {
+/// The same for servers that `start` starts, with a load of this rate.
+pub(crate) fn storm_of(mut start: impl FnMut(&Broker) -> Server, restarts: usize, rate: u32) {
     let broker = Broker::start();
     let server = start(&broker);
-    let plan = Plan { clients: 8, rate: Some(1000), ..Plan::new(server.address) };
+    let plan = Plan { clients: 8, rate: Some(rate), ..Plan::new(server.address) };
     let load = plan.start().expect("load");
     let heard = |generation: &str| load.wait_for_token(generation, PATIENCE);
     let last = restart(server, || start(&broker), restarts, heard);
