@@ -38,7 +38,8 @@ pub(crate) struct Context {
 #[derive(Default)]
 struct OwnTime {
     missed: Cell<Duration>,
-    /// The planned time of the next look.
+    /// When the clock is looked at next: now, until the loop waits, and then at the end of its wait.
+    /// None while it waits for no deadline.
     next: Cell<Option<Instant>>,
 }
 
@@ -53,11 +54,12 @@ const PART: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from
 impl OwnTime {
     /// All time missed until `now`.
     fn missed(&self, now: Instant) -> Duration {
-        if let Some(next) = self.next.get() {
+        // A stop in the middle of a turn counts too: a deadline may be set before it and looked at
+        // after it.
+        if let Some(next) = self.next.replace(Some(now)) {
             let late = now.saturating_duration_since(next);
             if late > LATE {
                 self.missed.set(self.missed.get() + late);
-                self.next.set(None);
             }
         }
         self.missed.get()
@@ -139,11 +141,23 @@ mod tests {
         // Late, but not stopped.
         assert_eq!(own.missed(look + LATE), Duration::ZERO);
         // Stopped for a minute, once.
+        let look = own.look_again(begun, Some(5 * SECOND)).expect("a look");
         assert_eq!(own.missed(look + 60 * SECOND), 60 * SECOND);
-        assert_eq!(own.missed(look + 61 * SECOND), 60 * SECOND);
+        assert_eq!(own.missed(look + 60 * SECOND), 60 * SECOND);
         // And again, just before the deadline.
         let look = own.look_again(begun, Some(Duration::from_millis(2))).expect("a look");
         assert_eq!(look, begun + Duration::from_millis(2));
         assert_eq!(own.missed(look + 7 * SECOND), 67 * SECOND);
+    }
+
+    #[test]
+    fn a_stop_in_the_middle_of_a_turn_costs_nothing() {
+        let (own, begun) = (OwnTime::default(), Instant::now());
+        own.look_again(begun, None);
+        // A message begins a start, and the process is stopped before it waits for its deadline.
+        let set = begun + 3 * SECOND;
+        assert_eq!(own.missed(set), Duration::ZERO);
+        assert_eq!(own.missed(set + SECOND / 100), Duration::ZERO);
+        assert_eq!(own.missed(set + SECOND / 100 + 4 * SECOND), 4 * SECOND);
     }
 }
