@@ -214,9 +214,8 @@ fn script(scene: &Scene, commands: &[Shown]) -> String {
                 "{text} >/run/last.log 2>&1 & service=$!\nuntil_serving $service || {fails}"
             ));
         } else if serves {
-            script.push_str(&format!(
-                "{text} >/run/last.log 2>&1 &\nuntil_listening $! || {fails}"
-            ));
+            script
+                .push_str(&format!("{text} >/run/last.log 2>&1 &\nuntil_listening $! || {fails}"));
         } else {
             script.push_str(&format!("{{ {text}\n}} >/run/last.log 2>&1 || {fails}"));
         }

@@ -87,7 +87,7 @@ fn killed_while_the_older_one_is_paused_it_is_resumed() {
 fn dead_when_the_older_one_was_paused_for_it_the_older_one_serves_on() {
     let Some(mut stage) = stage(&[(2, &[Dies])], &[]) else { return };
     let said = stage.refused(2);
-    assert!(said.contains("generation 1 serves on"), "{said}");
+    assert!(said.contains("generation 1 still serves"), "{said}");
     stage.wait_generations(&[(1, "serving")]);
     stage.only(1);
     // The pause lasts until the end of the new one is seen.

@@ -6,8 +6,6 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,11 +14,6 @@ use serde_json::Value;
 use crate::harness::{
     DEADLINE, Guest, Haproxy, Process, Scene, bindonce, config, eventually, serves,
 };
-
-/// From the start of `bindonce upgrade` to a moment at which the supervisor waits, for a second,
-/// for an answer of a generation that is stopped. The command asks for the status first, which
-/// takes half a second then.
-const IN_THE_MIDDLE: Duration = Duration::from_millis(900);
 
 /// A supervisor that runs from a binary of its own. Its second generation serves, and its first one
 /// drains: a client has sent it half a request.
@@ -68,6 +61,13 @@ impl Service {
     /// A `bindonce upgrade` that runs beside the test.
     fn upgrade_beside(&self) -> Process {
         Process::start(self.scene.bindonce("upgrade").args(["--name", "web"]))
+    }
+
+    /// Waits until the supervisor is about to become the new binary: it then waits, for a second,
+    /// for an answer of the draining generation, which is stopped.
+    #[track_caller]
+    fn wait_for_the_middle(&mut self) {
+        self.haproxy.supervisor.wait_line("the binary has proved itself");
     }
 
     fn signal_older(&self, signal: Signal) {
@@ -142,7 +142,7 @@ fn a_binary_that_cannot_be_executed_leaves_every_generation_watched() {
     install(bindonce(), &service.binary);
     service.signal_older(Signal::SIGSTOP);
     let mut upgrade = service.upgrade_beside();
-    service.haproxy.supervisor.wait_line("the binary has proved itself");
+    service.wait_for_the_middle();
     let mut written = fs::File::options().append(true).open(&service.binary).expect("opened");
     written.write_all(b"x").expect("written");
     drop(written);
@@ -153,14 +153,15 @@ fn a_binary_that_cannot_be_executed_leaves_every_generation_watched() {
     service.is_watched();
 }
 
-/// The test is about the moment of the reload: before the upgrade, or while the supervisor waits
-/// for an answer of the draining generation.
+/// The reload is requested at once, or in the middle of the upgrade.
 #[track_caller]
-fn reload_in_an_upgrade(moment: Duration, by_signal: bool) {
+fn reload_in_an_upgrade(in_the_middle: bool, by_signal: bool) {
     let Some(mut service) = Service::start() else { return };
     service.signal_older(Signal::SIGSTOP);
     let mut upgrade = service.upgrade_beside();
-    sleep(moment);
+    if in_the_middle {
+        service.wait_for_the_middle();
+    }
     service.configure(3);
     match by_signal {
         true => service.haproxy.supervisor.signal(Signal::SIGHUP),
@@ -181,16 +182,16 @@ fn reload_in_an_upgrade(moment: Duration, by_signal: bool) {
 /// it.
 #[test]
 fn a_reload_that_is_requested_in_an_upgrade_is_done_and_so_is_the_upgrade() {
-    for moment in [Duration::ZERO, IN_THE_MIDDLE] {
-        reload_in_an_upgrade(moment, false);
+    for in_the_middle in [false, true] {
+        reload_in_an_upgrade(in_the_middle, false);
     }
 }
 
 /// The signal is handled at once, and the upgrade begins again after the reload.
 #[test]
 fn a_reload_that_is_signalled_in_an_upgrade_is_done_and_so_is_the_upgrade() {
-    for moment in [Duration::ZERO, IN_THE_MIDDLE] {
-        reload_in_an_upgrade(moment, true);
+    for in_the_middle in [false, true] {
+        reload_in_an_upgrade(in_the_middle, true);
     }
 }
 
@@ -200,7 +201,7 @@ fn a_stop_in_an_upgrade_stops_the_service() {
     let Some(mut service) = Service::start() else { return };
     service.signal_older(Signal::SIGSTOP);
     let mut upgrade = service.upgrade_beside();
-    sleep(IN_THE_MIDDLE);
+    service.wait_for_the_middle();
     service.haproxy.supervisor.signal(Signal::SIGTERM);
     service.haproxy.supervisor.wait_line("shutdown requested");
     service.signal_older(Signal::SIGCONT);

@@ -290,7 +290,10 @@ mod tests {
     fn a_group_of_a_directory_service_may_have_a_blank_in_its_name() {
         let text = "mode=0660,user=DOMAIN\\joe,group=domain users";
         let options: Options = text.parse().expect(text);
-        assert_eq!((options.group.as_deref(), options.to_string()), (Some("domain users"), text.to_owned()));
+        assert_eq!(
+            (options.group.as_deref(), options.to_string()),
+            (Some("domain users"), text.to_owned())
+        );
     }
 
     #[test]

@@ -257,7 +257,10 @@ mod tests {
             from + sent.count()
         };
         let count = states(0);
-        assert!((MOST_UNSENT..10_000).contains(&count), "{count} states were taken, and none waited for");
+        assert!(
+            (MOST_UNSENT..10_000).contains(&count),
+            "{count} states were taken, and none waited for"
+        );
         let mut buffer = [0; 100];
         for expected in 0..count {
             let read = manager.recv(&mut buffer).expect("receive");

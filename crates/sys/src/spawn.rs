@@ -140,12 +140,17 @@ impl Launch {
     /// # Errors
     /// As [`start`](Self::start).
     pub async fn start_aside(self, tell: impl FnOnce(i32)) -> Result<Started, Error> {
-        let begun = worker::start_within(HANDOVER, move || self.begin()).await.map_err(late)??;
+        let begun = worker::start_within(HANDOVER, move || self.begin())
+            .await
+            .map_err(|error| late(&error))??;
         tell(begun.pid());
         if begun.is_small() {
             return begun.give()?.started();
         }
-        worker::start_within(HANDOVER, move || begun.give()).await.map_err(late)??.started()
+        worker::start_within(HANDOVER, move || begun.give())
+            .await
+            .map_err(|error| late(&error))??
+            .started()
     }
 
     /// Starts the shim.
@@ -255,7 +260,7 @@ impl Drop for Unfinished {
     }
 }
 
-fn late(error: io::Error) -> Error {
+fn late(error: &io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::TimedOut => {
             Error::Call { operation: "start the shim", errno: Errno::ETIMEDOUT }

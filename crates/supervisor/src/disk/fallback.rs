@@ -108,18 +108,19 @@ mod tests {
     #[test]
     fn one_that_others_have_removed_is_forgotten_and_another_made() {
         let fallback = Fallback::default();
+        let make = || fallback.make(Path::new("/run/full"));
         assert_eq!(fallback.get(), None);
-        let first = fallback.make().expect("a directory");
-        assert_eq!(fallback.make().expect("the same"), first);
+        let first = make().expect("a directory");
+        assert_eq!(make().expect("the same"), first);
         fs::remove_dir(&first).expect("remove");
         assert_eq!(fallback.get(), None);
-        let second = fallback.make().expect("another");
+        let second = make().expect("another");
         assert!(second != first && second.is_dir());
         assert_eq!(fallback.get().as_ref(), Some(&second));
         if nix::unistd::geteuid().is_root() {
             // Another user has taken its name.
             lchown(&second, Some(54_321), None).expect("chown");
-            let third = fallback.make().expect("another");
+            let third = make().expect("another");
             assert!(third != second && third.is_dir());
             fs::remove_dir(&second).expect("remove");
         }

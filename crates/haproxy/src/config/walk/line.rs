@@ -7,7 +7,6 @@ use std::ops::Range;
 use bindonce_core::address::Address;
 
 use super::{Here, Walk};
-use crate::config::{ADMIN_CONNECTIONS, Error};
 use crate::config::address::is_descriptor;
 use crate::config::binds::{self, BindLine, Surroundings};
 use crate::config::claims::{Claims, left_alone};
@@ -18,6 +17,7 @@ use crate::config::reader::Word;
 use crate::config::rendering::LeftAlone;
 use crate::config::sections::{Kind, Section};
 use crate::config::state::Done;
+use crate::config::{ADMIN_CONNECTIONS, Error};
 
 /// Why addresses for QUIC are left to haproxy.
 const NO_QUIC: &str =

@@ -67,7 +67,7 @@ async fn waiting(paths: Vec<PathBuf>, runs: bool) -> Files {
 /// Waits until a change is reported.
 async fn reports(files: Files) {
     let (send, mut changed) = tokio::sync::mpsc::unbounded_channel();
-    let follow = Watching::Waiting(files).follow(move |contents| drop(send.send(contents)));
+    let follow = Watching::Waiting(files).follow(move |contents| _ = send.send(contents));
     tokio::select! {
         () = follow => panic!("no longer watched"),
         told = tokio::time::timeout(Duration::from_secs(10), changed.recv()) => {
@@ -113,7 +113,7 @@ async fn contents_that_come_late_are_reported() {
     assert!(late.contents().is_none());
     let (send, mut changed) = tokio::sync::mpsc::unbounded_channel();
     tokio::select! {
-        () = late.follow(move |contents| drop(send.send(contents))) => panic!("it ended"),
+        () = late.follow(move |contents| _ = send.send(contents)) => panic!("it ended"),
         told = changed.recv() => assert!(told.is_some()),
     }
 }
@@ -140,11 +140,7 @@ async fn reloads(paths: Vec<PathBuf>, deeds: Vec<(Box<dyn Fn()>, u32)>) {
     local.run_until(test).await;
 }
 
-fn deed(
-    place: &Rc<Place>,
-    deed: impl Fn(&Place) + 'static,
-    wanted: u32,
-) -> (Box<dyn Fn()>, u32) {
+fn deed(place: &Rc<Place>, deed: impl Fn(&Place) + 'static, wanted: u32) -> (Box<dyn Fn()>, u32) {
     let place = Rc::clone(place);
     (Box::new(move || deed(&place)), wanted)
 }
