@@ -43,7 +43,7 @@ fn closes_idle_ones_alone(program: &Path) {
     let (scene, _broker) = Scene::with_broker();
     let address = scene.address();
     let file = scene.write("haproxy.cfg", &keeps_idle(address, 1));
-    let haproxy = Haproxy::start(&scene, program, &file);
+    let mut haproxy = Haproxy::start(&scene, program, &file);
     let mut idle: Vec<_> = (0..3).map(|_| connect(address)).collect();
     idle.iter_mut().for_each(|stream| drop(ask(stream)));
     let mut half = connect(address);
@@ -52,6 +52,8 @@ fn closes_idle_ones_alone(program: &Path) {
     scene.write("haproxy.cfg", &keeps_idle(address, 2));
     // Without the option they stay open, and the older configuration answers on them.
     haproxy.reload(&scene).ok();
+    // What is counted since then begins there.
+    haproxy.supervisor.wait_line("stopped accepting");
     assert!(ask(&mut idle[0]).contains("x-generation: 1\r\n"));
     eventually("the request to be counted", || {
         let text = scene.run("status", &[]).ok();

@@ -372,3 +372,19 @@ fn the_users_admin_socket_has_all_the_connections_of_its_limit() {
         }
     }
 }
+
+/// haproxy says by the same signal that it gives up, whatever the reason: an address is advised only
+/// where one was asked for.
+#[test]
+fn a_start_that_fails_for_another_reason_is_not_about_an_address() {
+    for program in Haproxy::all() {
+        let (scene, _broker) = Scene::with_broker();
+        let text = config(scene.address(), 1);
+        let file = scene.write("haproxy.cfg", &text);
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        let chroot = "global\n    chroot /nonexistent\n";
+        scene.write("haproxy.cfg", &text.replace("global\n", chroot));
+        let said = haproxy.reload(&scene).fails(1);
+        assert!(said.contains("Cannot chroot") && !said.contains("is taken"), "{said}");
+    }
+}

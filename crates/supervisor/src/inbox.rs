@@ -270,7 +270,11 @@ impl Supervisor {
             }
             Wanted::NoAddress(id) => {
                 self.feed(Event::GaveUp(id));
-                self.wants_address(id, signal, "has given up on the address that it cannot bind");
+                // haproxy sends it at the end of every start that fails once all is bound.
+                if self.generations.get(&id).is_some_and(|one| one.own.wanted.is_some()) {
+                    let text = "has given up on the address that it cannot bind";
+                    self.wants_address(id, signal, text);
+                }
             }
         }
     }

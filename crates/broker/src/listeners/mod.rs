@@ -316,13 +316,13 @@ impl Listeners {
 pub(crate) fn unreachable(held: &Held) -> Option<Problem> {
     let why = astray(held)?;
     let label = held.listener.label();
-    let whom = match why {
-        Astray::PathClosed { .. } => "not every client may connect",
-        _ => "no client reaches it",
+    let (whom, mended) = match why {
+        Astray::PathClosed { .. } => ("not every client may connect", "its mode is then restored"),
+        _ => ("no client reaches it", "it is then bound anew"),
     };
     let message = format!("{label} listens, but {whom}: {why}");
-    let hint = "reload what uses it, or claim it again: it is then bound anew";
-    Some(Problem::new("listener-unreachable", label, message, Some(hint.to_owned())))
+    let hint = format!("reload what uses it, or claim it again: {mended}");
+    Some(Problem::new("listener-unreachable", label, message, Some(hint)))
 }
 
 /// The problem that no interface has the address of a held listener.
