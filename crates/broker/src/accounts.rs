@@ -5,40 +5,23 @@
 //! thread, all names of a claim with one deadline, and other clients are served meanwhile. Without
 //! names nothing here waits.
 
+use std::borrow::Borrow;
+
 use bindonce_core::listener::Listener;
 use bindonce_sys::listen::Accounts;
-use bindonce_wire::manifest::Entry;
 use tokio::task::yield_now;
 
-/// Listeners passed over in one turn; few have names.
-const PASSED_AT_ONCE: usize = 4096;
-
-/// Records read in one turn, at some microseconds each.
-const READ_AT_ONCE: usize = 64;
+/// Listeners looked at in one turn; a recorded one takes some microseconds.
+const LOOKED_AT_ONCE: usize = 256;
 
 /// The users and groups of listeners. Opening a listener reports if one of its names has no number.
-pub(crate) async fn of<'a>(listeners: impl IntoIterator<Item = &'a Listener>) -> Accounts {
+pub(crate) async fn of(listeners: impl IntoIterator<Item: Borrow<Listener>>) -> Accounts {
     let mut accounts = Accounts::default();
     for (count, listener) in listeners.into_iter().enumerate() {
-        if count % PASSED_AT_ONCE == PASSED_AT_ONCE - 1 {
+        if count % LOOKED_AT_ONCE == LOOKED_AT_ONCE - 1 {
             yield_now().await;
         }
-        accounts.add(&listener.options);
-    }
-    accounts.find().await;
-    accounts
-}
-
-/// The users and groups of recorded listeners.
-pub(crate) async fn of_records(entries: &[Entry]) -> Accounts {
-    let mut accounts = Accounts::default();
-    for (count, entry) in entries.iter().enumerate() {
-        if count % READ_AT_ONCE == READ_AT_ONCE - 1 {
-            yield_now().await;
-        }
-        if let Ok(listener) = entry.listener() {
-            accounts.add(&listener.options);
-        }
+        accounts.add(&listener.borrow().options);
     }
     accounts.find().await;
     accounts

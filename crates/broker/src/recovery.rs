@@ -190,7 +190,7 @@ fn from_process(entry: &Entry, holder: Holder) -> Option<Found> {
 /// group cannot be looked up is left to a later claim.
 async fn rebind(broker: &Rc<RefCell<Broker>>, free: impl Fn(&Entry) -> bool) {
     let entries = broker.borrow().persistence.missing.wanted(free);
-    let accounts = accounts::of_records(&entries).await;
+    let accounts = accounts::of(entries.iter().filter_map(|entry| entry.listener().ok())).await;
     for entry in entries {
         let (Ok(listener), Ok(bound)) = (entry.listener(), entry.bound()) else { continue };
         let name = listener.label();

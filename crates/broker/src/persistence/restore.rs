@@ -1,8 +1,9 @@
 //! Restores what the service manager kept of an earlier broker, as far as the kernel confirms it.
 //!
 //! A descriptor counts as the listener that the manifest names only if the kernel agrees: inode,
-//! cookie, address, options, and the file for a UNIX path. A socket that no client got is closed. If the manifest itself cannot be read, the sockets are kept as they are, without names:
-//! a bound address is never given up because a note about it is lost.
+//! cookie, address, options, and the file for a UNIX path. A socket that no client got is closed.
+//! If the manifest itself cannot be read, the sockets are kept as they are, without names: a bound
+//! address is never given up because a note about it is lost.
 
 use std::collections::BTreeMap;
 use std::fs::File;

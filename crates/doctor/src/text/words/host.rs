@@ -121,7 +121,7 @@ pub(super) fn broker(problem: &Problem) -> Words {
             "the processes that have them are unaffected; this broker can neither hand them out nor keep them bound"
         }
         "listener-unreachable" => {
-            "its path, device or namespace was removed or replaced; the next claim binds it anew"
+            "its path, device, namespace or address is not what it was when the socket was bound"
         }
         _ => "the broker keeps what it holds, and tries again",
     };
