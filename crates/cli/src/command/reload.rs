@@ -150,10 +150,10 @@ pub(crate) fn failure(name: &Name, error: bindonce::Error) -> anyhow::Error {
             let source = std::error::Error::source(&error);
             let reason = source.map(|source| format!(" ({source})")).unwrap_or_default();
             anyhow!(
-                "reload of \"{name}\": lost the connection to its supervisor{reason}; the serving \
-                 generation is unaffected\nhint: see `bindonce status` and the supervisor's log; \
-                 if it is gone, start it again with `bindonce run --name {name}`, which takes over \
-                 the serving generation"
+                "reload of \"{name}\": lost the connection to its supervisor{reason}; the outcome is \
+                 not known\nhint: see `bindonce status` and the supervisor's log; if it is gone, \
+                 start it again with `bindonce run --name {name}`, which takes over the generation \
+                 that serves"
             )
         }
         error => anyhow!("reload of \"{name}\": {}\nhint: {advice}", Unanswered(error)),
