@@ -79,12 +79,21 @@ impl Plain {
         let pid = self.process.pid().to_string();
         assert_eq!(adopted["retire"].to_string(), pid);
         let retire = ["--pid", pid.as_str(), "--retire"];
-        let early = self.scene.run("adopt", &retire).fails(1);
-        assert!(early.contains("nothing else serves") && early.contains("hint:"), "{early}");
+        for dry_run in [&[][..], &["--dry-run"][..]] {
+            let early = self.scene.run("adopt", &[&retire[..], dry_run].concat()).fails(1);
+            assert!(early.contains("nothing else serves") && early.contains("hint:"), "{early}");
+        }
 
         let file = scene.path("haproxy.cfg");
         let haproxy = Haproxy::start(scene, program, &file);
+        let before = inodes(self.address).len();
+        let planned = self.adopt(&[&retire[..], &["--dry-run"][..]].concat());
+        assert_eq!(inodes(self.address).len(), before, "{planned:#}");
         let retired = self.adopt(&retire);
+        for same in ["retired", "addresses", "closed_beside", "migration"] {
+            assert_eq!(planned[same], retired[same], "{planned:#}");
+        }
+        assert_eq!((&planned["dry_run"], &retired["dry_run"]), (&json!(true), &json!(false)));
         // One socket on the address is left: the adopted one.
         assert_eq!(inodes(self.address), [inode], "{retired:#}");
         self.process.wait_exit();
@@ -102,7 +111,15 @@ impl Plain {
         }
         assert!(self.load.wait_for(20, DEADLINE), "no more answers");
         let report = self.load.stop();
-        assert_nothing_lost(&report);
+        // A handshake that ends in the microseconds in which its socket closes is reset: the kernel
+        // moves what waits there, not what it is about to add (inet_csk_reqsk_queue_add).
+        let closing = u64::from(retired["migration"] == "moved");
+        assert!(report.reset <= closing, "{report}");
+        assert_eq!(
+            (report.failed() - report.reset, report.local, report.stale),
+            (0, 0, 0),
+            "{report}"
+        );
         println!("{report}");
         let sysctl = fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req");
         if let Ok(value) = sysctl {
@@ -177,8 +194,11 @@ fn a_dry_run_and_a_mistake_change_nothing() {
     let said = plain.scene.run("adopt", &["--pid", &pid, "--retire"]).fails(1);
     assert!(said.contains("adopt them first"), "{said}");
     let own = std::process::id().to_string();
-    let said = plain.scene.run("adopt", &["--pid", &own, "--retire"]).fails(1);
-    assert!(said.contains("adopt them first"), "{said}");
+    let said = plain.scene.run("adopt", &["--pid", &own, "--retire", "--dry-run"]).fails(1);
+    assert!(said.contains("is not haproxy"), "{said}");
+    // Higher than any pid (proc_sys_kernel(5)).
+    let said = plain.scene.run("adopt", &["--pid", "4194305", "--retire"]).fails(1);
+    assert!(said.contains("there is no process 4194305"), "{said}");
     assert_eq!(plain.scene.run("list", &[]).ok(), "no listener is held\n");
     // Without the number of waiting connections: clients connect meanwhile.
     let sockets = |seen: &[Listening]| seen.iter().map(|s| (s.inode, s.limit)).collect::<Vec<_>>();
@@ -186,7 +206,10 @@ fn a_dry_run_and_a_mistake_change_nothing() {
     // By name, for one address; a second adoption gives the same socket.
     let named = format!("web={}", plain.address);
     for _ in 0..2 {
-        plain.scene.run("adopt", &["--stats-socket", &socket, &named]).ok();
+        let said = plain.scene.run("adopt", &["--stats-socket", &socket, &named]).ok();
+        let at = plain.scene.socket();
+        let given = format!("adopt --socket {} --pid {pid} --retire", at.display());
+        assert!(said.contains(&given), "{said}");
         let listed = plain.scene.wire().call("list", &json!([]));
         assert_eq!(listed["listeners"].as_array().map(Vec::len), Some(1), "{listed}");
         assert_eq!(

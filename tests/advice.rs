@@ -112,6 +112,17 @@ fn the_end_of_a_supervisor_says_what_stays_bound() {
     }
 }
 
+/// Without the name the command would meet the service `haproxy`.
+#[test]
+fn the_hint_of_a_failed_reload_names_the_service() {
+    let Some(program) = Haproxy::system() else { return };
+    let (scene, _broker) = Scene::with_broker();
+    let (address, haproxy) = Haproxy::start_at(&scene, &[], &program);
+    scene.write("haproxy.cfg", &(config(address, 2) + "    no-such-keyword\n"));
+    let said = haproxy.reload(&scene).fails(1);
+    assert!(said.contains("then run `bindonce reload --name web` again"), "{said}");
+}
+
 #[test]
 fn the_cli_of_a_master_is_told_from_a_stats_socket() {
     let Some(program) = Haproxy::system() else { return };

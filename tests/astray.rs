@@ -3,7 +3,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -42,7 +42,7 @@ impl Network {
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/proc/{pid}/ns/net"))
-            .args(["timeout", "5", "bash", "-c", script]);
+            .args(["timeout", "30", "bash", "-c", script]);
         let out = command.output().expect("nsenter");
         String::from_utf8_lossy(&out.stdout).into_owned()
     }
@@ -104,6 +104,8 @@ fn a_device_that_is_made_anew_gets_its_listener_at_the_next_reload() {
     is_well(&scene);
 
     ip("link delete bo0");
+    // The next image keeps the socket that the generation has.
+    scene.run("upgrade", &[]).ok();
     device(&network);
     assert_eq!(network.ask("10.77.0.1"), "");
     is_told(&scene, "the device bo0 that it was bound to has been deleted or renamed");
@@ -123,6 +125,22 @@ fn a_device_that_is_made_anew_gets_its_listener_at_the_next_reload() {
     assert_eq!(network.ask("10.77.0.1"), "<here>");
     eventually("the older one to be closed", || (!elsewhere()).then_some(()));
     is_well(&scene);
+}
+
+/// Since Linux 5.7 any process that has a socket may bind it to a device.
+#[test]
+fn a_listener_that_a_holder_has_bound_to_a_device_is_told_and_kept() {
+    let Some(scene) = Scene::isolated("it takes a network namespace") else { return };
+    let _broker = scene.broker();
+    let (bound, fds) = scene.wire().bind(&["web=0.0.0.0:8080"]);
+    is_well(&scene);
+    socket2::SockRef::from(&fds[0]).bind_device(Some(b"lo")).expect("SO_BINDTODEVICE");
+    let told = || is_told_of("only clients that come through lo reach it", &scene, "has bound it");
+    told();
+    scene.run("upgrade", &[]).ok();
+    told();
+    let (again, _fds) = scene.wire().bind(&["web"]);
+    assert_eq!(again[0]["inode"], bound[0]["inode"]);
 }
 
 #[test]
@@ -202,6 +220,19 @@ fn a_unix_path_that_is_removed_or_replaced_is_bound_anew_at_the_next_reload() {
     haproxy.reload(&scene).ok();
     assert_eq!(ask_path(&path), "<here>", "removed");
 
+    // A reload that binds it anew and fails leaves it to nobody, until the next one.
+    fs::remove_file(&path).expect("remove");
+    let text = fs::read_to_string(&file).expect("the configuration");
+    fs::write(&file, format!("{text} nonsense\n")).expect("writing");
+    haproxy.reload(&scene).fails(1);
+    let problem = "its clients wait: it was bound anew";
+    eventually("it to be told", || scene.run("list", &[]).ok().contains(problem).then_some(()));
+    is_told_of(problem, &scene, "no process that uses it has the new socket");
+    fs::write(&file, text).expect("writing");
+    haproxy.reload(&scene).ok();
+    assert_eq!(ask_path(&path), "<here>", "removed before a reload that failed");
+    is_well(&scene);
+
     fs::remove_dir_all(&directory).expect("remove");
     fs::create_dir(&directory).expect("a directory made anew");
     is_told(&scene, "is gone");
@@ -221,6 +252,19 @@ fn a_unix_path_that_is_removed_or_replaced_is_bound_anew_at_the_next_reload() {
     let mode = fs::metadata(&path).expect("its file").permissions().mode();
     assert_eq!((mode & 0o777, ask_path(&path).as_str()), (0o666, "<here>"));
     is_well(&scene);
+    drop(haproxy);
+    let group = fs::metadata(&path).expect("its file").gid();
+    let line = format!("unix@{} mode 660 gid {group}", path.display());
+    let haproxy = Haproxy::start(&scene, &program, &scene.write("haproxy.cfg", &config(&line)));
+    if std::os::unix::fs::lchown(&path, None, Some(group + 1)).is_ok() {
+        let told = format!("belongs to group {} now, not to group {group}", group + 1);
+        is_told_of("not every client may connect", &scene, &told);
+        scene.run("upgrade", &[]).ok();
+        is_told_of("not every client may connect", &scene, &told);
+        haproxy.reload(&scene).ok();
+        assert_eq!(fs::metadata(&path).expect("its file").gid(), group);
+        is_well(&scene);
+    }
 
     // A living socket, or a file that is no socket, is left alone, and the reload says so.
     fs::remove_file(&path).expect("remove");
@@ -248,7 +292,7 @@ fn a_network_namespace_that_is_made_anew_is_found_again() {
             "exec 3<>/dev/tcp/127.0.0.1/8080; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
         let mut command = Command::new("ip");
         let out =
-            command.args(["netns", "exec", &name, "timeout", "5", "bash", "-c", script]).output();
+            command.args(["netns", "exec", &name, "timeout", "30", "bash", "-c", script]).output();
         let answer = String::from_utf8_lossy(&out.expect("ip").stdout).into_owned();
         answer.rsplit("\r\n\r\n").next().unwrap_or_default().to_owned()
     };
@@ -258,6 +302,16 @@ fn a_network_namespace_that_is_made_anew_is_found_again() {
     make();
     assert_eq!(ask(), "");
     is_told(&scene, "is another one now");
+    haproxy.reload(&scene).ok();
+    assert_eq!(ask(), "<here>");
+    is_well(&scene);
+
+    // The file stays, and is no namespace any more.
+    finish(Command::new("umount").args(["--lazy", &format!("/run/netns/{name}")])).ok();
+    is_told(&scene, &format!("there is no network namespace {name} any more"));
+    haproxy.reload(&scene).fails(1);
+    ip(&format!("netns delete {name}"));
+    make();
     haproxy.reload(&scene).ok();
     assert_eq!(ask(), "<here>");
     is_well(&scene);

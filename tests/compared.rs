@@ -157,6 +157,31 @@ fn without_an_admin_socket_it_is_compared_too() {
     }
 }
 
+/// haproxy is not held when it is ready. It is compared while the older generation is paused.
+#[test]
+fn where_haproxy_is_not_held_what_it_has_bound_is_compared_too() {
+    for program in Haproxy::all() {
+        let (scene, _broker) = Scene::with_broker();
+        let (address, other) = (scene.address(), scene.address());
+        let program = other_minded(&scene, &program);
+        let write = |lines: &str, tag| {
+            let text = with(address, lines, tag);
+            let global = "global\n    insecure-setuid-wanted\n";
+            scene.write("haproxy.cfg", &text.replace("global\n", global))
+        };
+        let haproxy = Haproxy::start(&scene, &program, &write("", 1));
+        write(&OWN[0].replace('@', &other.to_string()), 2);
+        let said = haproxy.reload(&scene).fails(1);
+        let told = format!("has bound {other} by itself, of the bind line");
+        assert!(said.contains(&told), "{said}");
+        assert!(said.contains("generation 1 still serves"), "{said}");
+        serves(address, 1);
+        write("", 3);
+        haproxy.reload(&scene).ok();
+        serves(address, 3);
+    }
+}
+
 /// A nested master executes itself again while its worker makes an epoll set: for
 /// a moment neither has one.
 #[test]

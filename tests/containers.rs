@@ -1,12 +1,13 @@
 //! deploy/container under a real container engine, and deploy/kubernetes against Kubernetes' own
 //! schemas (a few rounds of tests/measure/container.py, and tests/manifests.py).
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::{bindonce, root, skip};
+use crate::harness::{Scene, bindonce, finish, root, skip};
 
 /// The output of a script; none if it was skipped, with the reason reported.
 fn printed(script: &str, arguments: &[&str]) -> Option<Value> {
@@ -23,6 +24,33 @@ fn printed(script: &str, arguments: &[&str]) -> Option<Value> {
     }
     assert!(output.status.success(), "{text}{said}");
     Some(result)
+}
+
+/// The entry point of the image, with programs that print how they are called.
+#[test]
+fn a_word_that_is_a_program_of_the_image_is_that_program() {
+    let scene = Scene::new();
+    std::fs::create_dir(scene.path("bin")).expect("a directory");
+    for name in ["bindonce", "haproxy"] {
+        let script = format!("#!/bin/sh\necho {name} \"$@\"\n");
+        let script = scene.write(&format!("bin/{name}"), &script);
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(script, mode).expect("its mode");
+    }
+    let path = format!("{}:/usr/bin:/bin", scene.path("bin").display());
+    for (words, expected) in [
+        ("-f a.cfg", "haproxy -W -db -f a.cfg\n"),
+        ("haproxy -v", "haproxy -W -db -v\n"),
+        ("echo x", "x\n"),
+        ("/bin/echo x", "x\n"),
+        ("status --json", "bindonce status --json\n"),
+        ("exec x", "bindonce exec x\n"),
+    ] {
+        let mut command = scene.command("sh");
+        command.arg(root().join("deploy/container/docker-entrypoint.sh"));
+        command.args(words.split(' ')).env("PATH", &path);
+        assert_eq!(finish(&mut command).ok(), expected, "{words}");
+    }
 }
 
 /// The load generator of this build, beside the binary.

@@ -59,7 +59,7 @@ fn what_retire_cuts_is_counted_and_told() {
         drains(&scene);
         let told = scene.run("retire", &["--name", "web"]).ok();
         assert!(told.contains('2'), "{told}");
-        cut(&scene, "`bindonce retire` asked it to end");
+        cut(&scene, "`bindonce retire` or a reload asked it to end");
     }
 }
 
@@ -198,7 +198,7 @@ fn what_is_cut_just_after_an_upgrade_of_the_supervisor_is_counted_and_told() {
         scene.run("upgrade", &["--name", "web"]).ok();
         let told = scene.run("retire", &["--name", "web"]).ok();
         assert!(told.contains('2'), "{told}");
-        cut(&scene, "`bindonce retire` asked it to end");
+        cut(&scene, "`bindonce retire` or a reload asked it to end");
     }
 }
 

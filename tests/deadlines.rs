@@ -10,6 +10,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -69,6 +72,48 @@ fn signals_of_job_control_stop_no_broker_and_no_supervisor() {
         assert!(told <= most, "{told} lines of 60 signals\n{}", process.story());
     }
     haproxy.reload(&scene).ok();
+}
+
+/// Threads that send a process signals without pause, until this is dropped.
+struct Flood(Arc<AtomicBool>, Vec<JoinHandle<()>>);
+
+impl Flood {
+    fn of(process: &Process, signals: &'static [Signal]) -> Self {
+        let pid = Pid::from_raw(process.pid().cast_signed());
+        let over = Arc::new(AtomicBool::new(false));
+        let send = || {
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || {
+                while !over.load(Relaxed) {
+                    for signal in signals {
+                        kill(pid, *signal).expect("the process is there");
+                    }
+                }
+            })
+        };
+        let threads = vec![send(), send()];
+        Self(over, threads)
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+        self.1.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+#[test]
+fn signals_without_pause_keep_a_supervisor_from_nothing() {
+    let Some(program) = Haproxy::system() else { return };
+    let (scene, _broker) = Scene::with_broker();
+    let (_, haproxy) = Haproxy::start_at(&scene, &[], &program);
+    let ignored = &[Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
+    let _flood = Flood::of(&haproxy.supervisor, ignored);
+    for _ in 0..3 {
+        scene.run("ping", &["--name", "web", "--serving"]).ok();
+        haproxy.reload(&scene).ok();
+    }
 }
 
 #[test]
@@ -204,7 +249,7 @@ fn a_fault_that_is_sent_ends_a_broker_and_a_supervisor_at_once() {
 }
 
 /// The pid of this supervisor's watchdog.
-fn watchdog(haproxy: &Haproxy) -> Pid {
+pub(crate) fn watchdog(haproxy: &Haproxy) -> Pid {
     let pid = haproxy.supervisor.pid();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let children = children.expect("its children");

@@ -5,7 +5,9 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 
-use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually, finish};
+use nix::sys::signal::Signal;
+
+use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually, finish, serves};
 
 /// A configuration whose idle connections stay open at a soft stop (`idle-close-on-response`), as
 /// those of HTTP/2 do.
@@ -63,6 +65,7 @@ fn closes_idle_ones_alone(program: &Path) {
     let told = finish(scene.bindonce("reload").args(words)).fails(1);
     assert!(told.contains("generation 3 serves"), "{told}");
     assert!(told.contains("has not drained within 0ms"), "{told}");
+    assert!(told.contains("`bindonce retire --name web` ends the oldest"), "{told}");
     // haproxy closed the first one with its last answer.
     idle.iter().for_each(|stream| assert_eq!(to_the_end(stream), "", "{}", program.display()));
     let counted = eventually("what was closed to be told", || {
@@ -205,7 +208,7 @@ fn tells_what_haproxy_cuts(program: &Path) {
         half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");
     }
     // Connections are accepted in order.
-    crate::harness::serves(address, 1);
+    serves(address, 1);
     scene.write("haproxy.cfg", &text(2));
     let words = ["--name", "web", "--wait", "drained"];
     let told = finish(scene.bindonce("reload").args(words)).ok();
@@ -221,4 +224,46 @@ fn tells_what_haproxy_cuts(program: &Path) {
 #[test]
 fn what_haproxy_cuts_by_itself_is_counted_and_told() {
     Haproxy::all().for_each(|program| tells_what_haproxy_cuts(&program));
+}
+
+/// haproxy with a request in progress.
+fn in_progress(scene: &Scene, program: &Path) -> (SocketAddr, Haproxy, TcpStream) {
+    let (address, haproxy) = Haproxy::start_at(scene, &[], program);
+    let mut half = connect(address);
+    half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");
+    // Connections are accepted in order.
+    serves(address, 1);
+    (address, haproxy, half)
+}
+
+/// Its end is also that of the supervisor.
+#[test]
+fn who_ends_the_last_generation_of_a_stop_is_answered() {
+    let Some(program) = Haproxy::system() else { return };
+    let (scene, _broker) = Scene::with_broker();
+    let (_, mut haproxy, half) = in_progress(&scene, &program);
+    haproxy.supervisor.signal(Signal::SIGTERM);
+    haproxy.supervisor.wait_line("stopped accepting");
+    let told = scene.run("retire", &["--name", "web"]).ok();
+    assert!(told.starts_with("generation 1, pid ") && told.contains("was ended"), "{told}");
+    assert!(haproxy.supervisor.wait_exit().success(), "{}", haproxy.supervisor.story());
+    drop(half);
+}
+
+#[test]
+fn who_waits_for_the_last_generation_of_a_stop_is_answered() {
+    let Some(program) = Haproxy::system() else { return };
+    let (scene, _broker) = Scene::with_broker();
+    let (address, mut haproxy, mut half) = in_progress(&scene, &program);
+    scene.write("haproxy.cfg", &config(address, 2));
+    let words = ["--name", "web", "--wait", "drained"];
+    let mut reload = Process::start(scene.bindonce("reload").args(words));
+    haproxy.supervisor.wait_line("stopped accepting");
+    haproxy.supervisor.signal(Signal::SIGTERM);
+    eventually("the other generation to be gone", || (scene.haproxies().len() == 1).then_some(()));
+    half.write_all(b"\r\n").expect("the rest");
+    assert!(to_the_end(&half).contains("x-generation: 1\r\n"));
+    assert!(reload.wait_exit().success(), "{}", reload.story());
+    assert!(reload.story().contains("no older generation is left"), "{}", reload.story());
+    assert!(haproxy.supervisor.wait_exit().success(), "{}", haproxy.supervisor.story());
 }

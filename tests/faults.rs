@@ -2,11 +2,15 @@
 //! stale answer comes after `reload` has returned, and the test names the state afterwards.
 
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use nix::sys::signal::Signal::{SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGTTOU, SIGUSR1};
 
-use crate::harness::{Fault, Finished, Haproxy, Stage, Stranger, eventually, finish, listening};
+use crate::harness::{
+    Fault, Finished, Haproxy, Scene, Stage, Stranger, eventually, finish, listening,
+};
 use Fault::{Deaf, Dies, Hangs, Twice, Waits};
 
 /// The longest wait of a client where nothing has to time out.
@@ -169,6 +173,36 @@ fn a_start_that_hangs_is_ended_in_time() {
     stage.answered_throughout(PROMPTLY);
 }
 
+/// It ignores SIGTERM, and is ready before it gets SIGKILL.
+#[test]
+fn one_that_is_ready_too_late_does_not_take_over() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let fifo = scene.path("go");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
+    let waits = format!("[ $BINDONCE_GENERATION = 2 ] && read -r go <{}", fifo.display());
+    let text = format!("#!/bin/sh\n{waits}\nexec {} \"$@\"\n", program.display());
+    let script = scene.write("start-it", &text);
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("its mode");
+    // The shell ignores it too.
+    let faults: &[(u64, &[Fault])] = &[(2, &[Deaf(SIGTERM, 0)])];
+    let arguments = ["--ready-timeout", "4s"];
+    let Some(mut stage) = Stage::start_on(scene, Some(script), faults, &arguments) else { return };
+    stage.configure(2);
+    let mut reload = stage.reload_beside();
+    stage.haproxy.supervisor.wait_line("it was not ready in time");
+    // Opened for both directions, it does not wait for a reader.
+    let mut go = fs::OpenOptions::new().read(true).write(true).open(&fifo).expect("the fifo");
+    go.write_all(b"go\n").expect("room in it");
+    assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
+    let story = stage.haproxy.supervisor.story();
+    let is_ready = |line: &str| line.contains("ready: ") && line.contains("generation=2");
+    assert!(!story.lines().any(is_ready), "{story}");
+    stage.wait_generations(&[(1, "serving")]);
+    stage.only(1);
+    stage.answered_throughout(PROMPTLY);
+}
+
 #[test]
 fn a_binary_that_is_missing_is_named() {
     let Some(mut stage) = stage(&[], &[]) else { return };
@@ -250,6 +284,45 @@ fn one_that_ignores_sigterm_at_the_end_of_its_drain_is_killed() {
     let half = stage.half_a_request();
     stage.reload(2);
     stage.haproxy.supervisor.wait_line("did not end in time (--drain-timeout)");
+    stage.wait_generations(&[(2, "serving")]);
+    stage.answered_throughout(PROMPTLY);
+    drop(half);
+}
+
+/// It is asked for its listeners when it is let in, and does not answer.
+#[test]
+fn one_that_is_paused_is_not_ended_because_the_new_one_does_not_answer() {
+    // The older generation ignores SIGTTOU and so delays the proof.
+    let deaf = [Deaf(SIGTTOU, 3)];
+    let Some(mut stage) = stage(&[(1, &deaf)], &RETIRE) else { return };
+    stage.configure(2);
+    let mut reload = stage.reload_beside();
+    stage.wait_ready(2);
+    stage.signal(2, SIGSTOP);
+    assert!(reload.wait_exit().success(), "{}", reload.story());
+    let said = reload.story();
+    assert!(!said.contains("had to be ended"), "{said}");
+    stage.wait_generations(&[(2, "serving")]);
+    stage.only(2);
+}
+
+/// /proc cannot be read then, and so the processes of a generation not be found.
+#[test]
+fn one_that_ignores_sigterm_is_killed_by_a_supervisor_without_a_free_descriptor() {
+    let drain = ["--drain-timeout", "4s"];
+    let Some(mut stage) = stage(&[(1, &[Deaf(SIGTERM, 0)])], &drain) else { return };
+    let half = stage.half_a_request();
+    stage.reload(2);
+    let older = nix::unistd::Pid::from_raw(stage.pid(1));
+    let supervisor = stage.haproxy.supervisor.pid().to_string();
+    let limit = |limit: &str| {
+        finish(stage.scene.command("prlimit").args(["--pid", &supervisor, limit])).ok();
+    };
+    limit("--nofile=3:4096");
+    eventually("the older one to be gone", || {
+        nix::sys::signal::kill(older, None).is_err().then_some(())
+    });
+    limit("--nofile=1024:4096");
     stage.wait_generations(&[(2, "serving")]);
     stage.answered_throughout(PROMPTLY);
     drop(half);

@@ -112,6 +112,18 @@ fn sigusr1_from_anybody_but_a_generation_is_a_soft_stop() {
     assert_eq!(supervisor.wait_exit().code(), Some(0), "{}", supervisor.story());
 }
 
+/// `kill -USR1 $(pidof haproxy)`, where no answer of an admin socket shows it.
+#[test]
+fn without_an_admin_socket_one_that_another_process_stops_is_replaced() {
+    let Some(stage) = Stage::start(Haproxy::system(), &[], &["--no-admin"]) else { return };
+    // It does not exit while this client is there.
+    let half = stage.half_a_request();
+    stage.signal(1, Signal::SIGUSR1);
+    stage.wait_generations(&[(1, "draining"), (2, "serving")]);
+    let answer = half.complete();
+    assert!(answer.contains("x-generation: 1"), "{answer}");
+}
+
 #[test]
 fn many_reloads_at_once_all_get_an_answer() {
     let Some(program) = Haproxy::system() else {

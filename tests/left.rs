@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{Haproxy, Scene, Wire, config, eventually, listening};
+use crate::harness::{Fault, Haproxy, Scene, Stage, Wire, config, eventually, listening};
 
 /// Half a request; the generation that accepted it drains until the request is complete.
 struct Half(TcpStream);
@@ -130,6 +130,35 @@ fn a_listener_that_left_is_closed_under_a_nested_master() {
     assert!(Half::to(other).complete().contains("x-generation: 3"));
     UnixStream::connect(&path).expect("another socket");
     assert!(first.complete().contains("x-generation: 1"));
+}
+
+/// That generation has claimed its listeners: what it has left out need not wait until it serves,
+/// or reloads that follow each other would keep the listener for ever.
+#[test]
+fn a_listener_that_left_is_closed_while_the_next_generation_starts() {
+    let faults: &[(u64, &[Fault])] = &[(3, &[Fault::Waits]), (4, &[Fault::Waits])];
+    let Some(stage) = Stage::start(Haproxy::system(), faults, &[]) else { return };
+    let other = stage.scene.address();
+    stage.scene.write("haproxy.cfg", &with_others(stage.address, &[other.to_string()], 2));
+    stage.haproxy.reload(&stage.scene).ok();
+    assert_eq!(listening(other).len(), 1);
+    // Generation 2 drains all the while.
+    let half = stage.half_a_request();
+    stage.configure(3);
+    let mut reload = stage.reload_beside();
+    stage.wait_waiting(3);
+    let mut next = stage.reload_beside();
+    eventually("the next reload to wait", || {
+        let mut wire = Wire::try_connect(&stage.scene.path("web.d/control.sock"))?;
+        (wire.call("status", &json!([]))["reloads_waiting"] == 1).then_some(())
+    });
+    stage.let_start(3);
+    stage.wait_waiting(4);
+    eventually("the listener to be closed", || listening(other).is_empty().then_some(()));
+    stage.let_start(4);
+    assert!(reload.wait_exit().success(), "{}", reload.story());
+    assert!(next.wait_exit().success(), "{}", next.story());
+    drop(half);
 }
 
 #[test]

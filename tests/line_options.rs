@@ -2,8 +2,12 @@
 //! the socket has the options that it would have under plain haproxy. A failed reload changes no
 //! socket.
 
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+
+use serde_json::json;
+use socket2::SockRef;
 
 use crate::harness::{Haproxy, Scene, config, listening};
 
@@ -67,5 +71,42 @@ fn what_the_broker_was_told_of_a_listener_stays() {
         );
         haproxy.reload(&scene).ok();
         assert_eq!(listening(address)[0].limit, backlog, "{line}");
+    }
+}
+
+/// haproxy sets these on the shared socket while it starts. A configuration that fails after that,
+/// in the handover, must leave the serving generation its own.
+#[test]
+fn what_a_failed_start_has_set_on_the_socket_is_put_back() {
+    let set = "defer-accept tcp-ut 5s mss 1400";
+    for program in Haproxy::all() {
+        let (scene, _broker) = Scene::with_broker();
+        let address = scene.address();
+        let write = |words: &str, global: &str| {
+            let bind = format!("bind {address}");
+            let text = config(address, 1).replace(&bind, &format!("{bind} {words}"));
+            scene.write("haproxy.cfg", &text.replace("global\n", &format!("global\n{global}")))
+        };
+        let changed = || scene.wire().call("list", &json!([]))["listeners"][0]["changed"].clone();
+        let file = write("", "");
+        let mut haproxy = Haproxy::start(&scene, &program, &file);
+        for (serving, failing) in [("", set), (set, "")] {
+            write(serving, "");
+            haproxy.reload(&scene).ok();
+            let before = changed();
+            let defers = before.to_string().contains("TCP_DEFER_ACCEPT");
+            assert_eq!(defers, !serving.is_empty(), "{program:?} {before}");
+            write(failing, "    chroot /nonexistent\n");
+            let said = haproxy.reload(&scene).fails(1);
+            assert!(said.contains("Cannot chroot"), "{said}");
+            haproxy.supervisor.wait_lines(&["TCP_MAXSEG", "TCP_DEFER_ACCEPT", "TCP_USER_TIMEOUT"]);
+            assert_eq!(changed(), before, "{program:?}");
+        }
+        // haproxy leaves the smallest MSS where its line has none any more.
+        write("", "");
+        haproxy.reload(&scene).ok();
+        let client = TcpStream::connect(address).expect("connecting");
+        let mss = SockRef::from(&client).tcp_mss().expect("TCP_MAXSEG");
+        assert!(mss > 1400, "{program:?}: {mss}");
     }
 }

@@ -36,6 +36,7 @@ mod events;
 mod exec;
 mod faults;
 mod floors;
+mod found;
 mod generations;
 mod handover;
 mod hanging;

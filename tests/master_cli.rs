@@ -353,6 +353,42 @@ fn tells_its_outcome(program: &Path) {
     drop(client);
 }
 
+/// What it ends are the older generations of its own reload, not those of another that is in progress.
+#[test]
+fn a_hard_reload_that_waits_cuts_nothing_of_the_one_before_it() {
+    let Some(program) = Haproxy::system() else { return };
+    let caller = Caller::new(&program);
+    let cli = Cli(caller.scene.path("m.sock"));
+    let words = format!("-W -f haproxy.cfg -S {}", cli.0.display());
+    let slow = caller.gated("[23]");
+    let mut service = Process::start(caller.haproxy(&words).env("BINDONCE_HAPROXY", slow));
+    service.wait_line("serving");
+    let mut client = TcpStream::connect(caller.address()).expect("it listens");
+    client.write_all(b"GET / HTTP/1.0\r\n").expect("half a request");
+    // Connections are accepted in order: with an answer to a later one, this one is in progress.
+    drop(caller.load().stop());
+    caller.configure("", 2);
+    service.signal(Signal::SIGHUP);
+    service.wait_line("reload requested");
+    let mut hard = cli.connect();
+    hard.write_all(b"hard-reload\n").expect("sending");
+    caller.wait_waiting(1);
+    caller.open_gate();
+    service.wait_line("serving");
+    // The next one has begun.
+    caller.wait_waiting(0);
+    client.write_all(b"\r\n").expect("the rest");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.contains("x-generation: 1"), "{answer}");
+    caller.open_gate();
+    let answer = rest(&mut hard);
+    assert!(answer.starts_with("Success=1\n--\n"), "{answer}");
+    eventually("older generations to end", || cli.processes().old.is_empty().then_some(()));
+    service.terminate();
+    caller.wait_none();
+}
+
 #[test]
 fn a_client_may_do_what_the_option_says() {
     let Some(program) = Haproxy::system() else { return };
@@ -390,6 +426,33 @@ fn a_command_for_the_first_generation_waits_until_it_has_started() {
     assert!(answer.starts_with("2.") || answer.starts_with("3."), "{answer}");
     service.terminate();
     caller.wait_none();
+}
+
+/// A generation has few connections for them, and closes none: its `stats timeout` is long.
+#[test]
+fn clients_that_are_joined_with_a_process_and_say_nothing_delay_nobody() {
+    let Some(program) = Haproxy::fetched("3.2") else { return };
+    let service = Service::start(&program, "");
+    let text = config(service.address, 2).replace("global\n", "global\n    stats timeout 1h\n");
+    service.scene.write("haproxy.cfg", &text);
+    assert!(service.cli.reload().0);
+    let joined: Vec<_> = (0..6)
+        .map(|_| {
+            let mut client = service.cli.connect();
+            client.write_all(b"prompt\n@@1 prompt\nshow version\n").expect("sending");
+            let (mut answer, mut bytes) = (String::new(), [0; 512]);
+            // That of the process.
+            while !answer.contains("3.2.") {
+                let read = client.read(&mut bytes).expect("an answer");
+                assert!(read > 0, "closed after {answer:?}");
+                answer.push_str(&String::from_utf8_lossy(&bytes[..read]));
+            }
+            client
+        })
+        .collect();
+    let info = service.cli.ask("@1 show info\n");
+    assert!(info.contains("\nPid: "), "{info}");
+    drop(joined);
 }
 
 #[test]

@@ -114,6 +114,21 @@ fn an_admin_socket_alone_takes_over_only_where_that_is_allowed() {
 }
 
 #[test]
+fn a_reload_that_is_refused_allows_the_next_one_nothing() {
+    let Some(program) = Haproxy::system() else { return };
+    let (scene, _broker) = Scene::with_broker();
+    let (address, haproxy) = Haproxy::start_at(&scene, &["--no-admin"], &program);
+    let stats = scene.path("stats.sock");
+    scene.write("haproxy.cfg", &format!("global\n    stats socket {}\n", stats.display()));
+    let options = ["--name", "web", "--allow-empty", "--drain-idle", "5s"];
+    let said = scene.run("reload", &options).fails(1);
+    assert!(said.contains("leave out --drain-idle"), "{said}");
+    let said = haproxy.reload(&scene).fails(1);
+    assert!(said.contains(&format!("1 listener serves now: {address}")), "{said}");
+    assert!(answer(address).contains("x-generation: 1"));
+}
+
+#[test]
 fn a_reload_that_drops_every_listener_for_others_says_so() {
     let Some(program) = Haproxy::system() else { return };
     let (scene, _broker) = Scene::with_broker();

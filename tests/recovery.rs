@@ -9,7 +9,9 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt};
 use bindonce_sys::lock::LockFile;
 use serde_json::{Value, json};
 
-use crate::harness::{Haproxy, Process, Scene, Wire, bindonce, config, eventually, listening};
+use crate::harness::{
+    Haproxy, Process, Scene, Wire, bindonce, config, eventually, listening, serves,
+};
 
 fn store(wire: &mut Wire, listen: &[&str], fds: &[OwnedFd]) -> Value {
     let params: Vec<_> = listen.iter().map(|text| json!({"listen": text})).collect();
@@ -141,6 +143,33 @@ fn a_client_gives_back_what_it_holds() {
     assert_eq!(busy["code"], -32007, "{busy}");
     let reply = store(&mut wire, &[&address.to_string()], &fds);
     assert_eq!(reply["result"]["listeners"][0]["inode"], entries[0]["inode"], "{reply}");
+    second.terminate();
+}
+
+/// The next broker does not take a listener whose path is gone. It takes the generation's others.
+#[test]
+fn a_listener_that_is_astray_keeps_no_other_from_the_next_broker() {
+    let Some(program) = Haproxy::system() else { return };
+    let (scene, mut first) = Scene::with_broker();
+    let (web, path) = (scene.address(), scene.path("web.sock"));
+    let bind = format!("bind unix@{}", path.display());
+    let text = config(web, 1).replace("frontend web\n", &format!("frontend web\n {bind}\n"));
+    let file = scene.write("haproxy.cfg", &text);
+    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    fs::remove_file(&path).expect("remove");
+    first.kill();
+    let mut second = serve_untracing(&scene, &[]);
+    haproxy.supervisor.wait_lines(&[
+        "the broker has not taken back 1 listener of generation 1",
+        "it holds 1 listener of generation 1",
+    ]);
+    let busy = scene.wire().error("release", &json!([web.to_string()]));
+    assert_eq!(busy["code"], -32007, "{busy}");
+    assert_eq!(haproxy.serving(&scene).map(|(generation, _)| generation), Some(1));
+    haproxy.reload(&scene).ok();
+    serves(web, 1);
+    std::os::unix::net::UnixStream::connect(&path).expect("connecting");
+    drop(haproxy);
     second.terminate();
 }
 

@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command};
 
 use nix::unistd::geteuid;
 use serde_json::json;
@@ -64,7 +64,8 @@ impl Trap {
         chown(path, Some(OTHER), Some(OTHER)).expect("chown");
     }
 
-    fn broker(&self, user: u32) -> Process {
+    /// bindonce, as this user.
+    fn as_user(&self, user: u32) -> Command {
         let mut command = self.scene.command("setpriv");
         command.args([
             format!("--reuid={user}"),
@@ -72,8 +73,16 @@ impl Trap {
             "--clear-groups".into(),
         ]);
         let binary = self.scene.path("bindonce");
-        fs::copy(bindonce(), &binary).expect("a copy that anybody may execute");
-        command.arg(binary).args(["serve", "--socket"]).arg(&self.socket);
+        if !binary.exists() {
+            fs::copy(bindonce(), &binary).expect("a copy that anybody may execute");
+        }
+        command.arg(binary).arg("--socket").arg(&self.socket);
+        command
+    }
+
+    fn broker(&self, user: u32) -> Process {
+        let mut command = self.as_user(user);
+        command.arg("serve");
         let mut broker = Process::start(&mut command);
         broker.wait_line("broker serves");
         eventually("the broker", || Wire::try_connect(&self.socket));
@@ -151,6 +160,27 @@ fn the_brokers_user_cannot_swap_what_roots_supervisor_executes() {
     supervisor.terminate();
     let mut supervisor = trap.supervisor(&program);
     trap.harmless();
+    supervisor.terminate();
+}
+
+/// The caller's environment may hold secrets.
+#[test]
+fn a_supervisor_of_another_user_does_not_get_roots_environment() {
+    let Some(program) = Haproxy::system() else { return };
+    let Some(trap) = Trap::new(OTHER, 0o755) else { return };
+    let _broker = trap.broker(OTHER);
+    let file = trap.scene.write("haproxy.cfg", &config(trap.scene.address(), 1));
+    let mut command = trap.as_user(OTHER);
+    let mut supervisor =
+        Process::start(command.args(["run", "--"]).arg(&program).arg("-f").arg(&file));
+    supervisor.wait_line("serving");
+    let mut command = trap.scene.command(bindonce());
+    command.arg("--socket").arg(&trap.socket).args(["run", "--"]).arg(&program);
+    let pid = supervisor.pid().to_string();
+    let said = finish(command.arg("-f").arg(&file).args(["-sf", &pid])).fails(1);
+    assert!(said.contains(&format!("runs as user {OTHER}")), "{said}");
+    // `bindonce reload` sends nothing of the kind.
+    assert!(trap.run("reload").ok().contains("generation 2 serves"));
     supervisor.terminate();
 }
 

@@ -5,15 +5,18 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::{
-    DEADLINE, Guest, Haproxy, Process, Scene, bindonce, config, eventually, serves,
+    DEADLINE, Fault, Guest, Haproxy, Process, Scene, Stage, Wire, bindonce, config, eventually,
+    serves,
 };
+use crate::stand_in::Caller;
 
 /// A supervisor that runs from a binary of its own. Its second generation serves, and its first one
 /// drains: a client has sent it half a request.
@@ -31,12 +34,20 @@ struct Service {
 impl Service {
     #[track_caller]
     fn start() -> Option<Self> {
+        Self::start_in("")
+    }
+
+    /// The same in a directory of the scene.
+    #[track_caller]
+    fn start_in(directory: &str) -> Option<Self> {
         let program = Haproxy::system()?;
         let (scene, broker) = Scene::with_broker();
         let (address, binary) = (scene.address(), scene.path("bindonce"));
         install(bindonce(), &binary);
         let file = scene.write("haproxy.cfg", &config(address, 1));
-        let mut command = scene.command(&binary);
+        let (mut command, directory) = (scene.command(&binary), scene.path(directory));
+        fs::create_dir_all(&directory).expect("a directory");
+        command.current_dir(directory);
         command.arg("run").arg("--socket").arg(scene.socket()).args(["--name", "web", "--"]);
         let supervisor = Process::start(command.args(Guest::Haproxy.command(&program, &file)));
         let mut haproxy = Haproxy { supervisor, service: "web".to_owned() };
@@ -110,10 +121,16 @@ impl Service {
     /// How often the supervisor has become another binary.
     #[track_caller]
     fn upgrades(&self) -> Value {
-        let status = self.scene.run("status", &["--json"]).ok();
-        let status: Value = serde_json::from_str(&status).expect("JSON");
-        status["supervisors"][0]["upgrades"].clone()
+        upgrades(&self.scene)
     }
+}
+
+/// How often the only supervisor of a scene has become another binary.
+#[track_caller]
+fn upgrades(scene: &Scene) -> Value {
+    let status = scene.run("status", &["--json"]).ok();
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    status["supervisors"][0]["upgrades"].clone()
 }
 
 /// Installs a binary as a package manager does, written beside the older one and renamed: the
@@ -132,6 +149,40 @@ fn a_binary_that_is_refused_leaves_every_generation_watched() {
     let story = service.scene.run("upgrade", &["--name", "web"]).fails(1);
     assert!(story.contains("nothing has changed"), "{story}");
     service.is_watched();
+}
+
+/// The next image would end at once, as a start does there.
+#[test]
+fn a_supervisor_whose_directory_is_gone_is_not_upgraded_and_says_why() {
+    let Some(mut service) = Service::start_in("release") else { return };
+    fs::remove_dir(service.scene.path("release")).expect("removed");
+    let story = service.scene.run("upgrade", &["--name", "web"]).fails(1);
+    assert!(story.contains("nothing has changed"), "{story}");
+    assert!(story.contains("exit code 1: cannot tell the current directory"), "{story}");
+    assert_eq!(service.upgrades(), 0);
+    service.drains();
+}
+
+/// The socket of `-x` is that of a haproxy that has ended since.
+#[test]
+fn the_next_image_repeats_nothing_of_the_start() {
+    let Some(program) = Haproxy::system() else { return };
+    let caller = Caller::new(&program);
+    let admin = caller.scene.path("older.sock");
+    let older = UnixListener::bind(&admin).expect("a socket");
+    let words = "-db -f haproxy.cfg -x older.sock";
+    let mut supervisor = Process::start(&mut caller.haproxy(words));
+    eventually("it listens", || TcpStream::connect(caller.address()).ok());
+    serves(caller.address(), 1);
+    drop(older);
+    fs::remove_file(&admin).expect("removed");
+    let status: Value =
+        serde_json::from_str(&caller.scene.run("status", &["--json"]).ok()).expect("JSON");
+    let name = status["supervisors"][0]["service"].as_str().expect("a service").to_owned();
+    caller.scene.run("upgrade", &["--name", &name]).ok();
+    assert_eq!(upgrades(&caller.scene), 1);
+    serves(caller.address(), 1);
+    supervisor.terminate();
 }
 
 /// The file is written to between its proof and the exec. By then no task watches the generations:
@@ -205,8 +256,78 @@ fn a_stop_in_an_upgrade_stops_the_service() {
     service.haproxy.supervisor.signal(Signal::SIGTERM);
     service.haproxy.supervisor.wait_line("shutdown requested");
     service.signal_older(Signal::SIGCONT);
+    // The command is answered at once, and not when the last generation has drained.
+    assert_eq!(upgrade.wait_exit().code(), Some(1), "{}", upgrade.story());
+    assert!(upgrade.story().contains(ENDING), "{}", upgrade.story());
     service.complete();
     let supervisor = &mut service.haproxy.supervisor;
     assert!(supervisor.wait_exit().success(), "{}", supervisor.story());
-    upgrade.wait_exit();
+}
+
+const ENDING: &str = "not upgraded: the supervisor is ending";
+
+#[test]
+fn an_upgrade_in_a_stop_is_refused_at_once() {
+    let Some(mut service) = Service::start() else { return };
+    service.haproxy.supervisor.signal(Signal::SIGTERM);
+    service.haproxy.supervisor.wait_line("shutdown requested");
+    let story = service.scene.run("upgrade", &["--name", "web"]).fails(1);
+    assert!(story.contains(ENDING), "{story}");
+    service.complete();
+    let supervisor = &mut service.haproxy.supervisor;
+    assert!(supervisor.wait_exit().success(), "{}", supervisor.story());
+}
+
+/// Both have their outcome from the next image.
+#[test]
+fn two_that_ask_for_an_upgrade_have_the_same_one() {
+    let faults: &[(u64, &[Fault])] = &[(2, &[Fault::Waits])];
+    let Some(stage) = Stage::start(Haproxy::system(), faults, &[]) else { return };
+    let mut reload = stage.reload_beside();
+    stage.wait_waiting(2);
+    let control = stage.scene.path("web.d/control.sock");
+    let connect = || Wire::try_connect(&control).expect("the supervisor listens");
+    let mut asking = [(); 2].map(|()| {
+        let mut wire = connect();
+        wire.send(br#"{"jsonrpc":"2.0","id":1,"method":"upgrade"}"#);
+        wire
+    });
+    // Clients are accepted in order: once a later one is answered, these were accepted.
+    connect().call("ping", &json!([]));
+    stage.let_start(2);
+    assert!(reload.wait_exit().success(), "{}", reload.story());
+    for wire in &mut asking {
+        let said = wire.message().map(|(bytes, _)| String::from_utf8_lossy(&bytes).into_owned());
+        assert_eq!(said, None, "the connections end with the exec");
+    }
+    assert_eq!(upgrades(&stage.scene), 1);
+}
+
+/// The next image would not know of the planned start, and would begin the service on the files as
+/// they are on disk.
+#[test]
+fn an_upgrade_waits_while_a_haproxy_that_died_is_to_be_started_again() {
+    let Some(program) = Haproxy::system() else { return };
+    let (scene, _broker) = Scene::with_broker();
+    let (address, fails) = (scene.address(), scene.path("fails"));
+    let script = format!(
+        "#!/bin/sh\n[ \"${{BINDONCE_GENERATION:-0}}\" -gt 1 ] && [ -e {} ] && exit 1\nexec {} \"$@\"\n",
+        fails.display(),
+        program.display()
+    );
+    let wrapper = scene.write("haproxy", &script);
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).expect("its mode");
+    let file = scene.write("haproxy.cfg", &config(address, 1));
+    let mut haproxy = Haproxy::start_with(&scene, &[], &wrapper, &file);
+    scene.write("haproxy.cfg", "no-such-word\n");
+    fs::write(&fails, "").expect("every start fails from now on");
+    let (_, pid) = haproxy.wait_serving(&scene);
+    kill(Pid::from_raw(pid), Signal::SIGKILL).expect("killing the serving generation");
+    haproxy.supervisor.wait_line("again in 800ms");
+    let mut upgrade = Process::start(scene.bindonce("upgrade").args(["--name", "web"]));
+    haproxy.supervisor.wait_line("again in 1.6s");
+    fs::remove_file(&fails).expect("the next start succeeds");
+    assert!(upgrade.wait_exit().success(), "{}", upgrade.story());
+    assert_eq!(upgrades(&scene), 1);
+    serves(address, 1);
 }

@@ -552,7 +552,10 @@ def without_a_right(port):
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
-        return outcome(socket.socket().bind, ("127.0.0.1", 81)), outcome(socket.socket().bind, ("127.0.0.1", port))
+        said = outcome(socket.socket().bind, ("127.0.0.1", 81)), outcome(socket.socket().bind, ("127.0.0.1", port))
+        # All rights in a user namespace of its own, and none in this network.
+        alone = libc.unshare(0x10000000)
+        return said, alone, outcome(socket.socket().bind, ("127.0.0.1", 81))
 
     return in_child(child)
 

@@ -1,12 +1,13 @@
 //! bindonce under the name of haproxy, started and signalled as those do who start haproxy: each test is one caller of
 //! docs/stand-in.md.
 
+mod reloads;
 mod replacing;
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,44 @@ impl Caller {
 
     pub(crate) fn address(&self) -> std::net::SocketAddr {
         self.address
+    }
+
+    /// A haproxy whose generations with these numbers, a pattern of the shell, each start when [`Caller::open_gate`] says so.
+    pub(crate) fn gated(&self, generations: &str) -> PathBuf {
+        let gate = self.scene.path("gate");
+        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        let (gate, haproxy) = (gate.display(), self.program.display());
+        let starts = format!("case \"$BINDONCE_GENERATION $*\" in {generations}\\ *-db*)");
+        let script =
+            format!("#!/bin/sh\n{starts} read -r go <{gate};; esac\nexec {haproxy} \"$@\"\n");
+        let script = self.scene.write("slow", &script);
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&script, mode).expect("its mode");
+        script
+    }
+
+    /// Lets the generation start that waits, or will wait, at the gate.
+    #[track_caller]
+    pub(crate) fn open_gate(&self) {
+        std::fs::write(self.scene.path("gate"), "go\n").expect("somebody reads it");
+    }
+
+    /// The name of the service, which is the only one.
+    #[track_caller]
+    pub(crate) fn service(&self) -> String {
+        let status: serde_json::Value =
+            serde_json::from_str(&self.scene.run("status", &["--json"]).ok()).expect("JSON");
+        status["supervisors"][0]["service"].as_str().expect("a service").to_owned()
+    }
+
+    /// Waits until so many clients wait for a later reload.
+    #[track_caller]
+    pub(crate) fn wait_waiting(&self, count: u64) {
+        eventually("clients to wait", || {
+            let status = self.scene.run("status", &["--json"]).ok();
+            let status: serde_json::Value = serde_json::from_str(&status).ok()?;
+            (status["supervisors"][0]["reloads_waiting"] == count).then_some(())
+        });
     }
 
     pub(crate) fn pid(&self, file: &str) -> Option<i32> {
@@ -194,6 +233,18 @@ fn a_configuration_may_come_through_a_pipe() {
         assert_eq!(input, Path::new("/dev/null"));
         signal(supervisor, Signal::SIGTERM);
         caller.wait_none();
+        // A check reads it once too.
+        let mut shell = caller.command("sh", "-c");
+        shell.arg(format!("cat haproxy.cfg | {} -c -f /dev/stdin", link.display()));
+        finish(&mut shell).ok();
+        // So haproxy cannot be asked why a start was refused.
+        let other = format!("frontend other\n    bind {}\n", caller.address);
+        let twice = config(caller.address, 1) + &other;
+        caller.scene.write("twice.cfg", &twice);
+        let mut shell = caller.command("sh", "-c");
+        shell.arg(format!("cat twice.cfg | {} -D -f /dev/stdin", link.display()));
+        let said = finish(&mut shell).fails(1);
+        assert!(said.contains("is already bound at"), "{said}");
     });
 }
 

@@ -1,6 +1,6 @@
 //! A haproxy that goes on in the background, or that is started to replace another: with bindonce or without.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use super::{Caller, master, signal, without_pids};
 use crate::harness::{
     DEADLINE, Haproxy, Process, assert_nothing_lost, bindonce, config, eventually, finish,
+    listening,
 };
 
 /// Tools that start `haproxy -D` look at the exit code, and go on when its output ends.
@@ -75,7 +76,12 @@ fn another_haproxy_with_sf_is_a_reload_of_the_one_that_runs() {
             (3, format!("-f haproxy.cfg -p pid -x none -sf{}", pidof())),
             (4, format!("-W -db -f {} -sf {supervisor}", caller.scene.path("4.cfg").display())),
             (5, "-D -f haproxy.cfg -p pid -sf 4194303".to_owned()),
+            // As `-sf $(cat pid)` where the file is gone.
+            (6, "-D -f haproxy.cfg -p pid -sf".to_owned()),
         ] {
+            if tag == 6 {
+                std::fs::remove_file(caller.scene.path("pid")).expect("the pid file");
+            }
             let text = config(caller.address, tag).replace("global\n", "global\n    daemon\n");
             caller.scene.write(if tag == 4 { "4.cfg" } else { "haproxy.cfg" }, &text);
             let done = finish(&mut caller.haproxy(&words));
@@ -101,6 +107,81 @@ fn another_haproxy_with_sf_is_a_reload_of_the_one_that_runs() {
         signal(supervisor, Signal::SIGTERM);
         caller.wait_none();
     });
+}
+
+/// A failover's scripts stop haproxy in order and start it again, whatever connection is still open.
+#[test]
+fn what_drains_after_a_stop_is_no_obstacle_to_the_next_start() {
+    Haproxy::all().for_each(|program| {
+        let caller = Caller::new(&program);
+        finish(&mut caller.haproxy("-D -f haproxy.cfg -p pid")).ok();
+        let mut client = TcpStream::connect(caller.address).expect("it listens");
+        client.write_all(b"GET / HTTP/1.0\r\n").expect("half a request");
+        drop(caller.load().stop());
+        let mut supervisor = caller.pid("pid").expect("the pid file");
+        let service = caller.service();
+        for (tag, option) in [(2, ""), (3, "-sf")] {
+            signal(supervisor, Signal::SIGUSR1);
+            eventually("it to stop", || {
+                let ping = ["--name", &service, "--serving"];
+                (caller.scene.run("ping", &ping).code != Some(0)).then_some(())
+            });
+            caller.configure("", tag);
+            let pid = if option.is_empty() { String::new() } else { supervisor.to_string() };
+            let words = format!("-D -f haproxy.cfg -p pid {option} {pid}");
+            let done = finish(&mut caller.haproxy(&words));
+            assert_eq!((done.code, &*done.err), (Some(0), ""), "{words}");
+            let next = caller.pid("pid").expect("the pid file");
+            assert_ne!(next, supervisor);
+            supervisor = next;
+            drop(caller.answers(tag).stop());
+        }
+        client.write_all(b"\r\n").expect("the rest");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.contains("x-generation: 1"), "{answer}");
+        // What answered it has drained; the supervisor and the newest generation are left.
+        eventually("it to end", || (caller.scene.haproxies().len() == 2).then_some(()));
+        signal(supervisor, Signal::SIGTERM);
+        caller.wait_none();
+    });
+}
+
+/// Two that ask while a start is in progress, each for files of its own: exit code 0 says that its own served.
+#[test]
+fn of_two_that_wait_each_is_served_in_its_turn() {
+    let Some(program) = Haproxy::system() else { return };
+    let caller = Caller::new(&program);
+    let slow = caller.gated("[234]");
+    let haproxy = |words: &str| {
+        let mut command = caller.haproxy(words);
+        command.env("BINDONCE_HAPROXY", &slow);
+        command
+    };
+    let mut service = Process::start(&mut haproxy("-W -f haproxy.cfg -p pid"));
+    let load = caller.load();
+    caller.configure("", 2);
+    service.signal(Signal::SIGUSR2);
+    service.wait_line("reload requested");
+    let mut callers = Vec::new();
+    for (waiting, tag) in [(1, 3), (2, 4)] {
+        let file = format!("{tag}.cfg");
+        caller.scene.write(&file, &config(caller.address, tag));
+        let words = format!("-D -f {file} -p pid -sf {}", service.pid());
+        callers.push(Process::start(&mut haproxy(&words)));
+        caller.wait_waiting(waiting);
+    }
+    caller.open_gate();
+    caller.wait_tag(&load, 2);
+    for (tag, mut one) in (3..).zip(callers) {
+        assert!(one.is_running(), "{}", one.story());
+        caller.open_gate();
+        assert!(one.wait_exit().success(), "{}", one.story());
+        caller.wait_tag(&load, tag);
+    }
+    drop(load.stop());
+    service.signal(Signal::SIGTERM);
+    service.wait_exit();
 }
 
 /// Installing the link and reloading once is the migration. What is in progress keeps the older one, its master's CLI is ours.
@@ -133,6 +214,10 @@ fn a_haproxy_without_bindonce_is_replaced_by_the_first_that_stands_in() {
         caller.scene.write("bad.cfg", "frontend web\n    bnid :80\n");
         replace("bad.cfg").fails(1);
         assert_eq!(masters(), [plain.pid().cast_signed(); 2]);
+        // A copy that the broker kept would get its share of the connections after a reload of the older one.
+        eventually("the broker to give its copies up", || {
+            (caller.scene.run("list", &[]).ok() == "no listener is held\n").then_some(())
+        });
         caller.configure("", 2);
         let done = replace("haproxy.cfg");
         assert_eq!((done.code, &*done.err), (Some(0), ""));
@@ -146,6 +231,56 @@ fn a_haproxy_without_bindonce_is_replaced_by_the_first_that_stands_in() {
         signal(supervisor, Signal::SIGTERM);
         caller.wait_none();
     });
+}
+
+/// What the broker has of a replaced haproxy is the service's, as if a generation had bound it.
+#[test]
+fn a_listener_of_a_replaced_haproxy_is_released_when_it_leaves_the_configuration() {
+    let Some(program) = Haproxy::system() else { return };
+    let caller = Caller::new(&program);
+    let other = caller.scene.address();
+    let line = format!("    bind {other}\n    http-request");
+    let text = config(caller.address, 1).replace("    http-request", &line);
+    caller.scene.write("haproxy.cfg", &text);
+    let mut plain = Process::start(&mut caller.command(&program, "-db -f haproxy.cfg"));
+    drop(caller.load().stop());
+    let replace = |pid: &str| {
+        let words = format!("-D -f haproxy.cfg -p pid -sf {pid}");
+        finish(&mut caller.haproxy(&words)).ok();
+    };
+    replace(&plain.pid().to_string());
+    plain.wait_exit();
+    assert_eq!(listening(other).len(), 1);
+    let supervisor = caller.pid("pid").expect("the pid file");
+    caller.configure("", 2);
+    replace(&supervisor.to_string());
+    eventually("the listener to be closed", || listening(other).is_empty().then_some(()));
+    signal(supervisor, Signal::SIGTERM);
+    caller.wait_none();
+}
+
+/// The older one has carried out its `-C` by now; its files may be gone.
+#[test]
+fn a_haproxy_whose_files_are_elsewhere_is_replaced() {
+    let Some(program) = Haproxy::system() else { return };
+    for is_gone in [false, true] {
+        let caller = Caller::new(&program);
+        std::fs::create_dir(caller.scene.path("conf")).expect("a directory");
+        let file = caller.scene.write("conf/old.cfg", &config(caller.address, 1));
+        let mut plain = Process::start(&mut caller.command(&program, "-db -C conf -f old.cfg"));
+        let load = caller.load();
+        if is_gone {
+            std::fs::remove_file(file).expect("its file");
+        }
+        caller.configure("", 2);
+        let words = format!("-D -f haproxy.cfg -p pid -sf {}", plain.pid());
+        finish(&mut caller.haproxy(&words)).ok();
+        caller.wait_tag(&load, 2);
+        assert!(plain.wait_exit().success(), "{}", plain.story());
+        assert_eq!(load.stop().failed(), 0);
+        signal(caller.pid("pid").expect("the pid file"), Signal::SIGTERM);
+        caller.wait_none();
+    }
 }
 
 /// With `-st` what the older one serves ends too.

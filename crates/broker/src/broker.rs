@@ -187,6 +187,13 @@ impl Broker {
         self.reporter.record(Happening::new(Kind::ListenerRestored, text));
         self.listeners.adopt(found, false, giver);
         self.listeners.record(&inodes);
+        self.watch_survivors();
+    }
+
+    /// Watches the processes again for which an earlier broker kept listeners.
+    pub(crate) fn watch_survivors(&self) {
+        let kept = self.listeners.registry.iter().filter_map(|(_, held)| held.outlived);
+        self.outlived.live_on(kept);
     }
 
     /// Records the last generation of a service, for the next broker.
@@ -233,7 +240,8 @@ impl Broker {
         manifest.header.broker.since = self.endpoint.since.0;
         manifest.header.broker.boot = identity::boot();
         manifest.header.broker.upgrades = self.upgrade.count();
-        let file = |path: &UnixPath| manifest::File { dev: path.dev, ino: path.ino };
+        let file =
+            |path: &UnixPath| manifest::File { dev: path.dev, ino: path.ino, uid: None, gid: None };
         manifest.header.control = self.endpoint.file.as_ref().map(file);
         (manifest.services, manifest.header.floor) = self.succession.written();
         manifest

@@ -2,6 +2,7 @@
 //! takes many turns.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -84,7 +85,7 @@ pub(crate) async fn claim(
     id: ConnectionId,
     wants: Wants,
 ) -> Result<Vec<Lease>, Denied> {
-    let outcome = claim_unsettled(broker, id, wants, |_, _| Ok(())).await;
+    let outcome = claim_unsettled(broker, id, wants, |_, _, _| Ok(())).await;
     settle(broker).await;
     outcome
 }
@@ -97,13 +98,13 @@ pub(crate) async fn settle(broker: &RefCell<Broker>) {
 }
 
 /// Finds or opens listeners, all or none; many take many turns. [`Broker::settle`] must follow.
-/// `allow` judges a claim again after it waited for another, because different listeners are held
-/// by then.
+/// `allow` judges these listeners of an element with a name in the step that looks the name up: it
+/// may have come to another listener since the request was read.
 pub(crate) async fn claim_unsettled(
     broker: &RefCell<Broker>,
     id: ConnectionId,
     wants: Wants,
-    allow: impl Fn(&Broker, &Want) -> Result<(), RpcError>,
+    allow: impl Fn(&Broker, &Want, Range<usize>) -> Result<(), RpcError>,
 ) -> Result<Vec<Lease>, Denied> {
     let most = look(broker, id, &wants).await;
     let most = most.map_err(|denied| broker.borrow().listeners.denied(id, denied))?;
@@ -111,6 +112,16 @@ pub(crate) async fn claim_unsettled(
     let mut failure = None;
     let mut event = Event::Claim(id, wants);
     loop {
+        if let Err(denial) = judge(broker, &event, &allow) {
+            let is_begun = matches!(event, Event::More(_));
+            // The claim gives up what it has, or no longer waits.
+            event = Event::OpenFailed(id, Vec::new());
+            if !is_begun {
+                let _ = broker.borrow_mut().listeners.claim(id, event, most);
+                return Err(Denied::NotAllowed(denial));
+            }
+            failure = Some(Denied::NotAllowed(denial));
+        }
         let next = broker.borrow_mut().listeners.claim(id, event, most);
         event = match next {
             Next::More => {
@@ -120,12 +131,6 @@ pub(crate) async fn claim_unsettled(
             Next::Wait => {
                 while !broker.borrow_mut().listeners.waiting.take(id) {
                     decided.notified().await;
-                }
-                if let Err(denial) = judge_again(broker, id, &allow).await {
-                    // The claim no longer waits.
-                    let end = Event::OpenFailed(id, Vec::new());
-                    let _ = broker.borrow_mut().listeners.claim(id, end, most);
-                    return Err(Denied::NotAllowed(denial));
                 }
                 Event::Retry(id)
             }
@@ -154,7 +159,7 @@ pub(crate) async fn claim_unsettled(
             Next::Denied(Some(Denied::Refused(Refusal::NotHeld(asked)))) => {
                 let wanted = Wanted::Listen((*asked).clone().into());
                 let created = Want { wanted, tentative: false, change: false, held: false };
-                allow(&broker.borrow(), &created).map_err(Denied::NotAllowed)?;
+                allow(&broker.borrow(), &created, 0..1).map_err(Denied::NotAllowed)?;
                 let refused = Denied::Refused(Refusal::NotHeld(asked));
                 return Err(broker.borrow().listeners.denied(id, refused));
             }
@@ -166,25 +171,15 @@ pub(crate) async fn claim_unsettled(
     }
 }
 
-/// Whether a claim that has waited is still allowed.
-async fn judge_again(
+/// Whether the client may have what the names that this step looks up stand for now.
+fn judge(
     broker: &RefCell<Broker>,
-    id: ConnectionId,
-    allow: &impl Fn(&Broker, &Want) -> Result<(), RpcError>,
+    event: &Event<Socket>,
+    allow: &impl Fn(&Broker, &Want, Range<usize>) -> Result<(), RpcError>,
 ) -> Result<(), RpcError> {
-    for from in (0..).step_by(LOOKED_AT_ONCE) {
-        if from != 0 {
-            yield_now().await;
-        }
-        let broker = broker.borrow();
-        let Some(waiting) = broker.listeners.registry.waiting(id) else { break };
-        if waiting.get(from).is_none() {
-            break;
-        }
-        let some = (from..from + LOOKED_AT_ONCE).map_while(|place| waiting.get(place));
-        some.into_iter().try_for_each(|want| allow(&broker, want))?;
-    }
-    Ok(())
+    let broker = broker.borrow();
+    let mut named = broker.listeners.registry.named_in(event);
+    named.try_for_each(|(want, some)| allow(&broker, want, some))
 }
 
 /// Examines the wanted listeners before they are claimed, and rebinds those that no client reaches.

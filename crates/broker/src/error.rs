@@ -65,6 +65,14 @@ pub enum Error {
         /// The reason.
         reason: String,
     },
+    /// The listeners of the previous broker could not be read from its state file.
+    #[error("cannot read the listeners of the previous broker from {}", .path.display())]
+    StateFile {
+        /// The file, which stays as it is.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
     /// The runtime could not watch the control socket.
     #[error("cannot wait for connections on {}", .socket.display())]
     Runtime {
@@ -95,6 +103,11 @@ impl Error {
                  root can change (`namei -l {}` shows what is on the way)",
                 untrusted.path.display()
             )),
+            Self::StateFile { .. } => Some(
+                "start the broker again when the file can be read; or move it away, and the broker takes \
+                 no listener over from the previous one"
+                    .to_owned(),
+            ),
             Self::Configuration { .. }
             | Self::File { .. }
             | Self::State { .. }

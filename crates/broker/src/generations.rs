@@ -21,21 +21,18 @@ use crate::broker::Broker;
 
 /// Reports each deadline of the succession as it passes, for as long as the broker runs.
 pub(crate) async fn keep(broker: &RefCell<Broker>) {
-    let (changed, epoch) = {
-        let succession = &broker.borrow().succession;
-        (Rc::clone(&succession.changed), succession.epoch)
-    };
+    let changed = Rc::clone(&broker.borrow().succession.changed);
     loop {
-        let deadline = broker.borrow().succession.deadline();
-        match deadline {
-            None => changed.notified().await,
-            Some(deadline) => {
-                let until = tokio::time::Instant::from_std(epoch + deadline);
-                if timeout_at(until, changed.notified()).await.is_err() {
-                    let mut broker = broker.borrow_mut();
-                    let actions = broker.succession.on(Event::Tick);
-                    let _ = perform(&mut broker, actions);
-                }
+        let look = broker.borrow_mut().succession.next_look();
+        let Some(look) = look else {
+            changed.notified().await;
+            continue;
+        };
+        if timeout_at(look.into(), changed.notified()).await.is_err() {
+            let mut broker = broker.borrow_mut();
+            if broker.succession.is_due() {
+                let actions = broker.succession.on(Event::Tick);
+                let _ = perform(&mut broker, actions);
             }
         }
     }

@@ -116,7 +116,8 @@ fn look_after(broker: &RefCell<Broker>, number: u64) {
             held.opened.handle.watch.count(id);
         }
         Ok(Health::ShutDown) => {
-            if !matches!(held.listener.address, Address::Unix(_)) {
+            // The next attempts to replace it say nothing new.
+            if !matches!(held.listener.address, Address::Unix(_)) && !broken.contains(&id) {
                 tracing::error!(
                     listener = held.listener.label(),
                     inode,
@@ -260,6 +261,7 @@ mod tests {
 
     use super::*;
     use crate::listeners::watch::Guard;
+    use crate::problems;
 
     #[tokio::test(flavor = "current_thread")]
     async fn one_is_repaired_in_a_turn() {
@@ -293,5 +295,36 @@ mod tests {
         };
         let turns: Vec<usize> = (0..fds.len()).map(|_| turn()).collect();
         assert_eq!(turns, [1, 2, 3, 4]);
+    }
+
+    /// The broker's own socket keeps the abstract name from a new one.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_listener_that_cannot_be_repaired_is_a_problem_and_is_logged_once() {
+        let guard = Guard::new().expect("a guard");
+        let socket = "/nonexistent/bindonce.sock".into();
+        let mut broker = Broker::new(socket, 0, 1024, guard, Journal::in_memory(None));
+        let connection = broker.connect_itself();
+        let broker = RefCell::new(broker);
+        let name = format!("abns@bindonce-broken-{}", std::process::id());
+        let wanted = name.parse().expect("a listener");
+        let want = Want { wanted, tentative: false, change: false, held: false };
+        claims::claim(&broker, connection, vec![want].into()).await.expect("granted");
+        let (id, inode, fd) = {
+            let broker = broker.borrow();
+            let (id, held) = broker.listeners.registry.iter().next().expect("held");
+            (id, held.opened.inode, Rc::clone(&held.opened.handle.fd))
+        };
+        rustix::net::shutdown(&fd, Shutdown::Read).expect("shutdown");
+        for _ in 0..3 {
+            look_after(&broker, id.number());
+            put_another(&broker, id, inode).await;
+        }
+        let problems = problems::all(&broker).await;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert_eq!((&*problems[0].kind, &problems[0].subject), ("listener-broken", &name));
+        let events = broker.borrow().reporter.journal.after(0);
+        let told = events.iter().filter(|event| event.kind == Kind::ListenerBroken.word());
+        // It was shut down, and it cannot be replaced.
+        assert_eq!(told.count(), 2, "{events:?}");
     }
 }

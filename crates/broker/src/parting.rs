@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_core::registry::{ConnectionId, Label};
+use bindonce_core::registry::{ConnectionId, Label, Process};
 use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::watch::Watch;
 use bindonce_sys::{holders, worker};
@@ -19,6 +19,7 @@ use tokio::task::{spawn_local, yield_now};
 
 use crate::broker::Broker;
 use crate::generations;
+use crate::outlived::Survivor;
 
 /// How long a look at the descriptors of one process may take.
 const LOOK: Duration = Duration::from_secs(5);
@@ -28,24 +29,28 @@ const LOOK: Duration = Duration::from_secs(5);
 pub(crate) async fn keep(broker: &Rc<RefCell<Broker>>) {
     let outlived = Rc::clone(&broker.borrow().outlived);
     loop {
-        for (connection, process) in outlived.take() {
-            spawn_local(watch(Rc::clone(broker), connection, process));
+        for survivor in outlived.take() {
+            spawn_local(watch(Rc::clone(broker), survivor));
         }
         outlived.changed().await;
     }
 }
 
-async fn watch(broker: Rc<RefCell<Broker>>, connection: ConnectionId, process: Pidfd) {
-    let ended = match Watch::new(&process) {
-        Ok(watch) => watch.readable().await,
-        Err(error) => Err(error),
+/// Waits for the end of a process, which may have ended already.
+async fn watch(broker: Rc<RefCell<Broker>>, (process, pidfd): Survivor) {
+    let ended = async {
+        match pidfd? {
+            Some(pidfd) => Watch::new(&pidfd)?.readable().await,
+            None => Ok(()),
+        }
     };
-    if let Err(error) = ended {
-        let pid = process.pid();
+    if let Err(error) = ended.await {
+        let pid = process.pid;
         tracing::warn!(pid, %error, "cannot watch a process: its listeners stay until they are released");
         return;
     }
-    while broker.borrow_mut().listeners.ended(connection) {
+    broker.borrow().outlived.ended(process);
+    while broker.borrow_mut().listeners.ended(process) {
         yield_now().await;
     }
 }
@@ -70,22 +75,22 @@ async fn keep_what_is_used(broker: &RefCell<Broker>, id: ConnectionId) {
         "a generation outlived a supervisor that had not yet reported it as serving: it keeps its listeners"
     );
     let mut broker = broker.borrow_mut();
-    broker.listeners.outlived(id, &inodes.into_iter().collect());
-    broker.outlived.lives_on(id, process);
+    broker.listeners.outlived(id, process, &inodes.into_iter().collect());
+    broker.outlived.live_on([process]);
 }
 
 /// The process of a generation, if it lives and has one of these sockets.
-async fn lives(label: &Label, child: Option<(i32, u64)>, inodes: Vec<u64>) -> Option<Pidfd> {
+async fn lives(label: &Label, child: Option<(i32, u64)>, inodes: Vec<u64>) -> Option<Process> {
     let pid = label.pid.cast_signed();
     // Open the pidfd first: the pid cannot come to mean another process during the look.
-    let process = Pidfd::open(pid).ok().filter(|process| !process.has_ended())?;
+    let pidfd = Pidfd::open(pid).ok()?;
+    let start = process::start_time(pid).filter(|_| !pidfd.has_ended())?;
     let has = worker::within(LOOK, move || holders::holds(pid, &inodes)).await;
     let lives = match has.and_then(std::convert::identity) {
         Ok(has) => has,
         // Its descriptors may not be read.
-        Err(_) => {
-            child.is_some_and(|child| process::start_time(pid).map(|at| (pid, at)) == Some(child))
-        }
+        Err(_) => child == Some((pid, start)),
     };
-    lives.then_some(process)
+    // If it has ended meanwhile, the watch sees that.
+    lives.then_some(Process { pid: label.pid, start })
 }

@@ -2,12 +2,15 @@
 //! are not written, listeners that are not recovered, and sockets that no client reaches.
 
 use std::cell::RefCell;
+use std::os::fd::AsFd as _;
 
+use bindonce_core::registry::{ListenerId, View};
+use bindonce_sys::listen;
 use bindonce_wire::result::Problem;
 use tokio::task::yield_now;
 
 use crate::broker::{Broker, NotBound};
-use crate::listeners::{away, hidden, unreachable};
+use crate::listeners::{Held, Socket, away, hidden, unreachable};
 use crate::persistence::Persistence;
 
 /// Listeners examined in one turn; a UNIX path takes about 5 us.
@@ -32,18 +35,67 @@ pub(crate) async fn all(broker: &RefCell<Broker>) -> Vec<Problem> {
     loop {
         let looked_at = {
             let broker = broker.borrow();
-            let held = broker.listeners.registry.after(after).take(IN_A_TURN);
-            let look = |(id, held)| {
-                after = Some(id);
-                problems.extend(unreachable(held).or_else(|| hidden(held)).or_else(|| away(held)));
-            };
-            held.map(look).count()
+            let views = broker.listeners.registry.list_after(after, IN_A_TURN);
+            after = views.last().map(|view| view.id);
+            for view in &views {
+                let held = view.held;
+                let problem = broken(&broker, view.id, held).or_else(|| unreachable(held));
+                let problem = problem.or_else(|| hidden(held)).or_else(|| away(held));
+                problems.extend(problem.or_else(|| narrowed(held)).or_else(|| left_behind(view)));
+            }
+            views.len()
         };
         if looked_at < IN_A_TURN {
             return problems;
         }
         yield_now().await;
     }
+}
+
+/// The problem that a listener does not listen and could not be made to listen again.
+fn broken(broker: &Broker, id: ListenerId, held: &Held) -> Option<Problem> {
+    if !broker.listeners.guard.broken.borrow().contains(&id) {
+        return None;
+    }
+    let label = held.listener.label();
+    let message = format!(
+        "{label} does not listen: a process that shares it has ended that, and it cannot be made to listen again"
+    );
+    let hint = if held.listener.address.ip().is_some() {
+        "find the process that has taken the port (`ss -ltnp`) and end it: the broker tries again all the time".to_owned()
+    } else {
+        format!("stop what uses it, close it with `bindonce release {label}`, and start again")
+    };
+    Some(Problem::new("listener-broken", label, message, Some(hint)))
+}
+
+/// The problem that only processes with the old socket of a listener use it, as after a reload that
+/// bound it anew and failed.
+fn left_behind(view: &View<'_, Socket>) -> Option<Problem> {
+    if !view.has_only_old_users() {
+        return None;
+    }
+    let (label, since) = (view.held.listener.label(), view.held.since);
+    let message = format!(
+        "{label} listens, but its clients wait: it was bound anew at {since}, and no process that uses it has the new \
+         socket"
+    );
+    let hint = "reload what uses it: its next generation gets the new socket";
+    Some(Problem::new("listener-unreachable", label, message, Some(hint.to_owned())))
+}
+
+/// The problem that a process that shares a listener has bound it to a device.
+fn narrowed(held: &Held) -> Option<Problem> {
+    let device = listen::device_of_holder(held.opened.handle.fd.as_fd(), &held.listener)?;
+    let label = held.listener.label();
+    let message = format!(
+        "{label} listens, but only clients that come through {device} reach it: a process that shares it has bound it to \
+         that device"
+    );
+    let hint = format!(
+        "stop what uses it, close it with `bindonce release {label}`, and start again: a new socket is bound to no device"
+    );
+    Some(Problem::new("listener-unreachable", label, message, Some(hint)))
 }
 
 /// Listeners of the previous broker that this one does not hold.

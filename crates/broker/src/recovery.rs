@@ -35,7 +35,7 @@ use crate::accounts;
 use crate::broker::Broker;
 use crate::inquiry;
 use crate::persistence::Gate;
-use crate::persistence::restore::{Found, as_written};
+use crate::persistence::restore::{Found, as_written, kept_for};
 
 /// How long clients have to give back their listeners before the broker takes them.
 const GRACE: Duration = Duration::from_millis(300);
@@ -203,9 +203,11 @@ async fn rebind(broker: &Rc<RefCell<Broker>>, free: impl Fn(&Entry) -> bool) {
                 let text = format!("{name} bound anew: no process had its socket");
                 broker.borrow().reporter.record(Happening::new(Kind::ListenerBound, text));
                 let since = Timestamp(entry.since);
-                let owner = entry.owner;
                 let exclusive = socket.bound.is_exclusive();
-                let found = Found { listener, socket, exclusive, since, tentative: false, owner };
+                let (owner, outlived) = (entry.owner, kept_for(&entry));
+                let tentative = false;
+                let found =
+                    Found { listener, socket, exclusive, since, tentative, owner, outlived };
                 let mut broker = broker.borrow_mut();
                 broker.persistence.missing.recovered(&HashSet::from([entry.inode]));
                 broker.recovered(vec![found], None);

@@ -168,9 +168,10 @@ async fn begin(
     let restored = start::restore(broker, &control.socket).await?;
     let store = broker.borrow().persistence.ledger.store();
     if store.is_none() {
+        // Before this broker has a file: one that ends writes it.
+        let left = file::left(&control.socket)?;
         let mut broker = broker.borrow_mut();
         broker.persistence.ledger.keep_in_file(StateFile::new(&control.socket));
-        let left = file::left(&control.socket);
         let missing = &mut broker.persistence.missing;
         (missing.entries, missing.left_in_order) = (left.listeners, left.in_order);
         broker.succession.recall(left.services, left.floor);

@@ -42,6 +42,7 @@ pub(crate) async fn restore(broker: &RefCell<Broker>, socket: &Path) -> Result<R
         }
         let count = found.listeners.len();
         broker.listeners.adopt(found.listeners, true, None);
+        broker.watch_survivors();
         if count != 0 {
             let text = format!("{count} listeners came back from the service manager");
             broker.reporter.record(Happening::new(Kind::ListenerRestored, text));

@@ -13,7 +13,7 @@ use crate::requests::list;
 
 /// The page as HTML.
 pub(crate) async fn html(broker: &RefCell<Broker>) -> String {
-    let services = list::services(broker).await.into_iter().map(service).collect();
+    let services = list::services(broker, |_, _| true).await.into_iter().map(service).collect();
     let (listeners, more_listeners) = list::first(broker, LISTENERS).await;
     let problems = problems::all(broker).await;
     let page = {

@@ -4,6 +4,9 @@
 // Every function but those that give text returns 0 or more if it has done what it says, and one of the negative
 // codes if not; bindonce_error() then says why. A handle is for one thread at a time. No thread is started, no
 // signal is touched, and nothing is written anywhere.
+//
+// A broker that does not answer holds up a call: 30 seconds for connecting, and 30 seconds for each request. In an
+// attempt to reach the broker that follows a lost one it is one second for each.
 
 #ifndef BINDONCE_H
 #define BINDONCE_H
@@ -29,7 +32,7 @@
 // A newer generation is ready or serves. This process must not accept: it ends.
 #define BINDONCE_SUPERSEDED -6
 
-// The claims give more listeners than there is room for. None was given.
+// The claims give more listeners than there is room for. None was bound or given.
 #define BINDONCE_NO_ROOM -7
 
 // Without a broker: this process cannot bind the address itself, and no socket for it was passed.
@@ -70,7 +73,7 @@ const char *bindonce_hint(void);
 int bindonce_refusal(void);
 
 // Becomes the next generation of a service, at the broker's socket; where that is NULL, at $BINDONCE_SOCKET or the
-// default path. Gives the handle in *generation. Takes 5 seconds at most.
+// default path. Gives the handle in *generation.
 //
 // # Safety
 // `socket` is NULL or a string, `service` a string, and `generation` has room for a pointer.
@@ -95,8 +98,8 @@ int bindonce_join_or_bind(const char *service, struct bindonce_generation **gene
 uint64_t bindonce_number(const struct bindonce_generation *generation);
 
 // Claims one listener, "[NAME=]ADDR[,OPTION]...", as in "web=0.0.0.0:80,backlog=4096", "unix@/run/app.sock" or
-// "udp4@:53". *fd is the caller's: non-blocking unless the claim says otherwise, and close-on-exec. Never call
-// shutdown(2) on it, nor change its blocking mode: it is shared.
+// "udp4@:53"; BINDONCE_NO_ROOM for a range of ports. *fd is the caller's: non-blocking unless the claim says
+// otherwise, and close-on-exec. Never call shutdown(2) on it, nor change its blocking mode: it is shared.
 //
 // # Safety
 // `generation` is a handle, `claim` a string, and `fd` has room for a number.
@@ -105,7 +108,7 @@ int bindonce_claim(struct bindonce_generation *generation,
                    int *fd);
 
 // Claims listeners, all or none, and gives how many: a range of ports is several. Their descriptors, in the order of
-// the claims, are the caller's, as those of bindonce_claim().
+// the claims, are the caller's, as those of bindonce_claim(). With too little room it claims none.
 //
 // # Safety
 // `generation` is a handle, `claims` has `count` strings, and `fds` has room for `room` numbers.
@@ -116,7 +119,8 @@ int bindonce_claim_all(struct bindonce_generation *generation,
                        size_t room);
 
 // Says that this generation is ready, and waits until it may accept, for as long as that takes where timeout_ms is
-// negative. With 0 it does not wait: it gives BINDONCE_TIMED_OUT, and bindonce_next() says BINDONCE_SERVE later.
+// negative. With 0 it waits only for the broker's reply: where an older generation has to stop first, it gives
+// BINDONCE_TIMED_OUT, and bindonce_next() says BINDONCE_SERVE later.
 //
 // # Safety
 // `generation` is a handle.
@@ -131,8 +135,8 @@ int bindonce_ready(struct bindonce_generation *generation,
 int bindonce_fd(const struct bindonce_generation *generation);
 
 // What has happened: BINDONCE_NOTHING, BINDONCE_SERVE or BINDONCE_RETIRE. Does not wait, but that an attempt to
-// reach the broker that follows a lost one takes a second at most. An error here ends nothing: the process serves on,
-// and the next call tries again.
+// reach the broker that follows a lost one may take a second for connecting and for each request (to take back 253
+// listeners, or to join). An error here ends nothing: the process serves on, and the next call tries again.
 //
 // # Safety
 // `generation` is a handle.

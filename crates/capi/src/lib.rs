@@ -27,7 +27,7 @@ pub const BINDONCE_LOST: c_int = -4;
 pub const BINDONCE_REFUSED: c_int = -5;
 /// A newer generation is ready or serves. This process must not accept: it ends.
 pub const BINDONCE_SUPERSEDED: c_int = -6;
-/// The claims give more listeners than there is room for. None was given.
+/// The claims give more listeners than there is room for. None was bound or given.
 pub const BINDONCE_NO_ROOM: c_int = -7;
 /// Without a broker: this process cannot bind the address itself, and no socket for it was passed.
 pub const BINDONCE_CANNOT_BIND: c_int = -8;
@@ -89,7 +89,7 @@ pub extern "C" fn bindonce_refusal() -> c_int {
 }
 
 /// Becomes the next generation of a service, at the broker's socket; where that is NULL, at $BINDONCE_SOCKET or the
-/// default path. Gives the handle in *generation. Takes 5 seconds at most.
+/// default path. Gives the handle in *generation.
 ///
 /// # Safety
 /// `socket` is NULL or a string, `service` a string, and `generation` has room for a pointer.
@@ -165,8 +165,8 @@ pub unsafe extern "C" fn bindonce_number(generation: *const Generation) -> u64 {
 }
 
 /// Claims one listener, "[NAME=]ADDR[,OPTION]...", as in "web=0.0.0.0:80,backlog=4096", "unix@/run/app.sock" or
-/// "udp4@:53". *fd is the caller's: non-blocking unless the claim says otherwise, and close-on-exec. Never call
-/// shutdown(2) on it, nor change its blocking mode: it is shared.
+/// "udp4@:53"; BINDONCE_NO_ROOM for a range of ports. *fd is the caller's: non-blocking unless the claim says
+/// otherwise, and close-on-exec. Never call shutdown(2) on it, nor change its blocking mode: it is shared.
 ///
 /// # Safety
 /// `generation` is a handle, `claim` a string, and `fd` has room for a number.
@@ -182,7 +182,7 @@ pub unsafe extern "C" fn bindonce_claim(
 }
 
 /// Claims listeners, all or none, and gives how many: a range of ports is several. Their descriptors, in the order of
-/// the claims, are the caller's, as those of bindonce_claim().
+/// the claims, are the caller's, as those of bindonce_claim(). With too little room it claims none.
 ///
 /// # Safety
 /// `generation` is a handle, `claims` has `count` strings, and `fds` has room for `room` numbers.
@@ -209,15 +209,24 @@ pub unsafe extern "C" fn bindonce_claim_all(
     let Some(generation) = (unsafe { generation.as_mut() }) else {
         return invalid("generation is NULL");
     };
+    let no_room = |found: usize| {
+        let text = format!("the claims give {found} listeners, and there is room for {room}");
+        fail(BINDONCE_NO_ROOM, &text, None, 0)
+    };
+    // Before the claim: what it binds stays when this generation serves.
+    let wanted: usize = claims.iter().map(Claim::count).sum();
+    if wanted > room {
+        return no_room(wanted);
+    }
     let leases = match generation.inner.claim(&claims) {
         Ok(leases) => leases,
         Err(error) => return failed(&error),
     };
-    let Ok(found @ 0..) = c_int::try_from(leases.len()) else { return BINDONCE_NO_ROOM };
-    if leases.len() > room {
-        let text = format!("the claims give {found} listeners, and there is room for {room}");
-        return fail(BINDONCE_NO_ROOM, &text, None, 0);
-    }
+    // A newer broker may find more in a claim than this library.
+    let found = match c_int::try_from(leases.len()) {
+        Ok(found) if leases.len() <= room => found,
+        _ => return no_room(leases.len()),
+    };
     for (index, fd) in leases.into_iter().map(Lease::into_fd).enumerate() {
         // SAFETY: the caller's promise; `index` is below `room`.
         unsafe { fds.add(index).write(fd.into_raw_fd()) };
@@ -226,7 +235,8 @@ pub unsafe extern "C" fn bindonce_claim_all(
 }
 
 /// Says that this generation is ready, and waits until it may accept, for as long as that takes where timeout_ms is
-/// negative. With 0 it does not wait: it gives BINDONCE_TIMED_OUT, and bindonce_next() says BINDONCE_SERVE later.
+/// negative. With 0 it waits only for the broker's reply: where an older generation has to stop first, it gives
+/// BINDONCE_TIMED_OUT, and bindonce_next() says BINDONCE_SERVE later.
 ///
 /// # Safety
 /// `generation` is a handle.
@@ -262,8 +272,8 @@ pub unsafe extern "C" fn bindonce_fd(generation: *const Generation) -> c_int {
 }
 
 /// What has happened: BINDONCE_NOTHING, BINDONCE_SERVE or BINDONCE_RETIRE. Does not wait, but that an attempt to
-/// reach the broker that follows a lost one takes a second at most. An error here ends nothing: the process serves on,
-/// and the next call tries again.
+/// reach the broker that follows a lost one may take a second for connecting and for each request (to take back 253
+/// listeners, or to join). An error here ends nothing: the process serves on, and the next call tries again.
 ///
 /// # Safety
 /// `generation` is a handle.

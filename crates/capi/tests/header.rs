@@ -70,3 +70,12 @@ fn the_header_declares_each_function_and_each_constant() {
     }
     assert!(seen > 20, "{seen}");
 }
+
+#[test]
+fn the_header_says_how_long_a_request_may_take() {
+    let header = include_str!("../include/bindonce.h");
+    let limit = format!("{} seconds for each request", bindonce::DEFAULT_TIMEOUT.as_secs());
+    assert!(header.contains(&limit), "include/bindonce.h does not say `{limit}`");
+    let preamble = include_str!("../cbindgen.toml");
+    assert!(preamble.contains(&limit), "cbindgen.toml does not say `{limit}`");
+}

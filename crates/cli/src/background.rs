@@ -41,6 +41,11 @@ pub(crate) fn starter() -> anyhow::Result<Option<Rc<OwnedFd>>> {
 /// Names of standard input, which may be a pipe with the configuration.
 const INPUT: [&str; 3] = ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"];
 
+/// Whether standard input is among these files.
+pub(crate) fn reads_input(files: &[PathBuf]) -> bool {
+    files.iter().any(|file| INPUT.iter().any(|name| file == Path::new(name)))
+}
+
 /// Starts the background process. Returns 0 when it serves, else its own exit code. Until it serves
 /// it has our standard input, if that is among `files`.
 pub(crate) fn start(
@@ -48,14 +53,13 @@ pub(crate) fn start(
     arguments: &[OsString],
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
-    let reads = files.iter().any(|file| INPUT.iter().any(|name| file == Path::new(name)));
     let (mut words, error_writer) = io::pipe().context("cannot make a pipe")?;
     let (mut news, writer) = io::pipe().context("cannot make a pipe")?;
     let mut child = Command::new("/proc/self/exe")
         .arg0(name)
         .args(arguments)
         .env(VARIABLE, "1")
-        .stdin(if reads { Stdio::inherit() } else { Stdio::null() })
+        .stdin(if reads_input(files) { Stdio::inherit() } else { Stdio::null() })
         .stdout(writer)
         .stderr(error_writer)
         .spawn()

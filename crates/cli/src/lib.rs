@@ -8,6 +8,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod advice;
 mod background;
 mod command;
 mod events;
@@ -19,11 +21,12 @@ mod output;
 mod stand_in;
 mod unanswered;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use bindonce_supervisor::{upgrade, watchdog};
+use bindonce_supervisor::{Settings, upgrade, watchdog};
 use bindonce_sys::{log, signals, spawn, tether};
 use clap::{CommandFactory as _, Parser};
 
@@ -95,11 +98,7 @@ pub fn main() -> ExitCode {
         }
         Some(word) if word == upgrade::CHECK => {
             let path = PathBuf::from(words.next().unwrap_or_default());
-            let text =
-                std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()));
-            let checked = text.and_then(|text| Ok(upgrade::check(&path, &text)?));
-            let printed = checked.and_then(|answer| output::print(&answer));
-            return printed.map_or_else(|error| failure::print(&error), |()| ExitCode::SUCCESS);
+            return proved(can_supervise(&path, words.collect()));
         }
         Some(word) if word == bindonce_broker::CHECK => {
             let words = std::iter::once("bindonce".into()).chain(words);
@@ -108,17 +107,13 @@ pub fn main() -> ExitCode {
                 command::Command::Serve(args) => command::serve::check(&args),
                 _ => anyhow::bail!("these are not the arguments of a broker"),
             });
-            return checked.map_or_else(|error| failure::print(&error), |()| ExitCode::SUCCESS);
+            return proved(checked);
         }
         _ => {}
     }
-    let mut words = std::env::args_os();
-    let name = words.next().unwrap_or_default();
-    let mut words = words.peekable();
-    let is_stand_in = Path::new(&name).file_name() == Some(stand_in::NAME.as_ref());
-    if is_stand_in || words.next_if(|word| word == stand_in::NAME).is_some() {
-        let words = std::iter::once(stand_in::NAME.into()).chain(words).collect();
-        return finish(stand_in::answer(words).and_then(|outcome| match outcome {
+    let words: Vec<_> = std::env::args_os().collect();
+    if let Some(words) = of_haproxy(&words) {
+        return finish(stand_in::answer(words, false).and_then(|outcome| match outcome {
             stand_in::Outcome::Done(code) => Ok(code),
             stand_in::Outcome::Serve { words, arguments } => {
                 let Cli { globals, command } = Cli::try_parse_from(words)?;
@@ -139,6 +134,52 @@ pub fn main() -> ExitCode {
     finish(command::run(cli.command, &cli.globals))
 }
 
+/// The command line of haproxy, if this program stands in for it with these words.
+fn of_haproxy(words: &[OsString]) -> Option<Vec<OsString>> {
+    let arguments = match words {
+        [name, rest @ ..] if Path::new(name).file_name() == Some(stand_in::NAME.as_ref()) => rest,
+        [_, word, rest @ ..] if word == stand_in::NAME => rest,
+        _ => return None,
+    };
+    Some(std::iter::once(stand_in::NAME.into()).chain(arguments.iter().cloned()).collect())
+}
+
+/// Proves that this binary can take over from a running supervisor: from its state at `path`, and
+/// with its command line `words`, of which an older supervisor says nothing.
+fn can_supervise(path: &Path, words: Vec<OsString>) -> anyhow::Result<()> {
+    let settings = if words.is_empty() { None } else { Some(settings(words)?) };
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    output::print(&upgrade::check(path, &text, settings.as_deref())?)
+}
+
+/// The settings of a running supervisor with this command line, for its next image.
+fn settings(words: Vec<OsString>) -> anyhow::Result<Box<Settings>> {
+    let (words, at_once) = match of_haproxy(&words) {
+        None => (words, false),
+        Some(words) => match stand_in::answer(words, true)? {
+            stand_in::Outcome::Serve { words, .. } => (words, true),
+            stand_in::Outcome::Done(_) => anyhow::bail!("haproxy would not serve with these words"),
+        },
+    };
+    let Cli { globals, command } = Cli::try_parse_from(words)?;
+    match command {
+        command::Command::Run(args) => command::run::settings(*args, &globals, at_once),
+        _ => anyhow::bail!("these are not the arguments of a supervisor"),
+    }
+}
+
+/// The exit code of a proof. Why it has failed is for the process that asked, on standard output,
+/// and for its log.
+fn proved(checked: anyhow::Result<()>) -> ExitCode {
+    checked.map_or_else(
+        |error| {
+            let _ = output::print(&failure::text(&error));
+            failure::print(&error)
+        },
+        |()| ExitCode::SUCCESS,
+    )
+}
+
 /// Writes the rest of the log, and returns the exit code.
 fn finish(done: anyhow::Result<ExitCode>) -> ExitCode {
     let code = done.unwrap_or_else(|error| failure::print(&error));
@@ -149,6 +190,27 @@ fn finish(done: anyhow::Result<ExitCode>) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_supervisor_is_taken_over_only_with_its_command_line() {
+        let path = std::env::temp_dir().join(format!("bindonce-state-{}", std::process::id()));
+        std::fs::write(&path, "{}").expect("a state");
+        let proof = |words: &[&str]| {
+            let done = can_supervise(&path, words.iter().map(OsString::from).collect());
+            done.map_err(|error| failure::text(&error))
+        };
+        let run = ["bindonce", "run", "--name", "web"];
+        let haproxy = ["--", "haproxy", "-f", "web.cfg"];
+        assert_eq!(proof(&[]), Ok(()), "an older supervisor");
+        assert_eq!(proof(&[&run[..], &haproxy].concat()), Ok(()));
+        // What a start does is not done again: the service may be named by other pids by now.
+        assert_eq!(proof(&[&run[..], &haproxy, &["-D", "-sf", "1"]].concat()), Ok(()));
+        let lacks = proof(&[&run[..], &["--of-later"], &haproxy].concat()).expect_err("refused");
+        assert!(lacks.contains("--of-later"), "{lacks}");
+        let other = proof(&["bindonce", "serve"]).expect_err("refused");
+        assert!(other.contains("not the arguments of a supervisor"), "{other}");
+        std::fs::remove_file(&path).expect("removed");
+    }
 
     #[test]
     fn help() {

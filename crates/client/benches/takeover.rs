@@ -195,7 +195,7 @@ fn measure() -> Outcome<()> {
     std::fs::create_dir(&directory.0)?;
     let socket = directory.0.join("socket");
     let _broker = Peer::start("broker", &socket)?;
-    let mut client = Client::reconnect(&socket, &[], None, Duration::from_secs(20))?;
+    let (mut client, _) = Client::reconnect(&socket, &[], None, Duration::from_secs(20))?;
     client.claim(&claim())?;
     let mut met = true;
     for (role, what) in

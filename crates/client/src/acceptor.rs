@@ -53,7 +53,8 @@ pub enum Accepted<S, A> {
 }
 
 impl<L: AsFd> Acceptor<L> {
-    /// Wraps a listener, whose blocking mode stays as it is.
+    /// Wraps a listener, whose blocking mode stays as it is. With a std listener that is blocking,
+    /// `accept` may wait past its deadline and its stop.
     pub fn new(listener: L) -> Self {
         Self { listener, backoff: Backoff::default() }
     }

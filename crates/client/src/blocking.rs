@@ -6,7 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bindonce_core::patience::Patience;
 use bindonce_fd::MAX_FDS;
+use bindonce_wire::RpcError;
 use bindonce_wire::message::Notification;
 use bindonce_wire::params::Join;
 use bindonce_wire::result::{EventsResult, ListResult, PingResult, StatusResult};
@@ -14,9 +16,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::acceptor::wait_readable;
-use crate::claim::{Claim, Give};
+use crate::claim::{Claim, Give, GivingBack};
 use crate::error::Error;
 use crate::lease::{Lease, only};
+use crate::membership::ATTEMPT;
 use crate::session::{Answer, DEFAULT_TIMEOUT, Session, typed};
 use crate::transfer::{Outgoing, READ_SIZE};
 use crate::verbs::Verb;
@@ -36,9 +39,8 @@ pub struct Client {
     session: Session,
     buffer: Box<[u8]>,
     timeout: Duration,
-    /// The socket's receive timeout, which differs from `timeout` only after a reply in many
-    /// messages.
-    receive_timeout: Duration,
+    /// How long the socket waits in one system call; None until it is set.
+    wait: Option<Duration>,
 }
 
 impl Client {
@@ -61,7 +63,9 @@ impl Client {
 
     /// Connects to the next broker after one was lost. As soon as a broker answers, this gives back
     /// the listeners that this process holds ([`Lease::give`]) and joins as its generation. Tries
-    /// for as long as `patience`.
+    /// for as long as `patience`; then each request of an attempt that has begun has one second
+    /// more. Also returns the refusals of listeners that the broker does not take back, such as one
+    /// whose UNIX path was removed; it has all others.
     ///
     /// # Errors
     /// The error of the last attempt.
@@ -70,21 +74,25 @@ impl Client {
         listeners: &[Give<'_>],
         join: Option<&Join>,
         patience: Duration,
-    ) -> Result<Self, Error> {
-        let until = Instant::now() + patience;
+    ) -> Result<(Self, Vec<RpcError>), Error> {
+        let begun = Instant::now();
+        let left = || patience.saturating_sub(begun.elapsed());
+        let limit = || left().clamp(ATTEMPT, DEFAULT_TIMEOUT);
         let attempt = || {
-            let mut client = Self::connect(path)?;
-            client.store(listeners)?;
+            let mut client = Self::connect_within(path, limit())?;
+            let refused = client.give_back(listeners, limit)?;
             if let Some(join) = join {
+                client.set_timeout(limit())?;
                 client.join(join)?;
             }
-            Ok(client)
+            client.set_timeout(DEFAULT_TIMEOUT)?;
+            Ok((client, refused))
         };
         loop {
+            // This process may be stopped during an attempt: the last one begins after the limit.
+            let is_last = left().is_zero();
             match attempt() {
-                Err(error) if Error::is_absence(&error) && Instant::now() < until => {
-                    std::thread::sleep(AGAIN);
-                }
+                Err(error) if Error::is_absence(&error) && !is_last => std::thread::sleep(AGAIN),
                 done => return done,
             }
         }
@@ -102,7 +110,7 @@ impl Client {
         stream.set_nonblocking(false).map_err(Error::Io)?;
         let buffer = vec![0; READ_SIZE].into_boxed_slice();
         let session = Session::new();
-        let mut client = Self { stream, session, buffer, timeout, receive_timeout: timeout };
+        let mut client = Self { stream, session, buffer, timeout, wait: None };
         client.set_timeout(timeout)?;
         Ok(client)
     }
@@ -113,8 +121,7 @@ impl Client {
     /// [`Error::Io`] if the socket's timeouts cannot be set.
     pub fn set_timeout(&mut self, timeout: Duration) -> Result<(), Error> {
         self.timeout = at_least(timeout);
-        self.stream.set_write_timeout(Some(self.timeout)).map_err(Error::Io)?;
-        self.receive_within(self.timeout)
+        self.wait_at_most(self.timeout).map_err(Error::Io)
     }
 
     /// Claims listeners, all or none. Returns one lease for each, in order; a range of ports gives
@@ -127,12 +134,12 @@ impl Client {
     }
 
     /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an
-    /// error.
+    /// error and binds nothing.
     ///
     /// # Errors
     /// As [`claim`](Self::claim), and [`Error::NotOne`].
     pub fn claim_one(&mut self, claim: impl Into<Claim>) -> Result<Lease, Error> {
-        only(self.claim(&[claim.into()])?)
+        only(self.claim(&[Claim::of_one(claim)?])?)
     }
 
     /// Tells the broker which generation of which service this connection belongs to, for a
@@ -203,6 +210,23 @@ impl Client {
         Ok(names)
     }
 
+    /// Gives back listeners to the broker that has followed a lost one, as [`store`](Self::store)
+    /// does, but without those that it does not take. Returns their refusals. `limit` is how long
+    /// the next request may take.
+    pub(crate) fn give_back(
+        &mut self,
+        listeners: &[Give<'_>],
+        limit: impl Fn() -> Duration,
+    ) -> Result<Vec<RpcError>, Error> {
+        let mut giving = GivingBack::new(listeners);
+        while let Some(part) = giving.next_part() {
+            self.set_timeout(limit())?;
+            let answer = self.store(part);
+            giving.answered(part, answer)?;
+        }
+        Ok(giving.refused)
+    }
+
     /// Calls any method of the protocol (docs/protocol-requests.md) that returns no descriptors,
     /// and returns its `result`. `params` is an array.
     ///
@@ -266,44 +290,48 @@ impl Client {
         mut request: Outgoing<'_>,
         method: &'static str,
     ) -> Result<Answer, Error> {
-        let deadline = Instant::now() + self.timeout;
-        while !request.push(&self.stream).map_err(|error| self.failed(method, error))? {
-            if Instant::now() >= deadline {
-                return Err(self.timed_out(method));
-            }
-        }
-        if self.receive_timeout != self.timeout {
-            self.receive_within(self.timeout)?;
+        let mut patience = Patience::new(self.timeout);
+        self.wait_for_a_part(&mut patience, method)?;
+        while !unless_it_waits(request.push(&self.stream))?.unwrap_or(false) {
+            self.wait_for_a_part(&mut patience, method)?;
         }
         loop {
             let fd = self.stream.as_fd();
             let pulled = transfer::pull(fd, &mut self.buffer, &mut self.session, method);
-            if let Some(answer) = pulled.map_err(|error| self.failed(method, error))?? {
+            if let Some(answer) = unless_it_waits(pulled)?.transpose()?.flatten() {
                 return Ok(answer);
             }
-            // More must come, in the rest of the time.
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(self.timed_out(method));
-            }
-            self.receive_within(left)?;
+            self.wait_for_a_part(&mut patience, method)?;
         }
     }
 
-    fn receive_within(&mut self, timeout: Duration) -> Result<(), Error> {
-        self.receive_timeout = at_least(timeout);
-        self.stream.set_read_timeout(Some(self.receive_timeout)).map_err(Error::Io)
-    }
-
-    fn failed(&self, method: &'static str, error: io::Error) -> Error {
-        match error.kind() {
-            io::ErrorKind::WouldBlock => self.timed_out(method),
-            _ => Error::Io(error),
+    /// Lets the next send or receive wait for the next part of the timeout.
+    fn wait_for_a_part(
+        &mut self,
+        patience: &mut Patience,
+        during: &'static str,
+    ) -> Result<(), Error> {
+        match patience.next_wait(Instant::now()) {
+            Some(wait) => self.wait_at_most(wait).map_err(Error::Io),
+            None => Err(Error::TimedOut { during, after: self.timeout }),
         }
     }
 
-    fn timed_out(&self, during: &'static str) -> Error {
-        Error::TimedOut { during, after: self.timeout }
+    fn wait_at_most(&mut self, wait: Duration) -> io::Result<()> {
+        if self.wait != Some(wait) {
+            self.stream.set_write_timeout(Some(wait))?;
+            self.stream.set_read_timeout(Some(wait))?;
+            self.wait = Some(wait);
+        }
+        Ok(())
+    }
+}
+
+/// The result of an attempt to send or to receive; None if the socket was not ready in time.
+fn unless_it_waits<T>(attempt: io::Result<T>) -> Result<Option<T>, Error> {
+    match attempt {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        done => done.map(Some).map_err(Error::Io),
     }
 }
 
@@ -318,4 +346,29 @@ impl AsFd for Client {
 /// The system treats a timeout of zero as no timeout.
 pub(crate) fn at_least(timeout: Duration) -> Duration {
     timeout.max(Duration::from_millis(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use bindonce_wire::params::State;
+
+    use super::*;
+
+    #[test]
+    fn an_attempt_to_reconnect_lasts_no_longer_than_its_limit_and_a_second() {
+        let name = format!("bindonce-silent-{}.sock", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        // Its queue takes the connection, and no process answers.
+        let _silent = UnixListener::bind(&path).expect("bind");
+        let join = Join::new("edge".parse().expect("a name"), 1, None, State::Serving);
+        let limit = Duration::from_millis(10);
+        let error = Client::reconnect(&path, &[], Some(&join), limit).expect_err("no answer");
+        assert!(matches!(error, Error::TimedOut { after, .. } if after == ATTEMPT), "{error}");
+        // Later calls have their usual time.
+        let (client, _) = Client::reconnect(&path, &[], None, limit).expect("a connection");
+        assert_eq!(client.timeout, DEFAULT_TIMEOUT);
+        std::fs::remove_file(path).expect("remove");
+    }
 }

@@ -81,7 +81,8 @@ use crate::verbs;
 /// process continues to serve. The calls above connect to the next broker as soon as it answers,
 /// give the listeners back to it (for this the generation keeps descriptors of them until
 /// `stopped`), and take the same place in the order, with the same number. Connecting and each
-/// request of such an attempt take at most a second.
+/// request of such an attempt take at most a second. A listener that the next broker does not take
+/// back is left out, such as one whose UNIX path was removed: the broker's log and `list` name it.
 #[derive(Debug)]
 pub struct Generation {
     path: PathBuf,
@@ -213,12 +214,12 @@ impl Generation {
     }
 
     /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an
-    /// error.
+    /// error and binds nothing.
     ///
     /// # Errors
     /// As [`claim`](Self::claim), and [`Error::NotOne`].
     pub fn claim_one(&mut self, claim: impl Into<Claim>) -> Result<Lease, Error> {
-        only(self.claim(&[claim.into()])?)
+        only(self.claim(&[Claim::of_one(claim)?])?)
     }
 
     /// Reports that this generation is ready, and waits until it may accept. It may accept when the
@@ -312,10 +313,8 @@ impl Generation {
         }
         let until = Instant::now() + FAREWELL;
         self.say()?;
-        while self.client.is_none()
-            && wait_readable(&self.due, Some(until)).map_err(Error::Io)?
-            && Instant::now() < until
-        {
+        // An attempt that is due is made even if this process was stopped until then.
+        while self.client.is_none() && wait_readable(&self.due, Some(until)).map_err(Error::Io)? {
             self.look()?;
         }
         let stopped = self.membership.stopped();
@@ -399,7 +398,7 @@ impl Generation {
 
     fn find_again(&mut self) -> Result<Client, Error> {
         let mut client = Client::connect_within(&self.path, ATTEMPT)?;
-        client.store(&self.membership.give())?;
+        client.give_back(&self.membership.give(), || ATTEMPT)?;
         let mut client = enter(client, &mut self.membership)?;
         client.set_timeout(DEFAULT_TIMEOUT)?;
         Ok(client)

@@ -15,12 +15,14 @@ use std::time::Duration;
 use ::hyper::body::{Body, Incoming};
 use ::hyper::service::{Service, service_fn};
 use ::hyper::{Request, Response};
+use bindonce_core::patience::Patience;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+
+use crate::aio::patience::within;
 
 /// An error of a connection, nearly always caused by its client.
 pub type ConnectionError = Box<dyn Error + Send + Sync>;
@@ -132,9 +134,11 @@ impl Connections {
     /// it cut. In HTTP/1 a connection that waits for another request is closed; in HTTP/2 the
     /// client is told to open no more streams (GOAWAY).
     pub async fn finish(mut self, limit: Duration) -> usize {
-        let deadline = Instant::now() + limit;
+        let mut patience = Patience::new(limit);
         self.finishing.send_replace(true);
-        while let Ok(Some(_)) = timeout_at(deadline, self.tasks.join_next()).await {}
+        while let Ok(Some(_)) = within(&mut patience, self.tasks.join_next()).await {}
+        // Those that have ended by the limit, too.
+        while self.tasks.try_join_next().is_some() {}
         let cut = self.tasks.len();
         self.tasks.shutdown().await;
         cut

@@ -93,9 +93,9 @@ impl Lease {
     /// As a TCP listener whose `accept` waits.
     ///
     /// # Errors
-    /// [`Error::Kind`] if the socket is of another kind.
+    /// [`Error::Kind`] if the socket is of another kind; [`Error::Descriptor`] if it is blocking.
     pub fn into_tcp_acceptor(self) -> Result<Acceptor<TcpListener>, Error> {
-        self.into_tcp_listener().map(Acceptor::new)
+        self.check_nonblocking()?.into_tcp_listener().map(Acceptor::new)
     }
 
     /// As a UDP socket. Its `recv` may return `WouldBlock`; [`wait_readable`](crate::wait_readable)
@@ -119,16 +119,16 @@ impl Lease {
     /// As a UNIX stream listener whose `accept` waits.
     ///
     /// # Errors
-    /// [`Error::Kind`] if the socket is of another kind.
+    /// As [`into_tcp_acceptor`](Self::into_tcp_acceptor).
     pub fn into_unix_acceptor(self) -> Result<Acceptor<UnixListener>, Error> {
-        self.into_unix_listener().map(Acceptor::new)
+        self.check_nonblocking()?.into_unix_listener().map(Acceptor::new)
     }
 
     /// As tokio's TCP listener. Call it inside a runtime.
     ///
     /// # Errors
     /// [`Error::Kind`] if the socket is of another kind; [`Error::Descriptor`] if the runtime
-    /// refuses it, or if another holder made it blocking.
+    /// refuses it, or if it is blocking.
     #[cfg(feature = "tokio")]
     pub fn into_tokio_tcp_listener(self) -> Result<tokio::net::TcpListener, Error> {
         let lease = self.check("a listening TCP socket")?.check_nonblocking()?;
@@ -176,15 +176,15 @@ impl Lease {
         tokio::net::UdpSocket::from_std(fd.into()).map_err(|source| unusable(&bound, source))
     }
 
-    /// A runtime would hang in accept(2) on a blocking socket, and this crate must not change a
-    /// shared flag.
-    #[cfg(feature = "tokio")]
+    /// On a blocking socket accept(2) hangs when another process has taken the connection, whatever
+    /// the deadline, the stop or the runtime. This crate must not change a shared flag.
     fn check_nonblocking(self) -> Result<Self, Error> {
         match rustix::fs::fcntl_getfl(&self.fd) {
             Ok(flags) if flags.contains(rustix::fs::OFlags::NONBLOCK) => Ok(self),
             Ok(_) => {
-                let source = io::Error::other("another process made the shared socket blocking");
-                Err(unusable(&self.bound, source))
+                let why = "the socket is blocking: by its claim, by a systemd unit that lacks \
+                           NonBlocking=yes, or by another process that shares it";
+                Err(unusable(&self.bound, io::Error::other(why)))
             }
             Err(source) => Err(unusable(&self.bound, source.into())),
         }
@@ -233,4 +233,35 @@ fn kind(fd: &OwnedFd) -> io::Result<&'static str> {
         SocketType::DGRAM if internet => "a UDP socket",
         _ => "a socket of another kind",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::SocketAddr;
+
+    use super::*;
+
+    fn lease(socket: impl Into<OwnedFd>) -> Lease {
+        let text = || "web".to_owned();
+        let bound = Bound { name: text(), address: text(), bound: text(), created: true, inode: 1 };
+        Lease::new(bound, socket.into())
+    }
+
+    #[test]
+    fn an_acceptor_gets_no_blocking_socket() {
+        let tcp = || TcpListener::bind("127.0.0.1:0").expect("bind");
+        let error = lease(tcp()).into_tcp_acceptor().expect_err("it blocks");
+        assert!(matches!(error, Error::Descriptor { .. }), "{error:?}");
+        let name = format!("bindonce-lease-{}", std::process::id());
+        let name = SocketAddr::from_abstract_name(name).expect("a name");
+        let unix = UnixListener::bind_addr(&name).expect("bind");
+        let error = lease(unix).into_unix_acceptor().expect_err("it blocks");
+        assert!(matches!(error, Error::Descriptor { .. }), "{error:?}");
+        // A program that waits in accept(2) itself gets one.
+        lease(tcp()).into_tcp_listener().expect("a listener");
+        let tcp = tcp();
+        tcp.set_nonblocking(true).expect("not shared");
+        lease(tcp).into_tcp_acceptor().expect("it does not block");
+    }
 }

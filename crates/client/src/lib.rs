@@ -109,9 +109,10 @@
 //!
 //! # Time, threads, errors
 //! Every request to the broker has a deadline: [`DEFAULT_TIMEOUT`], or the timeout that the caller
-//! sets. This crate starts no thread, and spawns tasks only for `hyper::Connections`; connecting
-//! with tokio uses one of the runtime's blocking threads. Nothing here panics, whatever the broker
-//! sends. There is one error type, [`Error`]; [`Error::hint`] says what a person can do next.
+//! sets. Time in which this process is stopped (SIGSTOP, a frozen container) does not count. This
+//! crate starts no thread, and spawns tasks only for `hyper::Connections`; connecting with tokio
+//! uses one of the runtime's blocking threads. Nothing here panics, whatever the broker sends.
+//! There is one error type, [`Error`]; [`Error::hint`] says what a person can do next.
 //!
 //! # Features
 //! - `tokio` (off): the module `aio`, with the same client and generation as futures, and

@@ -7,6 +7,7 @@ use std::time::Duration;
 use std::{env, io};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::io::retry_on_intr;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_to, socket_with,
@@ -69,7 +70,8 @@ pub(crate) fn connect(path: &Path, timeout: Duration) -> Result<OwnedFd, Error> 
         let socket =
             socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
-        connect_to(&socket, &address)?;
+        // A stop of this process interrupts the wait.
+        retry_on_intr(|| connect_to(&socket, &address))?;
         Ok(socket)
     };
     attempt().map_err(|source: io::Error| match source.kind() {

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use bindonce::{Claim, Client, Error, ErrorCode, Join, Lease, State};
+use bindonce::{Claim, Client, Error, ErrorCode, Generation, Join, Lease, State};
 use rustix::fs::{OFlags, fcntl_getfl, fstat};
 use rustix::io::{FdFlags, fcntl_getfd};
 use support::Broker;
@@ -96,6 +96,22 @@ fn a_thousand_claims_are_one_call() {
     assert_eq!(client.list().expect("list").listeners.len(), 1000);
 }
 
+/// Two ports.
+const RANGE: &str = "127.0.0.1:20000-20001";
+
+#[test]
+fn a_range_that_is_claimed_as_one_listener_binds_nothing() {
+    let broker = Broker::start();
+    let mut client = client(&broker);
+    let error = client.claim_one(RANGE).expect_err("a range");
+    assert!(matches!(error, Error::NotOne { count: 2, .. }), "{error}");
+    let service = "edge".parse().expect("a name");
+    let mut generation = Generation::join_at(broker.socket(), &service).expect("join");
+    let error = generation.claim_one(RANGE).expect_err("a range");
+    assert!(matches!(error, Error::NotOne { count: 2, .. }), "{error}");
+    assert!(client.list().expect("list").listeners.is_empty());
+}
+
 #[test]
 fn a_refusal_says_why_and_the_connection_goes_on() {
     let broker = Broker::start();
@@ -177,6 +193,9 @@ fn the_tokio_client_has_the_same_verbs() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("rt");
     runtime.block_on(async {
         let mut client = bindonce::aio::Client::connect(broker.socket()).await.expect("connect");
+        let error = client.claim_one(RANGE).await.expect_err("a range");
+        assert!(matches!(error, Error::NotOne { count: 2, .. }), "{error}");
+        assert!(client.list().await.expect("list").listeners.is_empty());
         let lease = client.claim(&["web=127.0.0.1:0".into()]).await.expect("claim").remove(0);
         let bound = lease.bound().to_owned();
         let listener = lease.into_tokio_tcp_listener().expect("a TCP listener");

@@ -74,6 +74,7 @@ mod key;
 pub mod listener;
 pub mod name;
 mod options;
+pub mod patience;
 pub mod policy;
 pub mod registry;
 mod serial;

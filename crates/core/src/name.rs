@@ -10,6 +10,9 @@ use crate::text::shown;
 /// The longest name, in bytes.
 pub const MAX_LEN: usize = 63;
 
+/// The service that commands of `bindonce` mean without `--name`.
+pub const DEFAULT_SERVICE: &str = "haproxy";
+
 /// A name for a listener or a service: `[A-Za-z_][A-Za-z0-9_.-]*`, at most
 /// [`MAX_LEN`] bytes. It can stand in a path, in an environment variable (after
 /// [`Name::variable`]) and in systemd's colon-separated `LISTEN_FDNAMES`. Made by `parse`:
@@ -68,6 +71,12 @@ impl From<Name> for String {
     }
 }
 
+/// The option with which a command of `bindonce` means the service of this name, after a space.
+/// Empty for the service that it means without one.
+pub fn service_option(name: &Name) -> String {
+    if name.0 == DEFAULT_SERVICE { String::new() } else { format!(" --name {name}") }
+}
+
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -86,6 +95,12 @@ mod tests {
         for bad in ["", "9a", "-a", "a b", "a:b", "a/b", "a=b", "ä", "a\n", &"a".repeat(64)] {
             assert!(bad.parse::<Name>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_command_names_every_service_but_the_default_one() {
+        let option = |name: &str| service_option(&name.parse().expect("name"));
+        assert_eq!((option("web"), option("haproxy")), (" --name web".to_owned(), String::new()));
     }
 
     #[test]

@@ -8,10 +8,10 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_sys::patience::{Patience, within};
 use bindonce_wire::event::encode_notification;
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::net::UnixStream;
-use tokio::time::{Instant, timeout_at};
 
 use crate::Journal;
 
@@ -67,7 +67,7 @@ pub(crate) async fn follow(
         let changed = journal.changed();
         let part = part(journal, &mut last)?;
         if !part.is_empty() {
-            write(stream, &part, Instant::now() + patience).await?;
+            write(stream, &part, Patience::new(patience)).await?;
             continue;
         }
         tokio::select! {
@@ -89,12 +89,12 @@ fn part(journal: &Journal, last: &mut u64) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-async fn write(stream: &UnixStream, mut text: &[u8], until: Instant) -> io::Result<()> {
+async fn write(stream: &UnixStream, mut text: &[u8], mut patience: Patience) -> io::Result<()> {
     while !text.is_empty() {
         match stream.try_write(text) {
             Ok(count) => text = text.get(count..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                timeout_at(until, stream.writable()).await.map_err(io::Error::from)??;
+                within(&mut patience, stream.writable()).await.map_err(io::Error::from)??;
             }
             Err(error) => return Err(error),
         }

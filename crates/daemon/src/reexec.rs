@@ -34,7 +34,7 @@ const WORD: &str = "BINDONCE_PROOF";
 const PASSED: [&str; 4] = ["LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 /// The longest answer that is read, in bytes.
-const ANSWER: u64 = 256;
+const ANSWER: u64 = 1024;
 
 /// The answer of a binary that has read a state of these bytes, with this many entries. Empty if no
 /// process has asked for it.
@@ -58,7 +58,7 @@ pub fn this_process() -> (u32, u64) {
 /// The error for a client that asked for an upgrade that failed.
 pub fn failed(reason: &str) -> RpcError {
     RpcError::new(ErrorCode::UPGRADE_FAILED, format!("not upgraded, nothing has changed: {reason}"))
-        .with_hint("install a working binary where the running one was started from")
+        .with_hint("correct that, or install a working binary where the old one was started")
 }
 
 /// Gives this process the name of its program (ps(1), `comm`). After an exec by descriptor, the
@@ -118,7 +118,8 @@ impl Installed {
     ///
     /// # Errors
     /// Why the binary cannot take over, in words for a person: it cannot be started, did not exit
-    /// with 0 in time, or did not answer with what it should have read.
+    /// with 0 in time, or did not answer with what it should have read. The first line that it has
+    /// printed instead says more.
     pub async fn prove(
         &self,
         arguments: Vec<OsString>,
@@ -157,21 +158,20 @@ impl Installed {
             };
             pidfd.try_wait().map(|exit| exit.filter(|_| !late))
         };
-        match proof_of.await {
-            Ok(Some(exit)) if exit.success() => {}
-            Ok(exit) => {
-                let how = match exit {
-                    Some(exit) => exit.to_string(),
-                    None => format!("no answer in {} s", patience.as_secs()),
-                };
-                return Err(format!("{path} does not read the state of this one: {how}"));
-            }
-            Err(error) => return Err(format!("{path} could not be asked: {error}")),
-        }
+        let exit = proof_of.await.map_err(|error| format!("{path} could not be asked: {error}"))?;
         // A child of the binary may still hold the pipe, so this does not wait for its end.
         rustix::io::ioctl_fionbio(&answer_pipe, true).map_err(|error| error.to_string())?;
         let mut text = Vec::new();
         let _ = answer_pipe.take(ANSWER).read_to_end(&mut text);
+        if !exit.is_some_and(|exit| exit.success()) {
+            let how = match exit {
+                Some(exit) => exit.to_string(),
+                None => format!("no answer in {} s", patience.as_secs()),
+            };
+            let text = String::from_utf8_lossy(&text);
+            let why = text.lines().next().map(|line| format!(": {line}")).unwrap_or_default();
+            return Err(format!("{path} cannot go on from this one: {how}{why}"));
+        }
         if text.trim_ascii_end() != proof(&word, entries, state).as_bytes() {
             return Err(format!("{path} gave a wrong answer: it is not a bindonce binary"));
         }

@@ -2,23 +2,26 @@
 //!
 //! It answers GET and HEAD, one request to a connection, and is no web server. A request has a
 //! longest head and a deadline; the reading of a reply has a deadline too. The number of open
-//! connections is limited, and the oldest ends for the next, so slow or numerous clients keep no
-//! other client out. Nothing that a client sends is kept or passed on.
+//! connections is limited. For the next one, the oldest ends that does not wait for metrics, so
+//! slow or silent clients keep no scraper out; while all wait for metrics, the next one waits too.
+//! Nothing that a client sends is kept or passed on.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bindonce_core::address::Address;
 use bindonce_sys::memory;
+use bindonce_sys::patience::timeout;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
 
 use crate::openmetrics::CONTENT_TYPE;
 
@@ -32,6 +35,9 @@ const REPLY: Duration = Duration::from_secs(10);
 const LARGE: usize = 32 * 1024;
 /// The most connections open at the same time.
 const CONNECTIONS: usize = 16;
+/// How long a connection is open at least, however many others come: a request that has come with
+/// it is read.
+const OPEN: Duration = Duration::from_millis(10);
 /// Pause after accept(2) has failed. If descriptors or memory were short, no event announces their
 /// return.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(500);
@@ -92,7 +98,7 @@ where
     F: Future<Output = Option<String>> + 'static,
 {
     let page = Rc::new(page);
-    let mut open = VecDeque::new();
+    let mut open = Open::default();
     if served.is_tcp {
         let listener = TcpListener::from_std(listener.into())?;
         loop {
@@ -105,9 +111,65 @@ where
     }
 }
 
+/// The open connections.
+#[derive(Default)]
+struct Open {
+    /// The oldest first.
+    connections: VecDeque<Connection>,
+    /// A connection waits for metrics no longer.
+    moved_on: Rc<Notify>,
+}
+
+struct Connection {
+    task: AbortHandle,
+    begun: Instant,
+    /// Whether its request has come and the metrics for it are being made.
+    awaits_metrics: Rc<Cell<bool>>,
+}
+
+impl Open {
+    /// Makes room for one more connection.
+    async fn make_room(&mut self) {
+        loop {
+            self.connections.retain(|open| !open.task.is_finished());
+            if self.connections.len() < CONNECTIONS {
+                return;
+            }
+            let waits_for_its_client = |open: &Connection| !open.awaits_metrics.get();
+            let Some(at) = self.connections.iter().position(waits_for_its_client) else {
+                self.moved_on.notified().await;
+                continue;
+            };
+            let age = self.connections.get(at).map_or(OPEN, |open| open.begun.elapsed());
+            if age < OPEN {
+                tokio::time::sleep(OPEN - age).await;
+            } else if let Some(oldest) = self.connections.remove(at) {
+                return oldest.task.abort();
+            }
+        }
+    }
+}
+
+/// A connection waits for metrics until this is dropped.
+struct Awaits(Rc<Cell<bool>>, Rc<Notify>);
+
+impl Awaits {
+    fn new(awaits_metrics: &Rc<Cell<bool>>, moved_on: &Rc<Notify>) -> Self {
+        awaits_metrics.set(true);
+        Self(Rc::clone(awaits_metrics), Rc::clone(moved_on))
+    }
+}
+
+impl Drop for Awaits {
+    fn drop(&mut self) {
+        self.0.set(false);
+        self.1.notify_one();
+    }
+}
+
 async fn take<S, A, P, F>(
     accepted: io::Result<(S, A)>,
-    open: &mut VecDeque<AbortHandle>,
+    open: &mut Open,
     status_page: StatusPage,
     page: &Rc<P>,
 ) where
@@ -122,19 +184,26 @@ async fn take<S, A, P, F>(
             return tokio::time::sleep(ACCEPT_AGAIN).await;
         }
     };
-    open.retain(|task| !task.is_finished());
-    if open.len() >= CONNECTIONS
-        && let Some(oldest) = open.pop_front()
-    {
-        oldest.abort();
-    }
-    let page = Rc::clone(page);
+    open.make_room().await;
+    let awaits_metrics = Rc::<Cell<bool>>::default();
+    let (page, awaits, moved_on) =
+        (Rc::clone(page), Rc::clone(&awaits_metrics), Rc::clone(&open.moved_on));
+    let page = move |subject: Subject| {
+        let waits = (subject == Subject::Metrics).then(|| Awaits::new(&awaits, &moved_on));
+        let page = page(subject);
+        async move {
+            let page = page.await;
+            drop(waits);
+            page
+        }
+    };
     let task = tokio::task::spawn_local(async move {
-        if let Err(error) = converse(stream, status_page, &*page).await {
+        if let Err(error) = converse(stream, status_page, page).await {
             tracing::debug!(%error, "metrics: connection ended");
         }
     });
-    open.push_back(task.abort_handle());
+    let (task, begun) = (task.abort_handle(), Instant::now());
+    open.connections.push_back(Connection { task, begun, awaits_metrics });
 }
 
 async fn converse<S, F>(
@@ -332,7 +401,96 @@ fn is_this_host(host: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use tokio::io::DuplexStream;
+    use tokio::sync::Semaphore;
+    use tokio::task::{LocalSet, yield_now};
+
     use super::*;
+
+    const SCRAPE: &str = "GET /metrics HTTP/1.1\r\n\r\n";
+
+    /// A client that connects and sends this.
+    async fn connect<F>(
+        open: &mut Open,
+        page: &Rc<impl Fn(Subject) -> F + 'static>,
+        text: &str,
+    ) -> DuplexStream
+    where
+        F: Future<Output = Option<String>> + 'static,
+    {
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        client.write_all(text.as_bytes()).await.expect("writing");
+        take(Ok((server, ())), open, StatusPage::Local, page).await;
+        client
+    }
+
+    /// Lets the newest connection come to wait for metrics.
+    async fn newest_waits(open: &Open) {
+        while !open.connections.back().is_some_and(|newest| newest.awaits_metrics.get()) {
+            yield_now().await;
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn who_waits_for_metrics_is_ended_for_no_other() {
+        let made = Rc::new(Semaphore::new(0));
+        let when_made = Rc::clone(&made);
+        let page = Rc::new(move |_: Subject| {
+            let made = Rc::clone(&when_made);
+            async move {
+                drop(made.acquire().await);
+                Some("page\n# EOF\n".to_owned())
+            }
+        });
+        let mut open = Open::default();
+        let scrapes = async {
+            let mut first = connect(&mut open, &page, SCRAPE).await;
+            newest_waits(&open).await;
+            let mut others = Vec::new();
+            // Those say nothing more, or wait for another page.
+            for text in ["GET /met", "GET / HTTP/1.1\r\n\r\n"].repeat(2 * CONNECTIONS) {
+                others.push(connect(&mut open, &page, text).await);
+                yield_now().await;
+            }
+            assert_eq!(open.connections.len(), CONNECTIONS);
+            for _ in 1..CONNECTIONS {
+                others.push(connect(&mut open, &page, SCRAPE).await);
+                newest_waits(&open).await;
+            }
+            // Now all wait for metrics, and the next one does not get in.
+            let mut next = pin!(connect(&mut open, &page, SCRAPE));
+            let soon = Duration::from_millis(10);
+            assert!(timeout(soon, next.as_mut()).await.is_err(), "another was ended");
+            made.add_permits(1);
+            let mut last = next.await;
+            for client in [&mut first, &mut last] {
+                let mut reply = String::new();
+                client.read_to_string(&mut reply).await.expect("reading");
+                assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+            }
+        };
+        LocalSet::new().run_until(scrapes).await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn scrapers_that_come_all_at_once_are_all_served() {
+        let page = Rc::new(|_: Subject| async { Some("page\n# EOF\n".to_owned()) });
+        let mut open = Open::default();
+        let scrapes = async {
+            let mut clients = Vec::new();
+            for _ in 0..3 * CONNECTIONS {
+                clients.push(connect(&mut open, &page, SCRAPE).await);
+            }
+            for mut client in clients {
+                let mut reply = String::new();
+                client.read_to_string(&mut reply).await.expect("reading");
+                assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+            }
+        };
+        LocalSet::new().run_until(scrapes).await;
+    }
 
     #[test]
     fn the_first_line_says_what_is_asked() {

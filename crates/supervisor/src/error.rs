@@ -1,7 +1,7 @@
 //! The errors of a supervisor.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
@@ -19,6 +19,14 @@ pub enum Error {
     #[error("the service's directory {path} cannot be used: {why}", path = .path.display())]
     Directory {
         /// The directory, or the file in it.
+        path: PathBuf,
+        /// The system's answer.
+        why: io::Error,
+    },
+    /// The state that the last supervisor saved cannot be read.
+    #[error("the state of the service's generations cannot be read from {path}: {why}", path = .path.display())]
+    State {
+        /// The file, which stays as it is.
         path: PathBuf,
         /// The system's answer.
         why: io::Error,
@@ -132,6 +140,12 @@ impl Error {
         }
     }
 
+    /// The saved state at `path` cannot be read.
+    pub(crate) fn state(path: &Path, why: io::Error) -> Self {
+        let full = why.raw_os_error() == Some(nix::libc::EMFILE);
+        Self::State { path: path.to_owned(), why }.with_limit(full)
+    }
+
     /// The broker refused a claim, or did not answer.
     pub(crate) fn claim(source: bindonce::Error) -> Self {
         // Descriptors are lost at this process's own limit, which the library does not name.
@@ -153,6 +167,13 @@ impl Error {
                 Some(format!("start one with `bindonce serve --socket {}`", socket.display()))
             }
             Self::Directory { why, .. } => full_or_read_only(why).or_else(|| no_access(why)),
+            Self::State { why, .. } => no_access(why).or_else(|| {
+                Some(
+                    "start the service again when the file can be read; or move it away, and the generations are found \
+                     by what /proc and the broker report. Running generations keep serving"
+                        .to_owned(),
+                )
+            }),
             Self::Sys(error) => {
                 let system = error.errno().map(io::Error::from_raw_os_error);
                 error.hint().or_else(|| full_or_read_only(&system?))
@@ -166,7 +187,7 @@ impl Error {
             Self::LimitReached { reached, .. } => Some(reached.to_string()),
             Self::NothingLeft { .. } => Some(
                 "the file may have been half-written: reload again; if it is meant, \
-                 `bindonce reload --allow-empty` closes them all"
+                 with --allow-empty it closes them all"
                     .to_owned(),
             ),
             _ => None,

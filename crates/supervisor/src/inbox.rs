@@ -1,6 +1,7 @@
 //! What the loop does on a message or a signal, one at a time: it changes the parts concerned and
 //! feeds the timeline an event.
 
+use std::ffi::OsStr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use bindonce_sys::signals::Received;
 use bindonce_wire::{ErrorCode, RpcError};
 
 use crate::context::Context;
-use crate::control::requests::{Client, Retirement};
+use crate::control::requests::{Client, Options, Retirement};
 use crate::control::signals::{self, Wanted};
 use crate::control::{Command, retire};
 use crate::generations::generation::Generation;
@@ -33,6 +34,16 @@ fn no_admin() -> RpcError {
         .with_hint("leave out --drain-idle, or --no-admin of `bindonce run`")
 }
 
+/// The answer to a client whose command line names another socket of the master CLI.
+fn no_master_cli(socket: &OsStr) -> RpcError {
+    let text = format!(
+        "cannot open -S {} while the service runs: stop it in order (SIGUSR1), then start it with this command, which \
+         takes over what still drains",
+        socket.display()
+    );
+    RpcError::new(ErrorCode::INVALID_PARAMS, text)
+}
+
 impl Supervisor {
     pub(crate) fn take(&mut self, message: Message) {
         match message {
@@ -42,7 +53,7 @@ impl Supervisor {
             Message::Event(Event::Progress(id)) => self.progress(id),
             Message::Event(event) => self.feed(event),
             Message::Compared(id, how, seen) => self.compared(id, how, &seen),
-            Message::Listens(id, missing, proof) => self.listens(id, missing.as_deref(), proof),
+            Message::Listens(id, seen, proof) => self.listens(id, &seen, proof),
             Message::Launched(id, launched) => self.launched(id, *launched),
             Message::Preset(id, preset) => {
                 // A start that was called off will count nothing.
@@ -169,25 +180,28 @@ impl Supervisor {
     fn answer_client(&mut self, ask: Command) {
         match ask {
             Command::Reload { how, reply, pid } => {
-                if let Some((haproxy, caller)) = self.cx.settings.kind.haproxy().zip(how.caller) {
-                    match haproxy.of(caller) {
-                        Ok(haproxy) => self.starts.wanted = Some(haproxy),
-                        Err(error) => return drop(reply.send(Err(refused(&error)))),
-                    }
-                }
-                if how.allow_empty {
-                    self.requests.allow_empty = true;
-                }
-                if how.at_once {
-                    self.master.hard = true;
-                }
-                let drained = how.wait_drained_ms.map(Duration::from_millis);
-                let drain_idle = how.drain_idle_ms.map(Duration::from_millis);
-                if drain_idle.is_some() && !self.cx.settings.kind.has_admin() {
+                if how.drain_idle_ms.is_some() && !self.cx.settings.kind.has_admin() {
                     return drop(reply.send(Err(no_admin())));
                 }
-                let drain_timeout = how.drain_timeout_ms.map(Duration::from_millis);
-                let client = Client { reply, drained, drain_idle, drain_timeout };
+                let given = self.cx.settings.kind.haproxy().zip(how.caller);
+                let command = match given.map(|(haproxy, caller)| haproxy.of(caller)).transpose() {
+                    Ok(command) => command,
+                    Err(error) => return drop(reply.send(Err(refused(&error)))),
+                };
+                let lacks = command.as_ref().and_then(|it| self.master.lacks(&it.command));
+                // A service that is being shut down is started with it.
+                if let Some(socket) = lacks.filter(|_| !self.timeline.is_shutting_down()) {
+                    return drop(reply.send(Err(no_master_cli(socket))));
+                }
+                let options = Options {
+                    command,
+                    allow_empty: how.allow_empty,
+                    drained: how.wait_drained_ms.map(Duration::from_millis),
+                    drain_idle: how.drain_idle_ms.map(Duration::from_millis),
+                    drain_timeout: how.drain_timeout_ms.map(Duration::from_millis),
+                    at_once: how.at_once,
+                };
+                let client = Client { reply, options };
                 self.reload(Some(client), "a client asked for it", Some(pid));
             }
             Command::Retire(wanted, reply, by) => {
@@ -209,7 +223,8 @@ impl Supervisor {
                 self.requests.retirements.push(Retirement { id, pid, connections, reply });
                 self.feed(Event::Retire(id));
             }
-            Command::Upgrade(reply) => self.upgrade.want(reply),
+            Command::Upgrade(reply) => self.want_upgrade(reply),
+            Command::Leave(reply, by) => self.want_leave(reply, by),
             Command::Status(reply) => self.view().tell_status(reply),
             Command::State(reply) => self.view().tell_state(reply),
             Command::Ping(reply) => self.view().tell_alive(reply),
@@ -225,8 +240,10 @@ impl Supervisor {
     /// Begins a reload, with its reason, the client that waits for it, and the pid that asked.
     pub(crate) fn reload(&mut self, client: Option<Client>, why: &str, pid: Option<i32>) -> Caller {
         self.cx.journal.record(Happening::new(event::Kind::ReloadAsked, why).pid(pid));
+        let running = self.timeline.callers();
+        let apart = client.as_ref().is_some_and(|client| self.requests.is_apart(client, running));
         let caller = self.requests.reload(client);
-        self.feed(Event::Reload(caller));
+        self.feed(if apart { Event::ReloadApart(caller) } else { Event::Reload(caller) });
         if self.timeline.is_idle()
             && let Some(due) = self.timeline.reload_due()
         {
@@ -288,6 +305,7 @@ impl Supervisor {
         let happening = Happening::new(event::Kind::SupervisorEnding, text);
         self.cx.journal.record(happening.pid(pid));
         self.report.announcer.stopping();
+        self.refuse_upgrade();
         self.feed(Event::Shutdown);
     }
 

@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::time::Duration;
 
+use bindonce_core::listener::Listener;
 use bindonce_haproxy::cli::Version;
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::{process, subprocess, tree};
@@ -17,7 +18,7 @@ use crate::error::Error;
 use crate::generations::listeners::read;
 use crate::origin::Origin;
 use crate::program::Program;
-use bindonce_haproxy::config::{Command, Descriptors, System};
+use bindonce_haproxy::config::{Command, Descriptors, Rendering, Supplied, System};
 use bindonce_sys::spawn::Launch;
 
 /// The kind of program that is supervised.
@@ -70,6 +71,20 @@ impl Haproxy {
         let passed = caller.passed.iter();
         world.inherited.extend(passed.filter_map(|(of, text)| Some((*of, Ok(read(text)?)))));
         Ok(world)
+    }
+
+    /// The listeners that the configuration asks for now. None if it cannot be read, or is a pipe:
+    /// that is for the first generation.
+    pub(crate) fn listeners(
+        &self,
+        supplied: &[Listener],
+        passed: &Descriptors,
+    ) -> Option<Vec<Listener>> {
+        let mut world = self.world(passed).ok()?;
+        world.again = true;
+        let supplied = Supplied { listeners: supplied, keep: &[] };
+        let rendering = Rendering::of(&self.command, supplied, &world).ok()?;
+        Some(rendering.bindings.into_iter().map(|binding| binding.listener).collect())
     }
 
     /// Sets the launch's directory and environment to those of the caller.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bindonce_core::generation::{Ending, Event, GenerationId, State};
 use bindonce_daemon::{Journal, Reporter};
@@ -11,11 +12,13 @@ use bindonce_sys::watch::Watch;
 use bindonce_sys::worker;
 use tokio::sync::mpsc;
 
+use crate::adopt::Taken;
 use crate::broker;
 use crate::context::Context;
 use crate::control;
 use crate::control::ending::Ended;
 use crate::control::gate::Gate;
+use crate::control::leave;
 use crate::disk::directory::{Directory, KEPT, METRICS};
 use crate::disk::saved::Saved;
 use crate::disk::take_over::{Inheritance, take_over};
@@ -32,6 +35,12 @@ use crate::settings::Settings;
 use crate::supervisor::Supervisor;
 use crate::tasks::spawn;
 
+/// How many signals are taken before all else has its turn: more than can be pending at once.
+const SIGNALS: usize = 32;
+
+/// How long the last answers may take once nothing is left to do.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// Supervises one service, starting from the state that an earlier supervisor left.
 pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     // Signals are blocked before any thread exists, so that no thread is interrupted.
@@ -43,10 +52,14 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
         taken.push(Signal::SIGQUIT);
     }
     let signals = SignalFd::new(&taken).map_err(Error::system("take signals over"))?;
-    let directory = Directory::open(&settings.broker.socket, &settings.service)?;
-    let saved = directory.load();
-    // A state that names only ended processes may predate the last start: a full directory could
-    // not take a newer state.
+    let open = || Directory::open(&settings.broker.socket, &settings.service);
+    let mut directory = open();
+    if matches!(directory, Err(Error::AlreadySupervised { .. })) && leave::ask(&settings).await {
+        directory = open();
+    }
+    let directory = directory?;
+    let saved = directory.load()?;
+    // A full directory could not take a newer state, or it was not saved yet.
     let is_known = saved.as_ref().is_some_and(Saved::may_be_the_last);
     let mut saved = saved.unwrap_or_default();
     let mut left = Inheritance::take(&saved)?;
@@ -62,13 +75,13 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     if left.control.is_none() {
         broker::ensure(&settings.broker.socket, settings.broker_log(), &journal).await?;
     }
-    if !is_known {
-        let found = recovery::look(&settings, &directory, &journal).await?;
-        saved = Saved { next: found.next.max(saved.next), generations: found.generations, ..saved };
+    // What an earlier image of this process has left is its last state.
+    if !is_known && left.control.is_none() {
+        saved = recovery::look(&settings, &directory, &journal, saved).await?;
     }
     passed.keep(&settings.master_cli, &settings.broker.socket).await;
     let (sender, inbox) = mpsc::unbounded_channel();
-    let mut master = Master::open(&settings, &saved, &mut left, &passed)?;
+    let mut master = Master::open(&settings, &saved, &mut left, &passed).await?;
     let is_upgrade = left.control.is_some();
     let control = match left.control.take() {
         Some(control) => control,
@@ -76,7 +89,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     };
     directory.has_control();
     let (asks, gate) = (sender.clone(), Gate::default());
-    let accepting = control::begin(&control, &reporter, &gate, move |ask| {
+    let control = control::begin(control, &reporter, &gate, move |ask| {
         // The loop ends only with the process.
         let _ = asks.send(Message::Command(ask));
     })?;
@@ -96,11 +109,11 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let (at, socket) = (settings.metrics.clone(), settings.broker.socket.clone());
     let beside = (directory.file(METRICS), Rc::clone(&directory.made_anew));
     spawn(metrics::keep(beside, at, socket, sender.clone()));
-    let replaced = replaced(&settings, &saved).await?;
+    let replaced = replaced(&settings, &saved, &passed).await?;
     let cx = Context::new(settings, directory, reporter, Rc::new(passed), gate, sender);
     master.serve(&cx)?;
     spawn(removed::watch(cx.clone()));
-    let mut supervisor = Supervisor::new(cx, &saved, (control, accepting), master)?;
+    let mut supervisor = Supervisor::new(cx, &saved, control, master)?;
     supervisor.first.replaced = replaced;
     supervisor.starts.watched = watched;
     supervisor.handover.keep_on(&supervisor.cx, &kept);
@@ -118,18 +131,21 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     supervisor.supervise(signals, inbox, changed).await
 }
 
-/// The pids of the haproxys that the first generation replaces; the broker has their listeners
-/// then. Empty for an upgrade in place, where the service began earlier.
-async fn replaced(settings: &Settings, saved: &Saved) -> Result<Vec<i32>, Error> {
+/// The haproxys that the first generation replaces; the broker has their listeners then. None for
+/// an upgrade in place, where the service began earlier.
+async fn replaced(settings: &Settings, saved: &Saved, passed: &Passed) -> Result<Taken, Error> {
     let replaced = settings.first.replaced.clone();
-    if saved.inherited.is_some() || replaced.pids.is_empty() {
-        return Ok(Vec::new());
-    }
+    let begins = saved.inherited.is_none() && !replaced.pids.is_empty();
+    let Some(haproxy) = settings.kind.haproxy().filter(|_| begins).cloned() else {
+        return Ok(Taken::default());
+    };
+    let (listeners, passed) = (settings.listeners.clone(), passed.known.clone());
     let known: Vec<i32> =
         saved.generations.iter().map(|generation| generation.process.pid).collect();
     let socket = settings.broker.socket.clone();
-    let taken =
-        worker::within(settings.timing.ready_timeout, move || replaced.take(&socket, &known));
+    let taken = worker::within(settings.timing.ready_timeout, move || {
+        replaced.take(&socket, &known, &|| haproxy.listeners(&listeners, &passed))
+    });
     taken.await.map_err(Error::system("take over from the haproxy that is replaced"))?
 }
 
@@ -141,6 +157,7 @@ impl Supervisor {
         changed: Option<String>,
     ) -> Result<Ended, Error> {
         let signalled = Watch::new(&signals).map_err(Error::system("watch for signals"))?;
+        let mut more_signals = false;
         if self.timeline.serving().is_none() {
             self.master.begin();
             self.reload(None, "the service begins", None);
@@ -154,7 +171,13 @@ impl Supervisor {
             if inbox.is_empty() {
                 self.maybe_upgrade();
             }
+            if self.end.leaves.is_some() {
+                return Ok(self.left());
+            }
             if let Some(ending) = self.end.decided {
+                // The requests in it are refused.
+                drop(inbox);
+                self.answer_the_last().await;
                 return Ok(self.ended(ending));
             }
             let deadline = self.cx.next_look(self.timeline.deadline());
@@ -172,11 +195,9 @@ impl Supervisor {
             };
             tokio::select! {
                 biased;
-                ready = signalled.readable() => {
+                ready = signalled.readable(), if !more_signals => {
                     ready.map_err(Error::system("wait for signals"))?;
-                    while let Some(signal) = signals.read().map_err(Error::system("read a signal"))? {
-                        self.signal(signal);
-                    }
+                    more_signals = true;
                 }
                 Some(message) = inbox.recv() => self.take(message),
                 () = due => {
@@ -185,8 +206,25 @@ impl Supervisor {
                     }
                 }
                 () = keep_alive => {}
+                // Tasks and timers have their turn too.
+                () = tokio::task::yield_now(), if more_signals => {}
+            }
+            if more_signals {
+                more_signals = self.take_signals(&signals)?;
             }
         }
+    }
+
+    /// Takes the signals that are pending. Whether there may be more: a process can send them
+    /// faster than they are taken.
+    fn take_signals(&mut self, signals: &SignalFd) -> Result<bool, Error> {
+        for _ in 0..SIGNALS {
+            match signals.read().map_err(Error::system("read a signal"))? {
+                Some(signal) => self.signal(signal),
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     /// Continues with the generations that an earlier supervisor left. Returns the reason to
@@ -250,12 +288,19 @@ impl Supervisor {
     fn say_what_stays(&self) {
         let staying = self.leases.staying();
         if !staying.is_empty() {
-            let listeners = some_of(&staying);
             tracing::info!(
                 "the broker keeps the addresses bound, and clients wait there until something serves \
-                 them again; to free them: bindonce release {listeners}"
+                 them again; {}",
+                how_to_free(&staying)
             );
         }
+    }
+
+    /// Lets each client have its answer: the end of the last generation is what some wait for.
+    async fn answer_the_last(&mut self) {
+        self.cx.gate.close();
+        self.refuse_upgrade();
+        self.control.answered(LAST_ANSWERS).await;
     }
 
     fn ended(self, ending: Ending) -> Ended {
@@ -269,12 +314,31 @@ impl Supervisor {
     }
 }
 
-/// The first names, and the number of names left out.
-fn some_of(names: &BTreeSet<String>) -> String {
+/// The command that frees these listeners, or, if they are many, how to find their names.
+fn how_to_free(names: &BTreeSet<String>) -> String {
     const SHOWN: usize = 4;
     let shown: Vec<_> = names.iter().take(SHOWN).map(String::as_str).collect();
     match names.len().saturating_sub(SHOWN) {
-        0 => shown.join(" "),
-        more => format!("{} ... ({more} more)", shown.join(" ")),
+        0 => format!("to free them: bindonce release {}", shown.join(" ")),
+        more => format!(
+            "to free them, give `bindonce release` their names, which `bindonce list` shows: {} and {more} more",
+            shown.join(", ")
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_only_if_it_is_whole() {
+        let names = |count: u32| -> BTreeSet<String> {
+            (1..=count).map(|number| format!("l{number}")).collect()
+        };
+        assert_eq!(how_to_free(&names(4)), "to free them: bindonce release l1 l2 l3 l4");
+        let many = how_to_free(&names(7));
+        assert!(!many.contains("bindonce release l1"), "{many}");
+        assert!(many.ends_with(": l1, l2, l3, l4 and 3 more"), "{many}");
     }
 }

@@ -61,9 +61,9 @@ pub(crate) enum Message {
     Answers(GenerationId, Info),
     /// The comparison of what a ready generation has bound, and the sign that showed its readiness.
     Compared(GenerationId, &'static str, Compared),
-    /// The indexes of the claimed listeners that the new generation does not listen on, and the
-    /// proof to feed to the timeline after the check.
-    Listens(GenerationId, Option<Vec<usize>>, Event),
+    /// What the new generation has bound and listens on, and the proof to feed to the timeline
+    /// after the comparison.
+    Listens(GenerationId, Compared, Event),
     /// A generation that was told to accept again does not confirm it.
     StillPaused(GenerationId),
     /// The process has ended.
@@ -124,11 +124,12 @@ pub(crate) struct Detached {
     pub(crate) refused: bool,
 }
 
-/// The observed addresses and listeners of a ready generation.
+/// What was seen of a generation's addresses and listeners.
 #[derive(Debug, Default)]
 pub(crate) struct Compared {
-    /// Addresses that the generation bound itself.
-    pub(crate) own: BTreeSet<String>,
+    /// Addresses that the generation bound itself. None if they were not looked for, or not found
+    /// in time.
+    pub(crate) own: Option<BTreeSet<String>>,
     /// Indexes of the listeners that it does not listen on. None if it was not asked, or did not
     /// answer in time.
     pub(crate) missing: Option<Vec<usize>>,

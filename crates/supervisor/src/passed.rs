@@ -13,11 +13,11 @@ use std::path::Path;
 
 use bindonce::aio::Client;
 use bindonce::{Claim, Give};
-use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
 use bindonce_haproxy::config::{Binding, Descriptors, MasterAddress, MasterSocket};
 use bindonce_sys::{identity, inherit};
 
+use crate::adopt::give;
 use crate::broker::{self, lease};
 use crate::error::Error;
 use crate::generations::listeners::read;
@@ -145,15 +145,5 @@ impl Passed {
             return Ok(());
         }
         lease.store(&gives).await.map(drop).map_err(Error::claim)
-    }
-}
-
-/// A listener to give to the broker, tentative unless it is a UNIX path.
-pub(crate) fn give<'a>(listener: &Listener, fd: BorrowedFd<'a>) -> Give<'a> {
-    let give = Give::new(listener.to_string(), fd);
-    match listener.address {
-        // Closing a tentative UNIX listener would remove its path, which its maker may still use.
-        Address::Unix(_) => give,
-        _ => give.tentative(),
     }
 }

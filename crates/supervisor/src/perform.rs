@@ -12,14 +12,14 @@ use bindonce_sys::worker;
 
 use crate::control::requests::Awaited;
 use crate::disk::directory::remove_all;
+use crate::generations::listeners::put_options_back;
 use crate::generations::start::moved::Serving;
 use crate::generations::start::{self, Plan};
 use crate::generations::{counting, foreign, unprivileged, watching};
 use crate::handover::promise::Unserved;
-use crate::handover::watchdog::Duty;
 use crate::handover::{compare, ghosts};
 use crate::message::Message;
-use crate::report::cause::Cause;
+use crate::report::cause::{self, Cause};
 use crate::report::outcome::Now;
 use crate::supervisor::Supervisor;
 
@@ -34,9 +34,9 @@ impl Supervisor {
                 self.start(id, configuration, older_alive);
             }
             Action::Guard { newer, paused } => {
-                let named = |id: &GenerationId| Some(self.generations.get(id)?.named);
-                let paused = paused.iter().filter_map(named).collect();
-                if let Some(newer) = named(&newer) {
+                let signalled = |id| Some(self.generations.get(id)?.signalled());
+                let paused = paused.iter().filter_map(signalled).collect();
+                if let Some(newer) = self.generations.get(&newer) {
                     self.handover.guard(newer, paused);
                 }
             }
@@ -68,6 +68,7 @@ impl Supervisor {
             Action::Answer(callers, outcome) => self.answer(&callers, &outcome),
             Action::Serving(id) => self.serving(id),
             Action::Gone(id) => self.gone(id),
+            Action::GivenUp(id) => self.given_up(id),
             Action::Restart { died, configuration, after, rollback } => {
                 self.report.counts.restarts += 1;
                 let wait = bindonce_core::duration::format(after);
@@ -75,7 +76,8 @@ impl Supervisor {
                     let text = format!(
                         "the newest configuration (generation {died}) keeps dying; going back to \
                          the last one that worked (generation {configuration}) in {wait}: correct \
-                         the files, then run `bindonce reload`"
+                         the files, then run `{}`",
+                        self.cx.settings.command("reload")
                     );
                     tracing::error!("{text}");
                     self.record(died, event::Kind::Rollback, text);
@@ -120,7 +122,7 @@ impl Supervisor {
             configuration,
             read_before: std::mem::replace(&mut self.starts.read_before, true),
             served: self.generations.labels(serving),
-            may_be_empty: is_fresh && std::mem::take(&mut self.requests.allow_empty),
+            may_be_empty: is_fresh && self.requests.allow_empty(self.timeline.callers()),
             devices: devices.filter_map(|held| held.listener.options.interface.clone()).collect(),
             known: self.generations.descriptors(),
             serving: serving.and_then(|id| self.generations.get(&id)).map(|one| {
@@ -138,7 +140,8 @@ impl Supervisor {
             older_alive,
             no_epoll: self.handover.ghosts.no_epoll(),
         };
-        self.starts.begin(&self.cx, self.handover.watchdog(), plan);
+        let wanted = self.requests.command(self.timeline.callers()).filter(|_| is_fresh);
+        self.starts.begin(&self.cx, self.handover.watchdog(), plan, wanted);
     }
 
     fn send_signal(&mut self, id: GenerationId, signal: Signal, reason: Reason) {
@@ -200,15 +203,20 @@ impl Supervisor {
         };
         tracing::error!(generation = id.0, "{text}");
         self.record(id, event::Kind::GenerationFailed, text.as_str());
-        let hint = "see why that takes so long, or raise --ready-timeout; then run `bindonce reload` again";
-        let hint = (reason == Reason::NotReady).then(|| hint.to_owned());
+        let hint = (reason == Reason::NotReady).then(|| {
+            format!(
+                "see why that takes so long, or raise --ready-timeout; then run `{}` again",
+                self.cx.settings.command("reload")
+            )
+        });
         self.report.failure = Cause::new(text, hint);
     }
 
     fn serving(&mut self, id: GenerationId) {
-        self.handover.tell(&Duty::None);
+        self.handover.is_over();
         let Some(generation) = self.generations.get_mut(&id) else { return };
         generation.lease.served = true;
+        generation.listeners.iter().for_each(|held| held.keep_options());
         generation.cli.reloads_before = self.master.history.reloads;
         self.master.forget();
         generation.output.started();
@@ -223,6 +231,7 @@ impl Supervisor {
         if generation.readiness.listens {
             unprivileged::look(&self.cx, generation);
         }
+        self.leases.add(self.first.replaced.serves());
         self.save();
         let late = self.generations.get(&id).and_then(|generation| {
             compare::ask_late(&self.cx, generation, self.listeners(generation))
@@ -236,7 +245,7 @@ impl Supervisor {
             self.starts.serves(of, &self.cx.settings.kind);
         }
         let written = of.and_then(|of| self.starts.write_pid_file(of));
-        self.master.serve_late(&self.first.replaced);
+        self.master.serve_late(&self.first.replaced.pids);
         let written = self.first.serves(&self.cx, self.generations.get(&id), written);
         self.requests.awaited.pid_file = written;
     }
@@ -291,6 +300,7 @@ impl Supervisor {
             if !generation.lease.served {
                 self.handover.show_leaving(Some(id));
             }
+            self.handover.is_over_for(&generation);
             self.leases.gone(&self.cx, &generation, &self.generations.used());
         }
         self.give_back();
@@ -300,8 +310,23 @@ impl Supervisor {
         self.save();
         self.keep_configurations();
         if self.timeline.is_idle() {
-            self.handover.tell(&Duty::None);
+            self.handover.is_over();
         }
+    }
+
+    /// A generation that was to take over does not end. It keeps its leases until it is gone.
+    fn given_up(&mut self, id: GenerationId) {
+        let Some(generation) = self.generations.get(&id) else { return };
+        put_options_back(id, &generation.listeners);
+        self.handover.show_leaving(Some(id));
+        self.handover.is_over_for(generation);
+        let pid = generation.pid();
+        let text = format!("generation {id}, pid {pid}, does not end, though it was sent SIGKILL");
+        tracing::error!(generation = id.0, pid, "{text}; going on without it");
+        self.record(id, event::Kind::GenerationFailed, text.as_str());
+        let refused = self.generations.get(&id).and_then(|it| it.readiness.refused.clone());
+        let stuck = || Cause::new(text, Some(cause::does_not_end(pid)));
+        self.report.failure = refused.unwrap_or_else(stuck);
     }
 
     /// Removes the rendered configurations that no generation runs and none will start from again.

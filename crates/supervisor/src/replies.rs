@@ -26,6 +26,10 @@ pub struct Pong {
     pub serving: Option<u64>,
 }
 
+/// The member of a refusal's data that is there if the service is being shut down: a start of the
+/// service takes over from it, a reload does not.
+pub const ENDING: &str = "ending";
+
 /// The options of a reload. An option that is not set is not sent, because a supervisor refuses
 /// options that it does not know.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bindonce_core::generation as timeline;
 use bindonce_core::listener::Listener;
-use bindonce_core::name::Name;
+use bindonce_core::name::{Name, service_option};
 use bindonce_haproxy::config::MasterSocket;
 
 use crate::adopt::Replaced;
@@ -86,6 +86,11 @@ pub struct MetricsSettings {
 }
 
 impl Settings {
+    /// The command that does this to the service: `bindonce reload --name web`.
+    pub(crate) fn command(&self, verb: &str) -> String {
+        format!("bindonce {verb}{}", service_option(&self.service))
+    }
+
     /// The log of a broker that the supervisor starts; none if it starts none.
     pub(crate) fn broker_log(&self) -> Option<Log> {
         self.broker.start.then_some(if self.at_once { Log::Through } else { Log::Ours })

@@ -3,15 +3,15 @@
 //! the timeline), and in the `steps` of generations, handover and intercept.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId, State, Timeline};
-use tokio::task::AbortHandle;
 
+use crate::adopt::Taken;
 use crate::broker::leases::Leases;
 use crate::context::Context;
+use crate::control::Control;
 use crate::control::ending::End;
 use crate::control::requests::Requests;
 use crate::control::upgrades::Upgrade;
@@ -40,6 +40,7 @@ pub(crate) struct Supervisor {
     pub(crate) starts: Starts,
     pub(crate) handover: Handover,
     pub(crate) leases: Leases,
+    pub(crate) control: Control,
     pub(crate) requests: Requests,
     pub(crate) report: Report,
     pub(crate) upgrade: Upgrade,
@@ -52,7 +53,7 @@ impl Supervisor {
     pub(crate) fn new(
         cx: Context,
         saved: &Saved,
-        (control, accepting): (OwnedFd, AbortHandle),
+        control: Control,
         master: Master,
     ) -> Result<Self, Error> {
         let settings = &cx.settings;
@@ -71,11 +72,12 @@ impl Supervisor {
             starts,
             handover: Handover::new(settings.handover.ghosts, &cx.directory.file(KEPT))?,
             leases: Leases::new(settings, saved.ours.clone(), Rc::clone(&cx.journal)),
+            control,
             requests: Requests::default(),
             report: Report::new(settings, cx.directory.file(COUNTERS), &saved.lately),
-            upgrade: Upgrade::new(control, accepting, saved.upgrades),
+            upgrade: Upgrade::new(saved.upgrades),
             master,
-            first: First { replaced: Vec::new(), starter: settings.first.starter.clone() },
+            first: First { replaced: Taken::default(), starter: settings.first.starter.clone() },
             end: End::default(),
             cx,
         })
@@ -145,7 +147,9 @@ impl Supervisor {
             id: generation.id.0,
             process: generation.named,
             state: self.timeline.state_of(generation.id).unwrap_or(State::Draining).to_string(),
-            ready: generation.readiness.ready,
+            // If this process dies before the handover to it begins, it is ended. A refused one
+            // never serves.
+            ready: generation.start.begun.is_none() && generation.readiness.refused.is_none(),
             master_worker: generation.cli.master_worker,
             configuration: self.timeline.configuration_of(generation.id).unwrap_or(generation.id).0,
             since: generation.start.at.0,

@@ -149,6 +149,23 @@ pub fn unix_datagrams() -> Result<Vec<Socket>, Error> {
     Ok(found)
 }
 
+/// Calls `each` with the name and the inode of every connected UNIX stream socket that has a name.
+/// A connection has the name of the listener that it was accepted from.
+///
+/// # Errors
+/// As [`listening`].
+pub fn unix_connections(mut each: impl FnMut(Address, u64)) -> Result<(), Error> {
+    let mut request = unix_request(0, SHOW_NAME);
+    // TCP_ESTABLISHED, also in UNIX diagnosis.
+    request[4..8].copy_from_slice(&(1_u32 << 1).to_ne_bytes());
+    Netlink::diagnosis()?.dump(TCPDIAG, &request, |message| {
+        let is_stream = message.u8(1).map(i32::from) == Some(nix::libc::SOCK_STREAM);
+        if let Some(socket) = unix_socket(message).filter(|_| is_stream) {
+            each(socket.address, socket.inode);
+        }
+    })
+}
+
 /// The accept queue of the listening UNIX socket with this inode.
 ///
 /// # Errors

@@ -87,6 +87,27 @@ impl Directory {
         Ok(openat(&self.fd, name, flags, Mode::from_raw_mode(mode))?.into())
     }
 
+    /// As [`Directory::create`]. Where nothing can be removed, a file of this process's user is
+    /// emptied instead.
+    ///
+    /// # Errors
+    /// As [`Directory::create`].
+    pub fn rewrite(&self, name: &OsStr, mode: u32) -> io::Result<File> {
+        let refused = match self.create(name, mode) {
+            Err(error) => error,
+            created => return created,
+        };
+        // It is emptied only once it is known to be ours.
+        let Ok(Some(file)) = self.own(name, OFlags::WRONLY) else { return Err(refused) };
+        file.set_len(0)?;
+        Ok(file)
+    }
+
+    /// Whether there is a file that this process's user owns and may write.
+    pub fn has_own(&self, name: &OsStr) -> bool {
+        matches!(self.own(name, OFlags::WRONLY), Ok(Some(_)))
+    }
+
     /// Opens a regular file of this process's user for writing. None if the name belongs to
     /// something else, or if the file has a second name (a hard link, which another user may have
     /// planted).
@@ -202,6 +223,34 @@ mod tests {
             drop(directory.create(name, 0o600).expect("create"));
             assert!(directory.own(name, OFlags::WRONLY).expect("open").is_some());
         }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_removed_is_written_where_it_is() {
+        let scene = testing::Directory::new("rewritten");
+        let (place, file) = (scene.path().join("place"), scene.path().join("place/file"));
+        fs::create_dir(&place).expect("mkdir");
+        fs::write(&file, "a longer text").expect("write");
+        let allow = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+        };
+        for (path, mode) in [(scene.path(), 0o755), (&*file, 0o666), (&*place, 0o555)] {
+            allow(path, mode);
+        }
+        let work = move || {
+            // Root could remove it all the same. This is for this thread alone.
+            nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_533));
+            let (directory, name) = Directory::of(&file).expect("the directory");
+            assert!(directory.create(name, 0o644).is_err());
+            assert!(directory.has_own(name) && !directory.has_own("other".as_ref()));
+            let mut rewritten = directory.rewrite(name, 0o644).expect("rewrite");
+            rewritten.write_all(b"text").expect("write");
+            assert_eq!(directory.read(name, 100).expect("read"), b"text");
+            assert!(directory.rewrite("other".as_ref(), 0o644).is_err());
+        };
+        std::thread::spawn(work).join().expect("all as it should be");
+        // For whoever removes it.
+        allow(&place, 0o755);
     }
 
     #[test]

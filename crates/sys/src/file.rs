@@ -17,6 +17,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
+use crate::patience::Patience;
 use crate::process::{numbered, open_flags, threads_with_own_descriptors};
 
 /// How long a file must be unchanged, if no lease is available.
@@ -111,7 +112,10 @@ pub(crate) fn found(found: &File, most: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// [`Unread`].
 pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, Unread> {
-    let deadline = Instant::now() + within;
+    patiently(path, Patience::new(within))
+}
+
+fn patiently(path: &Path, mut patience: Patience) -> Result<Vec<u8>, Unread> {
     let mut changes = None;
     loop {
         // The watch comes before the next check, so the writer's close is not missed.
@@ -123,8 +127,8 @@ pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, Unread> {
         if whole {
             return Ok(text);
         }
-        let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|t| !t.is_zero())
-        else {
+        let Some(left) = patience.next_wait(Instant::now()) else {
+            let within = patience.limit();
             return Err(Unread::BeingWritten { writers: writers(&before), within });
         };
         match &changes {
@@ -170,23 +174,21 @@ fn read_to_end(file: &File, silence: Duration) -> Result<Vec<u8>, Unread> {
 /// Waits until data or the end can be read; false if that takes too long. A regular file is always
 /// ready.
 fn wait_for(file: &File, limit: Duration) -> bool {
-    let until = Instant::now() + limit;
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(0) => return false,
-            Err(Errno::EINTR) if !left.is_zero() => {}
+    let mut patience = Patience::new(limit);
+    while let Some(wait) = patience.next_wait(Instant::now()) {
+        let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLIN)], wait) {
+            Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) | Err(_) => return true,
         }
     }
+    false
 }
 
 /// Waits for a change, or for `limit`: inotify does not report every change (mmap(2), network file
 /// systems).
 fn wait(inotify: Option<&Inotify>, limit: Duration) {
-    let limit = PollTimeout::try_from(limit.max(Duration::from_millis(1)));
-    let limit = limit.unwrap_or(PollTimeout::ZERO);
+    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO);
     match inotify {
         Some(inotify) => {
             let _ = poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], limit);
@@ -272,7 +274,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::testing::{Directory, while_exchanged};
+    use crate::testing::{Directory, stopped_within, while_exchanged};
 
     #[test]
     fn a_file_that_is_being_written_is_waited_for() {
@@ -308,6 +310,17 @@ mod tests {
         fs::write(directory.path().join("new"), "new").expect("write");
         fs::rename(directory.path().join("new"), &path).expect("rename");
         assert_eq!(read(&path, within).expect("read"), b"new");
+    }
+
+    #[test]
+    fn a_writer_has_its_time_although_this_process_was_stopped() {
+        let directory = Directory::new("stopped");
+        let path = directory.path().join("file");
+        let _file = File::create(&path).expect("create");
+        let (limit, begun) = (Duration::from_millis(300), Instant::now());
+        let read = patiently(&path, stopped_within(limit));
+        assert!(matches!(read, Err(Unread::BeingWritten { .. })), "{read:?}");
+        assert!(begun.elapsed() >= limit * 4 / 5, "{:?}", begun.elapsed());
     }
 
     /// A pipe replaces the file after it was checked: it is not opened, which its writer would

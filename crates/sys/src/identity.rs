@@ -19,6 +19,9 @@ use crate::hidden::is_hidden;
 use crate::options;
 use crate::queue::{accept_queue, is_listening};
 
+/// Why a socket whose device has been deleted is of no use to anybody.
+pub const NO_DEVICE: &str = "the device that it was bound to has been deleted";
+
 /// A socket as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -38,6 +41,8 @@ pub struct Identity {
     pub exclusive: bool,
     /// Whether new connections go elsewhere. A hidden socket has lost its device, if it had one.
     pub hidden: bool,
+    /// Whether the device that it is bound to has been deleted, so that no client reaches it.
+    pub device_gone: bool,
     /// The options that a socket reveals.
     pub options: Options,
 }
@@ -83,6 +88,7 @@ pub fn of(socket: BorrowedFd<'_>) -> io::Result<Identity> {
     if unbound {
         return Err(odd());
     }
+    let (options, device_gone) = seen(socket, &bound)?;
     Ok(Identity {
         inode: rustix::fs::fstat(socket)?.st_ino,
         cookie: get::socket_cookie(socket)?,
@@ -90,7 +96,8 @@ pub fn of(socket: BorrowedFd<'_>) -> io::Result<Identity> {
         listening: !bound.listens() || is_listening(socket),
         exclusive: options::is_exclusive(socket, &bound),
         hidden: matches!(bound, Address::Tcp(_)) && is_hidden(socket),
-        options: Options { mptcp: protocol == Some(Protocol::MPTCP), ..seen(socket, &bound)? },
+        device_gone,
+        options: Options { mptcp: protocol == Some(Protocol::MPTCP), ..options },
         bound,
     })
 }
@@ -107,6 +114,9 @@ pub fn listener(fd: BorrowedFd<'_>) -> Result<Listener, String> {
     if !found.listening {
         return Err(format!("it is bound to {}, and does not listen", found.bound));
     }
+    if found.device_gone {
+        return Err(NO_DEVICE.to_owned());
+    }
     let mut listener = found.listener();
     listener.options.backlog = accept_queue(fd).ok().map(|queue| queue.limit);
     Ok(listener)
@@ -119,14 +129,21 @@ impl Identity {
         Listener { name: None, address: self.bound.clone(), options: self.options.clone() }
     }
 
-    /// Why this is not the socket of `listener` that was bound to `bound`; None if it is.
-    pub fn differs_from(&self, listener: &Listener, bound: &Address) -> Option<String> {
-        let wanted = &listener.options;
+    /// Why this is not a socket that was bound to `bound`; None if it is.
+    pub fn is_elsewhere(&self, bound: &Address) -> Option<String> {
         // The path given to bind(2) is not the listener's path; its file is the proof (UnixPath).
         let both_paths = matches!((&self.bound, bound), (Address::Unix(_), Address::Unix(_)));
         // A holder of a UDP socket can set and clear SO_REUSEADDR: it is still the same socket.
-        if self.bound.as_seen() != bound.as_seen() && !both_paths {
-            return Some(format!("it is bound to {}", self.bound));
+        let same = self.bound.as_seen() == bound.as_seen() || both_paths;
+        (!same).then(|| format!("it is bound to {}", self.bound))
+    }
+
+    /// Why this is not the socket of `listener` that was bound to `bound`; None if it is. For a
+    /// socket whose cookie is not known: a holder of the right one may have changed its options.
+    pub fn differs_from(&self, listener: &Listener, bound: &Address) -> Option<String> {
+        let wanted = &listener.options;
+        if let Some(elsewhere) = self.is_elsewhere(bound) {
+            return Some(elsewhere);
         }
         let wildcard = bound.ip().is_some_and(|at| at.ip().is_unspecified());
         if wildcard && self.options.v6only != wanted.v6only {
@@ -138,6 +155,7 @@ impl Identity {
         if self.options.interface != wanted.interface && !self.hidden {
             return Some(match &self.options.interface {
                 Some(device) => format!("it is bound to the device {device}"),
+                None if self.device_gone => NO_DEVICE.to_owned(),
                 None => "it is bound to no device".to_owned(),
             });
         }
@@ -151,23 +169,36 @@ impl Identity {
     }
 }
 
-/// The options that getsockopt(2) reports. `v6only` has no meaning for an IPv6 address that is not
-/// the wildcard.
-fn seen(socket: BorrowedFd<'_>, bound: &Address) -> io::Result<Options> {
-    let Some(at) = bound.ip() else { return Ok(Options::default()) };
-    let options = ip_options(socket)?;
-    Ok(Options { v6only: options.v6only && at.ip().is_unspecified(), ..options })
+/// The options that getsockopt(2) reports, and whether the socket's device has been deleted.
+/// `v6only` has no meaning for an IPv6 address that is not the wildcard.
+fn seen(socket: BorrowedFd<'_>, bound: &Address) -> io::Result<(Options, bool)> {
+    let Some(at) = bound.ip() else { return Ok((Options::default(), false)) };
+    let options = all_but_device(socket)?;
+    let v6only = options.v6only && at.ip().is_unspecified();
+    let (interface, device_gone) = match device(socket) {
+        Err(Errno::ENODEV) => (None, true),
+        device => (device?, false),
+    };
+    Ok((Options { v6only, interface, ..options }, device_gone))
 }
 
 /// The options of an IPv4 or IPv6 socket, whatever it is bound to.
 pub(crate) fn ip_options(socket: BorrowedFd<'_>) -> io::Result<Options> {
-    let mut options = Options::default();
+    Ok(Options { interface: device(socket)?, ..all_but_device(socket)? })
+}
+
+/// The device that a socket is bound to. A hidden socket has none.
+fn device(socket: BorrowedFd<'_>) -> nix::Result<Option<String>> {
     let device = match getsockopt(&socket, sockopt::BindToDevice) {
         Err(Errno::ENODEV) if is_hidden(socket) => OsString::new(),
         device => device?,
     };
     let device = device.into_string().unwrap_or_default();
-    options.interface = Some(device).filter(|device| !device.is_empty());
+    Ok(Some(device).filter(|device| !device.is_empty()))
+}
+
+fn all_but_device(socket: BorrowedFd<'_>) -> io::Result<Options> {
+    let mut options = Options::default();
     let reference = SockRef::from(&socket);
     if get::socket_domain(socket)? == AddressFamily::INET6 {
         options.v6only = get::ipv6_v6only(socket)?;
@@ -192,8 +223,8 @@ pub fn network_of(socket: BorrowedFd<'_>) -> Option<u64> {
     options::netns_cookie(socket)
 }
 
-/// The file now at `path`, if it is a socket. The path that a UNIX socket was bound to is no proof
-/// of its file, whichever process bound it.
+/// The file now at `path`, if it is a socket, whoever owns it. The path that a UNIX socket was bound
+/// to is no proof of its file, whichever process bound it.
 pub fn file(path: &str) -> Option<crate::listen::UnixPath> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let path = PathBuf::from(path);
@@ -201,6 +232,7 @@ pub fn file(path: &str) -> Option<crate::listen::UnixPath> {
     found.file_type().is_socket().then(|| crate::listen::UnixPath {
         dev: found.dev(),
         ino: found.ino(),
+        owner: crate::listen::FileOwner::default(),
         path,
     })
 }

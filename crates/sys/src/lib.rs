@@ -11,7 +11,8 @@
 //! - [`queue`], [`diag`], [`holders`], [`epoll`] and [`ghosts`] find out from the kernel who holds
 //!   a socket and who accepts on it;
 //! - [`guard`], [`options`] and [`identity`] describe a shared socket and detect what other holders
-//!   did to it; [`hidden`] keeps new connections away from a socket;
+//!   did to it, [`remembered`] puts its options back; [`hidden`] keeps new connections away from a
+//!   socket;
 //! - [`executable`], [`spawn`], [`shim`], [`tether`], [`inherit`], [`process`], [`tree`] and
 //!   [`signals`] start and end programs; [`hold`] stops a program when it signals readiness,
 //!   [`intercept`] answers its bind(2) and listen(2);
@@ -58,6 +59,7 @@ pub mod privileges;
 pub mod probe;
 pub mod process;
 pub mod queue;
+pub mod remembered;
 pub mod shim;
 pub mod signals;
 pub mod silence;

@@ -88,6 +88,15 @@ pub fn changed(socket: BorrowedFd<'_>, listener: &Listener) -> Vec<Change> {
         i64::from(!listener.options.blocking),
         blocking.ok().map(|blocking| i64::from(!blocking)),
     );
+    // A listener that asks for it, without the right to it, has only IP_FREEBIND.
+    if let Some(at) = address.ip().filter(|_| !listener.options.transparent) {
+        let (level, option) = if at.is_ipv6() {
+            (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT)
+        } else {
+            (libc::IPPROTO_IP, libc::IP_TRANSPARENT)
+        };
+        note("IP_TRANSPARENT", 0, number(socket, level, option).map(i64::from));
+    }
     if !address.listens() {
         // A connected UDP socket receives only from its peer.
         let connected = rustix::net::getpeername(socket).is_ok_and(|peer| peer.is_some());
@@ -140,8 +149,18 @@ pub(crate) fn set(socket: BorrowedFd<'_>, level: c_int, option: c_int, value: c_
 /// The bytes of an option's value, 32 at most: no option of a socket that only listens has more.
 pub(crate) fn bytes(socket: BorrowedFd<'_>, level: c_int, option: c_int) -> Option<Vec<u8>> {
     let mut value = [0_u8; 32];
-    let length = get(socket, level, option, value.as_mut_ptr().cast(), value.len())?;
+    let length = bytes_into(socket, level, option, &mut value)?;
     value.get(..length).map(<[u8]>::to_vec)
+}
+
+/// Writes an option's value to the beginning of `room`. Returns its length.
+pub(crate) fn bytes_into(
+    socket: BorrowedFd<'_>,
+    level: c_int,
+    option: c_int,
+    room: &mut [u8],
+) -> Option<usize> {
+    get(socket, level, option, room.as_mut_ptr().cast(), room.len())
 }
 
 /// Sets an option to these bytes. False if the kernel refuses.
@@ -244,6 +263,28 @@ mod tests {
         ];
         assert_eq!(changes_seen, expected);
         assert!(!is_exclusive(opened.fd.as_fd(), &listener.address));
+    }
+
+    #[test]
+    fn a_socket_that_takes_foreign_traffic_is_told() {
+        for text in ["127.0.0.1:0", "[::1]:0"] {
+            let listener: Listener = text.parse().expect("address");
+            let opened = listen::open(&listener).expect("open");
+            let socket = SockRef::from(&opened.fd);
+            let is_v6 = listener.address.ip().is_some_and(|at| at.is_ipv6());
+            let set = if is_v6 {
+                socket.set_ip_transparent_v6(true)
+            } else {
+                socket.set_ip_transparent_v4(true)
+            };
+            if set.is_err() {
+                return crate::testing::skip("it takes CAP_NET_RAW or CAP_NET_ADMIN");
+            }
+            let expected = Change { option: "IP_TRANSPARENT", was: 0, now: 1 };
+            assert_eq!(changed(opened.fd.as_fd(), &listener), [expected], "{text}");
+            let wanted: Listener = format!("{text},transparent").parse().expect("address");
+            assert_eq!(changed(opened.fd.as_fd(), &wanted), [], "{text}");
+        }
     }
 
     #[test]

@@ -1,40 +1,38 @@
-//! A time limit that counts only the time in which this process can run. While the process is
-//! stopped (SIGSTOP, a frozen container, a machine that sleeps) its threads do nothing, and answers
-//! stay unread: the first check afterwards must not find the time over.
+//! Waits of tokio with a limit that counts only the time in which this process runs
+//! ([`bindonce_core::patience`]).
 
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::time::error::Elapsed;
-
-/// A limit is counted in this many parts; each stop costs at most one of them.
-const PARTS: u32 = 10;
-/// The longest part.
-const LONGEST: Duration = Duration::from_secs(1);
-/// The shortest part.
-const SHORTEST: Duration = Duration::from_millis(1);
+pub use bindonce_core::patience::{LAST_LOOK, Late, Patience};
 
 /// As [`tokio::time::timeout`], but the limit applies to the time in which this process runs.
 ///
 /// # Errors
 /// If the work is not done in that time.
-pub async fn timeout<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
-    let part = (limit / PARTS).clamp(SHORTEST, LONGEST);
+pub async fn timeout<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Late> {
+    let work = pin!(work);
+    within(&mut Patience::new(limit), work).await
+}
+
+/// The same, in what is left of a limit. A limit that is over gives no other look.
+///
+/// # Errors
+/// As [`timeout`].
+pub async fn within<T>(patience: &mut Patience, work: impl Future<Output = T>) -> Result<T, Late> {
     let mut work = pin!(work);
-    let mut left = limit;
-    loop {
-        let now = left.min(part);
-        left -= now;
-        match tokio::time::timeout(now, &mut work).await {
-            Err(_) if !left.is_zero() => {}
-            done => return done,
+    while let Some(wait) = patience.next_wait(Instant::now()) {
+        if let Ok(done) = tokio::time::timeout(wait, &mut work).await {
+            return Ok(done);
         }
     }
+    Err(Late)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::cell::Cell;
+    use std::task::Poll;
 
     use tokio::time::sleep;
 
@@ -59,5 +57,19 @@ mod tests {
             std::thread::sleep(limit + Duration::from_millis(200));
         });
         done.expect("it has had less than its limit");
+    }
+
+    /// What has come while the process was stopped is known to the runtime only after it has asked
+    /// the kernel.
+    #[tokio::test(flavor = "current_thread")]
+    async fn after_the_limit_the_kernel_is_asked_once_more() {
+        // As long as one part.
+        let (limit, begun, looks) = (Duration::from_millis(5), Instant::now(), Cell::new(0));
+        let work = std::future::poll_fn(|_| {
+            looks.set(looks.get() + u32::from(begun.elapsed() >= limit));
+            // The first of these looks ends the limit, the second begins the last wait.
+            if looks.get() == 3 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        timeout(limit, work).await.expect("it is there");
     }
 }

@@ -256,6 +256,15 @@ pub(crate) fn status_binds_any_port(status: &str) -> Option<bool> {
     Some(u64::from_str_radix(bits.trim(), 16).ok()? & 1 << 10 != 0)
 }
 
+/// Whether a process handles a signal itself (SigCgt of /proc/PID/status). False if the process does
+/// not exist.
+pub fn handles(pid: i32, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let bits = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let bits = bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
+    bits & 1 << (signal as i32 - 1) != 0
+}
+
 /// The flags of an open descriptor (proc_pid_fdinfo(5)). `process` is the /proc directory of a
 /// process or thread. None if the descriptor does not exist.
 pub(crate) fn open_flags(process: &Path, fd: i32) -> Option<i32> {
@@ -442,6 +451,15 @@ mod tests {
         for bad in ["", "9 (sh", "9 (sh) S 1", "9 (sh) S a b"] {
             assert_eq!(Stat::read(9, bad), None);
         }
+    }
+
+    #[test]
+    fn which_signals_a_process_handles_is_known() {
+        let own = std::process::id().cast_signed();
+        // The standard library does, to report an overflow of the stack.
+        assert!(handles(own, Signal::SIGSEGV));
+        assert!(!handles(own, Signal::SIGTTIN));
+        assert!(!handles(i32::MAX, Signal::SIGSEGV));
     }
 
     #[test]

@@ -29,6 +29,7 @@ use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::Error;
+use crate::patience::Patience;
 use crate::process::Pidfd;
 use crate::shim::Intercepted;
 use crate::tether::Tether;
@@ -223,7 +224,7 @@ impl Begun {
 
     /// Sends the descriptors to the shim.
     fn give(self) -> Result<Self, Error> {
-        match hand_over(&self.ours, &self.descriptors) {
+        match hand_over(&self.ours, &self.descriptors, Patience::new(HANDOVER)) {
             // A shim that is gone has reported why, and its exit code tells the rest.
             Ok(()) | Err(Error::Call { errno: Errno::EPIPE | Errno::ECONNRESET, .. }) => Ok(self),
             Err(error) => Err(error),
@@ -286,8 +287,11 @@ pub async fn receive_hold(shim: OwnedFd) -> Option<OwnedFd> {
     }
 }
 
-fn hand_over(socket: &UnixStream, descriptors: &[(String, Arc<OwnedFd>)]) -> Result<(), Error> {
-    let deadline = Instant::now() + HANDOVER;
+fn hand_over(
+    socket: &UnixStream,
+    descriptors: &[(String, Arc<OwnedFd>)],
+    mut patience: Patience,
+) -> Result<(), Error> {
     let mut text = Vec::new();
     for (name, _) in descriptors {
         text.extend_from_slice(name.as_bytes());
@@ -295,9 +299,10 @@ fn hand_over(socket: &UnixStream, descriptors: &[(String, Arc<OwnedFd>)]) -> Res
     }
     for batch in descriptors.chunks(bindonce_fd::MAX_FDS) {
         let fds: Vec<_> = batch.iter().map(|(_, fd)| fd.as_fd()).collect();
-        let mut sent = send_some(socket, &text, &fds, deadline)?;
+        let mut sent = send_some(socket, &text, &fds, &mut patience)?;
         while sent < text.len() {
-            sent += send_some(socket, text.get(sent..).unwrap_or_default(), &[], deadline)?;
+            let rest = text.get(sent..).unwrap_or_default();
+            sent += send_some(socket, rest, &[], &mut patience)?;
         }
         // The byte that carries the next batch.
         text = vec![0];
@@ -309,7 +314,7 @@ fn send_some(
     socket: &UnixStream,
     bytes: &[u8],
     fds: &[std::os::fd::BorrowedFd<'_>],
-    deadline: Instant,
+    patience: &mut Patience,
 ) -> Result<usize, Error> {
     loop {
         match bindonce_fd::send(socket, bytes, fds) {
@@ -317,14 +322,31 @@ fn send_some(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             done => return done.map_err(|error| Error::call("sendmsg to the shim", error)),
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let Some(wait) = patience.next_wait(Instant::now()) else {
             return Err(Error::call("sendmsg to the shim", Errno::ETIMEDOUT));
-        }
-        let left = Timespec::try_from(left).map_err(|_| Error::call("poll", Errno::EINVAL))?;
-        match poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&left)) {
+        };
+        let wait = Timespec::try_from(wait).map_err(|_| Error::call("poll", Errno::EINVAL))?;
+        match poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&wait)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(Error::call("poll", error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::stopped_within;
+
+    #[test]
+    fn a_shim_has_its_time_although_this_process_was_stopped() {
+        let (ours, _shim) = UnixStream::pair().expect("a pair");
+        ours.set_nonblocking(true).expect("non-blocking");
+        while bindonce_fd::send(&ours, &[0; 4096], &[]).is_ok() {}
+        let own = Arc::new(OwnedFd::from(ours.try_clone().expect("a copy")));
+        let (limit, begun) = (Duration::from_millis(300), Instant::now());
+        let late = hand_over(&ours, &[(String::new(), own)], stopped_within(limit));
+        assert!(matches!(late, Err(Error::Call { errno: Errno::ETIMEDOUT, .. })), "{late:?}");
+        assert!(begun.elapsed() >= limit * 4 / 5, "{:?}", begun.elapsed());
     }
 }

@@ -7,9 +7,11 @@ use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
+use crate::patience::Patience;
 use crate::process::{self, Pidfd};
 use crate::signals::{self, Signal};
 
@@ -99,7 +101,7 @@ pub fn answer_on(
         }
         None => drop(command.process_group(0)),
     }
-    run(command, input.into(), within)
+    run(command, input.into(), Patience::new(within))
 }
 
 /// Runs `command` to its end, which must come within the time `within`. Its standard input is
@@ -109,12 +111,11 @@ pub fn answer_on(
 /// Why the program could not be started; [`io::ErrorKind::TimedOut`] if it was killed.
 pub fn answer(mut command: Command, within: Duration) -> io::Result<Answer> {
     command.process_group(0);
-    run(command, Stdio::null(), within)
+    run(command, Stdio::null(), Patience::new(within))
 }
 
 /// Runs a command as the leader of a process group of its own.
-fn run(mut command: Command, input: Stdio, within: Duration) -> io::Result<Answer> {
-    let until = Instant::now() + within;
+fn run(mut command: Command, input: Stdio, mut patience: Patience) -> io::Result<Answer> {
     let (out_reader, out_writer) = io::pipe()?;
     let (error_reader, error_writer) = io::pipe()?;
     command.stdin(input).stdout(out_writer).stderr(error_writer);
@@ -133,19 +134,17 @@ fn run(mut command: Command, input: Stdio, within: Duration) -> io::Result<Answe
     // This closes our copies of the writing ends: only then can we see the end of the output.
     drop(command);
     let ended = Pidfd::open(child.0.id().cast_signed())?;
-    let late = || {
-        let text = format!(
-            "it did not end within {} and was killed",
-            bindonce_core::duration::format(within)
-        );
-        io::Error::new(io::ErrorKind::TimedOut, text)
-    };
+    let limit = bindonce_core::duration::format(patience.limit());
     let (mut stdout, mut stderr) = (Some(out_reader), Some(error_reader));
     let (mut out, mut errors) = (Vec::new(), Vec::new());
     // Processes that the program started may keep its output open after its end; they are not
     // waited for.
     let mut over = false;
     while !over {
+        let Some(wait) = patience.next_wait(Instant::now()) else {
+            let text = format!("it did not end within {limit} and was killed");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        };
         // A closed pipe is replaced by the pidfd, which is not ready before the end.
         let fds = [
             ended.as_fd(),
@@ -153,19 +152,12 @@ fn run(mut command: Command, input: Stdio, within: Duration) -> io::Result<Answe
             stderr.as_ref().map_or(ended.as_fd(), AsFd::as_fd),
         ];
         let mut watched = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        let left = until.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut watched, timeout) {
-            Ok(0) => return Err(late()),
-            Err(nix::errno::Errno::EINTR) => continue,
+        match poll(&mut watched, PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)) {
+            Ok(0) | Err(Errno::EINTR) => continue,
             done => drop(done?),
         }
         let [end, out_ready, error_ready] = watched.map(|fd| fd.any().unwrap_or_default());
         over = end;
-        // A program that never pauses in its output is never found idle.
-        if !over && left.is_zero() {
-            return Err(late());
-        }
         for (pipe, text, ready) in
             [(&mut stdout, &mut out, out_ready), (&mut stderr, &mut errors, error_ready)]
         {
@@ -211,6 +203,7 @@ impl Drop for Running {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::stopped_within;
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -251,6 +244,14 @@ mod tests {
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);
         let mut left = Vec::new();
         { reader }.read_to_end(&mut left).expect("the end: nobody is left");
+    }
+
+    #[test]
+    fn one_that_is_asked_while_this_process_is_stopped_has_its_time() {
+        let mut command = shell("echo done");
+        command.process_group(0);
+        let output = run(command, Stdio::null(), stopped_within(LONG)).expect("an answer");
+        assert_eq!(output.stdout, b"done\n");
     }
 
     #[test]

@@ -6,10 +6,20 @@ mod skip;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
+use bindonce_core::patience::Patience;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 pub(crate) use skip::skip;
+
+/// The patience of a process that was stopped for twice the limit in its first wait.
+pub(crate) fn stopped_within(limit: Duration) -> Patience {
+    let begun = Instant::now().checked_sub(2 * limit).expect("this machine runs for longer");
+    let mut patience = Patience::new(limit);
+    assert!(patience.next_wait(begun).is_some());
+    patience
+}
 
 /// Runs `work` while another thread constantly exchanges two files.
 pub(crate) fn while_exchanged(one: &Path, other: &Path, work: impl FnOnce()) {

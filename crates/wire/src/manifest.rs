@@ -161,6 +161,10 @@ pub struct Entry {
     /// The file of a UNIX path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<File>,
+    /// The process that it is kept for, because its generation outlived its supervisor: the pid and
+    /// the start time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<(u32, u64)>,
     /// The number of its descriptor, for an upgrade in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub descriptor: Option<i32>,
@@ -173,6 +177,12 @@ pub struct File {
     pub dev: u64,
     /// Its inode.
     pub ino: u64,
+    /// Its user, where the listener names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Its group, where the listener names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
 }
 
 impl Entry {

@@ -135,8 +135,8 @@ impl ListResult {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Problem {
-    /// `listener-not-bound`, `listener-not-recovered`, `listener-unreachable`, `listener-hidden` or
-    /// `state-not-written`; there may be more.
+    /// `listener-not-bound`, `listener-not-recovered`, `listener-broken`, `listener-unreachable`,
+    /// `listener-hidden` or `state-not-written`; there may be more.
     pub kind: String,
     /// The subject: the listener as the configuration has it, or a path.
     pub subject: String,

@@ -28,14 +28,16 @@ prop_compose! {
         listen in prop::sample::select(&LISTEN[..]),
         (inode, cookie, since) in any::<(u64, u64, u64)>(),
         (backlog, exclusive, tentative) in any::<(u32, bool, bool)>(),
-        file in any::<Option<(u64, u64)>>(),
-        (owner, descriptor) in any::<(Option<u32>, Option<i32>)>(),
+        file in any::<Option<(u64, u64, Option<u32>, Option<u32>)>>(),
+        (owner, descriptor, process) in
+            any::<(Option<u32>, Option<i32>, Option<(u32, u64)>)>(),
     ) -> Entry {
         let listener: bindonce_core::listener::Listener = listen.parse().expect("listener");
         Entry {
             listen: listen.to_owned(), bound: listener.address.to_string(), inode, cookie, backlog,
-            exclusive, since, tentative, owner, file: file.map(|(dev, ino)| File { dev, ino }),
-            descriptor,
+            exclusive, since, tentative, owner,
+            file: file.map(|(dev, ino, uid, gid)| File { dev, ino, uid, gid }),
+            process, descriptor,
         }
     }
 }
@@ -83,7 +85,7 @@ prop_compose! {
         manifest.listeners = by_inode.into_values().collect();
         manifest.connections = connections;
         manifest.header.floor = floor;
-        let file = |(path, (dev, ino))| (path, File { dev, ino });
+        let file = |(path, (dev, ino))| (path, File { dev, ino, uid: None, gid: None });
         manifest.header.unfinished = unfinished.into_iter().map(file).collect();
         let service = |(name, (last, serving)): (String, _)| Record {
             name: name.parse().expect("a name"), last, serving,

@@ -10,7 +10,7 @@ const LAST: u64 = 1 << 53;
 
 /// Reads a saved state. What is accepted is a JSON object whose numbers are those of generations and times.
 pub(crate) fn state(data: &[u8]) {
-    if upgrade::check(Path::new("state.json"), data).is_err() {
+    if upgrade::check(Path::new("state.json"), data, None).is_err() {
         return;
     }
     // What is in a member that nobody knows is not looked at.

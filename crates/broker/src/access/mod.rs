@@ -3,6 +3,7 @@
 //! A decision only reads memory, so it comes before any work that costs more.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bindonce_core::event::Kind;
 use bindonce_core::listener::{ListenSpec, Listener};
@@ -87,12 +88,9 @@ impl Access {
         self.policy.may_name(caller.peer, &caller.groups, name)
     }
 
-    /// Checks that the caller may give a listener this name, and reports a denial.
-    pub(crate) fn allow_name(&self, caller: &Caller, name: &Name) -> Result<(), RpcError> {
-        if self.may_name(caller, name) {
-            return Ok(());
-        }
-        Err(self.unnamed(caller, "names", &format!("name a listener {name}"), name))
+    /// Denies a listener's name. A rule with these `names` would allow the request.
+    pub(crate) fn name_denied(&self, caller: &Caller, name: &Name, names: &str) -> RpcError {
+        self.unnamed(caller, "names", &format!("name a listener {name}"), names)
     }
 
     /// Whether the caller may join a service: a rule must name it. An administrator may join any.
@@ -100,11 +98,12 @@ impl Access {
         if self.policy.may_join(caller.peer, &caller.groups, service) || self.is_admin(caller) {
             return Ok(());
         }
-        Err(self.unnamed(caller, "services", &format!("join the service {service}"), service))
+        let what = format!("join the service {service}");
+        Err(self.unnamed(caller, "services", &what, service.as_str()))
     }
 
     /// Denies a name that no rule gives the caller.
-    fn unnamed(&self, caller: &Caller, key: &str, what: &str, name: &Name) -> RpcError {
+    fn unnamed(&self, caller: &Caller, key: &str, what: &str, name: &str) -> RpcError {
         let peer = caller.peer;
         let text = format!("{peer} may not {what}: no rule allows it");
         let needed = format!("[[rule]] uid = {} {key} = [\"{name}\"]", peer.uid);
@@ -126,8 +125,8 @@ impl Access {
     }
 
     /// Whether the caller may see a listener.
-    pub(crate) fn may_see(&self, caller: &Caller, listener: &Listener) -> bool {
-        let spec = ListenSpec::from(listener.clone());
+    pub(crate) fn may_see(&self, caller: &Caller, listener: &Arc<Listener>) -> bool {
+        let spec = ListenSpec::from(Arc::clone(listener));
         self.judge(caller, Verb::List, Some(&spec)) == Verdict::Allow
     }
 

@@ -49,3 +49,49 @@ pub(crate) fn notice(reporter: &Reporter, held: &Held<Socket>, who: &str) {
         *noticed = changes;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use bindonce_core::time::Timestamp;
+    use bindonce_daemon::Journal;
+    use bindonce_sys::{identity, listen};
+
+    use super::*;
+    use crate::broker::Broker;
+    use crate::listeners::watch::Guard;
+    use crate::persistence::restore::Found;
+
+    #[test]
+    fn the_backlog_that_a_socket_comes_with_is_not_a_change() {
+        let guard = Guard::new().expect("a guard");
+        let socket = "/nonexistent/bindonce.sock".into();
+        let mut broker = Broker::new(socket, 0, 1024, guard, Journal::in_memory(None));
+        let theirs = TcpListener::bind("127.0.0.1:0").expect("bound");
+        rustix::net::listen(&theirs, 5).expect("listens");
+        let identity::Identity { inode, cookie, bound, .. } =
+            identity::of(theirs.as_fd()).expect("a socket");
+        let fd = theirs.as_fd().try_clone_to_owned().expect("a copy");
+        let found = Found {
+            listener: format!("web={bound}").parse().expect("a listener"),
+            socket: listen::Opened { fd, bound, inode, cookie, path: None, hidden: false },
+            exclusive: true,
+            since: Timestamp(1),
+            tentative: false,
+            owner: None,
+            outlived: None,
+        };
+        broker.listeners.adopt(vec![found], false, None);
+        let backlogs = || {
+            let (_, held) = broker.listeners.registry.iter().next().expect("held");
+            let mut changes = changes(held);
+            changes.retain(|change| change.option == "backlog");
+            let changes: Vec<_> = changes.iter().map(|change| (change.was, change.now)).collect();
+            (held.opened.backlog, changes)
+        };
+        assert_eq!(backlogs(), (5, Vec::new()));
+        rustix::net::listen(&theirs, 7).expect("listens");
+        assert_eq!(backlogs(), (5, vec![(5, 7)]));
+    }
+}

@@ -10,8 +10,8 @@ use bindonce_wire::RpcError;
 
 #[derive(Debug)]
 pub(crate) enum Denied {
-    /// The client has no right to a listener that was created while it waited. The denial is
-    /// already recorded.
+    /// The client has no right to the listener that a name stands for now. The denial is already
+    /// recorded.
     NotAllowed(RpcError),
     /// The registry refused the claim.
     Refused(Refusal),

@@ -21,14 +21,15 @@ use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{
-    Action, Adoption, ConnectionId, Event, Label, ListenerId, Opened, Registry, SavedConnection,
-    State,
+    Action, Adoption, ConnectionId, Event, Label, ListenerId, Opened, Process, Registry,
+    SavedConnection, State,
 };
 use bindonce_daemon::Reporter;
 use bindonce_sys::clock::now;
 use bindonce_sys::hidden::{self, Hiding};
 use bindonce_sys::limits::somaxconn;
 use bindonce_sys::listen::{self, Astray, can_go_astray};
+use bindonce_sys::queue;
 use bindonce_wire::result::Problem;
 
 use crate::persistence::Ledger;
@@ -156,19 +157,19 @@ impl Listeners {
         (!inodes.is_empty()).then(|| (label.clone(), inodes))
     }
 
-    /// The generation of an ending connection lives on: keeps these listeners, for this broker and
-    /// the next.
-    pub(crate) fn outlived(&mut self, id: ConnectionId, inodes: &HashSet<u64>) {
-        let actions = self.registry.on(now(), Event::Outlived(id));
+    /// The generation of an ending connection lives on in this process: keeps these listeners, for
+    /// this broker and the next.
+    pub(crate) fn outlived(&mut self, id: ConnectionId, process: Process, inodes: &HashSet<u64>) {
+        let actions = self.registry.on(now(), Event::Outlived(id, process));
         self.perform(actions);
         let leased = self.registry.leased(id);
         self.ledger.record(leased.filter(|held| inodes.contains(&held.opened.inode)));
     }
 
-    /// That generation is gone: closes some of the listeners that nobody else has claimed. Returns
+    /// That process has ended: closes some of the listeners that nobody else has claimed. Returns
     /// true if there are more.
-    pub(crate) fn ended(&mut self, id: ConnectionId) -> bool {
-        let actions = self.registry.on(now(), Event::Ended(id));
+    pub(crate) fn ended(&mut self, process: Process) -> bool {
+        let actions = self.registry.on(now(), Event::Ended(process));
         let more = actions.iter().any(|action| matches!(action, Action::Closing(_)));
         self.perform(actions);
         more
@@ -205,11 +206,17 @@ impl Listeners {
     pub(crate) fn adopt(&mut self, found: Vec<Found>, stored: bool, giver: Option<u32>) {
         let count = found.len();
         let mut adoptions = Vec::with_capacity(count);
-        for Found { listener, socket, exclusive, since, tentative, owner } in found {
+        for Found { listener, socket, exclusive, since, tentative, owner, outlived } in found {
             let mut opened = Opened { exclusive, ..self.opened(&listener, socket) };
+            // Whoever made it listen gave the backlog, under the limit of that moment.
+            if matches!(listener.address, Address::Tcp(_))
+                && let Ok(queue) = queue::accept_queue(opened.handle.fd.as_fd())
+            {
+                opened.backlog = queue.limit;
+            }
             opened.handle.owned = owner.or(giver).map(|uid| self.owners.one_more(uid));
             let listener = listener.into();
-            adoptions.push(Adoption { listener, opened, since, tentative });
+            adoptions.push(Adoption { listener, opened, since, tentative, outlived });
         }
         let actions = self.registry.on(now(), Event::Adopt(adoptions));
         self.perform(actions);
@@ -318,6 +325,7 @@ pub(crate) fn unreachable(held: &Held) -> Option<Problem> {
     let label = held.listener.label();
     let (whom, mended) = match why {
         Astray::PathClosed { .. } => ("not every client may connect", "its mode is then restored"),
+        Astray::PathOwner { .. } => ("not every client may connect", "its owner is then restored"),
         _ => ("no client reaches it", "it is then bound anew"),
     };
     let message = format!("{label} listens, but {whom}: {why}");
@@ -368,5 +376,6 @@ fn astray(held: &Held) -> Option<Astray> {
         return None;
     }
     let socket = &held.opened.handle;
-    listen::astray(socket.fd.as_fd(), &held.listener, socket.path.as_ref())
+    let (path, owner) = (socket.path.as_ref(), socket.file_owner.get());
+    listen::astray(socket.fd.as_fd(), &held.listener, path, owner)
 }

@@ -51,8 +51,8 @@ impl Listeners {
         let Some(held) = self.registry.held(*listener) else { return };
         let address = held.listener.address.to_string();
         tracing::warn!(
-            name = %name, address, uid,
-            hint = "the listener stays, without a name; give each user's names in `names` of its [[rule]]",
+            name = %name, address, uid, now = held.listener.label(),
+            hint = "the listener stays; give each user's names in `names` of its [[rule]]",
             "root or the broker's user has taken the name of a listener back"
         );
         let text =

@@ -150,15 +150,16 @@ impl Listeners {
     pub(crate) fn rebind(&mut self, inode: u64, accounts: &Accounts) -> Result<(), Denied> {
         let Some((id, held)) = self.registry.by_inode(inode) else { return Ok(()) };
         let Some(why) = astray(held) else { return Ok(()) };
-        if let Astray::PathClosed { path, mode, wanted } = &why {
-            let (was, now) = (format!("{mode:04o}"), format!("{wanted:04o}"));
-            let ours = held.opened.handle.path.as_ref();
-            match ours.map_or(Ok(()), |ours| listen::restore_mode(ours, *wanted)) {
+        if matches!(why, Astray::PathClosed { .. } | Astray::PathOwner { .. }) {
+            let (socket, mode) = (&held.opened.handle, held.listener.options.mode);
+            let restore = |ours| listen::restore(ours, socket.file_owner.get(), mode);
+            let listener = held.listener.label();
+            match socket.path.as_ref().map_or(Ok(()), restore) {
                 Ok(()) => {
-                    tracing::warn!(path = %path.display(), was, now, "mode of a UNIX path restored");
+                    tracing::warn!(listener, %why, "mode and owner of a UNIX path restored");
                 }
                 Err(error) => tracing::error!(
-                    path = %path.display(), was, now, %error, "mode of a UNIX path not restored"
+                    listener, %why, %error, "mode and owner of a UNIX path not restored"
                 ),
             }
             return Ok(());
@@ -277,6 +278,11 @@ impl Listeners {
             );
             let text = format!("{} changed in place: {}", held.listener.label(), change.options);
             self.reporter.record(Happening::new(Kind::ListenerChanged, text));
+        }
+        for (held, before) in done {
+            if let Some(owner) = before.new_owner() {
+                held.opened.handle.file_owner.set(owner);
+            }
         }
         Ok(backlogs)
     }

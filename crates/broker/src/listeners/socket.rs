@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
-use bindonce_core::registry::{self, Closing, Opened};
+use bindonce_core::registry::{self, Closing, Opened, Process};
 use bindonce_sys::hidden;
-use bindonce_sys::listen::{self, UnixPath};
+use bindonce_sys::listen::{self, FileOwner, UnixPath};
 use bindonce_wire::manifest::{self, Entry};
 
 use super::watch::Watch;
@@ -35,6 +35,8 @@ pub(crate) struct Socket {
     /// Cached text for replies that did not create the listener, and the edition of that text.
     pub(crate) reply_text: RefCell<Option<(u32, Box<[u8]>)>>,
     pub(crate) path: Option<UnixPath>,
+    /// The owner of that file since the last change in place.
+    pub(crate) file_owner: Cell<FileOwner>,
     /// Whether it was hidden when it was opened or taken over, and has not been shown since.
     pub(crate) hidden: Cell<bool>,
 }
@@ -115,8 +117,7 @@ impl Unfinished {
     /// All files, as written for the next image.
     pub(crate) fn written(&self) -> Vec<(String, manifest::File)> {
         let written = |(path, file): (&PathBuf, &UnixPath)| {
-            let file = manifest::File { dev: file.dev, ino: file.ino };
-            Some((path.to_str()?.to_owned(), file))
+            Some((path.to_str()?.to_owned(), recorded(file, file.owner)))
         };
         self.0.borrow().iter().filter_map(written).collect()
     }
@@ -132,6 +133,7 @@ pub(super) fn opened(socket: listen::Opened, watch: Watch, backlog: u32) -> Open
             owned: None,
             mark: RefCell::new(None),
             reply_text: RefCell::new(None),
+            file_owner: Cell::new(socket.path.as_ref().map(|path| path.owner).unwrap_or_default()),
             path: socket.path,
             hidden: Cell::new(socket.hidden),
         },
@@ -140,6 +142,11 @@ pub(super) fn opened(socket: listen::Opened, watch: Watch, backlog: u32) -> Open
         cookie: socket.cookie,
         backlog,
     }
+}
+
+/// The file of a UNIX path as it is recorded.
+fn recorded(path: &UnixPath, owner: FileOwner) -> manifest::File {
+    manifest::File { dev: path.dev, ino: path.ino, uid: owner.user, gid: owner.group }
 }
 
 impl Recorded for Held {
@@ -177,7 +184,8 @@ impl Recorded for Held {
             since: self.since.0,
             tentative: self.tentative,
             owner: opened.handle.owned.as_ref().map(|owned| owned.uid),
-            file: file.map(|path| manifest::File { dev: path.dev, ino: path.ino }),
+            file: file.map(|path| recorded(path, opened.handle.file_owner.get())),
+            process: self.outlived.map(|Process { pid, start }| (pid, start)),
             descriptor: None,
         }
     }

@@ -27,6 +27,8 @@ use bindonce_wire::result::Problem;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use crate::error::Error;
+
 /// Delay before a failed write is retried: the first one, and the longest one.
 const AGAIN: Duration = Duration::from_secs(1);
 const AT_MOST: Duration = Duration::from_secs(30);
@@ -78,15 +80,27 @@ pub(crate) struct Left {
     pub(crate) floor: u64,
 }
 
-/// Reads the state of a broker that did not end in order, or that had something to leave.
-pub(crate) fn left(socket: &Path) -> Left {
-    let path = path(socket);
+/// Reads the state of a broker that did not end in order, or that had something to leave. A file
+/// that is no state is moved aside for examination.
+///
+/// # Errors
+/// [`Error::StateFile`] if the file cannot be read. It may well be good, so it stays, and nothing
+/// may be written in its place.
+pub(crate) fn left(socket: &Path) -> Result<Left, Error> {
+    left_at(path(socket))
+}
+
+fn left_at(path: PathBuf) -> Result<Left, Error> {
     let manifest = match state::read(&path, state::LARGEST) {
-        Ok(None) => return Left::default(),
+        Ok(None) => return Ok(Left::default()),
         Ok(Some(bytes)) => Manifest::decode(&bytes).map_err(|error| error.to_string()),
+        Err(source) if source.raw_os_error().is_some() => {
+            return Err(Error::StateFile { path, source });
+        }
+        // It is no regular file, or too large.
         Err(error) => Err(error.to_string()),
     };
-    match manifest {
+    Ok(match manifest {
         Ok(Manifest { header, listeners, services, .. })
             if header.broker.boot == identity::boot() =>
         {
@@ -100,11 +114,11 @@ pub(crate) fn left(socket: &Path) -> Left {
             let moved_to = state::move_aside(&path);
             tracing::error!(
                 path = %path.display(), error, moved_to,
-                "cannot read the state file: listeners of the previous broker are not recovered"
+                "the state file is damaged: listeners of the previous broker are not recovered"
             );
             Left::default()
         }
-    }
+    })
 }
 
 impl StateFile {
@@ -136,7 +150,8 @@ impl StateFile {
         if inner.failed.is_none() {
             tracing::error!(
                 path = %self.path.display(), %error, hint = HINT,
-                "cannot write the state file: after a crash listeners cannot be recovered"
+                "cannot write the state file: after a crash the newest listeners cannot be \
+                 recovered, and those released since are bound again"
             );
         }
         let ready = Instant::now() + BETWEEN.max(took * TIMES);
@@ -150,7 +165,8 @@ impl StateFile {
         let error = &inner.failed.as_ref()?.error;
         let path = self.path.display().to_string();
         let message = format!(
-            "cannot write the state file {path}: {error}; after a crash the newest listeners are lost"
+            "cannot write the state file {path}: {error}; after a crash the newest listeners are lost, \
+             and released ones are bound again"
         );
         Some(Problem::new("state-not-written", path, message, Some(HINT.to_owned())))
     }
@@ -194,3 +210,27 @@ impl StateFile {
 }
 
 const HINT: &str = "make room, or run the broker as a user that may write there: it is tried again until it can be written";
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn only_what_was_read_and_is_no_state_is_moved_aside() {
+        // Reading this fails with EIO, for root too: nothing is mapped at its beginning.
+        let unread = PathBuf::from(format!("/proc/{}/mem", std::process::id()));
+        let error = left_at(unread).expect_err("EIO");
+        assert!(matches!(error, Error::StateFile { .. }), "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("start the broker again")));
+        let directory = std::env::temp_dir().join(format!("bindonce-left-{}", std::process::id()));
+        fs::create_dir(&directory).expect("a directory");
+        let path = directory.join("broker.sock.state");
+        assert!(left_at(path.clone()).expect("no file").listeners.is_empty());
+        fs::write(&path, "damaged").expect("written");
+        assert!(left_at(path.clone()).expect("read").listeners.is_empty());
+        assert!(!path.exists());
+        fs::remove_dir_all(&directory).expect("removed");
+    }
+}

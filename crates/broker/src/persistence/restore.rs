@@ -9,15 +9,16 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
+use bindonce_core::registry::Process;
 use bindonce_core::succession::Record;
 use bindonce_core::time::Timestamp;
 use bindonce_sys::clock::now;
 use bindonce_sys::identity::{self, Identity};
-use bindonce_sys::listen::{self, UnixPath};
+use bindonce_sys::listen::{self, FileOwner, UnixPath};
 use bindonce_wire::manifest::{self, Entry, Manifest, Unreadable};
 
 use super::store::{self, CONTROL};
@@ -35,6 +36,8 @@ pub(crate) struct Found {
     pub(crate) tentative: bool,
     /// The user whose claim created it, if recorded.
     pub(crate) owner: Option<u32>,
+    /// The process that it is kept for, because its generation outlived its supervisor.
+    pub(crate) outlived: Option<Process>,
 }
 
 /// The descriptors that the service manager passed, sorted.
@@ -152,14 +155,17 @@ fn parse(entry: &Entry) -> Option<Listener> {
     parsed.ok()
 }
 
-/// A socket that the manifest describes, if it is the same socket.
+/// A socket that the manifest describes, if it is the same socket. The kernel gives a cookie to one
+/// socket only. A holder may have changed its options: it is still the socket that has the address.
 pub(crate) fn as_written(entry: &Entry, identity: &Identity, fd: OwnedFd) -> Result<Found, String> {
     let listener = entry.listener().map_err(|error| error.to_string())?;
     let bound = entry.bound().map_err(|error| error.to_string())?;
-    if entry.cookie != 0 && entry.cookie != identity.cookie {
-        return Err(format!("its cookie is {}, not {}", identity.cookie, entry.cookie));
-    }
-    if let Some(difference) = identity.differs_from(&listener, &bound) {
+    let difference = match entry.cookie {
+        0 => identity.differs_from(&listener, &bound),
+        cookie if cookie == identity.cookie => identity.is_elsewhere(&bound),
+        cookie => Some(format!("its cookie is {}, not {cookie}", identity.cookie)),
+    };
+    if let Some(difference) = difference {
         return Err(difference);
     }
     let path = match &listener.address {
@@ -169,16 +175,28 @@ pub(crate) fn as_written(entry: &Entry, identity: &Identity, fd: OwnedFd) -> Res
     let since = Timestamp(entry.since);
     let exclusive = identity.exclusive;
     let socket = opened(identity, bound, fd, path);
-    Ok(Found { listener, socket, exclusive, since, tentative: entry.tentative, owner: entry.owner })
+    let (tentative, owner, outlived) = (entry.tentative, entry.owner, kept_for(entry));
+    Ok(Found { listener, socket, exclusive, since, tentative, owner, outlived })
+}
+
+/// The process that a listener is kept for.
+pub(crate) fn kept_for(entry: &Entry) -> Option<Process> {
+    entry.process.map(|(pid, start)| Process { pid, start })
 }
 
 /// The file of a UNIX path, without which no client can connect to the socket.
 fn same_file(entry: &Entry, path: &str) -> Result<UnixPath, String> {
     let file = identity::file(path).ok_or_else(|| format!("{path} is gone"))?;
     match entry.file {
-        Some(was) if (was.dev, was.ino) == (file.dev, file.ino) => Ok(file),
+        Some(was) if (was.dev, was.ino) == (file.dev, file.ino) => Ok(same_path(path, was)),
         _ => Err(format!("{path} belongs to another socket now")),
     }
+}
+
+/// The file at a path, as it was recorded.
+pub(crate) fn same_path(path: impl Into<PathBuf>, was: manifest::File) -> UnixPath {
+    let manifest::File { dev, ino, uid: user, gid: group } = was;
+    UnixPath { path: path.into(), dev, ino, owner: FileOwner { user, group } }
 }
 
 /// A socket without a record.
@@ -191,7 +209,8 @@ fn as_it_is(identity: &Identity, fd: OwnedFd) -> Found {
     };
     tracing::warn!(address = %bound, inode = identity.inode, "listener restored without its name");
     let socket = opened(identity, bound, fd, path);
-    Found { listener, socket, exclusive, since: now(), tentative: false, owner: None }
+    let since = now();
+    Found { listener, socket, exclusive, since, tentative: false, owner: None, outlived: None }
 }
 
 fn opened(

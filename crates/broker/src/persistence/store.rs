@@ -22,10 +22,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_daemon::notify::Notifier;
-use bindonce_sys::memory;
+use bindonce_sys::{Errno, memory};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
 
 /// Name of the control socket, in bindonce.socket and in the store.
 pub(super) const CONTROL: &str = "control";
@@ -33,6 +34,12 @@ pub(super) const CONTROL: &str = "control";
 /// How long a reply waits for the manager to take what it must keep. After that the listener is
 /// handed out, and stored as soon as the manager reads again.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the kernel may lack for a moment: memory, or room for more descriptors under way (unix(7)).
+const LACKS: [Errno; 3] = [Errno::ENOBUFS, Errno::ENOMEM, Errno::ETOOMANYREFS];
+
+/// The wait before another attempt then: no event says when there is room.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// Steps for the store, in order.
 #[derive(Debug)]
@@ -200,20 +207,30 @@ impl Store {
             while !self.inner.borrow().queue.is_empty() {
                 socket.writable().await?;
                 let flush = || self.inner.borrow_mut().flush();
-                // WouldBlock makes the next `writable` wait.
-                let _ = socket.try_io(Interest::WRITABLE, flush);
+                let flushed = socket.try_io(Interest::WRITABLE, flush);
                 self.done.send_replace(self.inner.borrow().done);
+                // WouldBlock makes the next `writable` wait.
+                if flushed.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
+                    sleep(AGAIN).await;
+                }
             }
         }
     }
 }
 
 impl Inner {
-    /// Performs queued steps. Returns `WouldBlock` if one has to wait.
+    /// Performs queued steps. Returns the error if one has to wait, and so those behind it.
     fn flush(&mut self) -> io::Result<()> {
+        self.flush_by(Self::perform)
+    }
+
+    fn flush_by(
+        &mut self,
+        mut perform: impl FnMut(&mut Self, &Step) -> io::Result<()>,
+    ) -> io::Result<()> {
         while let Some(step) = self.queue.pop_front() {
-            match self.perform(&step) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            match perform(self, &step) {
+                Err(error) if may_pass(&error) => {
                     self.queue.push_front(step);
                     return Err(error);
                 }
@@ -257,6 +274,12 @@ impl Inner {
     }
 }
 
+/// Whether a step that failed may succeed later.
+fn may_pass(error: &io::Error) -> bool {
+    let lacks = |errno| LACKS.contains(&Errno::from_raw(errno));
+    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error().is_some_and(lacks)
+}
+
 /// A listener's name in the store: its inode in base 36. Names are short because all of them come
 /// back in one variable, which may have 128 KiB (execve(2), MAX_ARG_STRLEN).
 pub(super) fn name(inode: u64) -> String {
@@ -274,11 +297,48 @@ pub(super) fn name(inode: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    use super::*;
+
     #[test]
     fn names_are_short_and_unlike() {
-        assert_eq!(super::name(0), "0");
-        assert_eq!(super::name(35), "z");
-        assert_eq!(super::name(36), "10");
-        assert_eq!(super::name(u64::from(u32::MAX)), "1z141z3");
+        assert_eq!(name(0), "0");
+        assert_eq!(name(35), "z");
+        assert_eq!(name(36), "10");
+        assert_eq!(name(u64::from(u32::MAX)), "1z141z3");
+    }
+
+    #[test]
+    fn what_the_kernel_cannot_pass_now_is_passed_later_and_recorded_after_that() {
+        let path = std::env::temp_dir().join(format!("bindonce-store-{}", std::process::id()));
+        let manager = UnixDatagram::bind(&path).expect("bind");
+        let address = SocketAddr::from_pathname(&path).expect("an address");
+        let notifier = Notifier::connect(&address).expect("connect");
+        std::fs::remove_file(&path).expect("remove");
+        let file = memory::file("bindonce-test").expect("a file");
+        let keep = |inode| Step::Keep(inode, Rc::new(manager.try_clone().expect("a copy").into()));
+        let mut inner = Inner {
+            notifier,
+            manifest: Some((file, 0, "manifest.1".to_owned())),
+            queue: [keep(7), Step::Write(b"record".to_vec())].into(),
+            damaged: false,
+            pushed: 2,
+            done: 0,
+        };
+        for errno in LACKS.into_iter().chain([Errno::EAGAIN]) {
+            inner.flush_by(|_, _| Err(errno.into())).expect_err("it waits");
+            assert_eq!((inner.queue.len(), inner.done), (2, 0), "{errno}");
+        }
+        inner.flush().expect("it is taken");
+        let written = inner.manifest.as_ref().map(|(_, length, _)| *length);
+        assert_eq!((inner.queue.len(), inner.done, written), (0, 2, Some(6)));
+        let mut buffer = [0; 100];
+        let count = manager.recv(&mut buffer).expect("receive");
+        assert!(buffer[..count].starts_with(b"FDSTORE=1\nFDNAME=7\n"));
+        // What never succeeds holds up nothing.
+        inner.queue.push_back(keep(8));
+        inner.flush_by(|_, _| Err(Errno::EBADF.into())).expect("it is left out");
+        assert!(inner.queue.is_empty());
     }
 }

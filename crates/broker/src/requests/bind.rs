@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -49,8 +50,9 @@ pub(super) async fn bind(
     claim(broker, caller, request, wants).await.map(Some)
 }
 
-/// Reads the wanted listeners, and checks that the caller may have them as things are. Reads some
-/// elements per turn, and keeps none once it is understood.
+/// Reads the wanted listeners, and checks that the caller may have them as things are; what their
+/// names stand for is judged again when they are claimed. Reads some elements per turn, and keeps
+/// none once it is understood.
 async fn read(
     broker: &RefCell<Broker>,
     caller: &Caller,
@@ -80,7 +82,7 @@ async fn read(
                     want.held = broker.access.may_claim(caller, spec, change)?;
                     allow_name(&broker, caller, spec)?;
                 } else {
-                    allow(&broker, caller, &want)?;
+                    allow(&broker, caller, &want, 0..1)?;
                 }
             }
             wants.push(want);
@@ -104,7 +106,8 @@ async fn claim(
     wants: Wants,
 ) -> Result<Reply, RpcError> {
     let taken = take_back_names(&mut broker.borrow_mut(), caller, &wants);
-    let allow = |broker: &Broker, want: &Want| allow(broker, caller, want);
+    let allow =
+        |broker: &Broker, want: &Want, some: Range<usize>| allow(broker, caller, want, some);
     let claimed = claims::claim_unsettled(broker, caller.connection, wants, allow).await;
     let leases = match claimed {
         Ok(leases) => {
@@ -152,9 +155,13 @@ async fn claim(
     Ok(Reply { text: reply.finish(), descriptors })
 }
 
-/// Whether the caller may have these listeners under these names. A listener that has the name
-/// already keeps it.
-fn allow(broker: &Broker, caller: &Caller, want: &Want) -> Result<(), RpcError> {
+/// Whether the caller may have what an element asks for, and name these of its listeners so.
+fn allow(
+    broker: &Broker,
+    caller: &Caller,
+    want: &Want,
+    some: Range<usize>,
+) -> Result<(), RpcError> {
     let Broker { access, listeners, .. } = broker;
     let registry = &listeners.registry;
     match &want.wanted {
@@ -166,7 +173,7 @@ fn allow(broker: &Broker, caller: &Caller, want: &Want) -> Result<(), RpcError> 
         Wanted::Listen(spec) => {
             let verb = if want.held { Verb::Use } else { Verb::Bind };
             access.allow(caller, verb, Some(spec))?;
-            allow_name(broker, caller, spec)
+            allow_names(broker, caller, spec, some)
         }
     }
 }
@@ -187,21 +194,38 @@ fn take_back_names(broker: &mut Broker, caller: &Caller, wants: &Wants) -> Vec<T
     taken
 }
 
-/// Whether the caller may give a listener the name in its request.
+/// Whether the caller may give a listener the name in its request; for a range, the first one.
 pub(super) fn allow_name(
     broker: &Broker,
     caller: &Caller,
     spec: &ListenSpec,
 ) -> Result<(), RpcError> {
-    let Some(name) = &spec.first.name else { return Ok(()) };
-    if broker.access.may_name(caller, name) {
+    allow_names(broker, caller, spec, 0..1)
+}
+
+/// Whether the caller may give these listeners the names that they get by its request. A listener
+/// that has the name already keeps it.
+fn allow_names(
+    broker: &Broker,
+    caller: &Caller,
+    spec: &ListenSpec,
+    some: Range<usize>,
+) -> Result<(), RpcError> {
+    let Broker { access, listeners, .. } = broker;
+    let Some(base) = &spec.first.name else { return Ok(()) };
+    if access.owns_names(caller) {
         return Ok(());
     }
-    let held = broker.listeners.registry.by_key(&spec.first);
-    if held.is_some_and(|held| held.listener.name.as_ref() == Some(name)) {
-        return Ok(());
+    for (asked, _) in spec.expand_from(some.start).zip(some) {
+        let Some(name) = &asked.name else { continue };
+        let held = listeners.registry.by_key(&asked);
+        let has_it = held.is_some_and(|held| held.listener.name.as_ref() == Some(name));
+        if !has_it && !access.may_name(caller, name) {
+            let all = if spec.is_range() { format!("{base}-*") } else { base.to_string() };
+            return Err(access.name_denied(caller, name, &all));
+        }
     }
-    broker.access.allow_name(caller, name)
+    Ok(())
 }
 
 /// Parses an element of `bind`.

@@ -45,10 +45,11 @@ impl Home {
         let name = match found {
             Ok(Ok(Some(name))) => Ok(name),
             Ok(Ok(None)) => Err(nameless(caller)),
+            // The next attempt may tell.
             Ok(Err(error)) => {
-                Err(RpcError::new(ErrorCode::CONFLICT, elsewhere(&error.to_string())))
+                Err(RpcError::new(ErrorCode::INTERNAL, elsewhere(&error.to_string())))
             }
-            Err(error) => Err(RpcError::new(ErrorCode::CONFLICT, elsewhere(&error.to_string()))),
+            Err(error) => Err(RpcError::new(ErrorCode::INTERNAL, elsewhere(&error.to_string()))),
         };
         Ok(Self { name: Some(name), anywhere })
     }

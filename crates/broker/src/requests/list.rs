@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
@@ -75,7 +76,8 @@ async fn listeners(
     caller: &Caller,
 ) -> Result<Vec<Box<RawValue>>, RpcError> {
     let mut written = BTreeMap::new();
-    let may_see = |broker: &Broker, listener: &Listener| broker.access.may_see(caller, listener);
+    let may_see =
+        |broker: &Broker, listener: &Arc<Listener>| broker.access.may_see(caller, listener);
     each(broker, usize::MAX, may_see, |id, info| {
         let text = to_raw_value(&info).map_err(|error| unwritten(&error));
         written.insert((info.name, id), text);
@@ -99,7 +101,7 @@ pub(crate) async fn first(broker: &RefCell<Broker>, most: usize) -> (Vec<Listene
 async fn each(
     broker: &RefCell<Broker>,
     mut most: usize,
-    wanted: impl Fn(&Broker, &Listener) -> bool,
+    wanted: impl Fn(&Broker, &Arc<Listener>) -> bool,
     mut tell: impl FnMut(ListenerId, ListenerInfo),
 ) {
     let (mut after, mut unix) = (None, None);
@@ -135,7 +137,10 @@ pub(super) async fn status(
     broker.borrow().access.allow(caller, Verb::List, None)?;
     let large = Rc::clone(&broker.borrow().answering.large);
     turn.come(&large, caller.peer.uid).await;
-    let services = services(broker).await;
+    let all = broker.borrow().access.may_see_all(caller);
+    let may_see =
+        |broker: &Broker, listener: &Arc<Listener>| all || broker.access.may_see(caller, listener);
+    let services = services(broker, may_see).await;
     let listeners = listeners(broker, caller).await?;
     let problems = problems(broker, caller).await;
     let broker = broker.borrow();
@@ -150,13 +155,22 @@ pub(super) async fn status(
     encode(request, &Status { broker: info, listeners, services, problems })
 }
 
-/// Every service with a connected generation, sorted by name. Takes one turn per generation.
-pub(crate) async fn services(broker: &RefCell<Broker>) -> Vec<ServiceInfo> {
+/// Every service with a connected generation, sorted by name; each generation with the listeners
+/// that `sees` admits. Takes one turn per generation.
+pub(crate) async fn services(
+    broker: &RefCell<Broker>,
+    sees: impl Fn(&Broker, &Arc<Listener>) -> bool,
+) -> Vec<ServiceInfo> {
     let mut services: BTreeMap<Name, Vec<GenerationInfo>> = BTreeMap::new();
     let joined = broker.borrow().listeners.registry.joined();
     for connection in joined {
-        if let Some((service, told)) = broker.borrow().listeners.registry.generation(connection) {
-            services.entry(service.clone()).or_default().push(generation(told));
+        {
+            let broker = broker.borrow();
+            let registry = &broker.listeners.registry;
+            let told = registry.generation(connection, |listener| sees(&broker, listener));
+            if let Some((service, told)) = told {
+                services.entry(service.clone()).or_default().push(generation(told));
+            }
         }
         yield_now().await;
     }
@@ -255,20 +269,64 @@ mod tests {
     use std::pin::Pin;
     use std::task::{Context, Poll, Waker};
 
-    use bindonce_core::policy::Peer;
-    use bindonce_core::registry::Want;
+    use bindonce_core::policy::{Peer, Rule, Who};
+    use bindonce_core::registry::{Label, State, Want};
     use bindonce_daemon::Journal;
     use bindonce_wire::result::{ListResult, StatusResult};
     use serde::de::DeserializeOwned;
 
     use super::*;
     use crate::claims;
+    use crate::config::Limits;
     use crate::listeners::watch::Guard;
 
     fn result<T: DeserializeOwned>(reply: &Result<Vec<u8>, RpcError>) -> T {
         let mut reply: Value =
             serde_json::from_slice(reply.as_ref().expect("a reply")).expect("JSON");
         serde_json::from_value(reply["result"].take()).expect("the result")
+    }
+
+    /// Who may see some listeners learns neither names nor addresses of others.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_generation_is_shown_with_the_listeners_that_the_caller_may_see() {
+        let guard = Guard::new().expect("a guard");
+        let socket = "/nonexistent/bindonce.sock".into();
+        let mut broker = Broker::new(socket, 0, 1024, guard, Journal::in_memory(None));
+        let names = ["shown", "secret"]
+            .map(|word| format!("abns@bindonce-list-{word}-{}", std::process::id()));
+        let rule = |uid, addresses: &[&String]| Rule {
+            who: Who { uid: Some(uid), gid: None },
+            allow: vec![Verb::List],
+            addresses: addresses.iter().map(|text| text.parse().expect("a pattern")).collect(),
+            names: Vec::new(),
+            services: Vec::new(),
+        };
+        broker.configure(vec![rule(7, &[&names[0]]), rule(8, &[])], Limits::default());
+        let holder = broker.connect_itself();
+        let service = "edge".parse().expect("a name");
+        let label = Label { service, generation: 7, pid: 9, state: State::Serving };
+        broker.listeners.join(holder, label);
+        let callers = [7, 8].map(|uid| {
+            let peer = Peer { pid: uid, uid, gid: uid };
+            Caller { connection: broker.connect(peer), peer, groups: [].into(), network: None }
+        });
+        let broker = RefCell::new(broker);
+        let want = |name: &String| Want {
+            wanted: name.parse().expect("a listener"),
+            tentative: false,
+            change: false,
+            held: false,
+        };
+        let wants = names.iter().map(want).collect();
+        claims::claim(&broker, holder, wants).await.expect("granted");
+        let text = r#"{"id":1,"method":"status"}"#.into();
+        let request = Request::decode(&text).expect("a request");
+        for (caller, seen) in callers.iter().zip([&names[..1], &names[..]]) {
+            let told: StatusResult =
+                result(&status(&broker, caller, &request, &mut Turn::default()).await);
+            assert_eq!(told.services[0].generations[0].listeners, seen);
+            assert_eq!(told.listeners.len(), seen.len());
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -68,10 +68,13 @@ async fn decide(
     let mut releasing = Releasing::default();
     loop {
         let more = decoding.read(READ_AT_ONCE)?;
-        let wanted = allowed(&broker.borrow(), caller, &decoding.take_release())?;
+        let wanted = parsed(&decoding.take_release())?;
         loop {
             let decided = {
-                let registry = &broker.borrow().listeners.registry;
+                let broker = broker.borrow();
+                // Until the turn that looks it up, a name may come to another listener.
+                allow(&broker, caller, &wanted)?;
+                let registry = &broker.listeners.registry;
                 registry.decide_release(caller.connection, &wanted, &mut releasing)
             };
             if decided.map_err(|refusal| answer::refused(&refusal))? {
@@ -86,21 +89,19 @@ async fn decide(
     }
 }
 
-/// Parses the names, if the caller may release these listeners.
-fn allowed(broker: &Broker, caller: &Caller, names: &[String]) -> Result<Vec<Wanted>, RpcError> {
+fn parsed(names: &[String]) -> Result<Vec<Wanted>, RpcError> {
+    names.iter().map(|name| name.parse::<Wanted>().map_err(|error| invalid(&error))).collect()
+}
+
+/// Whether the caller may release these listeners as things are.
+fn allow(broker: &Broker, caller: &Caller, wanted: &[Wanted]) -> Result<(), RpcError> {
     let Broker { access, listeners, .. } = broker;
-    let mut wanted = Vec::with_capacity(names.len());
-    for name in names {
-        let name: Wanted = name.parse().map_err(|error| invalid(&error))?;
-        match &name {
-            Wanted::Named(name) => {
-                let held = listeners.registry.by_name(name);
-                let spec = held.map(|held| ListenSpec::from(held.listener.clone()));
-                access.allow(caller, Verb::Release, spec.as_ref())?;
-            }
-            Wanted::Listen(spec) => access.allow(caller, Verb::Release, Some(spec))?,
+    wanted.iter().try_for_each(|wanted| match wanted {
+        Wanted::Named(name) => {
+            let held = listeners.registry.by_name(name);
+            let spec = held.map(|held| ListenSpec::from(held.listener.clone()));
+            access.allow(caller, Verb::Release, spec.as_ref())
         }
-        wanted.push(name);
-    }
-    Ok(wanted)
+        Wanted::Listen(spec) => access.allow(caller, Verb::Release, Some(spec)),
+    })
 }

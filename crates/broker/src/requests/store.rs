@@ -236,6 +236,9 @@ fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, St
     if !socket.listening {
         return Err("it does not listen".to_owned());
     }
+    if socket.device_gone {
+        return Err(identity::NO_DEVICE.to_owned());
+    }
     let any_port = asked.address.port() == Some(0);
     let place = match socket.bound.port() {
         Some(_) if any_port => socket.bound.with_port(0),
@@ -279,6 +282,7 @@ fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, St
         since: now(),
         tentative: false,
         owner: None,
+        outlived: None,
     })
 }
 
@@ -315,6 +319,9 @@ mod tests {
         };
         let refused = give("127.0.0.1:1").err().expect("refused");
         assert!(refused.message.contains("it is the socket of web="), "{}", refused.message);
+        // Another holder may have bound it to a device.
+        let socket = socket2::SockRef::from(&*held.opened.handle.fd);
+        socket.bind_device(Some(b"lo")).expect("SO_BINDTODEVICE");
         for known in ["127.0.0.1:0", &held.opened.bound.to_string()] {
             let sorted = give(known).expect("taken");
             assert_eq!((sorted.found.len(), sorted.new), (1, 0));

@@ -11,7 +11,6 @@ use bindonce_core::succession::Place;
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::Happening;
 use bindonce_daemon::rpc::{Caller, Link, Reply};
-use bindonce_sys::listen::UnixPath;
 use bindonce_sys::{identity, inherit};
 use bindonce_wire::manifest::{self, ConnectionEntry, ConnectionLabel, Manifest};
 use bindonce_wire::message::{Id, encode_result};
@@ -22,7 +21,7 @@ use super::inherited::Inherited;
 use crate::broker::{Broker, VERSION};
 use crate::generations;
 use crate::listeners::unlink;
-use crate::persistence::restore::{Found, as_written};
+use crate::persistence::restore::{Found, as_written, same_path};
 use crate::persistence::store::Store;
 
 /// A resumed connection, and the reply to its request for the upgrade, if it made one.
@@ -64,6 +63,7 @@ pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Resu
         }
     }
     broker.listeners.adopt(found, stored, None);
+    broker.watch_survivors();
     broker.succession.recall(services, header.floor);
     let mut places = Vec::new();
     let mut links = Vec::with_capacity(connections.len());
@@ -100,8 +100,8 @@ pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Resu
 
 /// Removes the files of claims that ended with the previous image.
 pub(crate) fn remove(unfinished: Vec<(String, manifest::File)>) {
-    for (path, manifest::File { dev, ino }) in unfinished {
-        unlink(Some(&UnixPath { path: path.into(), dev, ino }));
+    for (path, file) in unfinished {
+        unlink(Some(&same_path(path, file)));
     }
 }
 

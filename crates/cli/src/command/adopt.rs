@@ -2,7 +2,7 @@
 //! gap. `bindonce adopt --retire` ends that program once something else serves on them.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -36,8 +36,8 @@ Examples:
       Ends this haproxy once another process serves on the same sockets
 
 Exit codes:
-  0  Done; with --dry-run: the sockets can be taken over
-  1  Not done; the message says what to do
+  0  Done; with --dry-run: it can be done
+  1  Not done, or another socket still listens after --retire; the message says what to do
   2  Wrong usage";
 
 /// Take over the listening sockets of a running haproxy or other program
@@ -115,7 +115,7 @@ fn take(args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     if args.json {
         output::print_json(&json(&running, &plan, args, &held))?;
     } else {
-        output::print(&text(&running, &plan, args, command.as_deref()))?;
+        output::print(&text(&running, &plan, args, globals, command.as_deref()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -133,7 +133,13 @@ fn store(running: &Running, plan: &Plan, globals: &Globals) -> anyhow::Result<Ve
     Ok(Client::connect(&globals.socket_path())?.store(&gives)?)
 }
 
-fn text(running: &Running, plan: &Plan, args: &Args, command: Option<&[OsString]>) -> String {
+fn text(
+    running: &Running,
+    plan: &Plan,
+    args: &Args,
+    globals: &Globals,
+    command: Option<&[OsString]>,
+) -> String {
     let pid = running.pid;
     let name = if command.is_some() {
         "haproxy".to_owned()
@@ -174,11 +180,13 @@ fn text(running: &Running, plan: &Plan, args: &Args, command: Option<&[OsString]
         );
     }
     if let Some(command) = command.filter(|_| !args.dry_run) {
-        let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
+        let words: Vec<_> = command.iter().map(|word| quoted(word)).collect();
+        let socket = globals.socket.as_ref().map(|path| quoted(path.as_os_str()));
+        let socket = socket.map(|path| format!("--socket {path} ")).unwrap_or_default();
         let master = adopt::master_of(pid);
         let _ = write!(
             text,
-            "next:\n  bindonce run -- {}\n  bindonce adopt --pid {master} --retire\n",
+            "next:\n  bindonce run {socket}-- {}\n  bindonce adopt {socket}--pid {master} --retire\n",
             words.join(" ")
         );
         if let Some(unit) = adopt::belongs_to(master) {
@@ -190,6 +198,16 @@ fn text(running: &Running, plan: &Plan, args: &Args, command: Option<&[OsString]
         }
     }
     text
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.into_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// What was not taken, one line each.
@@ -248,6 +266,7 @@ fn retire(pid: i32, args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> 
             );
         }
     }
+    adopt::expect_haproxy(pid)?;
     // The listeners of this process that the broker holds must be served by another process.
     let own = adopt::listening_of(&family)?;
     let inodes: HashSet<u64> = own.iter().map(|socket| socket.inode).collect();
@@ -259,17 +278,10 @@ fn retire(pid: i32, args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> 
             let address = listener.bound.parse()?;
             return Err(Error::NotServed { address }.into());
         }
-        names.push(Claim::listen(listener.name.clone()));
+        names.push(Claim::listen(listener.name.clone()).tentative());
     }
     if names.is_empty() {
         bail!("the broker holds none of the listeners of process {pid}: adopt them first");
-    }
-    if args.dry_run {
-        output::print(&format!(
-            "would tell pid {pid} to stop accepting on {} listeners\n",
-            names.len()
-        ))?;
-        return Ok(ExitCode::SUCCESS);
     }
     let leases = client.claim(&names)?;
     let served: Vec<Served<'_>> = leases
@@ -278,11 +290,14 @@ fn retire(pid: i32, args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> 
             Ok(Served { address: lease.bound().parse()?, inode: lease.inode(), fd: lease.as_fd() })
         })
         .collect::<anyhow::Result<_>>()?;
-    let retired = adopt::retire(pid, &served, args.lossy, args.retire_timeout)?;
+    let retired = match args.dry_run {
+        true => adopt::would_retire(pid, &served, args.lossy)?,
+        false => adopt::retire(pid, &served, args.lossy, args.retire_timeout)?,
+    };
     if args.json {
-        output::print_json(&retired_json(&retired))?;
+        output::print_json(&retired_json(&retired, args.dry_run))?;
     } else {
-        output::print(&retired_text(pid, &retired))?;
+        output::print(&retired_text(pid, &retired, args.dry_run))?;
     }
     Ok(if retired.others.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -295,27 +310,40 @@ fn is_served(listener: &ListenerInfo, family: &[i32]) -> bool {
     })
 }
 
-fn retired_text(pid: i32, retired: &Retired) -> String {
-    let mut text =
-        format!("pid {pid} has stopped accepting; it finishes its connections and ends\n");
+fn retired_text(pid: i32, retired: &Retired, dry_run: bool) -> String {
+    let (mut text, alone, closed, were) = match dry_run {
+        true => (
+            format!("would tell pid {pid} to stop accepting\n"),
+            "belongs to it alone, and would be closed",
+            "would close",
+            "would be",
+        ),
+        false => (
+            format!("pid {pid} has stopped accepting; it finishes its connections and ends\n"),
+            "belonged to it alone, and is closed",
+            "closed",
+            "were",
+        ),
+    };
     for (address, inode) in &retired.addresses {
         // Writing to a String does not fail.
         let _ = match inode {
             Some(inode) => writeln!(text, "  {address}  is served by inode {inode}"),
-            None => writeln!(text, "  {address}  belonged to it alone, and is closed"),
+            None => writeln!(text, "  {address}  {alone}"),
         };
     }
     let further = count(retired.siblings, "further socket");
     let moved = match retired.migration {
-        Migration::NotNeeded => String::new(),
-        Migration::Moved => format!(
-            "{further} of pid {pid} closed with it; connections in their accept queues were moved\n"
-        ),
-        Migration::Reset => format!(
-            "{further} of pid {pid} closed with it; connections in their accept queues were reset\n"
-        ),
+        Migration::NotNeeded => None,
+        Migration::Moved => Some("moved"),
+        Migration::Reset => Some("reset"),
     };
-    text.push_str(&moved);
+    if let Some(moved) = moved {
+        let _ = writeln!(
+            text,
+            "{further} of pid {pid} {closed} with it; connections in their accept queues {were} {moved}"
+        );
+    }
     if let Some(error) = &retired.ghosts_left {
         let _ = writeln!(
             text,
@@ -331,7 +359,7 @@ fn retired_text(pid: i32, retired: &Retired) -> String {
     text
 }
 
-fn retired_json(retired: &Retired) -> serde_json::Value {
+fn retired_json(retired: &Retired, dry_run: bool) -> serde_json::Value {
     let addresses = retired.addresses.iter().map(
         |(address, inode)| serde_json::json!({ "address": address.to_string(), "inode": inode }),
     );
@@ -340,6 +368,7 @@ fn retired_json(retired: &Retired) -> serde_json::Value {
         .iter()
         .map(|(address, pids)| serde_json::json!({ "address": address.to_string(), "pids": pids }));
     serde_json::json!({
+        "dry_run": dry_run,
         "retired": retired.pids,
         "addresses": addresses.collect::<Vec<_>>(),
         "closed_beside": retired.siblings,
@@ -370,8 +399,29 @@ mod tests {
             ghosts_left: None,
             others: vec![(address("0.0.0.0:80"), vec![7, 8])],
         };
-        insta::assert_snapshot!("retired", retired_text(812, &retired));
+        insta::assert_snapshot!("retired", retired_text(812, &retired, false));
         let retired = Retired { migration: Migration::Reset, others: Vec::new(), ..retired };
-        insta::assert_snapshot!("retired-with-losses", retired_text(812, &retired));
+        insta::assert_snapshot!("retired-with-losses", retired_text(812, &retired, false));
+        assert_eq!(
+            retired_text(812, &retired, true),
+            "would tell pid 812 to stop accepting\n\
+             \x20 0.0.0.0:80  is served by inode 4711\n\
+             \x20 127.0.0.1:9000  belongs to it alone, and would be closed\n\
+             3 further sockets of pid 812 would close with it; \
+             connections in their accept queues would be reset\n"
+        );
+        assert_eq!(retired_json(&retired, true)["dry_run"], true);
+    }
+
+    #[test]
+    fn a_shell_reads_each_word_of_what_comes_next_as_it_is() {
+        for (word, written) in [
+            ("/etc/haproxy/a-1.cfg", "/etc/haproxy/a-1.cfg"),
+            ("", "''"),
+            ("a b", "'a b'"),
+            ("$(it)'s", r"'$(it)'\''s'"),
+        ] {
+            assert_eq!(quoted(OsStr::new(word)), written);
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use bindonce::Client;
 use bindonce_core::duration;
-use bindonce_core::name::Name;
+use bindonce_core::name::{Name, service_option};
 use bindonce_supervisor::control_socket;
 use bindonce_supervisor::replies::{Drained, ReloadParams, Reloaded};
 
@@ -126,9 +126,10 @@ fn not_drained(name: &Name, left: &[u64], limit: Option<Duration>) -> anyhow::Er
     let left: Vec<_> = left.iter().map(u64::to_string).collect();
     anyhow!(
         "generation {} of \"{name}\" has not drained within {}\nhint: `bindonce status` shows what keeps it; --drain-idle \
-         closes idle connections, `bindonce retire` ends the oldest generation with those that it has",
+         closes idle connections, `bindonce retire{}` ends the oldest generation with those that it has",
         left.join(", "),
-        duration::format(limit.unwrap_or_default())
+        duration::format(limit.unwrap_or_default()),
+        service_option(name)
     )
 }
 
@@ -279,6 +280,9 @@ mod tests {
     #[test]
     fn failures() {
         let name = "web".parse().expect("a name");
+        let late = not_drained(&name, &[3], Some(Duration::from_secs(60))).to_string();
+        assert!(late.contains("has not drained within 1m\nhint: "), "{late}");
+        assert!(late.contains("`bindonce retire --name web` ends the oldest"), "{late}");
         let refused = RpcError::new(
             ErrorCode::RELOAD_FAILED,
             "[ALERT] config : parsing [/etc/haproxy/haproxy.cfg:9] : unknown keyword 'bnid'\n\

@@ -5,12 +5,13 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io;
 use std::io::Write as _;
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bindonce_core::duration;
 use bindonce_core::listener::{Listener, Wanted};
+use bindonce_core::patience::Patience;
 use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
 use bindonce_sys::worker;
 
@@ -97,13 +98,17 @@ pub(super) fn read(
         let _ = send.send(Rendering::of(&command, supplied, &world));
     })
     .context("cannot start a thread")?;
-    match done.recv_timeout(limit) {
-        Ok(rendering) => Ok(rendering?),
-        Err(_) => bail!(
-            "the configuration was not read within {}: a file of it, or a name server, does not answer",
-            duration::format(limit)
-        ),
+    let mut patience = Patience::new(limit);
+    while let Some(wait) = patience.next_wait(Instant::now()) {
+        match done.recv_timeout(wait) {
+            Err(RecvTimeoutError::Timeout) => {}
+            read => return Ok(read.context("the thread that reads the configuration has ended")??),
+        }
     }
+    bail!(
+        "the configuration was not read within {}: a file of it, or a name server, does not answer",
+        duration::format(limit)
+    )
 }
 
 fn copy(rendering: &Rendering) -> Vec<u8> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bindonce::Client;
 use bindonce_core::duration;
-use bindonce_core::name::Name;
+use bindonce_core::name::{Name, service_option};
 use bindonce_core::text::count;
 use bindonce_doctor::{Answered, Answers};
 use bindonce_supervisor as supervisor;
@@ -64,11 +64,7 @@ pub(crate) fn missing(socket: &Path, name: &Name, error: bindonce::Error) -> any
             } else {
                 format!("give --name one that has ({}), or ", running.join(", "))
             };
-            // The default name of `run`.
-            let named = match name.as_str() {
-                "haproxy" => String::new(),
-                other => format!(" --name {other}"),
-            };
+            let named = service_option(name);
             anyhow::anyhow!(
                 "service \"{name}\" has no supervisor; {others}start one with `bindonce run{named} -- haproxy -f FILE`"
             )

@@ -69,7 +69,7 @@ fn supervisor(name: &Name, globals: &Globals) -> anyhow::Result<()> {
         }
         Err(Error::TimedOut { .. }) => bail!(
             "service \"{name}\" is not upgraded yet: its supervisor first ends what is in \
-             progress, such as a reload\nhint: see `bindonce status`; the upgrade follows, and \
+             progress, such as a reload, or the start of a haproxy that died\nhint: see `bindonce status`; the upgrade follows, and \
              need not be asked for again"
         ),
         // The new image does not know this connection: it has ended.

@@ -30,6 +30,8 @@ pub(super) fn run(haproxy: &Path, arguments: &[OsString]) -> anyhow::Result<Exit
     let others = arguments.iter().filter(|word| !is_check(word)).cloned();
     let words = std::iter::once(haproxy.into()).chain(others);
     let refused = match Command::parse(words) {
+        // haproxy would find nothing left in it.
+        Ok(command) if is_read_once(&command) => None,
         Ok(command) => rendering(&command, inherited()?)?.err(),
         Err(_) => None,
     };
@@ -50,6 +52,19 @@ pub(super) fn say(answer: &Answer) -> anyhow::Result<ExitCode> {
     output::print(&String::from_utf8_lossy(&answer.stdout))?;
     log::write(&answer.stderr);
     Ok(ExitCode::FAILURE)
+}
+
+/// The directory to which the paths of a command are relative.
+pub(super) fn directory(command: &Command) -> &Path {
+    command.directory.as_deref().unwrap_or_else(|| Path::new(""))
+}
+
+/// Whether a part of the configuration can be read only once, as what comes through a pipe.
+pub(super) fn is_read_once(command: &Command) -> bool {
+    command.files.iter().any(|file| {
+        let found = std::fs::metadata(directory(command).join(file));
+        found.is_ok_and(|found| !found.is_file() && !found.is_dir())
+    })
 }
 
 /// The descriptors that haproxy would inherit.

@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use bindonce_haproxy::config::{Command, Rendering, Role, System, keyword};
+use bindonce_core::name::Name;
+use bindonce_haproxy::config::{Command, Rendering, System, keyword};
+use bindonce_supervisor::upgrade;
 use bindonce_sys::exchange::connect;
 use bindonce_sys::log;
 
@@ -31,13 +33,15 @@ pub(crate) enum Outcome {
     Serve {
         words: Vec<OsString>,
         /// Arguments with which to ask haproxy why nothing serves. None if haproxy inherited
-        /// listeners, because the supervisor has them by then.
+        /// listeners, because the supervisor has them by then, and if the configuration can be read
+        /// only once.
         arguments: Option<Vec<OsString>>,
     },
 }
 
-/// Does what haproxy would do with these words. The first is its name.
-pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
+/// Does what haproxy would do with these words. The first is its name. With `is_proof` they are
+/// those of a running supervisor, and nothing is done.
+pub(crate) fn answer(mut words: Vec<OsString>, is_proof: bool) -> anyhow::Result<Outcome> {
     let real = real::find()?;
     match words.first_mut() {
         Some(first) => *first = real.clone().into(),
@@ -49,46 +53,73 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
     }
     let command = Command::parse(words.clone());
     let command = command.and_then(|mut command| real::settle(&mut command).map(|()| command));
-    let Ok(command) = command else {
+    let command = match command {
+        Ok(command) => command,
+        Err(error) if is_proof => return Err(error.into()),
         // haproxy answers and exits, or reports the error in its words and with its exit code.
-        return Err(real::become_it(&real, arguments));
+        Err(_) => return Err(real::become_it(&real, arguments)),
     };
+    let name = name::of(&command)?;
+    // What a start does was done by the first image of such a process.
+    let socket = bindonce::default_socket();
+    let starts = !is_proof && !upgrade::is_next_image(&socket, &name);
     let without;
     if command.role.master.is_none()
         && !command.master_sockets.is_empty()
+        && !check::is_read_once(&command)
         && !in_configuration("master-worker", &command, |rendering| rendering.mode.is_master)?
     {
-        if let Some(code) = no_master(&real, arguments)? {
+        if starts && let Some(code) = no_master(&real, arguments)? {
             return Ok(Outcome::Done(code));
         }
         without = without_master_sockets(arguments);
         arguments = &without;
     }
-    let name = name::of(&command)?;
-    let to_background = !background::is_it() && goes_to_background(&command)?;
-    if let Some(path) = &command.role.pid_file
-        && (to_background
-            || background::is_it()
-            || command.role.master.is_some()
-            || in_configuration("master-worker", &command, |rendering| rendering.mode.is_master)?)
-    {
-        name::can_write(path)?;
+    if !starts {
+        return serve(&real, &command, name.as_str(), arguments);
     }
+    let to_background = !background::is_it() && goes_to_background(&command)?;
+    if let Some(path) = pid_file(&command, to_background)? {
+        name::can_write(&path, check::directory(&command))?;
+    }
+    // A service that is being shut down is started: that takes over from its supervisor.
     if command.role.replaces()
         && !background::is_it()
-        && let Some(service) = replace::running(&command, &name, &bindonce::default_socket())?
+        && let Some(service) = replace::running(&command, &name, &socket)?
     {
-        let done =
-            replace::reload(&bindonce::default_socket(), &service, &command, words.into_iter());
-        return done.map(Outcome::Done);
+        let words = std::iter::once(real.clone().into()).chain(arguments.iter().cloned());
+        if let Some(done) = replace::reload(&socket, &service, &command, words)? {
+            return Ok(Outcome::Done(done));
+        }
     }
     if to_background {
         return background::start(NAME.as_ref(), arguments, &command.files).map(Outcome::Done);
     }
     if let Some(path) = &command.role.transfer {
-        can_transfer(Path::new(path), &command)?;
+        can_transfer(Path::new(path), &command, &name)?;
     }
-    serve(&real, &command.role, name.as_str(), arguments)
+    serve(&real, &command, name.as_str(), arguments)
+}
+
+/// The pid file that haproxy would write: in the background, or as a master.
+fn pid_file(command: &Command, to_background: bool) -> anyhow::Result<Option<PathBuf>> {
+    let Some(path) = &command.role.pid_file else {
+        // The first process has looked at it. And only what has been read shows its path.
+        let is_set = |rendering: &Rendering| rendering.mode.pid_file.is_some();
+        if background::is_it() || !in_configuration("pidfile", command, is_set)? {
+            return Ok(None);
+        }
+        let read = check::rendering(command, check::inherited()?)?;
+        return Ok(read.ok().and_then(|rendering| rendering.mode.pid_file));
+    };
+    let is_written = to_background || background::is_it() || is_master(command)?;
+    Ok(is_written.then(|| path.clone()))
+}
+
+/// Whether haproxy would run with a master.
+fn is_master(command: &Command) -> anyhow::Result<bool> {
+    Ok(command.role.master.is_some()
+        || in_configuration("master-worker", command, |rendering| rendering.mode.is_master)?)
 }
 
 /// `-S` without a master: haproxy refuses it, which is the answer, or (2.6) warns and serves none.
@@ -116,15 +147,16 @@ fn without_master_sockets(arguments: &[OsString]) -> Vec<OsString> {
     kept
 }
 
-/// Without a master, haproxy ends if no process is at the socket of `-x`.
-fn can_transfer(path: &Path, command: &Command) -> anyhow::Result<()> {
-    let is_master =
-        || in_configuration("master-worker", command, |rendering| rendering.mode.is_master);
-    if path == Path::new("/dev/null") || command.role.master.is_some() {
+/// Without a master, haproxy ends if no process is at the socket of `-x`. Where the service has a
+/// supervisor, which is ending, the broker has the listeners.
+fn can_transfer(path: &Path, command: &Command, name: &Name) -> anyhow::Result<()> {
+    if path == Path::new("/dev/null") {
         return Ok(());
     }
-    match connect(path) {
-        Err(error) if !is_master()? => bail!(
+    let socket = bindonce::default_socket();
+    let has_them = || replace::running(command, name, &socket).map(|found| found.is_some());
+    match connect(&check::directory(command).join(path)) {
+        Err(error) if !is_master(command)? && !has_them()? => bail!(
             "Failed to connect to the old process socket '{}': {error}\n\
              Failed to get the sockets from the old process!\n\
              hint: give -x the admin socket of the haproxy that runs, or leave it out",
@@ -135,10 +167,15 @@ fn can_transfer(path: &Path, command: &Command) -> anyhow::Result<()> {
 }
 
 /// The words of `bindonce run` for this command.
-fn serve(real: &Path, role: &Role, name: &str, arguments: &[OsString]) -> anyhow::Result<Outcome> {
+fn serve(
+    real: &Path,
+    command: &Command,
+    name: &str,
+    arguments: &[OsString],
+) -> anyhow::Result<Outcome> {
     let level = if arguments.iter().any(|word| word.as_bytes().starts_with(b"-q")) {
         "off"
-    } else if background::is_it() || role.replaces() {
+    } else if background::is_it() || command.role.replaces() {
         // A failed start is explained at its end, in haproxy's words.
         "error,bindonce_supervisor::generations::steps=off,bindonce_supervisor::report=off"
     } else {
@@ -146,8 +183,7 @@ fn serve(real: &Path, role: &Role, name: &str, arguments: &[OsString]) -> anyhow
     };
     let mut words: Vec<OsString> = Vec::new();
     words.extend(["bindonce", "run", "--kind", "haproxy", "--name", name].map(Into::into));
-    // Drain as long as haproxy alone would: hard-stop-after and mworker-max-reloads are up to
-    // haproxy.
+    // Drain as long as haproxy alone would: hard-stop-after and mworker-max-reloads limit that.
     words.extend(["--drain-timeout", "87600h", "--max-draining", "1000"].map(Into::into));
     words.extend(["--log-level", level].map(Into::into));
     words.push("--".into());
@@ -157,8 +193,10 @@ fn serve(real: &Path, role: &Role, name: &str, arguments: &[OsString]) -> anyhow
     if let Ok(name) = std::ffi::CString::new(NAME) {
         let _ = nix::sys::prctl::set_name(&name);
     }
-    let inherits = check::inherited()?.values().any(Result::is_ok);
-    Ok(Outcome::Serve { words, arguments: (!inherits).then(|| arguments.to_vec()) })
+    let can_ask = !check::inherited()?.values().any(Result::is_ok)
+        && !check::is_read_once(command)
+        && !background::reads_input(&command.files);
+    Ok(Outcome::Serve { words, arguments: can_ask.then(|| arguments.to_vec()) })
 }
 
 /// Reports why nothing serves, in haproxy's words if haproxy refuses this command too.
@@ -188,12 +226,8 @@ fn in_configuration(
     command: &Command,
     in_full: impl Fn(&Rendering) -> bool,
 ) -> anyhow::Result<bool> {
-    let directory = command.directory.as_deref().unwrap_or_else(|| Path::new(""));
-    let stays = |file: &PathBuf| {
-        std::fs::metadata(directory.join(file)).is_ok_and(|file| file.is_file() || file.is_dir())
-    };
-    // The start reports errors in a file; and only the start can read a pipe.
-    if !command.files.iter().all(stays) {
+    // Only the start can read a pipe. It also reports errors in a file.
+    if check::is_read_once(command) {
         return Ok(false);
     }
     let world = System::new(&command.program).context("cannot tell the current directory")?;

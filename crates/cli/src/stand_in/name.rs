@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use bindonce_core::name::Name;
 use bindonce_haproxy::config::Command;
+use bindonce_sys::directory::Directory;
 use nix::unistd::AccessFlags;
 
 /// Directories with one haproxy of each name, so that the name alone is enough.
@@ -48,15 +49,23 @@ fn after(paths: &[PathBuf]) -> String {
     format!("{name}-{hash:08x}")
 }
 
-/// Fails, in haproxy's words, if haproxy could not write its pid there.
-pub(super) fn can_write(path: &Path) -> anyhow::Result<()> {
-    if path.is_dir() {
+/// Fails, in haproxy's words, if haproxy could not write its pid to this path, which is relative to
+/// `directory`.
+pub(super) fn can_write(path: &Path, directory: &Path) -> anyhow::Result<()> {
+    let place = directory.join(path);
+    if place.is_dir() {
         bail!("Cannot create pidfile {}: it is a directory", path.display());
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = place.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or_else(|| Path::new("."));
-    nix::unistd::access(parent, AccessFlags::W_OK | AccessFlags::X_OK)
-        .with_context(|| format!("Cannot create pidfile {}", path.display()))
+    // A file that cannot be removed is written where it is.
+    let is_ours = || Directory::of(&place).is_ok_and(|(directory, name)| directory.has_own(name));
+    match nix::unistd::access(parent, AccessFlags::W_OK | AccessFlags::X_OK) {
+        Err(error) if !is_ours() => {
+            Err(error).with_context(|| format!("Cannot create pidfile {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bindonce::{Client, Give};
-use bindonce_core::name::Name;
+use bindonce_core::name::{Name, service_option};
 use bindonce_haproxy::config::{Command, Descriptors};
-use bindonce_supervisor::replies::{ReloadParams, Status};
+use bindonce_supervisor::replies::{ENDING, ReloadParams, Status};
 use bindonce_supervisor::{Origin, control_socket, services};
 use bindonce_sys::{identity, inherit, log, peer};
 
@@ -75,13 +75,14 @@ fn generations(mut supervisor: Client) -> Vec<i32> {
 }
 
 /// Has the supervisor reload with this command. Returns 0 when the new generation serves and no
-/// older one accepts, else 1 with haproxy's words.
+/// older one accepts, else 1 with haproxy's words. None if the service is being shut down: a start
+/// takes over from it.
 pub(crate) fn reload(
     socket: &Path,
     service: &Name,
     command: &Command,
     words: impl Iterator<Item = OsString>,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<Option<ExitCode>> {
     let mut caller = Origin::here(words).context("cannot tell the current directory")?;
     let mut known = Descriptors::new();
     let given = inherit::given(|number, fd| {
@@ -91,6 +92,10 @@ pub(crate) fn reload(
     let given = given.context("cannot look at the inherited descriptors")?;
     let stored = give(socket, command, known, &given, &mut caller.passed)?;
     let mut client = Client::connect(&control_socket(socket, service)).map_err(Unanswered)?;
+    if let Err(error) = may_have_environment(&client, service) {
+        release(socket, &stored);
+        return Err(error);
+    }
     client.set_timeout(RELOAD)?;
     let at_once = command.role.at_once;
     let how = ReloadParams { caller: Some(caller), at_once, ..ReloadParams::default() };
@@ -99,15 +104,33 @@ pub(crate) fn reload(
             // Warnings for the caller; an older supervisor sends none.
             let text = reply.get("startup").and_then(|text| text.as_str()).unwrap_or_default();
             log::write(text.as_bytes());
-            Ok(ExitCode::SUCCESS)
+            Ok(Some(ExitCode::SUCCESS))
         }
         Err(bindonce::Error::Refused(refusal)) => {
             release(socket, &stored);
+            if refusal.data.contains_key(ENDING) {
+                return Ok(None);
+            }
             log::write(format!("{}\n", refusal.message).as_bytes());
-            Ok(ExitCode::FAILURE)
+            Ok(Some(ExitCode::FAILURE))
         }
         Err(error) => Err(failure(service, error)),
     }
+}
+
+/// Fails unless root or our own user is the supervisor: the request has our whole environment. Beside
+/// the socket of another user's broker, that user could put a control socket of its own.
+fn may_have_environment(supervisor: &Client, service: &Name) -> anyhow::Result<()> {
+    let uid = peer::credentials(supervisor.as_fd()).context("cannot tell who supervises")?.uid;
+    if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
+        bail!(
+            "the supervisor of \"{service}\" runs as user {uid}, who would get the environment of this \
+             process: nothing was changed\n\
+             hint: run this as user {uid}, or `bindonce reload{}`, which sends no environment",
+            service_option(service)
+        );
+    }
+    Ok(())
 }
 
 /// Gives the broker those of our descriptors that the configuration names. Returns the names of the

@@ -4,9 +4,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bindonce_fd::MAX_FDS;
+use bindonce_wire::RpcError;
 use bindonce_wire::message::Notification;
 use bindonce_wire::params::Join;
 use bindonce_wire::result::{EventsResult, ListResult, PingResult, StatusResult};
@@ -15,10 +16,12 @@ use serde_json::Value;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
+use super::patience;
 use crate::blocking::{AGAIN, at_least};
-use crate::claim::{Claim, Give};
+use crate::claim::{Claim, Give, GivingBack};
 use crate::error::Error;
 use crate::lease::{Lease, only};
+use crate::membership::ATTEMPT;
 use crate::session::{Answer, DEFAULT_TIMEOUT, Session, typed};
 use crate::transfer::{Outgoing, READ_SIZE};
 use crate::verbs::Verb;
@@ -71,7 +74,9 @@ impl Client {
 
     /// Connects to the next broker after one was lost. As soon as a broker answers, this gives back
     /// the listeners that this process holds ([`Lease::give`]) and joins as its generation. Tries
-    /// for as long as `patience`.
+    /// for as long as `patience`; then each request of an attempt that has begun has one second
+    /// more. Also returns the refusals of listeners that the broker does not take back, such as one
+    /// whose UNIX path was removed; it has all others.
     ///
     /// # Errors
     /// The error of the last attempt.
@@ -80,21 +85,25 @@ impl Client {
         listeners: &[Give<'_>],
         join: Option<&Join>,
         patience: Duration,
-    ) -> Result<Self, Error> {
-        let until = tokio::time::Instant::now() + patience;
+    ) -> Result<(Self, Vec<RpcError>), Error> {
+        let begun = Instant::now();
+        let left = || patience.saturating_sub(begun.elapsed());
+        let limit = || left().clamp(ATTEMPT, DEFAULT_TIMEOUT);
         loop {
+            // This process may be stopped during an attempt: the last one begins after the limit.
+            let is_last = left().is_zero();
             let attempt = async {
-                let mut client = Self::connect(path).await?;
-                client.store(listeners).await?;
+                let mut client = Self::connect_within(path, limit()).await?;
+                let refused = client.give_back(listeners, limit).await?;
                 if let Some(join) = join {
+                    client.set_timeout(limit());
                     client.join(join).await?;
                 }
-                Ok::<_, Error>(client)
+                client.set_timeout(DEFAULT_TIMEOUT);
+                Ok::<_, Error>((client, refused))
             };
             match attempt.await {
-                Err(error) if error.is_absence() && tokio::time::Instant::now() < until => {
-                    tokio::time::sleep(AGAIN).await;
-                }
+                Err(error) if error.is_absence() && !is_last => tokio::time::sleep(AGAIN).await,
                 done => return done,
             }
         }
@@ -126,12 +135,12 @@ impl Client {
     }
 
     /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an
-    /// error.
+    /// error and binds nothing.
     ///
     /// # Errors
     /// As [`claim`](Self::claim), and [`Error::NotOne`].
     pub async fn claim_one(&mut self, claim: impl Into<Claim>) -> Result<Lease, Error> {
-        only(self.claim(&[claim.into()]).await?)
+        only(self.claim(&[Claim::of_one(claim)?]).await?)
     }
 
     /// Tells the broker which generation of which service this connection belongs to, for a
@@ -200,6 +209,23 @@ impl Client {
             names.extend(self.ask_with(&verbs::store(part), &fds).await?);
         }
         Ok(names)
+    }
+
+    /// Gives back listeners to the broker that has followed a lost one, as [`store`](Self::store)
+    /// does, but without those that it does not take. Returns their refusals. `limit` is how long
+    /// the next request may take.
+    pub(super) async fn give_back(
+        &mut self,
+        listeners: &[Give<'_>],
+        limit: impl Fn() -> Duration,
+    ) -> Result<Vec<RpcError>, Error> {
+        let mut giving = GivingBack::new(listeners);
+        while let Some(part) = giving.next_part() {
+            self.set_timeout(limit());
+            let answer = self.store(part).await;
+            giving.answered(part, answer)?;
+        }
+        Ok(giving.refused)
     }
 
     /// Calls any method of the protocol (docs/protocol-requests.md) that returns no descriptors,
@@ -272,7 +298,7 @@ impl Client {
         let guard = Unfinished(&mut self.session);
         let request = Outgoing::new(&request, fds);
         let exchange = converse(&self.stream, guard.0, &mut self.buffer, request, method);
-        match tokio::time::timeout(self.timeout, exchange).await {
+        match patience::timeout(self.timeout, exchange).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Error::TimedOut { during: method, after: self.timeout }),
         }
@@ -314,5 +340,50 @@ async fn converse(
         if let Some(answer) = received.map_err(Error::Io)?? {
             return Ok(answer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// The client and its broker run in one thread: while it sleeps, both are stopped.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_call_has_its_time_although_this_process_was_stopped() {
+        let (ours, theirs) = StdStream::pair().expect("a pair");
+        let (mut client, limit) = (Client::from_stream(ours).expect("it"), Duration::from_secs(1));
+        client.set_timeout(limit);
+        theirs.set_nonblocking(true).expect("non-blocking");
+        let mut broker = UnixStream::from_std(theirs).expect("a stream");
+        let reply = async {
+            assert_ne!(broker.read(&mut [0; 1024]).await.expect("a request"), 0);
+            std::thread::sleep(limit + Duration::from_millis(200));
+            // The client looks at its clock before the reply comes.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let text = "{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":true}\n";
+            broker.write_all(text.as_bytes()).await.expect("a reply");
+        };
+        let (answer, ()) = tokio::join!(client.call("ping", &[(); 0]), reply);
+        assert_eq!(answer.expect("an answer"), Value::Bool(true));
+    }
+
+    #[tokio::test]
+    async fn an_attempt_to_reconnect_lasts_no_longer_than_its_limit_and_a_second() {
+        let name = format!("bindonce-silent-tokio-{}.sock", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        // Its queue takes the connection, and no process answers.
+        let _silent = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+        let service = "edge".parse().expect("a name");
+        let join = Join::new(service, 1, None, bindonce_wire::params::State::Serving);
+        let limit = Duration::from_millis(10);
+        let attempt = Client::reconnect(&path, &[], Some(&join), limit);
+        let error = attempt.await.expect_err("no answer");
+        assert!(matches!(error, Error::TimedOut { after, .. } if after == ATTEMPT), "{error}");
+        // Later calls have their usual time.
+        let (client, _) = Client::reconnect(&path, &[], None, limit).await.expect("a connection");
+        assert_eq!(client.timeout, DEFAULT_TIMEOUT);
+        std::fs::remove_file(path).expect("remove");
     }
 }

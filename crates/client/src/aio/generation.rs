@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bindonce_core::name::Name;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use bindonce_core::patience::Patience;
+use tokio::time::{Instant, sleep_until};
 
 use super::client::Client;
+use super::patience::{timeout, within};
 use crate::alone::{self, Alone};
 use crate::claim::Claim;
 use crate::error::Error;
@@ -158,9 +160,9 @@ impl Generation {
             return alone.claim(claims);
         }
         let timed_out = Error::TimedOut { during: "claim", after: DEFAULT_TIMEOUT };
-        let until = Instant::now() + DEFAULT_TIMEOUT;
+        let mut patience = Patience::new(DEFAULT_TIMEOUT);
         while self.client.is_none() {
-            match timeout_at(until, self.find_again()).await {
+            match within(&mut patience, self.find_again()).await {
                 Ok(found) => found?,
                 Err(_) => return Err(timed_out),
             }
@@ -173,12 +175,12 @@ impl Generation {
     }
 
     /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an
-    /// error.
+    /// error and binds nothing.
     ///
     /// # Errors
     /// As [`claim`](Self::claim), and [`Error::NotOne`].
     pub async fn claim_one(&mut self, claim: impl Into<Claim>) -> Result<Lease, Error> {
-        only(self.claim(&[claim.into()]).await?)
+        only(self.claim(&[Claim::of_one(claim)?]).await?)
     }
 
     /// Reports that this generation is ready, and waits until it may accept. It may accept when the
@@ -227,10 +229,10 @@ impl Generation {
             alone.stop();
             return Ok(self.membership.stopped());
         }
-        let until = Instant::now() + FAREWELL;
+        let mut patience = Patience::new(FAREWELL);
         self.say().await?;
         while self.client.is_none() {
-            match timeout_at(until, self.find_again()).await {
+            match within(&mut patience, self.find_again()).await {
                 Ok(found) => found?,
                 Err(_) => break,
             }
@@ -299,7 +301,7 @@ impl Generation {
         sleep_until(self.again).await;
         let attempt = async {
             let mut client = Client::connect_within(&self.path, ATTEMPT).await?;
-            client.store(&self.membership.give()).await?;
+            client.give_back(&self.membership.give(), || ATTEMPT).await?;
             let mut client = enter(client, &mut self.membership).await?;
             client.set_timeout(DEFAULT_TIMEOUT);
             Ok(client)

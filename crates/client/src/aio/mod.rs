@@ -6,6 +6,7 @@
 
 mod client;
 mod generation;
+pub(crate) mod patience;
 
 pub use client::Client;
 pub use generation::Generation;

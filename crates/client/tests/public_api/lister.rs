@@ -84,7 +84,11 @@ impl Listing {
             }
         }
         let blocks = items.iter().filter_map(|item| match item {
-            Item::Impl(block) => self_type(block),
+            // Another crate's type is written with its module here, as in `io::Error`.
+            Item::Impl(block) => match &*block.self_ty {
+                Type::Path(at) if at.path.segments.len() == 1 => self_type(block),
+                _ => None,
+            },
             _ => None,
         });
         self.elsewhere.extend(blocks.filter(|name| !here.contains(name)));

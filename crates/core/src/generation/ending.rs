@@ -1,8 +1,12 @@
 //! Telling a generation to stop, and ending it when it does not.
 
 use super::life::{Life, Stage};
+use super::operation::Operation;
 use super::timeline::Timeline;
-use super::{Action, GenerationId, Moment, Reason, SOFT_STOP_AGAIN, Signal, TERM_TO_KILL};
+use super::{
+    Action, Failure, GenerationId, KILLED_TO_GONE, Moment, Outcome, Reason, SOFT_STOP_AGAIN,
+    Signal, TERM_TO_KILL,
+};
 
 impl Timeline {
     /// Tells a generation to close its listeners. `proved`: it is known to have stopped accepting.
@@ -131,8 +135,29 @@ impl Timeline {
         let Some(life) = self.lives.get_mut(&id) else {
             return;
         };
-        life.stage = Stage::Killed { again: now + TERM_TO_KILL, accepts: life.may_accept() };
+        let gone_by = match life.stage {
+            Stage::Killed { gone_by, .. } => gone_by,
+            _ => now + KILLED_TO_GONE,
+        };
+        let (again, accepts) = (now + TERM_TO_KILL, life.may_accept());
+        life.stage = Stage::Killed { again, gone_by, accepts };
         out.push(Action::Signal { id, signal: Signal::Kill, reason });
+    }
+
+    /// Goes on without a new generation that not even SIGKILL ends in time.
+    pub(super) fn give_up(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let (id, failure) = match self.operation {
+            Operation::Starting { newer, .. } => (newer, Failure::NotReady),
+            Operation::Refused { newer, failure, .. } => (newer, failure),
+            _ => return,
+        };
+        let Some(life) = self.lives.get(&id).filter(|life| life.is_overdue(now)) else { return };
+        if !self.reloads.is_running() {
+            self.restarts.crashed(life.configuration, Moment::ZERO);
+        }
+        self.newer_died(out);
+        out.push(Action::GivenUp(id));
+        self.answer(Outcome::Failed(id, failure), out);
     }
 
     /// Acts on every deadline that has passed.

@@ -44,20 +44,29 @@ impl Timeline {
 
     /// No generation accepts: the new one continues, the older ones stop.
     pub(super) fn proved(&mut self, now: Moment, out: &mut Vec<Action>) {
-        if let Some(pausing) = self.pausing().cloned() {
-            self.resume_newer(now, &pausing, out);
-            for &id in &pausing.older {
-                self.soft_stop(now, id, true, Reason::Handover, out);
-                if let Some(life) = self.lives.get_mut(&id) {
-                    life.accepts_no_more();
-                }
+        if let Some(Pausing { newer: id, older, ended, .. }) = self.pausing().cloned() {
+            out.push(Action::EndProof);
+            go_on(id, out);
+            for &old in &older {
+                self.soft_stop(now, old, true, Reason::Handover, out);
             }
+            self.accept_no_more(&older);
+            self.serve(now, id, out);
             self.operation = Operation::None;
-            let (id, ended) = (pausing.newer, pausing.ended);
             self.answer(Outcome::Serving { id, ended, alone: true }, out);
         } else if let Operation::Proving { stopping, .. } = &self.operation {
             let stopping = stopping.clone();
+            self.accept_no_more(&stopping.older);
             self.finish_proving(now, stopping, true, out);
+        }
+    }
+
+    /// It is proved that these do not accept, not even those that are being ended.
+    fn accept_no_more<'a>(&mut self, older: impl IntoIterator<Item = &'a GenerationId>) {
+        for id in older {
+            if let Some(life) = self.lives.get_mut(id) {
+                life.accepts_no_more();
+            }
         }
     }
 
@@ -120,14 +129,9 @@ impl Timeline {
         }
     }
 
-    fn resume_newer(&mut self, now: Moment, pausing: &Pausing, out: &mut Vec<Action>) {
-        out.push(Action::EndProof);
-        self.let_in(now, pausing.newer, out);
-    }
-
     /// Lets the new generation continue, and serve.
     fn let_in(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
-        out.push(Action::Signal { id, signal: Signal::Continue, reason: Reason::Handover });
+        go_on(id, out);
         self.serve(now, id, out);
     }
 
@@ -225,20 +229,23 @@ impl Timeline {
             return;
         }
         let (newer, ended) = (pausing.newer, pausing.ended.clone());
+        out.push(Action::EndProof);
+        if moving {
+            go_on(newer, out);
+        }
+        for &id in &pausing.older {
+            self.soft_stop(now, id, moving, Reason::Handover, out);
+        }
         if moving {
             // Every older generation is ended, so an unknown process accepts from the queue.
-            self.resume_newer(now, pausing, out);
+            self.serve(now, newer, out);
             self.operation = Operation::None;
             self.answer(Outcome::Serving { id: newer, ended, alone: false }, out);
         } else {
             // A queue that was always empty proves nothing: each older generation must confirm.
-            out.push(Action::EndProof);
             let older = pausing.older.iter().copied().collect();
             let (prove, held) = (false, None);
             self.operation = Operation::Stopping(Stopping { newer, older, ended, prove, held });
-        }
-        for &id in &pausing.older {
-            self.soft_stop(now, id, moving, Reason::Handover, out);
         }
     }
 
@@ -261,7 +268,10 @@ impl Timeline {
     /// watching the accept queues.
     pub(super) fn finish_stopping(&mut self, now: Moment, out: &mut Vec<Action>) {
         let Operation::Stopping(stopping) = &self.operation else { return };
-        let accepts = |id: &GenerationId| self.lives.get(id).is_some_and(|l| l.may_accept());
+        // One that not even SIGKILL ends must not keep the new one waiting for ever.
+        let accepts = |id: &GenerationId| {
+            self.lives.get(id).is_some_and(|life| life.may_accept() && !life.is_overdue(now))
+        };
         if stopping.older.iter().any(accepts) {
             return;
         }
@@ -280,7 +290,7 @@ impl Timeline {
     pub(super) fn proof_is_due(&mut self, now: Moment, out: &mut Vec<Action>) {
         if let Operation::Proving { stopping, until, moving } = &self.operation {
             if now >= *until {
-                // No older generation accepts: each has closed its listeners.
+                // Each older generation has closed its listeners, or does not end.
                 let (stopping, alone) = (stopping.clone(), !moving);
                 self.finish_proving(now, stopping, alone, out);
             }
@@ -300,7 +310,12 @@ impl Timeline {
 
     /// Lets the new generation continue, if it waits, and answers every caller.
     fn finish(&mut self, now: Moment, stopping: Stopping, alone: bool, out: &mut Vec<Action>) {
-        let Stopping { newer: id, ended, .. } = stopping;
+        let Stopping { newer: id, mut older, mut ended, .. } = stopping;
+        // What does not end may still accept.
+        older.retain(|old| self.lives.get(old).is_some_and(Life::may_accept));
+        let alone = alone && older.is_empty();
+        older.retain(|old| !ended.contains(old));
+        ended.append(&mut older);
         self.operation = Operation::None;
         if self.waits(id) {
             self.let_in(now, id, out);
@@ -328,23 +343,21 @@ impl Timeline {
         // It gets another signal at that time: even this wait has a deadline.
         let until = now + TERM_TO_KILL;
         life.stage = Stage::Starting { until, latest: until };
+        let paused = self.operation.paused();
+        out.push(Action::Guard { newer: id, paused: paused.iter().copied().collect() });
         self.newer_died(out);
-        self.operation = Operation::Refused { newer: id, failure };
+        self.operation = Operation::Refused { newer: id, failure, paused };
     }
 
-    /// The generation that was to take over is gone: those paused for it serve on.
+    /// The generation that was to take over is refused or gone: those paused for it serve on. Tells
+    /// even those that were told before: with the end of the new one they get their own addresses
+    /// back.
     pub(super) fn newer_died(&mut self, out: &mut Vec<Action>) {
         let operation = std::mem::replace(&mut self.operation, Operation::None);
         if operation.proves() {
             out.push(Action::EndProof);
         }
-        match operation {
-            Operation::Pausing(pausing) => self.resume(&pausing.older, Reason::NewerDied, out),
-            Operation::Starting { yielding: Some(yielding), .. } => {
-                self.end_yielding(&yielding, out);
-            }
-            _ => {}
-        }
+        self.resume(&operation.paused(), Reason::NewerDied, out);
     }
 
     /// Lets the paused generations that still serve accept again.
@@ -384,4 +397,9 @@ impl Timeline {
             out.push(Action::Signal { id, signal, reason });
         }
     }
+}
+
+/// The new generation continues.
+fn go_on(id: GenerationId, out: &mut Vec<Action>) {
+    out.push(Action::Signal { id, signal: Signal::Continue, reason: Reason::Handover });
 }

@@ -32,8 +32,8 @@ pub(super) enum Stage {
     /// Told to exit at once (SIGTERM). Until it exits it may accept, if it did before.
     Ending { kill: Moment, accepts: bool },
     /// Sent SIGKILL; the kernel ends it. The signal is repeated at `again`, so even this stage has
-    /// a deadline.
-    Killed { again: Moment, accepts: bool },
+    /// a deadline. Nobody waits for its end after `gone_by`.
+    Killed { again: Moment, gone_by: Moment, accepts: bool },
 }
 
 impl Life {
@@ -53,6 +53,11 @@ impl Life {
             self.stage,
             Stage::Ending { accepts: true, .. } | Stage::Killed { accepts: true, .. }
         )
+    }
+
+    /// Whether the kernel has not ended it in time: it waits for a disk, or its cgroup is frozen.
+    pub(super) fn is_overdue(&self, now: Moment) -> bool {
+        matches!(self.stage, Stage::Killed { gone_by, .. } if gone_by <= now)
     }
 
     /// Notes the proof that it accepts no more, if it is being ended.

@@ -104,8 +104,8 @@ pub const SILENCE_CONTINUE: Duration = Duration::from_millis(250);
 pub const SILENCE_KILL: Duration = Duration::from_millis(1000);
 /// Time from SIGTERM to SIGKILL.
 pub const TERM_TO_KILL: Duration = Duration::from_secs(1);
-/// How long a process may take to end after SIGKILL before a queue that still shrinks means that
-/// another process accepts.
+/// How long a process may take to end after SIGKILL. Later nobody waits for it, and a queue that
+/// still shrinks means that another process accepts.
 pub const KILLED_TO_GONE: Duration = Duration::from_secs(5);
 /// How long the accept queues are watched again after older generations had to be ended.
 pub const OBSERVED_AGAIN: Duration = Duration::from_millis(500);
@@ -172,6 +172,9 @@ pub enum Signal {
 pub enum Event {
     /// A caller wants the files as they are now to be served.
     Reload(Caller),
+    /// The same, and the reload of the callers that wait already will not do: it has another
+    /// command line.
+    ReloadApart(Caller),
     /// A reload that cannot wait for [`Settings::min_interval`].
     ReloadAtOnce(Caller),
     /// A starting generation makes progress.
@@ -255,9 +258,9 @@ pub enum Action {
         /// Whether any older generation is alive.
         older_alive: bool,
     },
-    /// If the supervisor ends, `newer`, which is starting, must be ended, and then the generations
-    /// that are paused for it must resume. Holds until the next `Guard`, or until another
-    /// generation serves.
+    /// If the supervisor ends, `newer`, which is starting or refused, must be ended, and then the
+    /// generations that are paused for it must resume. Holds until the next `Guard`, or until a
+    /// generation serves or `newer` is gone.
     Guard {
         /// The generation that starts.
         newer: GenerationId,
@@ -295,6 +298,9 @@ pub enum Action {
     Serving(GenerationId),
     /// A generation is gone: give its leases back.
     Gone(GenerationId),
+    /// A generation that was to take over does not end within [`KILLED_TO_GONE`] of SIGKILL. The
+    /// service goes on without it.
+    GivenUp(GenerationId),
     /// The serving generation died and will be started again after this wait.
     Restart {
         /// The configuration that died, by the generation that first had it.

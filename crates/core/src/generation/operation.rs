@@ -17,8 +17,9 @@ pub(super) enum Operation {
     Stopping(Stopping),
     /// The new generation waits, every older one has confirmed, and the accept queues are watched.
     Proving { stopping: Stopping, until: Moment, moving: bool },
-    /// The new generation is refused, and its exit is awaited.
-    Refused { newer: GenerationId, failure: Failure },
+    /// The new generation is refused, and its exit is awaited. The older ones that were paused for
+    /// it are told to accept, and once more then.
+    Refused { newer: GenerationId, failure: Failure, paused: BTreeSet<GenerationId> },
 }
 
 /// A handover whose older generations are told to stop.
@@ -79,6 +80,17 @@ impl Operation {
     /// Whether the accept queues are being watched.
     pub(super) fn proves(&self) -> bool {
         matches!(self, Self::Pausing(_) | Self::Proving { .. })
+    }
+
+    /// The older generations that were paused for the new one, even if they were told to accept
+    /// again.
+    pub(super) fn paused(&self) -> BTreeSet<GenerationId> {
+        match self {
+            Self::Pausing(pausing) => pausing.older.clone(),
+            Self::Starting { yielding: Some(yielding), .. } => yielding.paused.clone(),
+            Self::Refused { paused, .. } => paused.clone(),
+            _ => BTreeSet::new(),
+        }
     }
 
     /// Remembers that an older generation had to be ended, once.

@@ -1,5 +1,7 @@
 //! The callers that wait for a reload. Those that ask while one is in progress share the next one.
 
+use std::collections::VecDeque;
+
 use super::{Action, Caller, Moment, Outcome};
 
 /// The waiting callers, and when the next reload may begin.
@@ -7,26 +9,43 @@ use super::{Action, Caller, Moment, Outcome};
 pub(super) struct Reloads {
     /// Callers of the reload in progress.
     running: Vec<Caller>,
-    /// Callers that have asked since it began.
-    waiting: Vec<Caller>,
+    /// Callers that have asked since it began. Each group, none empty, has one reload.
+    waiting: VecDeque<Vec<Caller>>,
     /// When the last start for a reload began; none if the next must not wait for it.
     begun: Option<Moment>,
 }
 
 impl Reloads {
+    /// Adds a caller to the last group.
     pub(super) fn ask(&mut self, caller: Caller) {
-        self.waiting.push(caller);
+        match self.waiting.back_mut() {
+            Some(group) => group.push(caller),
+            None => self.ask_apart(caller),
+        }
     }
 
-    /// Adds a caller that must not wait for the interval since the last reload.
+    /// Adds a caller that cannot share the reload of those that wait already.
+    pub(super) fn ask_apart(&mut self, caller: Caller) {
+        self.waiting.push_back(vec![caller]);
+    }
+
+    /// Adds a caller that must not wait for the interval since the last reload. Any reload will do.
     pub(super) fn ask_at_once(&mut self, caller: Caller) {
         self.begun = None;
-        self.ask(caller);
+        match self.waiting.front_mut() {
+            Some(group) => group.push(caller),
+            None => self.ask_apart(caller),
+        }
     }
 
-    /// How many callers wait for the next reload.
+    /// How many callers wait for a later reload.
     pub(super) fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.waiting.iter().map(Vec::len).sum()
+    }
+
+    /// The callers of the reload in progress.
+    pub(super) fn running(&self) -> &[Caller] {
+        &self.running
     }
 
     /// When the waiting callers can have their reload, once nothing else is in progress: `interval`
@@ -37,9 +56,14 @@ impl Reloads {
         (!self.waiting.is_empty()).then_some(due)
     }
 
-    /// Begins the reload of all waiting callers.
+    /// Begins the reload of the first group.
     pub(super) fn begin(&mut self) {
-        self.running.append(&mut self.waiting);
+        self.running.extend(self.waiting.pop_front().into_iter().flatten());
+    }
+
+    /// All callers have the outcome of the reload in progress.
+    pub(super) fn begin_all(&mut self) {
+        self.running.extend(self.waiting.drain(..).flatten());
     }
 
     /// A generation is started with the files as they are.

@@ -17,12 +17,14 @@ pub(super) struct Restarts {
     worked: Option<GenerationId>,
 }
 
-/// Crashes of one configuration since it last worked.
+/// The crashes that decide about the next start.
 #[derive(Debug, Clone, Default)]
 struct Crashes {
+    /// The configuration that crashed last, and how often since it last worked.
     configuration: Option<GenerationId>,
     count: u32,
-    /// Crashes in a row that came soon after the start; each makes the next wait longer.
+    /// Crashes in a row that came soon after the start, of whichever configuration was started
+    /// again; each makes the next wait longer.
     soon: u32,
 }
 
@@ -34,6 +36,10 @@ impl Restarts {
 
     /// Notes that this configuration serves.
     pub(super) fn serves(&mut self, configuration: GenerationId) {
+        if ![self.current, self.worked].contains(&Some(configuration)) {
+            // A new one: what came before says nothing about it.
+            self.crashes = Crashes::default();
+        }
         self.current = Some(configuration);
         self.planned = None;
     }
@@ -49,7 +55,7 @@ impl Restarts {
     pub(super) fn crashed(&mut self, configuration: GenerationId, time: Moment) {
         self.served(configuration, time);
         if time >= WORKED_AFTER || self.crashes.configuration != Some(configuration) {
-            self.crashes = Crashes { configuration: Some(configuration), ..Crashes::default() };
+            (self.crashes.configuration, self.crashes.count) = (Some(configuration), 0);
         }
         if time >= SERVED_A_WHILE {
             self.crashes.soon = 0;
@@ -81,10 +87,8 @@ impl Restarts {
     /// before it. None if nothing has served.
     pub(super) fn plan(&mut self, now: Moment) -> Option<Action> {
         let current = self.current?;
-        let Crashes { count, soon, .. } = match &self.crashes {
-            crashes if crashes.configuration == Some(current) => crashes.clone(),
-            _ => Crashes::default(),
-        };
+        let Crashes { configuration: crashed, count, soon } = self.crashes.clone();
+        let count = if crashed == Some(current) { count } else { 0 };
         let older = self.worked.filter(|worked| *worked != current);
         let (configuration, rollback) = match older {
             Some(worked) if count >= CRASHES_BEFORE_ROLLBACK => (worked, true),

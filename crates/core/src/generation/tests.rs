@@ -6,6 +6,8 @@ mod own_stop;
 mod paced;
 mod restart;
 mod stop_first;
+mod unkillable;
+mod watched;
 mod yielding;
 
 use std::time::Duration;

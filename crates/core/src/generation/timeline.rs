@@ -7,8 +7,8 @@ use super::operation::{Operation, Pausing, Stopping};
 use super::reloads::Reloads;
 use super::restart::Restarts;
 use super::{
-    Action, Configuration, Ending, Event, Failure, Found, GenerationId, Handover, LONGEST_START,
-    Moment, Outcome, Reason, Settings, Signal, State,
+    Action, Caller, Configuration, Ending, Event, Failure, Found, GenerationId, Handover,
+    LONGEST_START, Moment, Outcome, Reason, Settings, Signal, State,
 };
 
 /// One service: all its generations, the reload in progress, and what comes next.
@@ -18,7 +18,7 @@ pub struct Timeline {
     next_id: u64,
     pub(super) lives: BTreeMap<GenerationId, Life>,
     pub(super) operation: Operation,
-    reloads: Reloads,
+    pub(super) reloads: Reloads,
     pub(super) restarts: Restarts,
     started: bool,
     shutdown: bool,
@@ -79,10 +79,13 @@ impl Timeline {
     pub fn on(&mut self, now: Moment, event: Event) -> Vec<Action> {
         let mut out = Vec::new();
         match event {
-            Event::Reload(caller) | Event::ReloadAtOnce(caller) if self.shutdown => {
+            Event::Reload(caller) | Event::ReloadApart(caller) | Event::ReloadAtOnce(caller)
+                if self.shutdown =>
+            {
                 out.push(Action::Answer(vec![caller], Outcome::ShuttingDown));
             }
             Event::Reload(caller) => self.reloads.ask(caller),
+            Event::ReloadApart(caller) => self.reloads.ask_apart(caller),
             Event::ReloadAtOnce(caller) => self.reloads.ask_at_once(caller),
             Event::Progress(id) => self.progress(now, id),
             Event::StartFailed(id) => self.ended(now, id, Some(Failure::NotStarted), &mut out),
@@ -123,9 +126,14 @@ impl Timeline {
         self.reloads.due(self.settings.min_interval, self.serving().is_some())
     }
 
-    /// How many callers wait for the next reload.
+    /// How many callers wait for a later reload.
     pub fn reloads_waiting(&self) -> usize {
         self.reloads.waiting()
+    }
+
+    /// The callers of the reload in progress.
+    pub fn callers(&self) -> &[Caller] {
+        self.reloads.running()
     }
 
     /// Every generation that has not ended, with its state, oldest first.
@@ -207,18 +215,18 @@ impl Timeline {
             }
             Handover::Pause => self.pause(now, id, older, out),
             Handover::StopFirst | Handover::SoftStop => {
-                match (how, self.lives.get_mut(&id)) {
-                    (Handover::StopFirst, Some(life)) => {
-                        life.stage = Stage::Waiting;
-                        let (signal, reason) = (Signal::Stop, Reason::Handover);
-                        out.push(Action::Signal { id, signal, reason });
-                    }
-                    _ => self.serve(now, id, out),
+                let prove = how == Handover::StopFirst;
+                if let Some(life) = self.lives.get_mut(&id).filter(|_| prove) {
+                    life.stage = Stage::Waiting;
+                    let (signal, reason) = (Signal::Stop, Reason::Handover);
+                    out.push(Action::Signal { id, signal, reason });
                 }
                 for &old in &older {
                     self.soft_stop(now, old, false, Reason::Handover, out);
                 }
-                let prove = how == Handover::StopFirst;
+                if !prove {
+                    self.serve(now, id, out);
+                }
                 let stopping = Stopping { newer: id, older, ended: Vec::new(), prove, held: None };
                 self.operation = Operation::Stopping(stopping);
             }
@@ -234,7 +242,8 @@ impl Timeline {
         }
     }
 
-    /// Marks `id` as serving from now on.
+    /// Marks `id` as serving from now on. The older ones are told to stop before that: until it
+    /// serves, another process tells them if the supervisor ends.
     pub(super) fn serve(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
         if let Some(life) = self.lives.get_mut(&id) {
             life.stage = Stage::Serving { since: now };
@@ -265,7 +274,7 @@ impl Timeline {
             _ => {}
         }
         let refused = match &self.operation {
-            Operation::Refused { newer, failure } if *newer == id => Some(*failure),
+            Operation::Refused { newer, failure, .. } if *newer == id => Some(*failure),
             _ => None,
         };
         let failure = failure.or(refused).unwrap_or(match life.stage {
@@ -292,7 +301,7 @@ impl Timeline {
         let again = std::mem::replace(&mut self.shutdown, true);
         self.restarts.call_off();
         self.abandon(now, out);
-        self.reloads.begin();
+        self.reloads.begin_all();
         self.answer(Outcome::ShuttingDown, out);
         let ids: Vec<_> = self.lives.keys().copied().collect();
         for id in ids {
@@ -319,6 +328,7 @@ impl Timeline {
     /// Acts on the current state, whatever event led to it.
     fn settle(&mut self, now: Moment, out: &mut Vec<Action>) {
         self.finish_stopping(now, out);
+        self.give_up(now, out);
         self.limit_draining(now, out);
         if self.shutdown {
             if self.lives.is_empty() {

@@ -74,10 +74,4 @@ impl Timeline {
         self.resume(&yielding.paused, Reason::AddressNotBound, out);
         out.push(Action::Guard { newer, paused: Vec::new() });
     }
-
-    /// The new generation is gone, and its sockets with it. Resumes even older generations that
-    /// were already told to accept: they now get their own addresses back.
-    pub(super) fn end_yielding(&self, yielding: &Yielding, out: &mut Vec<Action>) {
-        self.resume(&yielding.paused, Reason::NewerDied, out);
-    }
 }

@@ -9,6 +9,7 @@ use super::held::{Held, Opened};
 use super::ids::ListenerId;
 use crate::address::Address;
 use crate::listener::{Listener, Options};
+use crate::time::Timestamp;
 
 impl<H> Registry<H> {
     /// A held listener, by the inode of its socket. Searches all of them.
@@ -33,7 +34,7 @@ impl<H> Registry<H> {
     /// Enters sockets that are already held. A socket whose name, key or place is taken is given
     /// back to be closed. Overlapping ones are all bound already, so all are held.
     pub(super) fn enter(&mut self, adoptions: Vec<Adoption<H>>, actions: &mut Vec<Action<H>>) {
-        for Adoption { listener, opened, since, tentative } in adoptions {
+        for Adoption { listener, opened, since, tentative, outlived } in adoptions {
             let key = listener.key();
             let bound = key.bound(&opened.bound);
             let name_taken =
@@ -54,7 +55,8 @@ impl<H> Registry<H> {
             if let Some(name) = &listener.name {
                 self.index.insert_name(id, name);
             }
-            let held = Held::new(listener, opened, since, tentative);
+            let mut held = Held::new(listener, opened, since, tentative);
+            held.outlived = outlived;
             self.held.insert(id, Box::new(held));
         }
     }
@@ -63,6 +65,7 @@ impl<H> Registry<H> {
     /// socket get the new one when they claim again.
     pub(super) fn replace(
         &mut self,
+        now: Timestamp,
         id: ListenerId,
         opened: Opened<H>,
         actions: &mut Vec<Action<H>>,
@@ -75,6 +78,7 @@ impl<H> Registry<H> {
         };
         let key = held.key();
         let new = opened.bound.clone();
+        held.since = now;
         let old = std::mem::replace(&mut held.opened, opened);
         actions.push(Action::Close(old.handle, held.listener.clone(), Closing::Replaced));
         self.index.vacate(id, key.bound(&old.bound));
@@ -87,7 +91,6 @@ mod tests {
     use super::super::{ConnectionId, Event, Want};
     use super::*;
     use crate::policy::Peer;
-    use crate::time::Timestamp;
 
     const NOW: Timestamp = Timestamp(5);
 
@@ -104,7 +107,8 @@ mod tests {
 
     fn adoption(handle: u32, listen: &str, bound: &str) -> Adoption<u32> {
         let listener = listen.parse::<Listener>().expect(listen).into();
-        Adoption { listener, opened: opened(handle, bound), since: NOW, tentative: false }
+        let opened = opened(handle, bound);
+        Adoption { listener, opened, since: NOW, tentative: false, outlived: None }
     }
 
     fn registry(adoptions: Vec<Adoption<u32>>) -> (Registry<u32>, Vec<u32>) {
@@ -167,6 +171,32 @@ mod tests {
         // The old place is free, the new one is not.
         assert!(matches!(claim(&mut registry, "127.0.0.1:5000")[..], [Action::Refuse(..)]));
         assert!(matches!(claim(&mut registry, "127.0.0.1:4000")[..], [Action::Open(..)]));
+    }
+
+    #[test]
+    fn a_replaced_socket_is_nobodys_until_it_is_claimed_again() {
+        let (mut registry, _) = registry(vec![adoption(1, "web=/run/a", "/run/a")]);
+        let is_left = |registry: &Registry<u32>| registry.list()[0].has_only_old_users();
+        assert!(!is_left(&registry), "nobody uses it");
+        claim(&mut registry, "web");
+        assert!(!is_left(&registry));
+        let (id, _) = registry.by_inode(1).expect("held");
+        registry.on(Timestamp(6), Event::Replace(id, opened(2, "/run/a")));
+        assert!(is_left(&registry));
+        // Another generation gets it, and fails.
+        let connect = Event::Connected(ConnectionId(2), Peer { pid: 2, uid: 0, gid: 0 });
+        registry.on(Timestamp(7), connect);
+        let again = |id| {
+            let wanted = "web".parse().expect("a name");
+            let want = Want { wanted, tentative: true, change: false, held: false };
+            Event::Claim(ConnectionId(id), vec![want].into())
+        };
+        registry.on(Timestamp(7), again(2));
+        assert!(!is_left(&registry));
+        registry.on(Timestamp(8), Event::Gone(ConnectionId(2)));
+        assert!(is_left(&registry));
+        registry.on(Timestamp(8), again(1));
+        assert!(!is_left(&registry));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Registry;
-use super::connection::State;
+use super::connection::{Connection, Holder, State};
 use super::event::{Neighbour, Overlap};
 use super::ids::{ConnectionId, ListenerId};
 use super::plan::{Crowd, Pending, Phase, Stop, overlap};
@@ -97,42 +97,83 @@ impl<H> Registry<H> {
     /// stopped accepting.
     pub(super) fn check_services(&self, plan: &Pending<H>) -> Result<(), Stop> {
         let Some((_, Some(label))) = self.caller(plan.connection) else { return Ok(()) };
-        let others = self.connections.iter().filter(|(_, connection)| {
-            connection.label.as_ref().is_some_and(|(other, _)| {
-                other.service != label.service && other.state != State::Draining
-            })
-        });
-        for (id, other) in others {
+        for (id, other) in self.of_other_services(&label.service) {
             let used =
                 plan.entries.iter().find(|(listener, _)| other.leases.contains_key(listener));
-            if let Some((listener, _)) = used {
-                if let Some(held) = self.held.get(listener) {
-                    if let Some((_, holder)) =
-                        self.holders(*listener).find(|(holder, _)| holder == id)
-                    {
-                        let (service, held) = (label.service.clone(), held.described());
-                        return Err(Refusal::OtherService {
-                            service,
-                            held,
-                            holder: Box::new(holder),
-                        }
-                        .into());
-                    }
-                }
+            let refusal = used.and_then(|(used, _)| self.used_by(other, *used, &label.service));
+            if let Some(refusal) = refusal {
+                return Err(refusal.into());
             }
             // A claim whose planning is done never waits, so no two wait for each other. A claim
             // that is being given up may wait for this one.
-            if let Some(claim) = self.pending.get(id) {
-                if let Phase::Performing | Phase::Granting = claim.phase {
-                    let wanted: HashSet<ListenerId> =
-                        claim.entries.iter().map(|(id, _)| *id).collect();
-                    if plan.entries.iter().any(|(listener, _)| wanted.contains(listener)) {
-                        return Err(Stop::Wait(Some(*id)));
-                    }
-                }
+            let wanted = self.about_to_get(*id);
+            if plan.entries.iter().any(|(listener, _)| wanted.contains(listener)) {
+                return Err(Stop::Wait(Some(*id)));
             }
         }
         Ok(())
+    }
+
+    /// Checks that a connection may join a service in this state: like one that it claims later, a
+    /// listener that it has already may not be used by another service.
+    ///
+    /// # Errors
+    /// [`Refusal::OtherService`].
+    pub fn check_join(
+        &self,
+        id: ConnectionId,
+        service: &Name,
+        state: State,
+    ) -> Result<(), Refusal> {
+        let Some(connection) = self.connections.get(&id) else { return Ok(()) };
+        // What a generation that may accept has was checked before, and is refused to others.
+        let is_checked = connection
+            .label
+            .as_ref()
+            .is_some_and(|(label, _)| label.service == *service && label.state != State::Draining);
+        if is_checked || state == State::Draining {
+            return Ok(());
+        }
+        let own = || connection.leases.keys().copied().chain(self.about_to_get(id));
+        for (other_id, other) in self.of_other_services(service) {
+            let theirs = self.about_to_get(*other_id);
+            let is_used = |it: &ListenerId| other.leases.contains_key(it) || theirs.contains(it);
+            let used = own().find(is_used);
+            if let Some(refusal) = used.and_then(|used| self.used_by(other, used, service)) {
+                return Err(refusal);
+            }
+        }
+        Ok(())
+    }
+
+    /// The generations of other services that accept or are about to. A draining one has stopped
+    /// accepting.
+    fn of_other_services<'a>(
+        &'a self,
+        service: &'a Name,
+    ) -> impl Iterator<Item = (&'a ConnectionId, &'a Connection)> {
+        self.connections.iter().filter(move |(_, connection)| {
+            connection.label.as_ref().is_some_and(|(other, _)| {
+                other.service != *service && other.state != State::Draining
+            })
+        })
+    }
+
+    /// The listeners of a connection's claim that is planned and not granted as a whole.
+    fn about_to_get(&self, id: ConnectionId) -> HashSet<ListenerId> {
+        let planned =
+            |claim: &&Pending<H>| matches!(claim.phase, Phase::Performing | Phase::Granting);
+        let claim = self.pending.get(&id).filter(planned);
+        claim.into_iter().flat_map(|claim| claim.entries.iter().map(|(id, _)| *id)).collect()
+    }
+
+    /// The refusal of a listener to a service, because this connection's generation uses it.
+    fn used_by(&self, user: &Connection, listener: ListenerId, service: &Name) -> Option<Refusal> {
+        let held = self.held.get(&listener)?;
+        let since = user.leases.get(&listener).copied().unwrap_or(held.since);
+        let label = user.label.as_ref().map(|(label, _)| label.clone());
+        let holder = Box::new(Holder { peer: user.peer, label, since });
+        Some(Refusal::OtherService { service: service.clone(), held: held.described(), holder })
     }
 
     /// Narrows a dual-stack wildcard to IPv6 if the IPv4 wildcard is held and stays: no IPv4

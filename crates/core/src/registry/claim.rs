@@ -242,10 +242,17 @@ impl<H> Registry<H> {
                     held.confirm();
                 }
                 changed = held.grant();
-                if let Entry::Vacant(lease) = connection.leases.entry(id) {
-                    lease.insert(now);
-                    held.leases += 1;
-                    first = true;
+                match connection.leases.entry(id) {
+                    Entry::Vacant(lease) => {
+                        lease.insert(now);
+                        held.leases += 1;
+                        first = true;
+                    }
+                    // The socket may have been replaced meanwhile: the client now has the new one.
+                    Entry::Occupied(mut lease) => {
+                        let since = lease.get_mut();
+                        *since = held.since.max(*since);
+                    }
                 }
                 if plan.leases.len() < plan.pinned && !plan.opening.is_own(id) {
                     held.leases -= 1;

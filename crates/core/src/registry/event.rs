@@ -9,7 +9,7 @@ use crate::time::Timestamp;
 
 use super::connection::{Label, SavedConnection};
 use super::held::Opened;
-use super::ids::{ConnectionId, ListenerId};
+use super::ids::{ConnectionId, ListenerId, Process};
 use super::refusal::Refusal;
 use super::wants::Wants;
 
@@ -43,11 +43,13 @@ pub enum Event<H> {
     /// The answer to [`Action::Retry`].
     Retry(ConnectionId),
     /// A connection joins as a generation, or its state has changed.
+    /// [`Registry::check_join`](super::Registry::check_join) comes first.
     Join(ConnectionId, Label),
-    /// A listener loses its name, which belongs to another user.
+    /// A listener loses its name, which belongs to another user. At port 0, where the name tells
+    /// listeners apart, it gets another: the lost one with the port that it got.
     Unname(ListenerId),
-    /// A listener gets a lost name back, unless it has another name or another listener has this
-    /// one.
+    /// A listener gets a lost name back, unless it has got another by a claim, or another listener
+    /// has this one.
     Rename(ListenerId, Name),
     /// A connection asks for listeners to be closed, by name or address.
     Release(ConnectionId, Vec<Wanted>),
@@ -55,10 +57,10 @@ pub enum Event<H> {
     ReleaseRest(ConnectionId, Vec<ListenerId>),
     /// The process of this connection's generation lives on without it, and keeps the sockets: its
     /// tentative listeners stay open. [`Event::Gone`] follows.
-    Outlived(ConnectionId),
-    /// The process after [`Event::Outlived`] has ended: its listeners that nobody has claimed since
-    /// are closed. Also the answer to [`Action::Closing`].
-    Ended(ConnectionId),
+    Outlived(ConnectionId, Process),
+    /// A process of [`Event::Outlived`] has ended: its listeners that nobody has claimed since are
+    /// closed. Also the answer to [`Action::Closing`].
+    Ended(Process),
     /// A connection has ended. Also the answer to [`Action::Leaving`].
     Gone(ConnectionId),
     /// These sockets are already held from before.
@@ -91,9 +93,9 @@ pub enum Action<H> {
     /// The ended connection has more leases: continue with [`Event::Gone`] after other connections
     /// have had their turn.
     Leaving(ConnectionId),
-    /// The process that outlived this connection had more listeners: continue with [`Event::Ended`]
+    /// More listeners were kept for the process that has ended: continue with [`Event::Ended`]
     /// after other connections have had their turn.
-    Closing(ConnectionId),
+    Closing(Process),
     /// Hand out these listeners, in order: the whole claim, including [`Action::Granting`].
     Grant(ConnectionId, Vec<Lease>),
     /// Answer that the claim failed because opening or changing failed; the shell knows why.
@@ -145,6 +147,8 @@ pub struct Adoption<H> {
     pub since: Timestamp,
     /// Whether it is closed with its last lease.
     pub tentative: bool,
+    /// The process that it is kept for; see [`Event::Outlived`].
+    pub outlived: Option<Process>,
 }
 
 /// A listener to open beside another that it overlaps.

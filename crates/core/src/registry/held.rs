@@ -7,7 +7,7 @@ use crate::listener::{Key, Listener};
 use crate::name::Name;
 use crate::time::Timestamp;
 
-use super::ids::ConnectionId;
+use super::ids::Process;
 use super::refusal::HeldBy;
 
 /// A socket that the shell has opened.
@@ -34,17 +34,18 @@ pub struct Held<H> {
     pub opened: Opened<H>,
     /// The listener as first asked for; a later claim may have added its name.
     pub listener: Arc<Listener>,
-    /// Since when it is held.
+    /// Since when it is held, with this socket.
     pub since: Timestamp,
     /// Whether it is closed with its last lease.
     pub tentative: bool,
-    /// The connection whose generation outlived it with this listener, which was tentative.
-    pub(super) outlived: Option<ConnectionId>,
+    /// The process for which it is kept: it was tentative, and the process outlived the connection
+    /// of its generation.
+    pub outlived: Option<Process>,
     /// How many connections have a lease on it, or are about to get one.
     pub(super) leases: usize,
     /// The service and user whose lease ended last, if nobody has a lease now.
     pub(super) last_user: Option<Box<(Name, u32)>>,
-    /// How often its name, its options or `tentative` have changed.
+    /// How often its name, its options, `tentative` or `outlived` have changed.
     pub(super) edition: u32,
     /// The edition that was granted last.
     granted: Option<u32>,
@@ -71,8 +72,8 @@ impl<H> Held<H> {
         }
     }
 
-    /// A number that changes with its name, its options or `tentative`: a record written under the
-    /// same number is still true.
+    /// A number that changes with its name, its options, `tentative` or `outlived`: a record
+    /// written under the same number is still true.
     pub fn edition(&self) -> u32 {
         self.edition
     }
@@ -84,16 +85,16 @@ impl<H> Held<H> {
 
     /// Makes it stay when its last lease ends.
     pub(super) fn confirm(&mut self) {
-        self.outlived = None;
-        if std::mem::replace(&mut self.tentative, false) {
+        let kept = self.outlived.take().is_some();
+        if std::mem::replace(&mut self.tentative, false) || kept {
             self.edition += 1;
         }
     }
 
-    /// Keeps it for the generation of this connection, which outlives the connection.
-    pub(super) fn outlive(&mut self, connection: ConnectionId) {
+    /// Keeps it for a process that outlives the connection of its generation.
+    pub(super) fn outlive(&mut self, process: Process) {
         self.confirm();
-        self.outlived = Some(connection);
+        self.outlived = Some(process);
     }
 
     /// Makes it tentative again: only its leases keep it.

@@ -1,4 +1,4 @@
-//! Numbers of connections and listeners.
+//! Numbers of connections, listeners and processes.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,15 @@ pub(super) const AT_ONCE: usize = 256;
 /// A connection to the broker; a number that the shell chooses and never reuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ConnectionId(pub u64);
+
+/// A process: its pid, and when it started, by which it differs from an earlier one with that pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Process {
+    /// The pid.
+    pub pid: u32,
+    /// The start time as the system counts it.
+    pub start: u64,
+}
 
 /// A held listener. Never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -27,6 +27,7 @@ mod held;
 mod ids;
 mod index;
 mod leases;
+mod names;
 mod outlived;
 mod plan;
 mod planning;
@@ -37,7 +38,6 @@ mod view;
 mod wants;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use crate::listener::Listener;
 use crate::name::Name;
@@ -53,7 +53,7 @@ use plan::Pending;
 pub use connection::{Holder, Label, SavedConnection, SavedLease, State};
 pub use event::{Action, Adoption, Change, Closing, Event, Lease, Neighbour, Overlap};
 pub use held::{Held, Opened};
-pub use ids::{ConnectionId, ListenerId, MAX_CLAIM};
+pub use ids::{ConnectionId, ListenerId, MAX_CLAIM, Process};
 pub use refusal::{HeldBy, Refusal};
 pub use release::Releasing;
 pub use view::{Generation, View};
@@ -134,12 +134,12 @@ impl<H> Registry<H> {
             }
             Event::Unname(id) => self.unname(id),
             Event::Rename(id, name) => self.rename(id, name),
-            Event::Outlived(id) => self.outlived(id),
-            Event::Ended(id) => self.ended(id, &mut actions),
+            Event::Outlived(id, process) => self.outlived(id, process),
+            Event::Ended(process) => self.ended(process, &mut actions),
             Event::Gone(id) => self.gone(now, id, &mut actions),
             Event::Adopt(adoptions) => self.enter(adoptions, &mut actions),
             Event::Resume(links) => self.resume(links, &mut actions),
-            Event::Replace(id, opened) => self.replace(id, opened, &mut actions),
+            Event::Replace(id, opened) => self.replace(now, id, opened, &mut actions),
             Event::Claim(..) | Event::Release(..) | Event::ReleaseRest(..) => {}
         }
         let decided = self.pending.len() < pending;
@@ -238,27 +238,6 @@ impl<H> Registry<H> {
     /// Gives up every held listener, for an orderly exit.
     pub fn into_held(self) -> impl Iterator<Item = Held<H>> {
         self.held.into_values().map(|held| *held)
-    }
-
-    /// Takes a listener's name away. A name that an undecided claim gives it stays.
-    fn unname(&mut self, id: ListenerId) {
-        if let Some(held) = self.held.get_mut(&id) {
-            if let Some(name) = Arc::make_mut(&mut held.listener).name.take() {
-                held.edition += 1;
-                self.index.remove_name(id, &name);
-            }
-        }
-    }
-
-    fn rename(&mut self, id: ListenerId, name: Name) {
-        let named = self.pending.values().any(|plan| plan.names(id));
-        if let Some(held) = self.held.get_mut(&id) {
-            if held.listener.name.is_none() && !named && self.index.name(&name).is_none() {
-                held.edition += 1;
-                self.index.insert_name(id, &name);
-                Arc::make_mut(&mut held.listener).name = Some(name);
-            }
-        }
     }
 
     fn join(&mut self, now: Timestamp, id: ConnectionId, label: Label) {

@@ -3,17 +3,46 @@
 //! Every new listener enters the index at once, so a second part of the same request finds the
 //! first like a held listener. A claim that fails takes its entries out again.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Registry;
+use super::event::Event;
 use super::ids::ListenerId;
-use super::plan::{New, Pending, Stop, Who, overlap};
+use super::plan::{New, Pending, Phase, Stop, Who, overlap};
 use super::refusal::Refusal;
 use super::wants::{Want, Wants};
 use crate::listener::{Listener, Wanted};
 use crate::name::Name;
 
 impl<H> Registry<H> {
+    /// The elements with a name that this event plans, and which of their listeners. Whoever judges
+    /// what a claim may have must do it here: before and after, a name may be another listener's.
+    pub fn named_in<'a>(
+        &'a self,
+        event: &'a Event<H>,
+    ) -> impl Iterator<Item = (&'a Want, Range<usize>)> {
+        let (wants, (place, mut from)) = match event {
+            Event::Claim(_, wants) => (Some(wants), (0, 0)),
+            Event::Retry(id) => (self.waiting(*id), (0, 0)),
+            Event::More(id) => {
+                let plan = self.pending.get(id);
+                let plan = plan.filter(|plan| matches!(plan.phase, Phase::Planning));
+                (plan.map(|plan| &plan.wants), plan.map_or((0, 0), |plan| plan.planned))
+            }
+            _ => (None, (0, 0)),
+        };
+        let mut room = self.at_once;
+        let planned = (place..).map_while(move |place| {
+            let want = wants?.get(place).filter(|_| room > 0)?;
+            let first = std::mem::take(&mut from);
+            let some = first..want.count().min(first.saturating_add(room));
+            room -= some.len();
+            Some((want, some))
+        });
+        planned.filter(|(want, _)| want.is_named())
+    }
+
     /// Whether a listener is new in another claim that is not granted yet as a whole. Every other
     /// listener in the index is held.
     pub(super) fn is_undecided(&self, plan: &Pending<H>, id: ListenerId) -> bool {

@@ -76,6 +76,7 @@ mod tests {
             },
             since: NOW,
             tentative,
+            outlived: None,
         };
         let adoptions = || vec![adoption(80, "web=:80", false), adoption(81, "b=:81", true)];
         let mut first = Registry::default();

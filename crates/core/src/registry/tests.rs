@@ -2,7 +2,10 @@
 //! events are in tests/registry.
 
 mod ending;
+mod names;
 mod overlaps;
+
+use std::sync::Arc;
 
 use super::*;
 

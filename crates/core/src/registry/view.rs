@@ -1,6 +1,7 @@
 //! Data for `list` and `status`: every listener with its holders, and the connected generations.
 
 use std::ops::Bound;
+use std::sync::Arc;
 
 use super::Registry;
 use super::connection::{Holder, State};
@@ -22,6 +23,14 @@ pub struct View<'a, H> {
     pub holders: Vec<Holder>,
 }
 
+impl<H> View<'_, H> {
+    /// Whether its socket was replaced, and all who use it have the old one.
+    pub fn has_only_old_users(&self) -> bool {
+        let is_old = |holder: &Holder| holder.since < self.held.since;
+        !self.holders.is_empty() && self.holders.iter().all(is_old)
+    }
+}
+
 /// A generation that is connected.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Generation {
@@ -33,7 +42,7 @@ pub struct Generation {
     pub state: State,
     /// Since when it is in that state.
     pub since: Timestamp,
-    /// The names on the wire of its listeners, in the order of creation.
+    /// The names on the wire of those of its listeners that may be seen, in the order of creation.
     pub listeners: Vec<String>,
 }
 
@@ -75,15 +84,21 @@ impl<H> Registry<H> {
         joined.map(|(id, _)| *id).collect()
     }
 
-    /// The generation that a connection has joined as, and the name of its service.
-    pub fn generation(&self, id: ConnectionId) -> Option<(&Name, Generation)> {
+    /// The generation that a connection has joined as, and the name of its service. `sees` tells
+    /// which listeners the reader may see.
+    pub fn generation(
+        &self,
+        id: ConnectionId,
+        sees: impl Fn(&Arc<Listener>) -> bool,
+    ) -> Option<(&Name, Generation)> {
         let (label, since) = self.connections.get(&id)?.label.as_ref()?;
+        let seen = self.leased(id).filter(|held| sees(&held.listener));
         let generation = Generation {
             generation: label.generation,
             pid: label.pid,
             state: label.state,
             since: *since,
-            listeners: self.leased(id).map(|held| held.listener.label()).collect(),
+            listeners: seen.map(|held| held.listener.label()).collect(),
         };
         Some((&label.service, generation))
     }

@@ -34,6 +34,14 @@ impl Want {
             Wanted::Listen(spec) => spec.count(),
         }
     }
+
+    /// Whether it is, or has, a name.
+    pub(super) fn is_named(&self) -> bool {
+        match &self.wanted {
+            Wanted::Named(_) => true,
+            Wanted::Listen(spec) => spec.first.name.is_some(),
+        }
+    }
 }
 
 /// The elements of a claim, and the number of their listeners.

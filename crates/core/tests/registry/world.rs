@@ -7,8 +7,8 @@ use std::sync::Arc;
 use bindonce_core::listener::{Listener, Options, Wanted};
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{
-    Action, Closing, ConnectionId, Event, Holder, Label, Neighbour, Opened, Overlap, Registry,
-    State, Want,
+    Action, Closing, ConnectionId, Event, Holder, Label, Neighbour, Opened, Overlap, Process,
+    Registry, State, Want,
 };
 use bindonce_core::time::Timestamp;
 use proptest::prelude::*;
@@ -59,7 +59,13 @@ pub(crate) enum Step {
     Outlived(u8),
     /// A generation that lives on ends.
     Ended(u8),
+    /// The listener at this place, in the order of creation, loses its name.
+    Unname(usize),
+    /// It gets this name back: a place in `NAMES`.
+    Rename(usize, usize),
 }
+
+const NAMES: [&str; 3] = ["web", "a", "lost"];
 
 pub(crate) fn step() -> impl Strategy<Value = Step> {
     let client = 0_u8..4;
@@ -75,6 +81,8 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         2 => client.clone().prop_map(Step::Gone),
         1 => client.clone().prop_map(Step::Outlived),
         1 => client.prop_map(Step::Ended),
+        1 => (0..8_usize).prop_map(Step::Unname),
+        1 => (0..8_usize, 0..NAMES.len()).prop_map(|(place, name)| Step::Rename(place, name)),
     ]
 }
 
@@ -86,8 +94,8 @@ pub(crate) struct World {
     /// The connection of each client, if it is connected.
     pub(crate) clients: BTreeMap<u8, ConnectionId>,
     connections: u64,
-    /// Connections that are gone and whose generations live on.
-    outlived: BTreeMap<u8, ConnectionId>,
+    /// Processes of generations whose connections are gone.
+    outlived: BTreeMap<u8, Process>,
     /// All elements that each connection has claimed.
     wants: BTreeMap<ConnectionId, Vec<Want>>,
     outstanding: VecDeque<(ConnectionId, Outstanding)>,
@@ -370,6 +378,20 @@ impl World {
         let names: Vec<_> =
             held.iter().filter_map(|view| view.held.listener.name.clone()).collect();
         prop_assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+        for view in &held {
+            // Each is found by what tells it from all others.
+            let handle = view.held.opened.handle;
+            let found = self.registry.by_key(&view.held.listener).map(|held| held.opened.handle);
+            prop_assert_eq!(found, Some(handle));
+            let named = view.held.listener.name.as_ref();
+            let found = named.and_then(|name| self.registry.with_name(name)).map(|(id, _)| id);
+            prop_assert_eq!(found, named.map(|_| view.id));
+            // 1: no two services accept from it.
+            let labels = view.holders.iter().filter_map(|holder| holder.label.as_ref());
+            let accept = labels.filter(|label| label.state != State::Draining);
+            let services: BTreeSet<_> = accept.map(|label| &label.service).collect();
+            prop_assert!(services.len() <= 1, "{handle} is used by {services:?}");
+        }
         // The count of each user's leases is right, however they came and went.
         if self.outstanding.is_empty() {
             for uid in 0..2 {
@@ -422,7 +444,9 @@ impl World {
                 let service = ["edge", "web"][usize::from(client % 2)].parse().expect("name");
                 let label =
                     Label { service, generation: u64::from(*client), pid: 2, state: *state };
-                self.on(Event::Join(id, label))?;
+                if self.registry.check_join(id, &label.service, *state).is_ok() {
+                    self.on(Event::Join(id, label))?;
+                }
             }
             Step::Release(client, which) => {
                 let Some(id) = self.clients.get(client).copied() else { return Ok(()) };
@@ -436,16 +460,26 @@ impl World {
                 if let Some(id) = self.clients.get(client).copied() {
                     let held = self.registry.leased(id).map(|held| held.opened.handle);
                     let held: BTreeSet<u32> = held.collect();
-                    self.on(Event::Outlived(id))?;
+                    let process = Process { pid: u32::from(*client), start: id.0 };
+                    self.on(Event::Outlived(id, process))?;
                     self.on(Event::Gone(id))?;
                     prop_assert!(held.is_disjoint(&self.closed), "4: a generation uses them");
                     self.clients.remove(client);
-                    self.outlived.insert(*client, id);
+                    self.outlived.insert(*client, process);
                 }
             }
+            // A claim that is planned meanwhile may have looked up the name before.
+            Step::Unname(place) | Step::Rename(place, _) if self.outstanding.is_empty() => {
+                let Some((id, _)) = self.registry.iter().nth(*place) else { return Ok(()) };
+                self.on(match step {
+                    Step::Rename(_, name) => Event::Rename(id, NAMES[*name].parse().expect("name")),
+                    _ => Event::Unname(id),
+                })?;
+            }
+            Step::Unname(_) | Step::Rename(..) => {}
             Step::Ended(client) => {
-                if let Some(id) = self.outlived.remove(client) {
-                    self.on(Event::Ended(id))?;
+                if let Some(process) = self.outlived.remove(client) {
+                    self.on(Event::Ended(process))?;
                 }
             }
             Step::Gone(client) => {

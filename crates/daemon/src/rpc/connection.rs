@@ -2,14 +2,16 @@
 //! being read.
 
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_sys::patience::{LAST_LOOK, Patience, within};
 use bindonce_wire::framing::{Frame, Text};
 use bindonce_wire::message::{Id, Request, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::task::yield_now;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
 use super::clients::Clients;
 use super::end::End;
@@ -26,30 +28,42 @@ const LARGE: usize = 32 * 1024;
 /// each read: no other connection waits for more than one of its steps.
 pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Handler) -> End {
     let in_progress = || link.scanner.borrow().in_progress();
-    // When the request in progress began.
-    let mut begun = in_progress().then(Instant::now);
+    // Boxed, like all that is rare here: most connections are idle, and each has room for whatever
+    // is not boxed.
+    let patience = || Box::new(Patience::new(clients.limits().request_time));
+    // For the request in progress.
+    let mut unfinished_for = in_progress().then(patience);
     loop {
         let limits = clients.limits();
         let deadline = limits.request_time;
         if let Err(end) = link.flush(deadline).await {
             return end;
         }
-        let readable = async {
-            tokio::select! {
-                ready = link.stream.readable() => ready.map(|()| true),
-                () = link.woken.notified() => Ok(false),
+        let ready = {
+            let mut readable = pin!(async {
+                tokio::select! {
+                    ready = link.stream.readable() => ready.map(|()| true),
+                    () = link.woken.notified() => Ok(false),
+                }
+            });
+            match &mut unfinished_for {
+                None => match timeout(limits.idle_time, readable.as_mut()).await {
+                    Ok(ready) => ready,
+                    Err(_) if handler.is_used(link.caller.connection) => continue,
+                    // What came while this process was stopped may not be known yet.
+                    Err(_) => match timeout(LAST_LOOK, readable).await {
+                        Ok(ready) => ready,
+                        Err(_) => return End::Idle,
+                    },
+                },
+                Some(patience) => {
+                    let limit = patience.limit();
+                    match Box::pin(within(patience, readable)).await {
+                        Ok(ready) => ready,
+                        Err(_) => return Box::pin(unfinished(link, clients, limit)).await,
+                    }
+                }
             }
-        };
-        let ready = match begun {
-            None => match timeout(limits.idle_time, readable).await {
-                Ok(ready) => ready,
-                Err(_) if handler.is_used(link.caller.connection) => continue,
-                Err(_) => return End::Idle,
-            },
-            Some(begun) => match timeout_at(begun + deadline, readable).await {
-                Ok(ready) => ready,
-                Err(_) => return Box::pin(unfinished(link, clients, deadline)).await,
-            },
         };
         if !link.closed(deadline).await {
             return End::TooMuch;
@@ -72,8 +86,6 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
         for (index, frame) in frames.into_iter().enumerate() {
             let last_word = frame.ends_connection();
             let reply = match frame {
-                // Boxed, like all that is rare here: most connections are idle, and each has room
-                // for whatever is not boxed.
                 Frame::Request(frame) => Box::pin(answer(link, handler, &frame)).await,
                 bad => encode_error(&Id::Null, &bad.refusal(link.scanner.borrow().cap())).into(),
             };
@@ -128,10 +140,10 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
             // No request has asked for these descriptors.
             link.take_received();
         }
-        begun = match (in_progress, begun) {
+        unfinished_for = match (in_progress, unfinished_for) {
             (false, _) => None,
-            (true, Some(begun)) if !complete => Some(begun),
-            (true, _) => Some(Instant::now()),
+            (true, Some(patience)) if !complete => Some(patience),
+            (true, _) => Some(patience()),
         };
     }
 }

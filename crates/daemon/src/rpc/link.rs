@@ -10,12 +10,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_sys::closing::{Account, Foreign};
+use bindonce_sys::patience::{Patience, timeout, within};
 use bindonce_sys::unreceived;
 use bindonce_wire::framing::{Frame, Scanner};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout, timeout_at};
 
 use super::caller::Caller;
 use super::end::End;
@@ -150,7 +150,7 @@ impl Link {
 
     /// Sends the waiting notifications, or ends the connection.
     pub(super) async fn flush(&self, deadline: Duration) -> Result<(), End> {
-        let until = Instant::now() + deadline;
+        let mut patience = Patience::new(deadline);
         loop {
             if self.progress.cut.get() {
                 return Err(End::CutOff);
@@ -168,8 +168,10 @@ impl Link {
                     return Ok(());
                 }
             }
+            // Boxed: each connection has room for whatever is not.
+            let writable = Box::pin(within(&mut patience, self.stream.writable()));
             tokio::select! {
-                ready = timeout_at(until, self.stream.writable()) => match ready {
+                ready = writable => match ready {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => return Err(End::Failed(error)),
                     Err(_) => return Err(End::NotRead),
@@ -259,7 +261,8 @@ impl Link {
     /// `patience`. False if the time passes first.
     pub(super) async fn closed(&self, patience: Duration) -> bool {
         let account = &self.received.account;
-        account.unclosed() <= UNCLOSED || timeout(patience, account.until(UNCLOSED)).await.is_ok()
+        account.unclosed() <= UNCLOSED
+            || Box::pin(timeout(patience, account.until(UNCLOSED))).await.is_ok()
     }
 
     /// Ends the connection in both directions. Drop the result after the connection's own

@@ -6,9 +6,9 @@ use std::os::fd::AsFd as _;
 use std::rc::Rc;
 
 use bindonce_core::registry::ConnectionId;
+use bindonce_sys::patience::{Patience, within};
 use bindonce_sys::unreceived::Watched;
 use tokio::task::yield_now;
-use tokio::time::{Instant, timeout_at};
 
 use super::clients::Clients;
 use super::link::Link;
@@ -19,7 +19,12 @@ const AT_ONCE: usize = 512;
 impl Clients {
     /// Waits until a client may be sent `count` more descriptors, because a connection of its user
     /// has received some. False if that does not happen in time.
-    pub(super) async fn room_for(&self, link: &Link, count: usize, until: Instant) -> bool {
+    pub(super) async fn room_for(
+        &self,
+        link: &Link,
+        count: usize,
+        patience: &mut Patience,
+    ) -> bool {
         let of = |link: &Rc<Link>| link.shares.unreceived.kept() != 0;
         let mut others = self.links();
         others.retain(of);
@@ -41,7 +46,7 @@ impl Clients {
                 }
                 other.settle();
             }
-            if !link.shares.unreceived.has_room(count) && timeout_at(until, received).await.is_err()
+            if !link.shares.unreceived.has_room(count) && within(patience, received).await.is_err()
             {
                 return false;
             }

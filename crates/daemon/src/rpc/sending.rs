@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use bindonce_fd::batch::Transmission;
 use bindonce_sys::Errno;
+use bindonce_sys::patience::{Patience, within};
 use bindonce_wire::message::{Id, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::task::yield_now;
-use tokio::time::{Instant, timeout_at};
 
 use super::clients::Clients;
 use super::end::End;
@@ -120,18 +120,18 @@ impl Sending {
         clients: &Clients,
         deadline: Duration,
     ) -> Result<(), End> {
-        let until = Instant::now() + deadline;
+        let mut patience = Patience::new(deadline);
         loop {
             match self.push(link)? {
                 Pushed::Whole => return Ok(()),
                 Pushed::Part => yield_now().await,
-                Pushed::Full => match timeout_at(until, link.stream.writable()).await {
+                Pushed::Full => match within(&mut patience, link.stream.writable()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => return Err(End::Failed(error)),
                     Err(_) => return Err(End::NotRead),
                 },
                 Pushed::Crowded(count) => {
-                    if !clients.room_for(link, count, until).await {
+                    if !clients.room_for(link, count, &mut patience).await {
                         let hint = "receive the descriptors of every reply, on all connections of this user, and close those that are not read";
                         return Err(too_many(&link.stream, &self.transmission, hint));
                     }

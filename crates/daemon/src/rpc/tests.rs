@@ -144,6 +144,25 @@ fn a_request_that_comes_in_drops_is_cut_off() {
     });
 }
 
+/// The server and its client run in one thread: while it sleeps, both are stopped.
+#[test]
+fn a_request_that_was_begun_before_a_stop_may_be_finished_after_it() {
+    let limits = Limits { request_time: Duration::from_secs(1), ..LIMITS };
+    served("stopped", limits, |path| async move {
+        let mut begun = UnixStream::connect(&path).await.expect("connect");
+        begun.write_all(br#"{"id":1,"#).await.expect("the beginning");
+        // The reply to a later request shows that the beginning was read.
+        let mut other = UnixStream::connect(&path).await.expect("connect");
+        other.write_all(br#"{"id":2,"method":"ping"}"#).await.expect("a request");
+        assert_eq!(line(&mut other).await.expect("a reply")["id"], 2);
+        std::thread::sleep(limits.request_time + Duration::from_millis(200));
+        // The server looks at its clock before the rest comes.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        begun.write_all(br#""method":"ping"}"#).await.expect("the rest");
+        assert_eq!(line(&mut begun).await.expect("a reply")["id"], 1);
+    });
+}
+
 #[test]
 fn further_connections_wait_until_one_ends() {
     let limits = Limits { accepted: 1, ..LIMITS };

@@ -10,7 +10,7 @@ pub(super) fn problems(look: &Look, found: &mut Vec<Finding>) {
         // Clients suffer now.
         let serious = matches!(
             problem.kind.as_str(),
-            "listener-not-bound" | "listener-unreachable" | "listener-hidden"
+            "listener-not-bound" | "listener-broken" | "listener-unreachable" | "listener-hidden"
         );
         let severity = if serious { Severity::Error } else { Severity::Warning };
         found.push(Finding::at(None, severity, Condition::Broker(problem.clone())));

@@ -152,6 +152,8 @@ pub(crate) enum NotAccepting {
 pub(crate) enum Lessee {
     Generation(String, u64),
     Process(u32),
+    /// A process of another pid namespace, which has no number here.
+    Elsewhere,
 }
 
 /// Nothing listens on the target address.

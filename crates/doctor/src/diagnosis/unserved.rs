@@ -160,6 +160,7 @@ fn lessee(listener: &ListenerInfo) -> Option<Lessee> {
     let holder = listener.holders.first()?;
     Some(match (&holder.service, holder.generation) {
         (Some(service), Some(generation)) => Lessee::Generation(service.clone(), generation),
+        _ if holder.pid == 0 => Lessee::Elsewhere,
         _ => Lessee::Process(holder.pid),
     })
 }

@@ -201,6 +201,11 @@ impl Look {
         services.flat_map(|one| one.generations.iter().map(|known| (one.name.as_str(), known)))
     }
 
+    /// Whether a supervisor has this service. One of the client library has none.
+    pub(crate) fn is_supervised(&self, service: &str) -> bool {
+        self.answers.iter().any(|one| one.service == service)
+    }
+
     /// The generation of this process, with its service.
     pub(crate) fn generation(&self, pid: i32) -> Option<(&str, &GenerationInfo)> {
         self.generations().find(|(_, known)| known.pid == pid.cast_unsigned())

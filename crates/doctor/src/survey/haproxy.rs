@@ -36,7 +36,7 @@ pub(super) fn names(look: &mut Look) {
 /// Asks each haproxy that listens on a stats socket for its limits.
 pub(super) fn ask(look: &mut Look) {
     let mut asked: HashSet<PathBuf> = HashSet::new();
-    let deadline = Instant::now() + ALL;
+    let mut left = ALL;
     let (mut silent, mut mute) = (Vec::new(), Vec::new());
     for process in look.processes.values().rev().filter(|process| process.is_haproxy()) {
         // A haproxy that is stopped or paused, or has no such socket, would not answer.
@@ -55,8 +55,11 @@ pub(super) fn ask(look: &mut Look) {
             if !asked.insert(socket.clone()) {
                 continue;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            match limits(&socket, ANSWER.min(left)) {
+            let (limit, asked) = (ANSWER.min(left), Instant::now());
+            let answer = limits(&socket, limit);
+            // Whatever took longer than the limit was a stop of this process.
+            left -= asked.elapsed().min(limit);
+            match answer {
                 Ok(stats) => {
                     // Several sockets of one haproxy give the same answer.
                     let told = stats.pid == pid;

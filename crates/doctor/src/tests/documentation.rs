@@ -76,6 +76,7 @@ fn stale() -> Look {
     );
     let older = generation(6, 1204, State::Draining);
     host.broker = serving(1, vec![older, generation(7, 1618, State::Serving)]);
+    host.answers = supervised();
     host
 }
 
@@ -254,7 +255,7 @@ fn problems() -> Look {
             "state-not-written",
             "/run/bindonce/bindonce.sock.state",
             "cannot write the state file /run/bindonce/bindonce.sock.state: No space left on device (os \
-             error 28); after a crash the newest listeners are lost",
+             error 28); after a crash the newest listeners are lost, and released ones are bound again",
             Some(
                 "make room, or run the broker as a user that may write there: it is tried again until \
                  it can be written"

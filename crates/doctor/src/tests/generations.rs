@@ -89,6 +89,12 @@ fn many_or_old_generations_linger_and_few_are_a_note() {
     assert_eq!(only(&few, Kind::Lingering).0.severity, Severity::Note);
     let old = look(vec![socket(":80", 1)], vec![haproxy(100, 1, &[1]), haproxy(10, 15, &[])]);
     assert_eq!(only(&old, Kind::Lingering).0.severity, Severity::Warning);
+    // `bindonce status` shows the sessions of each generation, where there is a broker.
+    let mut of_service = few.clone();
+    of_service.broker =
+        serving(1, vec![generation(1, 10, State::Draining), generation(2, 100, State::Serving)]);
+    let (_, said) = only(&of_service, Kind::Lingering);
+    assert!(said.remedy[0].starts_with("bindonce status   #"), "{said:?}");
     // A process of another service, or of another container, is not a successor.
     let mut other = few;
     if let Some(process) = other.processes.get_mut(&10) {

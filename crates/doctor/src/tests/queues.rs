@@ -64,10 +64,16 @@ fn a_listener_without_a_service_is_unserved() {
     insta::assert_snapshot!(written(&said));
 
     // A listener in use cannot be released: its lessee ends first.
-    for (generation, remedy) in
-        [(Some(("edge", 3)), "bindonce retire --name edge 3"), (None, "kill 40")]
-    {
-        let mut holder = bindonce::HolderInfo::new(40, 0, String::new());
+    let ours = Some(("edge", 3));
+    for (generation, pid, answers, remedy) in [
+        (ours, 40, supervised(), "bindonce retire --name edge 3"),
+        (ours, 40, Vec::new(), "# end generation 3 of edge; then: bindonce release web"),
+        (None, 40, Vec::new(), "kill 40"),
+        // The broker cannot name a process of another pid namespace.
+        (None, 0, Vec::new(), "# end the process of the other container"),
+    ] {
+        host.answers = answers;
+        let mut holder = bindonce::HolderInfo::new(pid, 0, String::new());
         (holder.service, holder.generation) = match generation {
             Some((service, id)) => (Some(service.to_owned()), Some(id)),
             None => (None, None),

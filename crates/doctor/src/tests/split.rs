@@ -88,6 +88,9 @@ fn stale_is_the_older_on_one_socket() {
     let found = twice(&handover);
     assert_eq!(found[0].kind(), Kind::Stale);
     let said = words(&handover, &found[0]);
+    assert!(said.remedy[0].starts_with("kill -USR1 5 "), "no supervisor: {said:?}");
+    handover.answers = supervised();
+    let said = words(&handover, &found[0]);
     insta::assert_snapshot!(written(&said));
 }
 

@@ -9,7 +9,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
-use bindonce_core::address::Address;
+use bindonce_core::address::{Address, MAX_PATH};
 use bindonce_core::error::Invalid;
 
 use super::world::Family;
@@ -84,6 +84,9 @@ const LONGEST_PATH: usize = 97;
 
 /// Why a path that is not UTF-8 is left to haproxy.
 const NOT_TEXT: &str = "its name is not UTF-8, and the broker's protocol carries no other";
+
+/// Why a relative path is left to haproxy, which binds it as it is written.
+const TOO_DEEP: &str = "its absolute path has more than the 107 bytes that the broker can bind";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -240,7 +243,8 @@ fn path(rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
     let Ok(prefix) = std::str::from_utf8(context.prefix) else {
         return Ok(Target::Alone(NOT_TEXT));
     };
-    let mut absolute = context.directory.join(format!("{prefix}{rest}"));
+    let written = format!("{prefix}{rest}");
+    let mut absolute = context.directory.join(&written);
     if absolute.components().any(|part| part == Component::ParentDir) {
         absolute = without_parents(&absolute, context)?;
     }
@@ -249,6 +253,9 @@ fn path(rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
     };
     match Address::unix(absolute) {
         Ok(address) => Ok(address.into()),
+        Err(_) if absolute.len() > MAX_PATH && !written.starts_with('/') => {
+            Ok(Target::Alone(TOO_DEEP))
+        }
         Err(why) => Err(Problem::Bad(why.to_string())),
     }
 }

@@ -117,6 +117,10 @@ impl Claims {
         unknowns: &Unknowns<'_>,
     ) -> Result<Vec<Replaced>, Error> {
         let idle = section.idle();
+        for own in &section.own {
+            let reason = idle.map_or_else(|| own.reason.clone(), Into::into);
+            self.left_alone.push(LeftAlone { reason, listens: idle.is_none(), ..own.clone() });
+        }
         let mut defaults = section.defaults(unix);
         // A missing device counts here as on a line that names it itself.
         let namespace = defaults.namespace.clone();

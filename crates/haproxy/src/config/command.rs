@@ -49,6 +49,8 @@ pub struct Role {
     pub foreground: bool,
     /// `-p`: the pid file.
     pub pid_file: Option<PathBuf>,
+    /// `-sf` or `-st`, perhaps without pids: the process replaces another.
+    pub is_successor: bool,
     /// `-sf` or `-st`: the pids of the processes to replace.
     pub older: Vec<i32>,
     /// `-st`: the replaced processes end at once.
@@ -67,9 +69,10 @@ pub enum Master {
 }
 
 impl Role {
-    /// Whether `-sf`, `-st` or `-x` names a process to replace.
+    /// Whether it replaces a process that runs, by `-sf`, `-st` or `-x`. Where the pid file of that
+    /// process is gone, a `-sf $(cat FILE)` has no pids.
     pub fn replaces(&self) -> bool {
-        !self.older.is_empty() || self.transfer.is_some()
+        self.is_successor || self.transfer.is_some()
     }
 }
 
@@ -187,6 +190,7 @@ impl Command {
             }
             [b'x', ..] => self.role.transfer = Some(value(&word, rest)?),
             [b's', kind @ (b'f' | b't'), ..] => {
+                self.role.is_successor = true;
                 self.role.at_once = *kind == b't';
                 while let Some(text) = rest.next_if(|next| !next.as_bytes().starts_with(b"-")) {
                     let pid = text.to_str().and_then(|text| text.trim().parse().ok());
@@ -219,7 +223,7 @@ impl Command {
 
 /// Letters after `-d` that some versions know as an option of its own; other versions read `-d`
 /// alone.
-const OF_SOME: &[u8] = b"ACFIZct";
+const OF_SOME: &[u8] = b"ACFITZct";
 
 /// The options of [`OF_SOME`] with which haproxy prints something and exits.
 const ANSWERED: [&str; 2] = ["-dA", "-dC"];
@@ -281,13 +285,17 @@ mod tests {
         let daemon = Role {
             daemon: true,
             pid_file: Some("/run/x.pid".into()),
+            is_successor: true,
             older: vec![12, 13],
             transfer: Some("/run/admin".into()),
             ..plain.clone()
         };
         assert_eq!(role("haproxy -D -f a -p /run/x.pid -sf 12 13 -x /run/admin"), daemon);
         assert!(role("haproxy -D -db -f a").daemon && role("haproxy -db -D -f a").daemon);
-        assert_eq!(role("haproxy -f a -st"), Role { at_once: true, ..plain.clone() });
+        let successor = Role { is_successor: true, at_once: true, ..plain.clone() };
+        assert_eq!(role("haproxy -f a -st"), successor);
+        assert!(successor.replaces() && !plain.replaces());
+        assert!(role("haproxy -f a -x /run/admin").replaces());
         assert_eq!(role("haproxy -W -db -f a").master, Some(Master::Plain));
         for (line, foreground) in [("-db", true), ("-d", true), ("-dr", false), ("-dM", false)] {
             let command = parse(&format!("haproxy {line} -f a")).expect(line);
@@ -334,6 +342,7 @@ mod tests {
         assert_eq!(settled("-dCkey", "").ok(), Some(true));
         assert_eq!(settled("-dF", usage).ok(), Some(false));
         assert_eq!(settled("-dF", "").ok(), Some(true));
+        assert_eq!(settled("-dT", "        -dT disable kTLS\n").ok(), Some(false));
         assert_eq!(settled("-dt", "        -dt activate traces\n").ok(), Some(false));
         assert_eq!(settled("-dM", "").ok(), Some(false));
         assert!(!parse("haproxy -f a -dK -dk").expect("good").is_unsettled());

@@ -100,11 +100,12 @@ impl Edits {
         for range in &taken.variables {
             let written = &line[range.clone()];
             let name = written[1..].strip_prefix(b"{").unwrap_or(&written[1..]);
-            let value = if name.starts_with(b".FILE") {
+            let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"._".contains(byte);
+            let end = name.iter().position(|byte| !is_name(byte)).unwrap_or(name.len());
+            let name = &name[..end];
+            let value = if name == b".FILE" {
                 path.as_os_str().as_bytes().to_vec()
-            } else if name.starts_with(CFGFILES.as_bytes())
-                && listed().as_ref() == Some(&self.listed)
-            {
+            } else if name == CFGFILES.as_bytes() && listed().as_ref() == Some(&self.listed) {
                 self.listed.clone()
             } else {
                 continue;
@@ -206,4 +207,23 @@ fn edited(text: &[u8], mut edits: Vec<Edit>) -> (Vec<u8>, Vec<Change>) {
     }
     out.extend_from_slice(&text[at..]);
     (out, changes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::reader::{Unset, take_apart};
+
+    #[test]
+    fn only_the_variables_themselves_give_way_to_the_names_of_the_files() {
+        let line = b"x \"${.FILE} $HAPROXY_CFGFILES ${HAPROXY_CFGFILES-x} $HAPROXY_CFGFILES_X\"";
+        let variable = |_: &[u8]| Some(b"here".to_vec());
+        let taken = take_apart(line, Unset::Empty, &variable).expect("a line");
+        let mut edits = Edits::new(b"a.cfg".to_vec(), &[]);
+        edits.add_copy(false);
+        edits.name_files(&taken, line, 0, Path::new("a.cfg"), &|| Some(b"a.cfg".to_vec()));
+        let mut text = line.to_vec();
+        edits.apply(0, &mut text);
+        assert_eq!(text, b"x \"a.cfg a.cfg a.cfg $HAPROXY_CFGFILES_X\"");
+    }
 }

@@ -241,7 +241,7 @@ mod tests {
 
     fn state() -> State {
         let environment = [(b"SET".to_vec(), b"".to_vec())].into();
-        State::new(environment, "host".to_owned(), true)
+        State::new(environment, "host".to_owned(), Some(false))
     }
 
     #[test]

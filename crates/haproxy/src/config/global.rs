@@ -21,6 +21,8 @@ pub(super) struct Global {
     pub(super) server_states: ServerStates,
     pub(super) stats_file: stats_file::Reading,
     pub(super) pid_file: PidFile,
+    /// `mworker-max-reloads`: the last such line counts.
+    pub(super) max_reloads: Option<u64>,
     /// Whether there is a `cluster-secret`.
     pub(super) has_cluster_secret: bool,
     /// Whether haproxy does not listen for QUIC. The last such line applies to all addresses,
@@ -64,6 +66,10 @@ impl Global {
             b"no-quic" => self.no_quic = true,
             b"tune.quic.listen" => self.no_quic = value(1) == b"off",
             b"daemon" => self.pid_file.is_daemon = true,
+            b"mworker-max-reloads" => {
+                let most = std::str::from_utf8(value(1)).ok().and_then(|text| text.parse().ok());
+                self.max_reloads = most.or(self.max_reloads);
+            }
             b"pidfile" => self.pid_file.take(value(1), copy, place(0)),
             keyword => self.server_states.take(keyword, value(1)),
         }

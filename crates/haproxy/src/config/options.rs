@@ -125,12 +125,13 @@ impl BindOptions {
         true
     }
 
-    /// These options, with those of `other` where an option is not set.
+    /// These options, with those of `other` where an option is not set. As in haproxy, `v6only` is
+    /// stronger than `v4v6`, wherever each is.
     pub(super) fn or(&self, other: &Self) -> Self {
         let text = |mine: &Option<String>, theirs: &Option<String>| mine.clone().or(theirs.clone());
         Self {
             backlog: self.backlog.or(other.backlog),
-            v6only: self.v6only || (other.v6only && !self.v4v6),
+            v6only: self.v6only || other.v6only,
             v4v6: self.v4v6 || other.v4v6,
             interface: text(&self.interface, &other.interface),
             transparent: self.transparent || other.transparent,
@@ -223,10 +224,11 @@ mod tests {
     }
 
     #[test]
-    fn a_line_overrides_the_defaults_of_its_section() {
+    fn a_line_adds_to_the_defaults_of_its_section() {
         let defaults = read("backlog 5 v6only interface eth0");
         assert_eq!(read("backlog 7 v4v6").or(&defaults).backlog, Some(7));
-        assert!(!read("v4v6").or(&defaults).v6only);
+        assert!(read("v4v6").or(&defaults).v6only);
+        assert!(!read("v4v6").or(&read("backlog 5")).v6only);
         assert_eq!(read("ssl").or(&defaults).interface.as_deref(), Some("eth0"));
     }
 }

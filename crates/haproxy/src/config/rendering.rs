@@ -180,6 +180,9 @@ pub struct ProcessMode {
     /// The absolute path of the pid file that haproxy would write.
     #[serde(with = "saved::optional_path")]
     pub pid_file: Option<PathBuf>,
+    /// How many reloads an older generation may survive, if haproxy alone would run as a master
+    /// that ends it after more (`mworker-max-reloads`).
+    pub max_reloads: Option<u64>,
 }
 
 impl Rendering {

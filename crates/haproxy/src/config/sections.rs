@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::Place;
 use super::binds::BindLine;
 use super::options::BindOptions;
+use super::rendering::LeftAlone;
 use super::server_state::Loads;
 
 /// The kinds of sections, as far as listeners are concerned.
@@ -62,6 +63,8 @@ pub(super) struct Section {
     /// `default-bind` of `peers`.
     pub(super) default_bind: BindOptions,
     pub(super) lines: Vec<BindLine>,
+    /// The local peer's address on a `peer` line: haproxy binds it itself.
+    pub(super) own: Vec<LeftAlone>,
     /// Whether a line of `peers` names the local peer.
     pub(super) local_peer: bool,
     /// Whether it is a backend with at least one server.

@@ -19,6 +19,8 @@ pub(super) struct State {
     local_peer: String,
     /// Whether a `localpeer` line has been seen.
     names_local_peer: bool,
+    /// Whether a `peers` section has been opened.
+    pub(super) has_peers: bool,
     /// Whether `master-worker` has been seen.
     pub(super) master_worker: bool,
     /// Whether the first of two passes is over: the keywords of the first pass have no effect in
@@ -69,10 +71,18 @@ pub(super) enum Done {
 }
 
 impl State {
-    /// `known`: the environment includes the variables that haproxy itself sets.
-    pub(super) fn new(environment: Environment, local_peer: String, known: bool) -> Self {
+    /// `reads_twice`: whether haproxy has two passes. None before haproxy has been asked; then the
+    /// environment lacks the variables that haproxy itself sets.
+    pub(super) fn new(
+        environment: Environment,
+        local_peer: String,
+        reads_twice: Option<bool>,
+    ) -> Self {
+        let known = reads_twice.is_some();
         let mut state = Self { environment, local_peer, known, ..Self::default() };
-        state.name_local_peer();
+        if reads_twice != Some(true) {
+            state.name_local_peer();
+        }
         state.initial.clone_from(&state.environment);
         state
     }
@@ -111,7 +121,7 @@ impl State {
 
     /// The value of a variable.
     pub(super) fn get(&self, name: &[u8]) -> Option<&Vec<u8>> {
-        let haproxys = name.starts_with(b"HAPROXY_") && name != LOCALPEER.as_bytes();
+        let haproxys = name.starts_with(b"HAPROXY_");
         self.mark(Marks { looked: true, unknown: haproxys && !self.known });
         self.environment.get(name)
     }
@@ -148,7 +158,8 @@ impl State {
         self.environment.insert(name.as_bytes().to_vec(), value);
     }
 
-    /// Sets `HAPROXY_LOCALPEER`, as haproxy does before it reads the files.
+    /// Sets `HAPROXY_LOCALPEER`. haproxy does so before it reads the files; where it reads them
+    /// twice, only between its passes.
     pub(super) fn name_local_peer(&mut self) {
         self.set(LOCALPEER, self.local_peer.clone().into_bytes());
     }
@@ -182,6 +193,8 @@ impl State {
                 self.environment.retain(|name, value| kept(name, value));
                 Done::Reset
             }
+            // In a single pass haproxy ignores the line after a `peers` section.
+            b"localpeer" if self.has_peers && !self.second_pass => Done::ByPasses,
             b"localpeer" => {
                 // In a single pass `localpeer` sets the variable too, even if earlier lines have
                 // changed it.

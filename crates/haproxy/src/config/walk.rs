@@ -23,7 +23,7 @@ use super::quoting::printable;
 use super::reader::{self, Word};
 use super::rendering::{ProcessMode, RenderedFile, Rendering, Supplied};
 use super::sections::{Section, Sections};
-use super::state::{LOCALPEER, State};
+use super::state::{LOCALPEER, Marks, State};
 use super::unknowns::{Unknowns, expression_of, matters};
 use super::world::World;
 use super::{Error, Place};
@@ -138,7 +138,7 @@ impl<'a> Walk<'a> {
             is_worker,
             quic_is_off: false,
             first_pass: false,
-            state: State::new(environment, local_peer, answers.is_some()),
+            state: State::new(environment, local_peer, answers.map(|answers| answers.discovery)),
             unknowns: Unknowns::new(answers),
             global: Global::default(),
             sections: Sections::default(),
@@ -200,7 +200,15 @@ impl<'a> Walk<'a> {
             constants: self.edits.constants,
             no_reuse_port: self.input.has_argument(b"-dR")
                 || self.state.enabled(b"REUSEPORT") == Some(false),
-            mode: ProcessMode { master_worker, is_master, is_daemon, no_epoll, pid_file },
+            mode: ProcessMode {
+                master_worker,
+                is_master,
+                is_daemon,
+                no_epoll,
+                pid_file,
+                // A nested master sees to that itself.
+                max_reloads: self.global.max_reloads.filter(|_| is_master && !master_worker),
+            },
             unused: self.claims.supply.unused(),
             bindings: self.claims.bindings,
             variables: self.claims.variables,
@@ -347,7 +355,11 @@ impl<'a> Walk<'a> {
                     self.unknowns.depend();
                 }
             } else {
-                self.state.restore(before);
+                // A line that concerns no listener counts all the same where a worker would read it
+                // in another environment than the generation, which is no worker.
+                let counts = self.is_worker && !blocks.masked();
+                let looked = if counts { self.state.marks().looked } else { before.looked };
+                self.state.restore(Marks { looked, ..before });
             }
             if self.must_ask() {
                 return Ok(());

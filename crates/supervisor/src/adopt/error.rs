@@ -149,7 +149,7 @@ impl Error {
                     .to_owned()
             }
             Self::StillThere { pid, .. } => {
-                format!("`kill -TERM {pid}` ends it with its connections; then run this again")
+                format!("`kill -TERM {pid}` ends it with its connections")
             }
             Self::System(error) => return error.hint(),
         })

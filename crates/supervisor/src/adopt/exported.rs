@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use super::Error;
 use bindonce_sys::exchange::connect;
+use bindonce_sys::patience::{LAST_LOOK, Late, Patience};
 
 /// A socket that haproxy handed over.
 #[derive(Debug)]
@@ -43,18 +44,21 @@ const LONGEST_ENTRY: usize = 2 * 256 + 4;
 /// # Errors
 /// [`Error::StatsSocket`], [`Error::NotExposed`], [`Error::Malformed`].
 pub fn exported(path: &Path, limit: Duration) -> Result<Vec<Exported>, Error> {
+    patiently(path, Patience::new(limit))
+}
+
+fn patiently(path: &Path, mut patience: Patience) -> Result<Vec<Exported>, Error> {
     let failed = |source| Error::StatsSocket { path: path.to_owned(), source };
     let malformed = |what| Error::Malformed { path: path.to_owned(), what };
-    let deadline = Instant::now() + limit;
     let mut stream = connect(path).map_err(failed)?;
-    stream.set_write_timeout(Some(limit)).map_err(failed)?;
+    stream.set_write_timeout(Some(patience.limit().max(LAST_LOOK))).map_err(failed)?;
     stream.write_all(b"_getsocks\n").map_err(failed)?;
 
     let mut fds = Vec::new();
     let mut count = [0; 4];
     let mut filled = 0;
     while let Some(rest) = count.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match receive(&stream, rest, &mut fds, deadline).map_err(failed)? {
+        match receive(&stream, rest, &mut fds, &mut patience).map_err(failed)? {
             0 => return Err(Error::NotExposed { path: path.to_owned() }),
             more => filled += more,
         }
@@ -68,7 +72,7 @@ pub fn exported(path: &Path, limit: Duration) -> Result<Vec<Exported>, Error> {
     let mut pending = Vec::new();
     let mut buffer = vec![0; 128 * 1024];
     while names.len() < count || fds.len() < count {
-        let received = receive(&stream, &mut buffer, &mut fds, deadline).map_err(failed)?;
+        let received = receive(&stream, &mut buffer, &mut fds, &mut patience).map_err(failed)?;
         if received == 0 {
             return Err(malformed("it ends before all sockets have come"));
         }
@@ -93,20 +97,17 @@ fn receive(
     stream: &UnixStream,
     buffer: &mut [u8],
     fds: &mut Vec<OwnedFd>,
-    deadline: Instant,
+    patience: &mut Patience,
 ) -> io::Result<usize> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    stream.set_read_timeout(Some(left))?;
-    match bindonce_fd::recv(stream.as_fd(), buffer, fds).map_err(io::Error::from) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(io::ErrorKind::TimedOut.into())
+    while let Some(wait) = patience.next_wait(Instant::now()) {
+        stream.set_read_timeout(Some(wait))?;
+        match bindonce_fd::recv(stream.as_fd(), buffer, fds).map_err(io::Error::from) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(0),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            received => return received,
         }
-        received => received,
     }
+    Err(Late.into())
 }
 
 /// Reads whole entries from the beginning, and of each the name of its network namespace. Gives the
@@ -156,7 +157,17 @@ mod tests {
         }
     }
 
-    /// Runs `serve` as a fake haproxy after the command, and gives the number of sockets received.
+    /// The patience of a process that was stopped for twice the limit in its first wait.
+    fn stopped() -> Patience {
+        let limit = Duration::from_secs(5);
+        let mut patience = Patience::new(limit);
+        let begun = Instant::now().checked_sub(2 * limit).expect("this machine runs for longer");
+        assert!(patience.next_wait(begun).is_some());
+        patience
+    }
+
+    /// Runs `serve` as a fake haproxy after the command, and gives the number of sockets received,
+    /// although this process was stopped.
     fn exchanged(
         name: &str,
         serve: impl FnOnce(UnixStream) + Send + 'static,
@@ -171,7 +182,7 @@ mod tests {
             assert_eq!(&command, b"_getsocks\n");
             serve(stream);
         });
-        let result = exported(&path, Duration::from_secs(5)).map(|sockets| sockets.len());
+        let result = patiently(&path, stopped()).map(|sockets| sockets.len());
         server.join().expect("server");
         std::fs::remove_file(&path).expect("remove");
         result

@@ -7,13 +7,15 @@
 
 mod error;
 mod exported;
+mod give;
 mod replaced;
 mod retire;
 mod running;
 
 pub use error::Error;
 pub use exported::{Exported, exported};
+pub(crate) use give::give;
 pub use replaced::Replaced;
-pub(crate) use replaced::{ServedNow, end, shut_down};
-pub use retire::{Migration, Retired, Served, retire};
+pub(crate) use replaced::{ServedNow, Taken, end, shut_down};
+pub use retire::{Migration, Retired, Served, expect_haproxy, retire, would_retire};
 pub use running::{Running, Socket, belongs_to, command_of, configured, listening_of, master_of};

@@ -11,12 +11,13 @@ use std::time::Duration;
 use bindonce::{Client, Give};
 use bindonce_core::address::Address;
 use bindonce_core::adoption;
+use bindonce_core::listener::Listener;
 use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::signals::Signal;
 use bindonce_sys::{diag, holders};
 use rustix::net::{Shutdown, shutdown};
 
-use super::{Error, Retired, Running, Served, command_of, configured, master_of, retire};
+use super::{Error, Retired, Running, Served, command_of, configured, give, master_of, retire};
 
 /// How long haproxy may take to hand its sockets over.
 const HANDOVER: Duration = Duration::from_secs(5);
@@ -45,14 +46,16 @@ impl Replaced {
     }
 
     /// Gives the broker duplicates of the sockets that these haproxys listen on, as far as their
-    /// configurations name them; they do not notice. Gives their pids. `known` are processes of the
-    /// service itself.
+    /// configurations name them; they do not notice. `known` are processes of the service itself.
+    /// `ours` gives the listeners of the configuration that replaces one which cannot be read.
     pub(crate) fn take(
         &self,
         socket: &Path,
         known: &[i32],
-    ) -> Result<Vec<i32>, crate::error::Error> {
+        ours: &dyn Fn() -> Option<Vec<Listener>>,
+    ) -> Result<Taken, crate::error::Error> {
         let masters = self.masters(known);
+        let (mut lease, mut names) = (None, Vec::new());
         let mut had = HashSet::new();
         for &pid in &masters {
             let running = Running::of_process(pid).or_else(|error| match &self.stats_socket {
@@ -60,7 +63,15 @@ impl Replaced {
                 None => Err(error),
             })?;
             let command = command_of(running.pid);
-            let wanted = command.map(|command| configured(running.pid, &command)).transpose()?;
+            let named = command.map(|command| configured(running.pid, &command));
+            let wanted = match named.transpose() {
+                Ok(wanted) => wanted,
+                Err(error) => {
+                    let Some(ours) = ours() else { return Err(error.into()) };
+                    tracing::warn!(pid, "{error}; the new configuration says what to take");
+                    Some(ours)
+                }
+            };
             let plan = adoption::plan(&running.candidates(), wanted.as_deref());
             let gives: Vec<Give<'_>> = plan
                 .taken
@@ -70,20 +81,54 @@ impl Replaced {
                 .filter(|taken| had.insert(taken.listener.key()))
                 .filter_map(|taken| {
                     let fd = running.sockets.get(taken.index)?.fd.as_fd();
-                    Some(Give::new(taken.listener.to_string(), fd))
+                    Some(give(&taken.listener, fd))
                 })
                 .collect();
             if !gives.is_empty() {
-                let stored = Client::connect(socket).and_then(|mut client| client.store(&gives));
-                let names = stored.map_err(crate::error::Error::claim)?;
+                let stored = store(&mut lease, socket, &gives);
+                let stored = stored.map_err(crate::error::Error::claim)?;
                 tracing::info!(
                     pid,
-                    listeners = names.len(),
+                    listeners = stored.len(),
                     "took the listeners of the haproxy that is replaced"
                 );
+                names.extend(stored);
             }
         }
-        Ok(masters)
+        Ok(Taken { pids: masters, names, lease })
+    }
+}
+
+/// Gives the broker sockets, all on one connection. Returns their names there.
+fn store(
+    lease: &mut Option<Client>,
+    socket: &Path,
+    gives: &[Give<'_>],
+) -> Result<Vec<String>, bindonce::Error> {
+    let client = match lease.take() {
+        Some(client) => client,
+        None => Client::connect(socket)?,
+    };
+    lease.insert(client).store(gives)
+}
+
+/// The haproxys that are replaced, and what the broker has of theirs.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) pids: Vec<i32>,
+    /// The names of their listeners.
+    names: Vec<String>,
+    /// Keeps these listeners. If no generation ever serves on them, the broker gives them up: after
+    /// a reload of the older haproxy without bindonce, clients would wait in its copies.
+    lease: Option<Client>,
+}
+
+impl Taken {
+    /// The first generation serves, and has leases of its own. The broker closes what that did not
+    /// claim. Returns the names of the listeners, which are the service's from now on.
+    pub(crate) fn serves(&mut self) -> Vec<String> {
+        self.lease = None;
+        std::mem::take(&mut self.names)
     }
 }
 

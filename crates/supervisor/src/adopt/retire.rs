@@ -14,12 +14,12 @@
 use std::collections::HashSet;
 use std::fs;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bindonce_core::address::Address;
 use bindonce_core::duration;
-use bindonce_sys::process::{self, Pidfd};
+use bindonce_sys::process::{self, Pidfd, Stat};
 use bindonce_sys::signals::Signal;
 use bindonce_sys::{diag, ghosts, holders};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -30,6 +30,9 @@ use super::{Error, command_of, listening_of};
 const LOOK: Duration = Duration::from_millis(5);
 /// Time until it is signalled again.
 const AGAIN: Duration = Duration::from_millis(250);
+
+/// Whether the kernel moves the connections of a socket that closes.
+const MIGRATES: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
 
 /// A listener that another process serves.
 #[derive(Debug)]
@@ -53,7 +56,7 @@ pub enum Migration {
     Reset,
 }
 
-/// What [`retire`] has done and proved.
+/// What [`retire`] has done and proved, or what it would do.
 #[derive(Debug)]
 pub struct Retired {
     /// The processes that no longer accept.
@@ -85,39 +88,10 @@ pub fn retire(
     lossy: bool,
     limit: Duration,
 ) -> Result<Retired, Error> {
-    if command_of(pid).is_none() {
-        let name = process::name(pid).ok_or(Error::NoProcess { pid })?;
-        return Err(Error::NotHaproxy { pid, name });
-    }
     let pidfd = Pidfd::open(pid).map_err(|_| Error::NoProcess { pid })?;
-    let pids = process::family(pid);
-    let workers = pids.iter().filter(|member| **member != pid);
-    let has_master = workers.clone().any(|worker| command_of(*worker).is_some());
-    let accept: Vec<i32> = if has_master { workers.copied().collect() } else { pids.clone() };
-    let own = listening_of(&accept)?;
-
-    let mut addresses: Vec<(Address, Option<u64>)> = Vec::new();
-    let mut siblings = 0;
-    for socket in &own {
-        let at = |one: &&Served<'_>| one.inode == socket.inode || one.address == socket.address;
-        let known = served.iter().find(at);
-        siblings += usize::from(known.is_some_and(|one| one.inode != socket.inode));
-        let entry = (socket.address.clone(), known.map(|one| one.inode));
-        if !addresses.contains(&entry) {
-            addresses.push(entry);
-        }
-    }
-    let migrating = if siblings == 0 { None } else { Some(Migrating::begin()) };
-    let migration = match &migrating {
-        None => Migration::NotNeeded,
-        Some(Ok(_)) => Migration::Moved,
-        Some(Err(_)) if lossy => Migration::Reset,
-        Some(Err(why)) => {
-            return Err(Error::WouldReset { pid, sockets: siblings, why: why.to_string() });
-        }
-    };
-    let watched: Vec<(u64, Address)> =
-        own.iter().map(|socket| (socket.inode, socket.address.clone())).collect();
+    let Subject { pids, watched, addresses, siblings } = Subject::of(pid, served)?;
+    let migrating = (siblings > 0).then(Migrating::begin);
+    let migration = migration(pid, siblings, migrating.as_ref(), lossy)?;
     stop(&pidfd, &pids, &watched, limit)?;
     drop(migrating);
 
@@ -133,6 +107,83 @@ pub fn retire(
     });
     let others = others.collect();
     Ok(Retired { pids, addresses, siblings, migration, ghosts, ghosts_left, others })
+}
+
+/// What [`retire`] would do now. Changes nothing.
+///
+/// # Errors
+/// As [`retire`], which waits for nothing then.
+pub fn would_retire(pid: i32, served: &[Served<'_>], lossy: bool) -> Result<Retired, Error> {
+    let Subject { pids, addresses, siblings, .. } = Subject::of(pid, served)?;
+    let possible = (siblings > 0).then(Migrating::is_possible);
+    let migration = migration(pid, siblings, possible.as_ref(), lossy)?;
+    let (ghosts, ghosts_left, others) = (0, None, Vec::new());
+    Ok(Retired { pids, addresses, siblings, migration, ghosts, ghosts_left, others })
+}
+
+/// Checks that this process is a haproxy.
+///
+/// # Errors
+/// [`Error::NoProcess`] or [`Error::NotHaproxy`].
+pub fn expect_haproxy(pid: i32) -> Result<(), Error> {
+    if command_of(pid).is_some() {
+        return Ok(());
+    }
+    // One that has ended, and that its parent has not noticed yet, still has its name.
+    let lives = Stat::of(pid).is_some_and(|stat| !stat.has_ended());
+    let name = process::name(pid).filter(|_| lives).ok_or(Error::NoProcess { pid })?;
+    Err(Error::NotHaproxy { pid, name })
+}
+
+/// A haproxy that is told to stop.
+struct Subject {
+    pids: Vec<i32>,
+    /// The sockets from which its processes accept.
+    watched: Vec<(u64, Address)>,
+    /// As in [`Retired`].
+    addresses: Vec<(Address, Option<u64>)>,
+    siblings: usize,
+}
+
+impl Subject {
+    fn of(pid: i32, served: &[Served<'_>]) -> Result<Self, Error> {
+        expect_haproxy(pid)?;
+        let pids = process::family(pid);
+        let workers = pids.iter().filter(|member| **member != pid);
+        let has_master = workers.clone().any(|worker| command_of(*worker).is_some());
+        let accept: Vec<i32> = if has_master { workers.copied().collect() } else { pids.clone() };
+        let own = listening_of(&accept)?;
+
+        let mut addresses: Vec<(Address, Option<u64>)> = Vec::new();
+        let mut siblings = 0;
+        for socket in &own {
+            let at = |one: &&Served<'_>| one.inode == socket.inode || one.address == socket.address;
+            let known = served.iter().find(at);
+            siblings += usize::from(known.is_some_and(|one| one.inode != socket.inode));
+            let entry = (socket.address.clone(), known.map(|one| one.inode));
+            if !addresses.contains(&entry) {
+                addresses.push(entry);
+            }
+        }
+        let watched = own.into_iter().map(|socket| (socket.inode, socket.address)).collect();
+        Ok(Self { pids, watched, addresses, siblings })
+    }
+}
+
+/// What becomes of the connections that wait in sockets which close, if there are any. `moves` says
+/// whether the kernel moves them.
+fn migration<T>(
+    pid: i32,
+    sockets: usize,
+    moves: Option<&std::io::Result<T>>,
+    lossy: bool,
+) -> Result<Migration, Error> {
+    match moves {
+        None => Ok(Migration::NotNeeded),
+        Some(Ok(_)) => Ok(Migration::Moved),
+        Some(Err(_)) if lossy => Ok(Migration::Reset),
+        Some(Err(why)) => Err(Error::WouldReset { pid, sockets, why: why.to_string() }),
+    }
 }
 
 /// Signals the haproxy until none of its processes holds any of the sockets.
@@ -195,12 +246,20 @@ struct Migrating {
 
 impl Migrating {
     fn begin() -> std::io::Result<Self> {
-        let path = Path::new("/proc/sys/net/ipv4/tcp_migrate_req").to_owned();
+        let path = PathBuf::from(MIGRATES);
         let before = fs::read(&path)?;
         if before.trim_ascii() == b"0" {
             fs::write(&path, "1")?;
         }
         Ok(Self { path, before })
+    }
+
+    /// Whether [`Self::begin`] would succeed.
+    fn is_possible() -> std::io::Result<()> {
+        if fs::read(MIGRATES)?.trim_ascii() == b"0" {
+            fs::OpenOptions::new().write(true).open(MIGRATES)?;
+        }
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bindonce_core::address::Address;
@@ -16,7 +16,7 @@ use bindonce_sys::{diag, holders, identity, process};
 
 use super::Error;
 use super::exported::exported;
-use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
+use bindonce_haproxy::config::{Command, Environment, Rendering, Supplied, System};
 use bindonce_haproxy::names::renamed;
 use bindonce_haproxy::stats;
 
@@ -116,9 +116,9 @@ pub fn listening_of(pids: &[i32]) -> Result<Vec<diag::Socket>, Error> {
     Ok(all)
 }
 
-/// Describes a descriptor. None if it is no bound socket.
+/// Describes a descriptor. None if it is no bound socket, or its device has been deleted.
 fn describe(fd: OwnedFd, elsewhere: bool, listening: &BTreeSet<u64>) -> Option<Socket> {
-    let identity = identity::of(fd.as_fd()).ok()?;
+    let identity = identity::of(fd.as_fd()).ok().filter(|found| !found.device_gone)?;
     let mut listener = identity.listener();
     let mut unfit = None;
     if let Address::Unix(path) = &identity.bound {
@@ -171,8 +171,8 @@ fn own_command(words: Vec<String>) -> Option<Vec<OsString>> {
     Some(kept)
 }
 
-/// The listeners that `bindonce run` would claim for this command, read in the directory and the
-/// environment of the process.
+/// The listeners that `bindonce run` would claim for this command, read in the directory in which
+/// the process was started, and with its environment.
 ///
 /// The user who started the process has chosen its program, arguments and environment. Whatever is
 /// executed because of them runs with the rights of that user, not ours.
@@ -181,24 +181,50 @@ fn own_command(words: Vec<String>) -> Option<Vec<OsString>> {
 /// [`Error::Configuration`].
 pub fn configured(pid: i32, command: &[OsString]) -> Result<Vec<Listener>, Error> {
     let failed = |why: String| Error::Configuration { pid, why };
-    let command = Command::parse(command.to_vec()).map_err(|error| failed(error.to_string()))?;
+    let command = Command::parse(command.to_vec());
+    let mut command = command.map_err(|error| failed(error.to_string()))?;
     let begun = process::start_time(pid);
     let environment = std::fs::read(format!("/proc/{pid}/environ"))
         .map_err(|error| failed(format!("its environment cannot be read: {error}")))?;
-    let environment = environment.split(|byte| *byte == 0).filter_map(|variable| {
+    let variables = environment.split(|byte| *byte == 0).filter_map(|variable| {
         let at = variable.iter().position(|byte| *byte == b'=')?;
         Some((variable.get(..at)?.to_vec(), variable.get(at + 1..)?.to_vec()))
     });
-    let directory = std::fs::read_link(format!("/proc/{pid}/cwd"))
-        .map_err(|error| failed(format!("its directory cannot be read: {error}")))?;
+    let environment: Environment = variables.collect();
+    // A worker may be in a chroot. Its master never is.
+    let top = master_of(pid);
+    let link = |name: &str| {
+        std::fs::read_link(format!("/proc/{top}/{name}"))
+            .map_err(|error| failed(format!("its directory cannot be read: {error}")))
+    };
+    let directory = started_in(&link("root")?, link("cwd")?, &environment, &mut command);
     let user = User::of(pid).map_err(|error| failed(error.to_string()))?;
     if process::start_time(pid) != begun {
         return Err(failed("it has ended".to_owned()));
     }
-    let world = System::at(&command.program, directory, environment.collect()).of_user(user);
+    let world = System::at(&command.program, directory, environment).of_user(user);
     let rendering = Rendering::of(&command, Supplied::default(), &world);
     let rendering = rendering.map_err(|error| failed(error.to_string()))?;
     Ok(rendering.bindings.into_iter().map(|binding| binding.listener).collect())
+}
+
+/// The directory from which a haproxy with this root and working directory has read its files. An
+/// option `-C` that it has carried out by now is taken out of the command.
+fn started_in(
+    root: &Path,
+    cwd: PathBuf,
+    environment: &Environment,
+    command: &mut Command,
+) -> PathBuf {
+    if root == Path::new("/") {
+        command.directory = None;
+        return cwd;
+    }
+    // The working directory is the chroot. A shell has noted the one before.
+    match environment.get(&b"PWD"[..]).filter(|path| path.starts_with(b"/")) {
+        Some(path) => OsString::from_vec(path.clone()).into(),
+        None => cwd,
+    }
 }
 
 /// The process to signal in order to stop this one: its topmost ancestor that also runs haproxy.
@@ -227,6 +253,24 @@ mod tests {
     #[test]
     fn a_program_that_is_no_haproxy_has_no_command() {
         assert_eq!(command_of(i32::try_from(std::process::id()).expect("pid")), None);
+    }
+
+    #[test]
+    fn files_are_looked_for_where_haproxy_has_found_them() {
+        let noted: Environment = [(b"PWD".to_vec(), b"/srv".to_vec())].into();
+        let relative: Environment = [(b"PWD".to_vec(), b"srv".to_vec())].into();
+        for (root, cwd, environment, directory, option) in [
+            ("/", "/etc/conf", &noted, "/etc/conf", None),
+            ("/jail", "/jail", &noted, "/srv", Some("conf")),
+            ("/jail", "/jail", &relative, "/jail", Some("conf")),
+            ("/jail", "/jail", &Environment::new(), "/jail", Some("conf")),
+        ] {
+            let command = Command::parse(["haproxy", "-C", "conf", "-f", "a.cfg"]);
+            let mut command = command.expect("a command");
+            let found = started_in(Path::new(root), cwd.into(), environment, &mut command);
+            assert_eq!(found, Path::new(directory), "{root} {cwd}");
+            assert_eq!(command.directory.as_deref(), option.map(Path::new), "{root} {cwd}");
+        }
     }
 
     #[test]

@@ -68,7 +68,8 @@ impl Supervisor {
                 tracing::error!(generation = id.0, "{text}");
                 cx.record(id, Some(pid), event::Kind::ReloadFailed, text.as_str());
             }
-            let hint = "correct the options of these lines, then run `bindonce reload` again";
+            let reload = cx.settings.command("reload");
+            let hint = format!("correct the options of these lines, then run `{reload}` again");
             // The client may have gone away.
             let _ = send.send(
                 text.map(|text| RpcError::new(ErrorCode::RELOAD_FAILED, text).with_hint(hint)),

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce::aio::Client;
-use bindonce::{Claim, ErrorCode, Give, Join, State};
+use bindonce::{Claim, ErrorCode, Give, Join, RpcError, State};
 use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::intercept::Failure;
@@ -213,6 +213,9 @@ impl Keeper {
                     ));
                 };
                 let held = HeldListener::new(given, listener, known);
+                if state == State::Starting {
+                    held.remember_options();
+                }
                 if !self.listeners.iter().any(|one| one.inode == held.inode) {
                     self.listeners.push(Rc::clone(&held));
                 }
@@ -289,12 +292,13 @@ impl Keeper {
             }
         };
         match given {
-            Ok(client) => {
-                let listeners = give.len();
+            Ok((client, refused)) => {
                 self.broker.note(&client);
+                self.tell_refused(&refused);
+                let listeners = give.len().saturating_sub(refused.len());
                 let its_pid = self.broker.pid().map(|pid| format!(" (pid {pid})"));
                 let text = format!(
-                    "reconnected to the broker{}; it holds the {} of generation {generation}",
+                    "reconnected to the broker{}; it holds {} of generation {generation}",
                     its_pid.unwrap_or_default(),
                     count(listeners, "listener")
                 );
@@ -317,6 +321,23 @@ impl Keeper {
                 None
             }
         }
+    }
+
+    /// Reports listeners that the next broker has not taken back, such as one whose UNIX path was
+    /// removed.
+    fn tell_refused(&self, refused: &[RpcError]) {
+        let Some(first) = refused.first() else { return };
+        let (generation, count) = (self.id.0, count(refused.len(), "listener"));
+        let text = format!("the broker has not taken back {count} of generation {generation}");
+        tracing::error!(
+            generation,
+            first = first.message,
+            hint = "reload the service: it then gets listeners that the broker holds",
+            "{text}"
+        );
+        let text = format!("{text}: {}", first.message);
+        let happening = Happening::new(event::Kind::ListenerLost, text);
+        self.broker.journal.record(happening.pid(self.broker.pid.get()));
     }
 }
 
@@ -345,12 +366,14 @@ pub(crate) async fn keep_one(mut client: Client, listener: &Listener, fd: &Owned
         client.closed().await;
         let give = [Give::new(listener.to_string(), fd.as_fd())];
         client = loop {
-            match Client::reconnect(socket, &give, None, PATIENCE).await {
-                Ok(client) => break client,
-                Err(error) => {
-                    tracing::debug!(%error, "the broker has not taken the listener back yet");
-                }
-            }
+            let error = match Client::reconnect(socket, &give, None, PATIENCE).await {
+                Ok((client, refused)) => match refused.into_iter().next() {
+                    None => break client,
+                    Some(refusal) => bindonce::Error::Refused(refusal),
+                },
+                Err(error) => error,
+            };
+            tracing::debug!(%error, "the broker has not taken the listener back yet");
             tokio::time::sleep(AGAIN).await;
         };
     }

@@ -2,13 +2,15 @@
 
 use bindonce_core::generation::Ending;
 use bindonce_sys::signals::Signal;
+use tokio::sync::oneshot;
 
+use crate::control::Answer;
 use crate::report::cause::Cause;
 
 /// How a supervisor ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
-    /// It was asked to shut down, and every generation is gone.
+    /// It was asked to shut down, and every generation is gone, or left to the next supervisor.
     Shutdown,
     /// The same, by a signal that ends the supervisor at once.
     AtOnce {
@@ -31,6 +33,8 @@ pub enum Ended {
 pub(crate) struct End {
     /// The timeline's decision that nothing is left to do.
     pub(crate) decided: Option<Ending>,
+    /// The next supervisor takes over what drains. It waits for the end of this connection.
+    pub(crate) leaves: Option<oneshot::Sender<Answer>>,
     /// The signal that ends the supervisor at once, and whether haproxy would run with a master.
     by: Option<(Signal, bool)>,
 }
@@ -39,6 +43,11 @@ impl End {
     /// Notes the signal that ends the supervisor at once; the first one counts.
     pub(crate) fn at_once(&mut self, signal: Signal, is_master: bool) {
         self.by.get_or_insert((signal, is_master));
+    }
+
+    /// Whether a signal ends the supervisor at once.
+    pub(crate) fn is_at_once(&self) -> bool {
+        self.by.is_some()
     }
 
     /// The kind of end. `failure` is why the last generation failed.

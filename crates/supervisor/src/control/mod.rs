@@ -4,6 +4,7 @@
 mod draining;
 pub(crate) mod ending;
 pub(crate) mod gate;
+pub(crate) mod leave;
 pub(crate) mod requests;
 pub(crate) mod retire;
 pub(crate) mod signals;
@@ -13,7 +14,7 @@ pub(crate) mod upgrades;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bindonce_core::policy::Peer;
 use bindonce_daemon::Reporter;
@@ -28,7 +29,7 @@ use tokio::task::AbortHandle;
 
 use crate::control::gate::Gate;
 use crate::error::Error;
-use crate::replies::ReloadParams;
+use crate::replies::{ENDING, ReloadParams};
 use crate::tasks::spawn;
 
 /// Limits for clients without rights. Root and this process's own user are limited only by the
@@ -47,7 +48,8 @@ const LIMITS: Limits = Limits {
     descriptors_unreceived: 0,
 };
 
-const METHODS: [&str; 7] = ["reload", "retire", "status", "state", "events", "upgrade", "ping"];
+const METHODS: [&str; 8] =
+    ["reload", "retire", "status", "state", "events", "upgrade", "ping", "leave"];
 
 /// A client's command, with the channel for the answer.
 #[derive(Debug)]
@@ -65,10 +67,41 @@ pub(crate) enum Command {
     /// Become the installed binary. Answered only on failure; on success the connection ends, and
     /// the new binary serves the next one.
     Upgrade(oneshot::Sender<Answer>),
+    /// Leave the generations that drain to the next supervisor. The last field is the pid that
+    /// asks.
+    Leave(oneshot::Sender<Answer>, i32),
 }
 
 /// The result of a method, or its error.
 pub(crate) type Answer = Result<serde_json::Value, RpcError>;
+
+/// The control socket, and its clients.
+#[derive(Debug)]
+pub(crate) struct Control {
+    /// The listening socket, for the next image of this process.
+    pub(crate) socket: OwnedFd,
+    /// The task that accepts from it.
+    accepting: AbortHandle,
+    /// The clients of this socket, and of each that it has replaced.
+    clients: Vec<Rc<Clients>>,
+}
+
+impl Control {
+    /// Serves another socket instead; existing connections stay.
+    pub(crate) fn replace(&mut self, other: Self) {
+        let older = std::mem::replace(self, other);
+        older.accepting.abort();
+        self.clients.extend(older.clients);
+    }
+
+    /// Waits until each reply that is due has been sent, for `patience` at most.
+    pub(crate) async fn answered(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        for clients in &self.clients {
+            clients.calm(until.saturating_duration_since(Instant::now())).await;
+        }
+    }
+}
 
 /// Binds the socket, mode 0600 in a directory of mode 0700. The caller holds the service's lock, so
 /// an existing socket belongs to a supervisor that is gone.
@@ -79,28 +112,22 @@ pub(crate) fn bind(path: &Path) -> Result<OwnedFd, Error> {
 /// Serves clients until the task is aborted; new ones wait while the gate is closed. `ask` passes
 /// their commands to the loop.
 pub(crate) fn begin(
-    control: &OwnedFd,
+    socket: OwnedFd,
     reporter: &Rc<Reporter>,
     gate: &Gate,
     ask: impl Fn(Command) + 'static,
-) -> Result<AbortHandle, Error> {
-    let listener = control
+) -> Result<Control, Error> {
+    let listener = socket
         .try_clone()
         .map(std::os::unix::net::UnixListener::from)
         .and_then(UnixListener::from_std)
         .map_err(Error::system("serve the control socket"))?;
-    Ok(spawn(serve(listener, Rc::clone(reporter), gate.clone(), ask)).abort_handle())
-}
-
-async fn serve(
-    listener: UnixListener,
-    reporter: Rc<Reporter>,
-    gate: Gate,
-    ask: impl Fn(Command) + 'static,
-) {
-    let handler = Handler { reporter: Rc::clone(&reporter), ask };
-    let server = Server::new(Clients::new(LIMITS), reporter, handler);
-    gate.while_open(server.accept(&listener)).await;
+    let clients = Clients::new(LIMITS);
+    let handler = Handler { reporter: Rc::clone(reporter), ask };
+    let server = Server::new(Rc::clone(&clients), Rc::clone(reporter), handler);
+    let gate = gate.clone();
+    let accepting = spawn(async move { gate.while_open(server.accept(&listener)).await });
+    Ok(Control { socket, accepting: accepting.abort_handle(), clients: vec![clients] })
 }
 
 /// Passes requests to the supervisor's loop.
@@ -157,9 +184,10 @@ async fn perform(request: &Request<'_>, pid: i32, ask: &impl Fn(Command)) -> Ans
         "status" => ask(Command::Status(reply)),
         "state" => ask(Command::State(reply)),
         "upgrade" => ask(Command::Upgrade(reply)),
+        "leave" => ask(Command::Leave(reply, pid)),
         _ => return Err(request.method_not_found(&METHODS)),
     }
-    let gone = || RpcError::new(ErrorCode::INTERNAL, "the supervisor has ended");
+    let gone = || RpcError::new(ErrorCode::INTERNAL, "the supervisor has ended").with(ENDING, true);
     answer.await.map_err(|_| gone())?
 }
 

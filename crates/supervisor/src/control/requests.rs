@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use crate::context::Context;
 use crate::control::Answer;
 use crate::control::draining::Draining;
+use crate::kind::Haproxy;
 use crate::message::Message;
 use crate::replies::{self, Retired};
 
@@ -29,8 +30,6 @@ pub(crate) const READS_OTHERWISE: &str = "haproxy reads this configuration in an
 pub(crate) struct Requests {
     reloads: HashMap<Caller, Client>,
     last: u64,
-    /// A client of the next reload allows a configuration without listeners.
-    pub(crate) allow_empty: bool,
     /// Clients that wait until a generation is gone.
     pub(crate) retirements: Vec<Retirement>,
     /// Number of connections cut since the last reload began.
@@ -68,19 +67,24 @@ pub(crate) struct Awaited {
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) reply: oneshot::Sender<Answer>,
+    pub(crate) options: Options,
+}
+
+/// A client's options, for its own reload alone.
+#[derive(Debug, Default)]
+pub(crate) struct Options {
+    /// Serve this command line from now on.
+    pub(crate) command: Option<Haproxy>,
+    /// The configuration may have no listeners.
+    pub(crate) allow_empty: bool,
     /// Waits until the older generations are gone too, for this long at most.
     pub(crate) drained: Option<Duration>,
     /// Close connections of older generations that are idle for this long.
     pub(crate) drain_idle: Option<Duration>,
     /// End older generations after this long.
     pub(crate) drain_timeout: Option<Duration>,
-}
-
-impl Client {
-    /// A client without options.
-    pub(crate) fn plain(reply: oneshot::Sender<Answer>) -> Self {
-        Self { reply, drained: None, drain_idle: None, drain_timeout: None }
-    }
+    /// End older generations as soon as the new one serves.
+    pub(crate) at_once: bool,
 }
 
 /// A client that waits until a generation is gone, and the generation's data when it asked.
@@ -101,15 +105,46 @@ impl Requests {
         caller
     }
 
+    fn options(&self, callers: &[Caller]) -> impl Iterator<Item = &Options> {
+        callers.iter().filter_map(move |id| Some(&self.reloads.get(id)?.options))
+    }
+
+    /// The command line that these clients want to be served. It is one: see
+    /// [`Requests::is_apart`].
+    pub(crate) fn command(&self, callers: &[Caller]) -> Option<Haproxy> {
+        self.options(callers).find_map(|options| options.command.clone())
+    }
+
+    /// Whether a client has another command line than the one that waits for the next reload: only
+    /// one of the two would be served. `running` are the callers of the reload in progress.
+    pub(crate) fn is_apart(&self, client: &Client, running: &[Caller]) -> bool {
+        let Some(command) = &client.options.command else { return false };
+        let waiting = self.reloads.iter().filter(|(id, _)| !running.contains(id));
+        let newest = waiting
+            .filter_map(|(id, client)| Some((id, client.options.command.as_ref()?)))
+            .max_by_key(|(id, _)| **id);
+        newest.is_some_and(|(_, newest)| newest.caller != command.caller)
+    }
+
+    /// Whether one of these clients allows a configuration without listeners.
+    pub(crate) fn allow_empty(&self, callers: &[Caller]) -> bool {
+        self.options(callers).any(|options| options.allow_empty)
+    }
+
+    /// Whether one of these clients wants older generations to end at once.
+    pub(crate) fn at_once(&self, callers: &[Caller]) -> bool {
+        self.options(callers).any(|options| options.at_once)
+    }
+
     /// The shortest idle time after which these clients want connections of older generations
     /// closed.
     pub(crate) fn drain_idle(&self, callers: &[Caller]) -> Option<Duration> {
-        callers.iter().filter_map(|id| self.reloads.get(id)?.drain_idle).min()
+        self.options(callers).filter_map(|options| options.drain_idle).min()
     }
 
     /// The shortest drain time that these clients allow older generations.
     pub(crate) fn drain_timeout(&self, callers: &[Caller]) -> Option<Duration> {
-        callers.iter().filter_map(|id| self.reloads.get(id)?.drain_timeout).min()
+        self.options(callers).filter_map(|options| options.drain_timeout).min()
     }
 
     /// Answers the clients of the reload that has just ended. `older` are the generations that it
@@ -122,7 +157,8 @@ impl Requests {
         older: BTreeSet<GenerationId>,
     ) {
         let waiting: Vec<_> = callers.iter().filter_map(|id| self.reloads.remove(id)).collect();
-        let awaited = answer.is_ok() && waiting.iter().any(|client| client.drained.is_some());
+        let awaited =
+            answer.is_ok() && waiting.iter().any(|client| client.options.drained.is_some());
         let draining = awaited.then(|| Draining::new(older, self.cut));
         self.draining.extend(draining.clone());
         let Awaited { confirmed, late, unseen, pid_file, changed, released } =
@@ -148,8 +184,8 @@ impl Requests {
             {
                 answer["unseen"] = unseen.into_iter().collect();
             }
-            for Client { mut reply, drained, .. } in waiting {
-                match (drained, draining.clone(), &answer) {
+            for Client { mut reply, options } in waiting {
+                match (options.drained, draining.clone(), &answer) {
                     (Some(limit), Some(draining), Ok(answer)) => {
                         let answer = answer.clone();
                         crate::tasks::spawn(async move {
@@ -216,9 +252,52 @@ fn with_late(answer: Answer, late: impl IntoIterator<Item = Option<RpcError>>) -
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
+    use bindonce_haproxy::config::Command;
     use bindonce_wire::ErrorCode;
 
     use super::*;
+    use crate::origin::Origin;
+
+    /// A client with this command line.
+    fn client(at_once: bool, command: Option<&str>) -> Client {
+        let (reply, _) = oneshot::channel();
+        let command = command.map(|word| {
+            let command = vec![OsString::from(word).into()];
+            let caller = Some(Box::new(Origin { command, ..Origin::default() }));
+            Haproxy { command: Command::default(), admin: true, caller }
+        });
+        Client { reply, options: Options { at_once, command, ..Options::default() } }
+    }
+
+    #[test]
+    fn options_hold_for_the_reload_of_their_client_alone() {
+        let mut requests = Requests::default();
+        let plain = requests.reload(Some(client(false, None)));
+        let at_once = requests.reload(Some(client(true, None)));
+        let of_a_signal = requests.reload(None);
+        assert!(!requests.at_once(&[plain, of_a_signal]));
+        assert!(requests.at_once(&[plain, at_once]));
+    }
+
+    #[test]
+    fn two_command_lines_share_no_reload() {
+        let mut requests = Requests::default();
+        let apart = |requests: &Requests, command: Option<&str>, running: &[Caller]| {
+            requests.is_apart(&client(false, command), running)
+        };
+        let a = requests.reload(Some(client(false, Some("a"))));
+        assert!(!apart(&requests, Some("b"), &[a]), "that one has begun");
+        assert!(!apart(&requests, Some("a"), &[]));
+        assert!(!apart(&requests, None, &[]));
+        assert!(apart(&requests, Some("b"), &[]));
+        let b = requests.reload(Some(client(false, Some("b"))));
+        assert!(!apart(&requests, Some("b"), &[]));
+        assert!(apart(&requests, Some("a"), &[]));
+        let of = |callers: &[Caller]| requests.command(callers).and_then(|it| it.caller);
+        assert!(of(&[a]).is_some() && of(&[a]) != of(&[b]));
+    }
 
     #[test]
     fn all_that_has_failed_is_told() {

@@ -1,7 +1,7 @@
 //! Chooses the generation that `bindonce retire` ends.
 
 use bindonce_core::generation::{GenerationId, State, Timeline};
-use bindonce_core::name::Name;
+use bindonce_core::name::{Name, service_option};
 use bindonce_wire::{ErrorCode, RpcError};
 
 /// The generation to end: the requested one, else the oldest draining one.
@@ -27,9 +27,10 @@ pub(crate) fn choose(
         Some(id) => Err(match timeline.state_of(id) {
             Some(state) => {
                 let text = format!("generation {id} of {service} is {state}, not draining");
-                RpcError::new(ErrorCode::IN_USE, text).with_hint(
-                    "`bindonce reload` replaces what serves; SIGTERM to the supervisor ends the service",
-                )
+                RpcError::new(ErrorCode::IN_USE, text).with_hint(format!(
+                    "`bindonce reload{}` replaces what serves; SIGTERM to the supervisor ends the service",
+                    service_option(service)
+                ))
             }
             None => not_found(format!("{service} has no generation {id}")),
         }),

@@ -4,46 +4,71 @@
 //! connections, the listeners and the generations' standard error stay open; the rest comes from
 //! the saved state, as after a crash. The signal mask stays too, so signals sent meanwhile wait.
 //!
-//! No request is lost. The steps are: the new binary proves in a child that it reads the state; no
-//! more clients are accepted, and those that were can send their requests; no message waits for the
-//! loop. If by then something is in progress, or the state is not the one that the binary has read,
-//! the upgrade begins again when that is over. From the last check to the exec nothing else runs.
+//! No request is lost. The steps are: the new binary proves in a child that it reads the state and
+//! this process's command line; no more clients are accepted, and those that were can send their
+//! requests; no message waits for the loop. If by then something is in progress, or the state is not
+//! the one that the binary has read, the upgrade begins again when that is over. From the last check
+//! to the exec nothing else runs.
 
 use std::collections::btree_map::Entry;
+use std::ffi::OsString;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use bindonce_core::event;
-use bindonce_daemon::Happening;
+use bindonce_core::name::Name;
 use bindonce_daemon::reexec::{self, Installed};
+use bindonce_daemon::{Happening, state};
+use bindonce_wire::{ErrorCode, RpcError};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use crate::control::Answer;
 use crate::control::upgrades::ProvedBinary;
+use crate::disk::directory::STATE;
+use crate::disk::place::service_directory;
 use crate::disk::saved::{self, Inherited, Saved};
+use crate::error::Error;
 use crate::generations::admin::Admin;
 use crate::handover::compare;
 use crate::message::Message;
+use crate::settings::Settings;
 use crate::supervisor::Supervisor;
 
-/// The hidden subcommand by which a binary proves that it reads the state.
+/// The hidden subcommand by which a binary proves that it reads the state, and the command line
+/// that follows.
 pub const CHECK: &str = "__check-state";
 
 /// How long the new binary may take to prove it.
-const PROOF: Duration = Duration::from_secs(5);
+const PROOF: Duration = Duration::from_secs(10);
 /// How long each admin connection may take to become quiet.
 const QUIET: Duration = Duration::from_secs(1);
 /// How long a client that was accepted may take to send its request. No event shows that it will
 /// send none: a connection may stay open for its next request. Such a connection ends at the exec.
 const LAST_CALL: Duration = Duration::from_millis(100);
 
-/// Checks the saved state `text` from `path`, for [`CHECK`]. Returns the answer for standard
-/// output.
+/// Checks the saved state `text` from `path`, for [`CHECK`], and that a supervisor with these
+/// settings could begin with it. Returns the answer for standard output.
 ///
 /// # Errors
-/// What is wrong with the state.
-pub fn check(path: &std::path::Path, text: &[u8]) -> Result<String, crate::error::Error> {
+/// What is wrong with the state or the settings.
+pub fn check(path: &Path, text: &[u8], settings: Option<&Settings>) -> Result<String, Error> {
     let saved = saved::parse(path, text)?;
+    if let Some(haproxy) = settings.and_then(|settings| settings.kind.haproxy()) {
+        haproxy.version()?;
+        saved.caller.clone().map(|caller| haproxy.of(caller)).transpose()?;
+    }
     Ok(reexec::answer(saved.generations.len(), text))
+}
+
+/// Whether this process supervises the service already, and has just become another binary. What
+/// its command line says about a start is done then.
+pub fn is_next_image(socket: &Path, service: &Name) -> bool {
+    let path = service_directory(socket, service).join(STATE);
+    let text = state::read(&path, state::LARGEST).ok().flatten();
+    let saved = text.and_then(|text| saved::parse(&path, &text).ok());
+    saved.and_then(|saved| saved.inherited).is_some_and(|left| left.is_ours())
 }
 
 impl Supervisor {
@@ -60,14 +85,35 @@ impl Supervisor {
         crate::tasks::spawn(async move { cx.send(Message::Proved(prove(state).await)) });
     }
 
-    /// Whether something is in progress that the next image would not end.
-    fn is_busy(&self) -> bool {
-        !self.timeline.is_idle() || self.timeline.reloads_waiting() > 0 || self.requests.some_wait()
+    /// A client wants this process to become the installed binary.
+    pub(crate) fn want_upgrade(&mut self, reply: oneshot::Sender<Answer>) {
+        self.upgrade.want(reply);
+        if self.timeline.is_shutting_down() {
+            self.refuse_upgrade();
+        }
     }
 
-    /// Whether the next image would find the state that its binary has read, and nothing else.
+    /// Answers the clients that wait for an upgrade, because the supervisor ends.
+    pub(crate) fn refuse_upgrade(&mut self) {
+        let text = "not upgraded: the supervisor is ending";
+        let hint = "its next start, with `bindonce run`, runs the installed binary";
+        let error = RpcError::new(ErrorCode::UPGRADE_FAILED, text).with_hint(hint);
+        self.upgrade.refuse(&Err(error));
+    }
+
+    /// Whether something is in progress that the next image would not end. While nothing serves, a
+    /// start is planned, of which the next image would not know.
+    fn is_busy(&self) -> bool {
+        !self.timeline.is_idle()
+            || self.timeline.serving().is_none()
+            || self.timeline.reloads_waiting() > 0
+            || self.requests.some_wait()
+    }
+
+    /// Whether the upgrade is still wanted, and the next image would find the state that its binary
+    /// has read, and nothing else.
     fn is_as_proved(&self, proved: &ProvedBinary) -> bool {
-        !self.is_busy() && self.saved(None) == proved.state
+        self.upgrade.is_wanted() && !self.is_busy() && self.saved(None) == proved.state
     }
 
     /// The installed binary has proved itself, or has not.
@@ -121,16 +167,21 @@ impl Supervisor {
     /// A request came before the exec, or a generation has changed. The upgrade begins again when
     /// that is over, with another proof.
     fn put_off_upgrade(&mut self) {
-        tracing::info!("the upgrade begins again: something has changed since the proof");
+        if self.upgrade.is_wanted() {
+            tracing::info!("the upgrade begins again: something has changed since the proof");
+        }
         self.upgrade.put_off();
     }
 
     fn upgrade_failed(&mut self, error: &str) {
-        let Some(reply) = self.upgrade.end() else { return };
+        self.upgrade.put_off();
+        if !self.upgrade.is_wanted() {
+            return;
+        }
         tracing::error!("upgrade failed, nothing has changed: {error}");
         let text = format!("nothing has changed: {error}");
         self.cx.journal.record(Happening::new(event::Kind::UpgradeFailed, text));
-        let _ = reply.send(Err(reexec::failed(error)));
+        self.upgrade.refuse(&Err(reexec::failed(error)));
         self.save();
     }
 
@@ -163,7 +214,7 @@ impl Supervisor {
             number
         };
         let lost = |what: &'static str| move |error| format!("{what} cannot be kept: {error}");
-        let control = self.upgrade.control.try_clone().map_err(lost("the control socket"))?;
+        let control = self.control.socket.try_clone().map_err(lost("the control socket"))?;
         inherited.control = leave(control);
         for socket in &self.master.sockets {
             let fd = socket.fd.try_clone().map_err(lost("a socket of the master CLI"))?;
@@ -230,12 +281,14 @@ impl Supervisor {
     }
 }
 
-/// Opens the installed binary, and lets a child process prove that it reads the state.
+/// Opens the installed binary, and lets a child process prove that it can take over.
 async fn prove(state: Saved) -> Result<Box<ProvedBinary>, String> {
     let binary = Installed::open()?;
     let text = serde_json::to_vec(&state).map_err(|error| error.to_string())?;
-    // The child's standard input.
-    let arguments = vec![CHECK.into(), "/proc/self/fd/0".into()];
+    // The child's standard input, and the command line that the next image has. A binary of before
+    // reads the state alone.
+    let arguments = [CHECK, "/proc/self/fd/0"].map(OsString::from).into_iter();
+    let arguments = arguments.chain(std::env::args_os()).collect();
     binary.prove(arguments, state.generations.len(), &text, PROOF).await?;
     Ok(Box::new(ProvedBinary { binary, state }))
 }

@@ -1,12 +1,9 @@
 //! Upgrades of this process in place: the requested one, and the number done.
 //! [`crate::control::upgrade`] performs them.
 
-use std::os::fd::OwnedFd;
-
 use bindonce_core::generation::GenerationId;
-use bindonce_daemon::reexec::{self, Installed};
+use bindonce_daemon::reexec::Installed;
 use tokio::sync::oneshot;
-use tokio::task::AbortHandle;
 
 use crate::control::Answer;
 use crate::disk::saved::Saved;
@@ -20,12 +17,8 @@ pub(crate) struct ProvedBinary {
 
 /// The requested upgrade, and the number of upgrades done.
 pub(crate) struct Upgrade {
-    /// The listening control socket, for the next image of this process.
-    pub(crate) control: OwnedFd,
-    /// The task that accepts from it.
-    accepting: AbortHandle,
-    /// The client that waits for an upgrade.
-    wanted: Option<oneshot::Sender<Answer>>,
+    /// The clients that wait for the upgrade; some may have gone away.
+    callers: Vec<oneshot::Sender<Answer>>,
     /// The new binary proves itself, or is about to be executed.
     begun: bool,
     /// The binary that is to be executed as soon as no message waits for the loop.
@@ -37,27 +30,23 @@ pub(crate) struct Upgrade {
 }
 
 impl Upgrade {
-    pub(crate) fn new(control: OwnedFd, accepting: AbortHandle, count: u64) -> Self {
-        let (wanted, begun, ready, resuming) = (None, false, None, None);
-        Self { control, accepting, wanted, begun, ready, resuming, count }
-    }
-
-    /// Replaces the control socket; existing connections stay.
-    pub(crate) fn listen_anew(&mut self, control: OwnedFd, accepting: AbortHandle) {
-        self.control = control;
-        std::mem::replace(&mut self.accepting, accepting).abort();
+    pub(crate) fn new(count: u64) -> Self {
+        Self { callers: Vec::new(), begun: false, ready: None, resuming: None, count }
     }
 
     /// Requests an upgrade for when nothing else is in progress. Answered only if it fails.
     pub(crate) fn want(&mut self, reply: oneshot::Sender<Answer>) {
-        if let Some(earlier) = self.wanted.replace(reply) {
-            let _ = earlier.send(Err(reexec::failed("another upgrade was asked for meanwhile")));
-        }
+        self.callers.push(reply);
+    }
+
+    /// Whether an upgrade is requested.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.callers.is_empty()
     }
 
     /// Whether an upgrade is requested and not yet begun; marks it as begun.
     pub(crate) fn begin(&mut self) -> bool {
-        self.wanted.is_some() && !std::mem::replace(&mut self.begun, true)
+        self.is_wanted() && !std::mem::replace(&mut self.begun, true)
     }
 
     /// Lets the upgrade begin again.
@@ -65,9 +54,41 @@ impl Upgrade {
         self.begun = false;
     }
 
-    /// Ends an upgrade that has failed. Returns the client to answer.
-    pub(crate) fn end(&mut self) -> Option<oneshot::Sender<Answer>> {
-        self.begun = false;
-        self.wanted.take()
+    /// Takes the request back, with the answer for every client that waits. A proof that has begun
+    /// goes on for nothing.
+    pub(crate) fn refuse(&mut self, answer: &Answer) {
+        for caller in self.callers.drain(..) {
+            // The client may have gone away.
+            let _ = caller.send(answer.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bindonce_daemon::reexec;
+
+    use super::*;
+
+    #[test]
+    fn all_that_wait_for_one_upgrade_have_its_answer() {
+        let mut upgrade = Upgrade::new(0);
+        assert!(!upgrade.begin());
+        let mut asked = [(); 2].map(|()| {
+            let (reply, answer) = oneshot::channel();
+            upgrade.want(reply);
+            answer
+        });
+        assert!(upgrade.begin() && !upgrade.begin());
+        for answer in &mut asked {
+            assert!(answer.try_recv().is_err(), "the upgrade follows");
+        }
+        let failed = reexec::failed("broken");
+        upgrade.refuse(&Err(failed.clone()));
+        for answer in &mut asked {
+            assert_eq!(answer.try_recv().expect("an answer"), Err(failed.clone()));
+        }
+        upgrade.put_off();
+        assert!(!upgrade.begin(), "nobody wants it any more");
     }
 }

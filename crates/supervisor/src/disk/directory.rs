@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use crate::disk::fallback::Fallback;
 use crate::disk::identity::File;
 use crate::disk::place::{self, CONTROL, Place, service_directory};
-use crate::disk::saved::{LAST_ID, Saved, parse};
+use crate::disk::saved::{self, LAST_ID, Saved};
 use crate::error::Error;
 
 /// The socket at which metrics are scraped.
@@ -36,7 +36,7 @@ pub(crate) const COUNTERS: &str = "counters.json";
 /// The file with the `cluster-secret`.
 pub(crate) const CLUSTER_SECRET: &str = "cluster-secret";
 
-const STATE: &str = "state.json";
+pub(crate) const STATE: &str = "state.json";
 
 /// The lock file.
 const LOCK: &str = "lock";
@@ -105,7 +105,12 @@ impl Directory {
 
     /// Whether the lock and the control socket are still the files that this supervisor made.
     pub(crate) fn is_whole(&self) -> bool {
-        self.is_there(LOCK, self.lock.borrow().1) && self.control_is_there()
+        self.has_lock() && self.control_is_there()
+    }
+
+    /// Whether no other supervisor can have taken the directory's place.
+    fn has_lock(&self) -> bool {
+        self.is_there(LOCK, self.lock.borrow().1)
     }
 
     /// The same for the control socket alone.
@@ -201,19 +206,25 @@ impl Directory {
         Ok(path)
     }
 
-    /// Removes a generation's admin socket. A missing socket is no error.
+    /// Removes a generation's admin socket. A missing socket is no error, and another supervisor's
+    /// stays.
     pub(crate) fn remove_admin(&self, id: GenerationId) {
-        if let Err(error) = fs::remove_file(self.admin(id))
+        let path = self.admin(id);
+        if path.parent() == Some(self.path.as_path()) && !self.has_lock() {
+            return;
+        }
+        if let Err(error) = fs::remove_file(path)
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(generation = id.0, %error, "admin socket could not be removed");
         }
     }
 
-    /// Every rendered configuration except those in `keep`, for [`remove_all`].
+    /// Every rendered configuration of this supervisor except those in `keep`, for [`remove_all`].
     pub(crate) fn old_configurations(&self, keep: &[GenerationId]) -> io::Result<Vec<PathBuf>> {
         let mut old = Vec::new();
-        for directory in self.fallback.get().into_iter().chain([self.path.clone()]) {
+        let own = self.has_lock().then(|| self.path.clone());
+        for directory in self.fallback.get().into_iter().chain(own) {
             for entry in fs::read_dir(directory)? {
                 let entry = entry?;
                 let name = entry.file_name();
@@ -233,9 +244,13 @@ impl Directory {
         self.fallback.tidy();
     }
 
-    /// Removes everything that only a running supervisor needs.
+    /// Removes everything that only a running supervisor needs, unless another one has taken the
+    /// directory's place.
     pub(crate) fn clear(&self) -> io::Result<()> {
         self.fallback.clear();
+        if !self.has_lock() {
+            return Ok(());
+        }
         remove_all(&self.old_configurations(&[])?)?;
         for name in [place::CONTROL, METRICS, KEPT, "pid"] {
             match fs::remove_file(self.path.join(name)) {
@@ -246,22 +261,9 @@ impl Directory {
         Ok(())
     }
 
-    /// The state that the last supervisor saved; a missing file counts as an empty state. None if
-    /// it cannot be read: the file is then moved aside for examination.
-    pub(crate) fn load(&self) -> Option<Saved> {
-        let path = self.file(STATE);
-        let failed = |why| Error::Directory { path: path.clone(), why };
-        let text = state::read(&path, state::LARGEST).map_err(failed);
-        let saved = text.and_then(|text| text.map_or(Ok(Saved::default()), |it| parse(&path, &it)));
-        saved
-            .inspect_err(|error| {
-                let moved_to = state::move_aside(&path);
-                tracing::error!(
-                    moved_to,
-                    "{error}; continuing with what /proc and the broker report"
-                );
-            })
-            .ok()
+    /// The state that the last supervisor saved, by [`saved::load`].
+    pub(crate) fn load(&self) -> Result<Option<Saved>, Error> {
+        saved::load(&self.file(STATE))
     }
 
     /// The newest generation whose rendered configuration is here; 0 if there is none.
@@ -338,4 +340,48 @@ pub(crate) fn remove_all(directories: &[PathBuf]) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_supervisor_has_in_its_place_stays() {
+        let beside = std::env::temp_dir().join(format!("bindonce-place-{}", std::process::id()));
+        let open = || {
+            let service = "web".parse().expect("a name");
+            Directory::open(&beside.join("broker.sock"), &service).expect("a directory")
+        };
+        let first = open();
+        let path = first.path().to_owned();
+        fs::remove_dir_all(&path).expect("removed");
+        let next = open();
+        assert_eq!(next.path(), path);
+        let admin = next.admin(GenerationId(1));
+        for file in [&admin, &path.join(CONTROL), &path.join(METRICS), &path.join(KEPT)] {
+            fs::write(file, "").expect("written");
+        }
+        next.has_control();
+        next.make_configuration(GenerationId(1)).expect("made");
+        let there = || {
+            let entries = fs::read_dir(&path).expect("the directory").flatten();
+            let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+            names.sort();
+            names
+        };
+        let before = there();
+        first.remove_admin(GenerationId(1));
+        assert!(first.old_configurations(&[]).expect("none").is_empty());
+        first.clear().expect("left alone");
+        assert_eq!(there(), before);
+        next.remove_admin(GenerationId(1));
+        assert!(!admin.exists());
+        assert_eq!(next.old_configurations(&[]).expect("one").len(), 1);
+        next.clear().expect("removed");
+        assert_eq!(there(), [LOCK]);
+        fs::remove_dir_all(&path).expect("removed");
+        // Where the files lie elsewhere, a link to them is here.
+        fs::remove_dir_all(&beside).expect("removed");
+    }
 }

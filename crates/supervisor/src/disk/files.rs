@@ -44,7 +44,7 @@ const LINKS: usize = 40;
 const DEPTH: usize = 8;
 
 const UNREAD: &str = "the files that are watched cannot be read: does a file system not answer? \
-                      `bindonce reload` still reloads";
+                      a reload that is requested still takes them";
 const PANICKED: &str = "reading them panicked";
 
 /// The watched files: until something happens, or while a thread looks at them.

@@ -65,8 +65,8 @@ async fn until_written(path: &Path) -> bool {
     }
 }
 
-/// As haproxy does: the old file is removed, and the new one stays at the end. A file that has this
-/// pid already is left alone, so that a reader always finds it.
+/// As haproxy does: the old file is removed, or emptied where it cannot be, and the new one stays at
+/// the end. A file that has this pid already is left alone, so that a reader always finds it.
 fn write(path: &Path) -> io::Result<()> {
     let (directory, name) = Directory::of(path)?;
     let text = format!("{}\n", std::process::id());
@@ -74,5 +74,5 @@ fn write(path: &Path) -> io::Result<()> {
     if directory.read(name, LONGEST).is_ok_and(|known| known == text.as_bytes()) {
         return Ok(());
     }
-    directory.create(name, 0o644)?.write_all(text.as_bytes())
+    directory.rewrite(name, 0o644)?.write_all(text.as_bytes())
 }

@@ -116,12 +116,12 @@ impl Supervisor {
         let cx = self.cx.clone();
         let ask = move |command| cx.send(Message::Command(command));
         let begun = (!directory.control_is_there()).then(|| {
-            let control = control::bind(&directory.file(CONTROL))?;
+            let socket = control::bind(&directory.file(CONTROL))?;
             directory.has_control();
-            Ok((control::begin(&control, &self.cx.reporter, &self.cx.gate, ask)?, control))
+            control::begin(socket, &self.cx.reporter, &self.cx.gate, ask)
         });
         match begun.transpose() {
-            Ok(Some((accepting, control))) => self.upgrade.listen_anew(control, accepting),
+            Ok(Some(control)) => self.control.replace(control),
             Ok(None) => {}
             Err(error) => return failed(&error),
         }

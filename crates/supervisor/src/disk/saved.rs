@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
+use bindonce_daemon::{reexec, state};
 use bindonce_sys::intercept::Received;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::generations::drain::SavedDrain;
 use crate::generations::since::SavedLately;
-use crate::handover::watchdog::ProcessRef;
+use crate::handover::duty::ProcessRef;
 use crate::origin::Origin;
 
 /// The highest possible generation number: JSON numbers are exact up to here.
@@ -69,7 +70,8 @@ pub(crate) struct SavedGeneration {
     pub(crate) process: ProcessRef,
     /// `starting`, `serving` or `draining`.
     pub(crate) state: String,
-    /// It has reported readiness. If its state is still `starting`, it is waiting to take over.
+    /// The handover to it has begun. If its state is still `starting`, it is waiting to take over,
+    /// and the watchdog finishes the handover if the supervisor dies.
     pub(crate) ready: bool,
     /// It runs under haproxy's own master.
     pub(crate) master_worker: bool,
@@ -139,11 +141,42 @@ pub(crate) struct SavedListener {
     pub(crate) inode: u64,
 }
 
-impl Saved {
-    /// Whether the state names no generation, or a living one.
-    pub(crate) fn may_be_the_last(&self) -> bool {
-        self.generations.is_empty() || self.generations.iter().any(|one| one.process.is_there())
+impl Inherited {
+    /// Whether an earlier image of this very process left them.
+    pub(crate) fn is_ours(&self) -> bool {
+        (self.pid.cast_unsigned(), self.start_time) == reexec::this_process()
     }
+}
+
+impl Saved {
+    /// Whether nothing suggests that a generation was started after this state: the newest that it
+    /// names lives, or there never was one.
+    pub(crate) fn may_be_the_last(&self) -> bool {
+        match self.generations.iter().max_by_key(|one| one.id) {
+            Some(newest) => newest.process.is_there(),
+            None => self.next <= 1,
+        }
+    }
+}
+
+/// The state that the last supervisor saved at `path`; a missing file counts as an empty state.
+/// None if it cannot be understood: the file is then moved aside for examination.
+///
+/// # Errors
+/// If the file cannot be read. It may well be good, so it stays, and nothing may be saved over it.
+pub(crate) fn load(path: &Path) -> Result<Option<Saved>, Error> {
+    let text = match state::read(path, state::LARGEST) {
+        Err(why) if why.raw_os_error().is_some() => return Err(Error::state(path, why)),
+        // The file is no regular one, or too large.
+        Err(why) => Err(Error::Directory { path: path.to_owned(), why }),
+        Ok(text) => Ok(text),
+    };
+    let saved = text.and_then(|text| text.map_or(Ok(Saved::default()), |text| parse(path, &text)));
+    let damaged = |error: &Error| {
+        let moved_to = state::move_aside(path);
+        tracing::error!(moved_to, "{error}; continuing with what /proc and the broker report");
+    };
+    Ok(saved.inspect_err(damaged).ok())
 }
 
 /// Reads a saved state that is at `path`.
@@ -160,7 +193,65 @@ pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<Saved, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    #[test]
+    fn only_what_was_read_and_is_no_state_is_moved_aside() {
+        let directory = std::env::temp_dir().join(format!("bindonce-load-{}", std::process::id()));
+        fs::create_dir(&directory).expect("a directory");
+        let path = directory.join("state.json");
+        let files = || fs::read_dir(&directory).expect("the directory").count();
+        assert_eq!(load(&path).expect("no file"), Some(Saved::default()));
+        fs::write(&path, r#"{"next": 7}"#).expect("written");
+        let good = Saved { next: 7, ..Saved::default() };
+        assert_eq!(load(&path).expect("read"), Some(good));
+        if !nix::unistd::geteuid().is_root() {
+            use std::os::unix::fs::PermissionsExt as _;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o0)).expect("its mode");
+            assert!(matches!(load(&path), Err(Error::State { .. })));
+            assert!(path.exists());
+        }
+        // Reading this fails with EIO, for root too: nothing is mapped at its beginning.
+        let unread = format!("/proc/{}/mem", std::process::id());
+        let error = load(Path::new(&unread)).expect_err("EIO");
+        assert!(matches!(error, Error::State { .. }), "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("start the service again")));
+        assert_eq!(files(), 1);
+        fs::remove_file(&path).expect("removed");
+        for damage in ["", "{\"next\": 7", "{\"next\": 18446744073709551615}"] {
+            fs::write(&path, damage).expect("written");
+            assert_eq!(load(&path).expect("read"), None, "{damage}");
+            assert!(!path.exists(), "{damage}");
+        }
+        let path = directory.join("directory.json");
+        fs::create_dir(&path).expect("a directory in its place");
+        assert_eq!(load(&path).expect("looked at"), None);
+        assert!(!path.exists());
+        fs::remove_dir_all(&directory).expect("removed");
+    }
+
+    /// The supervisor may have died before it could save the generation that it had started.
+    #[test]
+    fn a_state_whose_newest_generation_is_gone_may_not_be_the_last() {
+        let living = ProcessRef::of(std::process::id().cast_signed()).expect("this process");
+        let ended = ProcessRef { start_time: living.start_time + 1, ..living };
+        for (next, generations, expected) in [
+            (0, vec![], true),
+            (1, vec![], true),
+            (2, vec![], false),
+            (3, vec![(1, ended), (2, living)], true),
+            (3, vec![(2, living), (1, ended)], true),
+            (3, vec![(1, living), (2, ended)], false),
+        ] {
+            let named =
+                |(id, process)| SavedGeneration { id, process, ..SavedGeneration::default() };
+            let generations = generations.into_iter().map(named).collect();
+            let saved = Saved { next, generations, ..Saved::default() };
+            assert_eq!(saved.may_be_the_last(), expected, "{saved:?}");
+        }
+    }
 
     /// All members are on one level, as the first version wrote them.
     #[test]

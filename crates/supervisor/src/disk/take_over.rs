@@ -31,6 +31,7 @@ use crate::generations::Generations;
 use crate::generations::admin::Admin;
 use crate::generations::drain::Drain;
 use crate::generations::listeners::{HeldListener, Known};
+use crate::generations::paused;
 use crate::generations::process::{self, Process};
 use crate::generations::starts::Starts;
 use crate::handover::descriptor_store::{self, Stored};
@@ -135,7 +136,7 @@ impl Inheritance {
     pub(crate) fn take(saved: &Saved) -> Result<Self, Error> {
         let Some(left) = saved.inherited.as_ref() else { return Ok(Self::default()) };
         reexec::take_name();
-        if (left.pid.cast_unsigned(), left.start_time) != reexec::this_process() {
+        if !left.is_ours() {
             return Ok(Self::default());
         }
         let take =
@@ -187,6 +188,12 @@ pub(crate) async fn take_over(
             found.push(timeline::Found { id, state, configuration, served: served(saved) });
         }
     }
+    let serving = found.iter().filter(|one| one.state == State::Serving).map(|one| one.id).max();
+    if let Some(serving) = serving.and_then(|id| generations.get_mut(&id)) {
+        let is_newer = |one: &SavedGeneration| one.id > serving.id.0 && one.state == "starting";
+        let was_replaced = saved.generations.iter().any(is_newer);
+        paused::resume(cx, serving, was_replaced);
+    }
     if !found.is_empty() {
         name_strangers(cx, leases, generations);
     }
@@ -229,12 +236,12 @@ async fn find(
     // Before the generation is asked or its listeners are claimed.
     let ended = Watch::new(&pidfd).map_err(Error::system(WATCH))?;
     let (admin, info) = find_admin(cx, id, saved, left).await;
-    let is_program = cx.settings.kind.program().is_some();
     let state = match (&info, saved.state.as_str()) {
         (Some(info), _) if info.stopping => State::Draining,
         (_, "draining") => State::Draining,
-        // The watchdog has finished the handover to it.
-        (None, "starting") if saved.ready && is_program => {
+        // The watchdog has finished the handover to it, and has told the older ones to stop. They
+        // are told again, since a newer one serves.
+        (None, "starting") if saved.ready => {
             tree::signal(pid, Number::SIGCONT);
             State::Serving
         }

@@ -12,11 +12,12 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use bindonce_haproxy::cli::{Info, Level, PROMPT};
@@ -38,6 +39,9 @@ const ENDLESS: usize = 4 * LONGEST;
 #[derive(Debug, Clone)]
 pub(crate) struct Admin {
     asks: mpsc::UnboundedSender<Ask>,
+    /// Questions wait here for their turn; only one is among the `asks`. So a question whose asker
+    /// gives up meanwhile is never sent.
+    turn: Arc<Semaphore>,
     task: AbortHandle,
     connection: Rc<RefCell<Option<Connection>>>,
     /// Number of bytes received as answers.
@@ -63,7 +67,15 @@ struct Ask {
     /// Commands sent right before and right after it, each on a line of its own. Their answers do
     /// not matter.
     around: (Vec<String>, Vec<String>),
+    /// None for a command whose answer does not matter.
+    asker: Option<Asker>,
+}
+
+/// Where the answer is waited for, and the turn, which ends with it.
+#[derive(Debug)]
+struct Asker {
     reply: oneshot::Sender<Answer>,
+    _turn: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
@@ -74,16 +86,15 @@ struct Answer {
 }
 
 impl Ask {
-    fn new(command: Cow<'static, str>, answers: usize) -> (Self, oneshot::Receiver<Answer>) {
-        let (reply, answer) = oneshot::channel();
-        (Self { command, answers, around: <_>::default(), reply }, answer)
+    fn new(command: Cow<'static, str>, answers: usize) -> Self {
+        Self { command, answers, around: <_>::default(), asker: None }
     }
 }
 
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoAnswer {
-    /// Not in the time allowed. A later command is answered after this one.
+    /// Not in the time allowed. If it was sent, a later command is answered after it.
     InTime,
     /// The connection has ended.
     Closed,
@@ -140,7 +151,8 @@ impl Admin {
             }
             copy.take();
         });
-        Self { asks, task: task.abort_handle(), connection, received }
+        let turn = Arc::new(Semaphore::new(1));
+        Self { asks, turn, task: task.abort_handle(), connection, received }
     }
 
     /// A copy of the connection, for the next supervisor or the next image of this process. None
@@ -174,27 +186,28 @@ impl Admin {
         after: Vec<String>,
         limit: Duration,
     ) -> Result<String, NoAnswer> {
-        let (ask, answer) = Ask::new(command.into(), 1);
-        Ok(self.put((Ask { around: (before, after), ..ask }, answer), limit).await?.text)
+        let ask = Ask { around: (before, after), ..Ask::new(command.into(), 1) };
+        Ok(self.put(ask, limit).await?.text)
     }
 
-    async fn put(
-        &self,
-        (ask, answer): (Ask, oneshot::Receiver<Answer>),
-        limit: Duration,
-    ) -> Result<Answer, NoAnswer> {
-        self.asks.send(ask).map_err(|_| NoAnswer::Closed)?;
-        match bindonce_sys::patience::timeout(limit, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(NoAnswer::Closed),
-            Err(_) => Err(NoAnswer::InTime),
-        }
+    async fn put(&self, ask: Ask, limit: Duration) -> Result<Answer, NoAnswer> {
+        let answer = async {
+            // It is never closed.
+            let turn = Arc::clone(&self.turn).acquire_owned().await;
+            let turn = turn.map_err(|_| NoAnswer::Closed)?;
+            let (reply, answer) = oneshot::channel();
+            let ask = Ask { asker: Some(Asker { reply, _turn: turn }), ..ask };
+            self.asks.send(ask).map_err(|_| NoAnswer::Closed)?;
+            answer.await.map_err(|_| NoAnswer::Closed)
+        };
+        let answered = bindonce_sys::patience::timeout(limit, answer).await;
+        answered.unwrap_or(Err(NoAnswer::InTime))
     }
 
     /// Sends one command whose answer does not matter. It goes out before any later command.
     pub(crate) fn tell(&self, command: impl Into<Cow<'static, str>>) {
         // A connection that has ended takes no commands, now or later.
-        let _ = self.asks.send(Ask::new(command.into(), 1).0);
+        let _ = self.asks.send(Ask::new(command.into(), 1));
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -230,8 +243,12 @@ impl Counted {
 }
 
 async fn talk(mut stream: Counted, mut requests: mpsc::UnboundedReceiver<Ask>) -> io::Result<()> {
-    while let Some(Ask { command, answers, around: (before, after), reply }) = requests.recv().await
+    while let Some(Ask { command, answers, around: (before, after), asker }) = requests.recv().await
     {
+        // Its asker gave up while the connection was opened, or behind a command without an asker.
+        if asker.as_ref().is_some_and(|asker| asker.reply.is_closed()) {
+            continue;
+        }
         for command in before {
             exchange(&mut stream, &command, 1).await?;
         }
@@ -240,8 +257,10 @@ async fn talk(mut stream: Counted, mut requests: mpsc::UnboundedReceiver<Ask>) -
         for command in after {
             exchange(&mut stream, &command, 1).await?;
         }
-        // The caller may have stopped waiting. The answer must be read all the same.
-        let _ = reply.send(Answer { text, before });
+        if let Some(Asker { reply, .. }) = asker {
+            // The asker may have given up since. The answer must be read all the same.
+            let _ = reply.send(Answer { text, before });
+        }
     }
     Ok(())
 }
@@ -335,6 +354,46 @@ mod tests {
             assert!(admin.received() > 70 + 3 * 30);
             admin.close();
             haproxy.join().expect("it has answered");
+        });
+    }
+
+    /// haproxy answers the first question only after the asker of the second has given up.
+    #[test]
+    fn what_nobody_waits_for_any_more_is_not_asked() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime.expect("a runtime"), async {
+            let (ours, theirs) = Blocking::pair().expect("a pair");
+            let (given_up, release) = std::sync::mpsc::channel();
+            let haproxy = std::thread::spawn(move || {
+                let questions = io::BufReader::new(theirs.try_clone().expect("a copy"));
+                let mut asked = Vec::new();
+                for question in io::BufRead::lines(questions).map_while(Result::ok) {
+                    let said = match question.as_str() {
+                        "show cli level" => format!("{}\n", Level::ALL[0]),
+                        "show info" => "Name: x\n".to_owned(),
+                        "first" => release.recv().map(|()| String::new()).expect("a release"),
+                        _ => String::new(),
+                    };
+                    let answer = format!("{said}{PROMPT}");
+                    io::Write::write_all(&mut &theirs, answer.as_bytes()).expect("written");
+                    asked.push(question);
+                }
+                asked
+            });
+            let admin = Admin::resume(ours.into(), 0, |_| ());
+            let patient = Duration::from_secs(60);
+            let second = async {
+                let answer = admin.ask("second", Duration::from_millis(10)).await;
+                given_up.send(()).expect("haproxy waits");
+                answer
+            };
+            let (first, second, third) =
+                tokio::join!(admin.ask("first", patient), second, admin.ask("third", patient));
+            assert_eq!((first.is_ok(), second, third.is_ok()), (true, Err(NoAnswer::InTime), true));
+            admin.close();
+            let asked = haproxy.join().expect("it has answered");
+            assert!(asked.ends_with(&["first".to_owned(), "third".to_owned()]), "{asked:?}");
         });
     }
 

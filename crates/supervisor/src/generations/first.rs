@@ -9,7 +9,7 @@ use std::time::Duration;
 use bindonce_sys::worker;
 use tokio::task::JoinHandle;
 
-use crate::adopt::{self, ServedNow};
+use crate::adopt::{self, ServedNow, Taken};
 use crate::context::Context;
 use crate::generations::generation::Generation;
 use crate::report::starter;
@@ -19,8 +19,8 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// What waits for the first generation to serve.
 pub(crate) struct First {
-    /// The pids of the haproxys without bindonce that it replaces.
-    pub(crate) replaced: Vec<i32>,
+    /// The haproxys without bindonce that it replaces.
+    pub(crate) replaced: Taken,
     /// The descriptor from which the waiting process reads.
     pub(crate) starter: Option<Rc<OwnedFd>>,
 }
@@ -62,7 +62,7 @@ impl First {
         cx: &Context,
         generation: Option<&Generation>,
     ) -> impl Future<Output = bool> + use<> {
-        let pids = std::mem::take(&mut self.replaced);
+        let pids = std::mem::take(&mut self.replaced.pids);
         let generation = generation.filter(|_| !pids.is_empty());
         let listeners = generation.into_iter().flat_map(|generation| &generation.listeners);
         let served: ServedNow =

@@ -215,8 +215,13 @@ fn names(line: &str, address: &str) -> bool {
     match address.strip_prefix("unix@") {
         // The socket keeps the temporary name under which it was bound.
         Some(path) => {
-            let bare = word.strip_prefix("unix@").or_else(|| word.strip_prefix("uxdg@"));
-            path.starts_with(bare.unwrap_or(word))
+            let bare = word.strip_prefix("stream+").unwrap_or(word);
+            let families = ["unix@", "uxst@", "uxdg@"];
+            let bare = families.iter().find_map(|of| bare.strip_prefix(*of)).unwrap_or(bare);
+            let whole = renamed(path).map_or(path, |(path, _)| path);
+            // `unix-bind prefix` stands before the path of the line.
+            let is_relative = !path.starts_with('/');
+            path.starts_with(bare) || is_relative && (whole.ends_with(bare) || bare.contains('$'))
         }
         None => {
             word == address
@@ -255,6 +260,12 @@ mod tests {
     fn a_socket_finds_its_line() {
         assert!(names("stats socket /run/h/admin.sock", "unix@/run/h/admin.sock.812.tmp"));
         assert!(names("uxdg@/run/log", "unix@/run/log.812.tmp"));
+        // Relative paths in a directory whose own path is too long, as the kernel shows them.
+        assert!(names("unix@a.sock", "unix@a.sock.812.tmp"));
+        assert!(names("uxst@a.sock", "unix@sub/a.sock.812.tmp"));
+        assert!(names("stream+unix@${SOCK}", "unix@a.sock.812.tmp"));
+        assert!(!names("unix@a.sock", "unix@b.sock.812.tmp"));
+        assert!(!names("unix@a.sock", "unix@/run/other/a.sock.812.tmp"));
         assert!(names("quic4@:443", "udp4@0.0.0.0:443"));
         assert!(names("127.0.0.1:8080-+8081", "127.0.0.1:8081"));
         assert!(!names("127.0.0.1:8080-8081", "127.0.0.1:8082"));

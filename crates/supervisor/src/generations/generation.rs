@@ -27,7 +27,7 @@ use crate::generations::listeners::HeldListener;
 use crate::generations::output::Tail;
 use crate::generations::spares::Spares;
 use crate::handover::descriptor_store;
-use crate::handover::watchdog::ProcessRef;
+use crate::handover::duty::ProcessRef;
 use crate::intercept::calls_seen::CallsSeen;
 use crate::report::cause::Cause;
 use bindonce_haproxy::cli::Version;
@@ -123,6 +123,8 @@ pub(crate) struct Readiness {
     pub(crate) refused: Option<Cause>,
     /// Whether it is known which of its claimed listeners it listens on.
     pub(crate) listens: bool,
+    /// Whether the addresses that it has bound must still be compared with the claimed ones.
+    pub(crate) uncompared: bool,
 }
 
 /// The leases of a generation. The broker ends them when this is dropped.
@@ -316,12 +318,11 @@ impl Generation {
         number: Signal,
         reason: Reason,
     ) -> Option<io::Result<()>> {
-        let pid = self.pid();
         Some(match signal {
             // A process that was stopped (SIGSTOP) would not handle the signal.
             Wanted::SoftStop if reason == Reason::Again => {
                 let sent = self.deliver(number);
-                tree::signal(pid, Signal::SIGCONT);
+                let _ = signal_all(&self.pidfd, Signal::SIGCONT);
                 sent
             }
             // It already waits inside the call that signals its readiness.
@@ -340,27 +341,31 @@ impl Generation {
             // A held process has accepted nothing, and handles no other signal there.
             Wanted::Terminate if self.is_held() => self.pidfd.send(Signal::SIGKILL),
             // Every process of the generation may accept, and none may outlive it.
-            Wanted::Kill => {
-                tree::kill(pid);
-                Ok(())
-            }
+            Wanted::Kill => kill_all(&self.pidfd),
             // The stop takes effect later; the proof completes it.
             Wanted::Stop | Wanted::Continue => {
                 self.readiness.stopped = signal == Wanted::Stop;
-                tree::signal(pid, number);
-                Ok(())
+                signal_all(&self.pidfd, number)
             }
             _ => self.deliver(number),
         })
     }
 
-    /// Signals the first process. If that is a script that waits for haproxy, signals haproxy
-    /// instead: the signal would end only the script, and haproxy would accept for ever.
-    fn deliver(&self, number: Signal) -> io::Result<()> {
-        let behind_script = self.cli.answers.filter(|answers| {
-            *answers != self.pid() && !self.cli.master_worker && tree::has(self.pid(), *answers)
-        });
-        match behind_script.and_then(|pid| Pidfd::open(pid).ok()) {
+    /// haproxy, if the first process is a script that waits for it. A signal to the script would
+    /// end or stop only the script, and haproxy would not get it.
+    fn behind_script(&self) -> Option<i32> {
+        let answers = self.cli.answers.filter(|answers| *answers != self.pid())?;
+        (!self.cli.master_worker && tree::has(self.pid(), answers)).then_some(answers)
+    }
+
+    /// The process that gets the signals of a handover, for the watchdog.
+    pub(crate) fn signalled(&self) -> ProcessRef {
+        self.behind_script().and_then(ProcessRef::of).unwrap_or(self.named)
+    }
+
+    /// Signals the first process, or haproxy behind a script.
+    pub(crate) fn deliver(&self, number: Signal) -> io::Result<()> {
+        match self.behind_script().and_then(|pid| Pidfd::open(pid).ok()) {
             Some(haproxy) => haproxy.send(number),
             None => self.pidfd.send(number),
         }
@@ -376,8 +381,8 @@ impl Generation {
     /// Ends a generation that must not take over, for this reason.
     pub(crate) fn refuse(&mut self, cause: Cause) {
         self.readiness.refused = Some(Cause { ours: true, ..cause });
-        // Held or not, it has served no client and must not.
-        tree::kill(self.pid());
+        // Held or not, it has served no client and must not. It may have just ended.
+        let _ = kill_all(&self.pidfd);
     }
 
     /// Ends its leases. The receiver closes when the broker knows.
@@ -386,6 +391,19 @@ impl Generation {
         let _ = self.lease.news.send(LeaseUpdate::Gone(done));
         known
     }
+}
+
+/// Signals every process of the generation with this first process. Without a free descriptor /proc
+/// cannot be read, and so the others not be found: the first one gets the signal all the same.
+fn signal_all(first: &Pidfd, number: Signal) -> io::Result<()> {
+    tree::signal(first.pid(), number);
+    first.send(number)
+}
+
+/// Kills every process of the generation with this first process, that one in any case.
+fn kill_all(first: &Pidfd) -> io::Result<()> {
+    tree::kill(first.pid());
+    first.send(Signal::SIGKILL)
 }
 
 impl Drop for Generation {

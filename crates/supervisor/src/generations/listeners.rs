@@ -1,7 +1,8 @@
 //! The listeners that a generation was given. The supervisor keeps a descriptor of each, to read
 //! its accept queue and to give it back to the next broker; it never accepts.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
@@ -10,8 +11,10 @@ use std::sync::Arc;
 
 use bindonce::Lease;
 use bindonce_core::address::Address;
+use bindonce_core::generation::GenerationId;
 use bindonce_core::listener::{ListenSpec, Listener};
 use bindonce_sys::hidden::{self, Hiding};
+use bindonce_sys::remembered::Remembered;
 use bindonce_sys::{diag, probe, queue};
 
 use bindonce_haproxy::cli::Version;
@@ -33,6 +36,8 @@ pub(crate) struct HeldListener {
     pub(crate) inode: u64,
     /// Whether this claim made the broker bind it.
     pub(crate) created: bool,
+    /// The options of its socket before the generation was started, until it serves.
+    before: RefCell<Option<Remembered>>,
 }
 
 /// Parses the text that [`HeldListener::listener`] prints as.
@@ -55,6 +60,7 @@ impl HeldListener {
             bound: lease.bound().parse().unwrap_or_else(|_| listener.address.clone()),
             inode,
             created: lease.created(),
+            before: RefCell::default(),
             fd: known.get(&inode).cloned().unwrap_or_else(|| fd(lease)),
         })
     }
@@ -78,7 +84,29 @@ impl HeldListener {
             bound: saved.bound.parse().ok()?,
             inode: saved.inode,
             created: false,
+            before: RefCell::default(),
         }))
+    }
+
+    /// Remembers the options of a socket that others may use already: the process that is about to
+    /// get it sets its own.
+    pub(crate) fn remember_options(&self) {
+        if !self.created {
+            *self.before.borrow_mut() = Some(Remembered::of(self.fd.as_fd(), &self.bound));
+        }
+    }
+
+    /// The generation serves: the options that it has set stay.
+    pub(crate) fn keep_options(&self) {
+        *self.before.borrow_mut() = None;
+    }
+
+    /// The generation has set its options: removes what haproxy leaves of an MSS that its line has
+    /// no longer.
+    pub(crate) fn lift_mss(&self) {
+        if let Some(before) = &*self.before.borrow() {
+            before.lift_mss(self.fd.as_fd());
+        }
     }
 
     /// Whether a generation of this version can pause the listener and its accept queue shows the
@@ -168,6 +196,29 @@ impl HeldListener {
     }
 }
 
+/// Puts back the options that a generation has set on sockets that it shared, since it has ended
+/// without having served.
+pub(crate) fn put_options_back(id: GenerationId, listeners: &[Rc<HeldListener>]) {
+    let mut counts = BTreeMap::<_, usize>::new();
+    for held in listeners {
+        if let Some(before) = held.before.borrow_mut().take() {
+            for changed in before.put_back(held.fd.as_fd()) {
+                *counts.entry(changed).or_default() += 1;
+            }
+        }
+    }
+    for ((option, done), listeners) in counts {
+        let generation = id.0;
+        if done {
+            let text = "put back an option of shared listeners that the failed start had changed";
+            tracing::info!(generation, option, listeners, "{text}");
+        } else {
+            let text = "an option of shared listeners stays as the failed start has set it";
+            tracing::warn!(generation, option, listeners, "{text}");
+        }
+    }
+}
+
 /// The address itself; for a wildcard, a local address that no other socket has.
 fn reachable(
     address: SocketAddr,
@@ -201,7 +252,31 @@ fn reachable(
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use rustix::net::sockopt::{set_socket_linger, socket_linger};
+
     use super::*;
+
+    #[test]
+    fn options_are_put_back_unless_the_generation_has_served() {
+        let socket = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let bound = socket.local_addr().expect("address").to_string();
+        let saved = SavedListener { listener: bound.clone(), bound, ..SavedListener::default() };
+        let fd = Arc::new(OwnedFd::from(socket));
+        let held = HeldListener::resume(&saved, Arc::clone(&fd)).expect("a listener");
+        let nolinger = Some(Duration::ZERO);
+        for (serves, expected) in [(false, None), (true, nolinger)] {
+            held.remember_options();
+            set_socket_linger(&fd, nolinger).expect("SO_LINGER");
+            if serves {
+                held.keep_options();
+            }
+            put_options_back(GenerationId(1), &[Rc::clone(&held)]);
+            assert_eq!(socket_linger(&fd).expect("SO_LINGER"), expected);
+        }
+    }
 
     #[test]
     fn a_probe_goes_where_no_more_specific_socket_has_it() {

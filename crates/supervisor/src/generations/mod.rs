@@ -17,6 +17,7 @@ pub(crate) mod listeners;
 pub(crate) mod notifications;
 pub(crate) mod output;
 pub(crate) mod own_addresses;
+pub(crate) mod paused;
 pub(crate) mod process;
 pub(crate) mod progress;
 pub(crate) mod reaper;

@@ -21,7 +21,7 @@ use crate::generations::generation::{
 };
 use crate::generations::listeners::HeldListener;
 use crate::generations::output::{self, Tail};
-use crate::handover::watchdog::ProcessRef;
+use crate::handover::duty::ProcessRef;
 use crate::message::Message;
 use bindonce_haproxy::cli::Info;
 use bindonce_haproxy::config::Messages;

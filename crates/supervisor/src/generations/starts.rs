@@ -20,8 +20,9 @@ use crate::disk::pid_file::PidFile;
 use crate::error::Error;
 use crate::generations::start::{self, Plan, Prepared, Starting, Step};
 use crate::generations::{learning, server_state, stats_file};
+use crate::handover::duty::{Duty, ProcessRef};
 use crate::handover::promise::{self, Unserved};
-use crate::handover::watchdog::{Duty, ProcessRef, Watchdog};
+use crate::handover::watchdog::Watchdog;
 use crate::kind::{Haproxy, Kind};
 use crate::message::Message;
 use crate::origin::Origin;
@@ -40,8 +41,6 @@ pub(crate) struct Starts {
     /// Listeners that served before and that the newest generation lacks.
     pub(crate) unserved: Unserved,
     pid_file: PidFile,
-    /// The command for the next reload. It becomes `given` if that generation serves.
-    pub(crate) wanted: Option<Haproxy>,
     /// The command of the caller whose configuration serves, perhaps from an earlier image of this
     /// process.
     pub(crate) given: Option<Haproxy>,
@@ -64,8 +63,15 @@ impl Starts {
         Self { read_before, version, ..Self::default() }
     }
 
-    /// Begins a start in a task of its own, which sends the loop its result.
-    pub(crate) fn begin(&mut self, cx: &Context, watchdog: Rc<RefCell<Watchdog>>, mut plan: Plan) {
+    /// Begins a start in a task of its own, which sends the loop its result. `wanted`: the command
+    /// of the callers of a reload, which becomes `given` if that generation serves.
+    pub(crate) fn begin(
+        &mut self,
+        cx: &Context,
+        watchdog: Rc<RefCell<Watchdog>>,
+        mut plan: Plan,
+        wanted: Option<Haproxy>,
+    ) {
         let id = plan.id;
         let prepared = match plan.configuration {
             Configuration::Fresh => {
@@ -88,7 +94,7 @@ impl Starts {
             plan.served.clear();
         }
         let given = match plan.configuration {
-            Configuration::Fresh => self.wanted.take().or_else(|| self.given.clone()),
+            Configuration::Fresh => wanted.or_else(|| self.given.clone()),
             Configuration::Of(_) => None,
         };
         let of = match plan.configuration {
@@ -131,7 +137,7 @@ impl Starts {
             let tell = |pid| {
                 if plan.older_alive {
                     let end = |newer| Duty::End { newer, paused: Vec::new() };
-                    watchdog.borrow_mut().tell(&ProcessRef::of(pid).map_or(Duty::None, end));
+                    watchdog.borrow_mut().tell(ProcessRef::of(pid).map_or(Duty::None, end));
                 }
             };
             start::launch(settings, directory, passed, prepared, &plan, &now, tell, want).await

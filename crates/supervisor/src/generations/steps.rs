@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::generations::admin::Admin;
 use crate::generations::drain::Drain;
 use crate::generations::generation::{Generation, GivenBack};
+use crate::generations::listeners::put_options_back;
 use crate::generations::own_addresses;
 use crate::generations::process::{self, Process};
 use crate::generations::progress;
@@ -101,6 +102,8 @@ impl Supervisor {
         if !created.is_empty() {
             self.record(id, event::Kind::ListenerBound, format!("bound: {}", created.join(" ")));
         }
+        // This start has claimed its listeners: those that it left out need not wait for it.
+        self.give_back();
     }
 
     pub(crate) fn exited(&mut self, id: GenerationId, exit: Option<Exit>) {
@@ -121,6 +124,10 @@ impl Supervisor {
                         "killed processes that it left behind with its listeners open"
                     );
                 }
+            }
+            if !generation.lease.served {
+                // Before an older generation that was paused for it accepts again.
+                put_options_back(id, &generation.listeners);
             }
             let (kind, text) = match state {
                 Some(State::Draining) => (event::Kind::GenerationGone, "gone"),

@@ -51,9 +51,6 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
     if kind.is_intercepted() && generation.listeners.is_empty() {
         return;
     }
-    if admin.is_none() && kind.haproxy().is_some() && !family.has_master {
-        return;
-    }
     let task = crate::tasks::spawn(async move {
         let leaves = |how| cx.send(Message::Leaves(id, how));
         let mut known = family.workers();
@@ -70,8 +67,11 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
                         cx.send(Message::Left(id, info.connections));
                     }
                     Err(NoAnswer::InTime) => {}
-                    Err(NoAnswer::Closed) if family.has_master => admin = None,
-                    Err(NoAnswer::Closed) => return,
+                    // Its process may have ended. If it has not, its descriptors alone tell now.
+                    Err(NoAnswer::Closed) => {
+                        admin = None;
+                        continue;
+                    }
                 },
                 // The first process has the listeners from the start, and closes them when it
                 // stops.

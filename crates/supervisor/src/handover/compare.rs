@@ -30,13 +30,10 @@ use crate::message::{Compared, Message};
 
 /// How long haproxy may take to name its listeners while clients wait. If it takes longer, the
 /// handover continues and haproxy is asked again later.
-pub(crate) const ANSWER: Duration = Duration::from_secs(1);
+const ANSWER: Duration = Duration::from_secs(1);
 /// How long haproxy may take when it is asked again, before the reload is answered: exit code 0 is
 /// given only for an observed result.
 const ANSWER_LATE: Duration = Duration::from_secs(10);
-/// The hint for a generation that does not accept again.
-const RESUMES_NOT: &str = "see what it does with `bindonce doctor`; correct the configuration, then run \
-    `bindonce reload`: the next generation takes over from it";
 
 /// Why a reload failed that was already reported as done; the value arrives as soon as it is known.
 pub(crate) type Late = oneshot::Receiver<Option<RpcError>>;
@@ -55,9 +52,25 @@ pub(crate) fn begin(
     crate::tasks::spawn(async move {
         let own = own.await;
         let missing = if running { listening.missing(ANSWER).await } else { None };
-        cx.send(Message::Compared(id, how, Compared { own, missing }));
+        cx.send(Message::Compared(id, how, Compared { own: Some(own), missing }));
     });
     true
+}
+
+/// Looks at what a generation that continues listens on, and, where `own` does, at the addresses
+/// that it has bound.
+pub(crate) async fn look(
+    listening: &Listening,
+    own: Option<impl Future<Output = BTreeSet<String>>>,
+) -> Compared {
+    let own = async {
+        match own {
+            Some(own) => bindonce_sys::patience::timeout(ANSWER, own).await.ok(),
+            None => None,
+        }
+    };
+    let (own, missing) = tokio::join!(own, listening.missing(ANSWER));
+    Compared { own, missing }
 }
 
 /// An address that a bind line names and that haproxy bound itself.
@@ -76,33 +89,44 @@ pub(crate) fn unclaimed_line(rendering: &Rendering, address: &str) -> Option<Str
     Some(format!("{address} by itself, of the bind line {place}"))
 }
 
-/// Asks a serving generation for its listeners, where that was not possible before the older ones
-/// were told to stop for good, or it did not answer. Returns why the reload failed, if it did.
+/// Compares a serving generation, where that was not possible before the older ones were told to
+/// stop for good, or it did not answer. Returns why the reload failed, if it did.
 pub(crate) fn ask_late(
     cx: &Context,
     generation: &Generation,
     listeners: Listeners,
 ) -> Option<Late> {
-    if generation.readiness.listens {
+    let uncompared = generation.readiness.uncompared;
+    if generation.readiness.listens && !uncompared {
         return None;
     }
     let (id, listening) = (generation.id, Listening::of(&cx.settings.kind, generation)?);
+    let own = uncompared.then(|| foreign::own(cx, generation));
+    let reload = cx.settings.command("reload");
     Some(answer_late(cx, id, async move {
+        let differs = |text: String| {
+            let text = format!("{text}\nit serves all the same: no older generation could resume");
+            Some((text, requests::READS_OTHERWISE.to_owned()))
+        };
+        if let Some(own) = own {
+            let own = own.await;
+            let rendering = listeners.prepared.as_ref().and_then(|prepared| prepared.rendering());
+            if let Some(text) = rendering.and_then(|rendering| unclaimed(rendering, &own)) {
+                return differs(text);
+            }
+        }
         match listening.missing(ANSWER_LATE).await {
             None => Some((
                 format!(
                     "generation {id} has taken over, but {}: nothing shows that it serves",
                     listening.silence(ANSWER_LATE)
                 ),
-                "see what it does with `bindonce doctor`; if it stands still, run `bindonce reload` again",
+                format!(
+                    "see what it does with `bindonce doctor`; if it stands still, run `{reload}` again"
+                ),
             )),
             Some(missing) => {
-                let names = listeners.some(&missing)?;
-                let text = format!(
-                    "haproxy does not listen on {names}\n\
-                     it serves all the same: no older generation could resume"
-                );
-                Some((text, requests::READS_OTHERWISE))
+                differs(format!("haproxy does not listen on {}", listeners.some(&missing)?))
             }
         }
     }))
@@ -116,6 +140,11 @@ pub(crate) fn ask_resumed(
     listeners: Listeners,
 ) -> Option<Late> {
     let (id, listening) = (generation.id, watch_resumed(cx, generation)?);
+    let hint = format!(
+        "see what it does with `bindonce doctor`; correct the configuration, then run `{}`: the next \
+         generation takes over from it",
+        cx.settings.command("reload")
+    );
     Some(answer_late(cx, id, async move {
         let text = match listening.missing(ANSWER_LATE).await {
             None => format!(
@@ -127,14 +156,15 @@ pub(crate) fn ask_resumed(
                 listeners.some(&missing)?
             ),
         };
-        Some((text, RESUMES_NOT))
+        Some((text, hint))
     }))
 }
 
 /// Begins to ask a generation that was told to accept again whether it does, until it does. Returns
 /// how it is asked; None for a program other than haproxy, which is not asked.
 pub(crate) fn watch_resumed(cx: &Context, generation: &mut Generation) -> Option<Rc<Listening>> {
-    let (id, listening) = (generation.id, Rc::new(Listening::of(&cx.settings.kind, generation)?));
+    let listening = Listening::of(&cx.settings.kind, generation)?.after_pause();
+    let (id, listening) = (generation.id, Rc::new(listening));
     let (inbox, asked) = (cx.clone(), Rc::clone(&listening));
     let task = crate::tasks::spawn(async move {
         // A signal sent to a stopped process is lost when it is continued.
@@ -151,7 +181,7 @@ pub(crate) fn watch_resumed(cx: &Context, generation: &mut Generation) -> Option
 fn answer_late(
     cx: &Context,
     id: GenerationId,
-    why: impl Future<Output = Option<(String, &'static str)>> + 'static,
+    why: impl Future<Output = Option<(String, String)>> + 'static,
 ) -> Late {
     let (send, receive) = oneshot::channel();
     let cx = cx.clone();

@@ -17,6 +17,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bindonce_core::generation::GenerationId;
+use bindonce_core::patience::Patience;
 use bindonce_sys::intercept::{Left, Unattended};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -200,11 +201,11 @@ impl DescriptorStore {
     /// The supervisor is gone. Gives everything to the next one that asks, and answers calls until
     /// that one has it.
     pub(super) fn leave(mut self) {
-        let until = Instant::now() + WAIT;
+        let mut patience = Patience::new(WAIT);
         let mut next: Option<UnixStream> = None;
         loop {
-            let left = until.saturating_duration_since(Instant::now());
-            let is_late = left.is_zero();
+            let wait = patience.next_wait(Instant::now());
+            let is_late = wait.is_none();
             if is_late && next.is_none() {
                 self.connections.clear();
             }
@@ -216,11 +217,9 @@ impl DescriptorStore {
             if self.connections.is_empty() && self.calls.is_empty() {
                 return;
             }
-            let limit = match is_late {
-                true => PollTimeout::NONE,
-                // Rounded up, so that the wait lasts at least until then.
-                false => PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX),
-            };
+            let limit = wait.map_or(PollTimeout::NONE, |wait| {
+                PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
+            });
             match self.wait(limit, is_answered, next.as_ref()) {
                 Some(Sign::Asked) => next = self.give(),
                 Some(Sign::Answered) => {

@@ -58,21 +58,20 @@ pub(crate) fn detach(cx: &Context, generation: &Generation) {
         })
         .await;
         drop(pidfd); // Not reaped before: until here the pid cannot be reused.
-        let message = match removed {
+        match removed {
             Ok(Ok(removed)) => {
                 let left = find(&cx.settings, pid, inodes).await.len();
-                Message::Detached(id, Detached { removed, left, refused: false })
+                cx.send(Message::Detached(id, Detached { removed, left, refused: false }));
             }
             Ok(Err(error)) => {
                 let refused = matches!(&error, Error::Sys(error) if error.errno() == Some(EPERM));
                 tracing::debug!(generation = id.0, pid, %error, "ghosts not removed");
-                Message::Detached(id, Detached { removed: 0, left: found.len(), refused })
+                let left = found.len();
+                cx.send(Message::Detached(id, Detached { removed: 0, left, refused }));
             }
-            Err(error) => {
-                return tracing::warn!(generation = id.0, pid, %error, "ghosts not removed");
-            }
-        };
-        cx.send(message);
+            // Not in time.
+            Err(error) => tracing::warn!(generation = id.0, pid, %error, "ghosts not removed"),
+        }
         cx.send(Message::Closed(id));
     });
 }

@@ -108,7 +108,7 @@ fn show(held: &HeldListener) {
         let listener = &held.label;
         tracing::error!(
             listener,
-            hint = "run `bindonce reload` with a configuration that has it: a broker with CAP_NET_RAW \
+            hint = "reload with a configuration that has it: a broker with CAP_NET_RAW \
                     shows it when it is claimed",
             "listener {listener} stays hidden from new connections: showing it needs CAP_NET_RAW, and \
              its interface where it has one"

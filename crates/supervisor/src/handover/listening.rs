@@ -1,12 +1,16 @@
 //! Which listeners a generation of haproxy really listens on. haproxy reports it on its admin
-//! socket (`show fd`), or its epoll sets show it.
+//! socket (`show fd`), or its epoll sets show it. A haproxy that is full (maxconn) takes a listener
+//! out of its epoll set; then the connections that it has accepted from it show it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
+use bindonce_core::address::Address;
 use bindonce_core::duration;
+use bindonce_core::listener::{Listener, Options};
 use bindonce_haproxy::cli::descriptor;
-use bindonce_sys::{epoll, holders, inherit, process, worker};
+use bindonce_sys::{diag, epoll, holders, inherit, process, worker};
 
 use crate::generations::admin::Admin;
 use crate::generations::generation::Generation;
@@ -27,12 +31,16 @@ pub(crate) enum Listening {
     EpollSets(Box<Processes>),
 }
 
-/// The processes of a generation, and the inodes of its listeners.
+/// The processes of a generation, and its listeners.
 #[derive(Clone)]
 pub(crate) struct Processes {
     kind: Kind,
     pid: i32,
     inodes: Vec<u64>,
+    /// The same listeners, at the addresses that they are bound to.
+    listeners: Arc<[Listener]>,
+    /// The generation was paused: its connections may be from before that.
+    was_paused: bool,
     /// haproxy was started without epoll.
     no_epoll: bool,
 }
@@ -43,13 +51,28 @@ impl Listening {
         kind.haproxy()?;
         Some(match &generation.cli.admin {
             Some(admin) => Self::AdminSocket(admin.clone(), generation.readiness.passed),
-            None => Self::EpollSets(Box::new(Processes {
-                kind: kind.clone(),
-                pid: generation.pid(),
-                inodes: generation.inodes(),
-                no_epoll: generation.cli.no_epoll,
-            })),
+            None => {
+                let listeners = generation.listeners.iter();
+                let bound = listeners
+                    .map(|held| Listener { address: held.bound.clone(), ..held.listener.clone() });
+                Self::EpollSets(Box::new(Processes {
+                    kind: kind.clone(),
+                    pid: generation.pid(),
+                    inodes: generation.inodes(),
+                    listeners: bound.collect(),
+                    was_paused: false,
+                    no_epoll: generation.cli.no_epoll,
+                }))
+            }
         })
+    }
+
+    /// The same for a generation that was paused.
+    pub(crate) fn after_pause(mut self) -> Self {
+        if let Self::EpollSets(processes) = &mut self {
+            processes.was_paused = true;
+        }
+        self
     }
 
     /// The log text for a generation that did not answer within `limit`.
@@ -59,15 +82,16 @@ impl Listening {
             Self::AdminSocket(..) => {
                 format!("did not list its listeners on the admin socket within {limit}")
             }
-            Self::EpollSets(_) => format!(
-                "the look at which listeners it listens on, in its epoll sets, was not done within {limit}"
-            ),
+            Self::EpollSets(_) => {
+                format!("its epoll sets did not show within {limit} on which listeners it listens")
+            }
         }
     }
 
     /// The indexes of listeners that the generation does not listen on, nor begins to within
-    /// `limit`. None if it does not answer in time, or has ended, which is noticed elsewhere. Empty
-    /// where it cannot be known: haproxy lacks the command or uses no epoll.
+    /// `limit`. None if it does not answer in time, is too full to show it, or has ended, which is
+    /// noticed elsewhere. Empty where it cannot be known: haproxy lacks the command or uses no
+    /// epoll.
     pub(crate) async fn missing(&self, limit: Duration) -> Option<Vec<usize>> {
         let (mut heard, mut last) = (None, None);
         let looks = async {
@@ -89,13 +113,17 @@ impl Listening {
         };
         // A look that does not end in time adds nothing to the one before.
         let _ = bindonce_sys::patience::timeout(limit, looks).await;
-        let missing = last?;
+        let mut missing = last?;
         if let Self::EpollSets(processes) = self
-            && heard.is_none()
             && !missing.waiting.is_empty()
         {
-            processes.warn_unseen();
-            return Some(Vec::new());
+            if heard.is_none() {
+                processes.warn_unseen();
+                return Some(Vec::new());
+            }
+            if !processes.was_paused {
+                missing.waiting = processes.without_connection(missing.waiting, limit).await?;
+            }
         }
         Some(missing.unknown.into_iter().chain(missing.waiting).collect())
     }
@@ -141,6 +169,23 @@ impl Processes {
         Some(Missing { unknown: Vec::new(), waiting: waiting.collect() })
     }
 
+    /// Of these listeners, those from which the processes have no connection. None if it cannot be
+    /// known: a haproxy that is full as a whole stops waiting also for a listener from which it has
+    /// accepted nothing.
+    async fn without_connection(&self, waiting: Vec<usize>, limit: Duration) -> Option<Vec<usize>> {
+        let this = self.clone();
+        let look = move || {
+            let pids = this.kind.processes(this.pid);
+            let held = pids.iter().flat_map(|pid| holders::sockets(*pid)).collect();
+            let taken = accepted(&this.listeners, &held);
+            let left: Vec<_> = waiting.into_iter().filter(|index| !taken.contains(index)).collect();
+            let mut sets = pids.iter().filter_map(|pid| epoll::waited_for(*pid, &this.inodes));
+            let may_be_full = !taken.is_empty() && sets.all(|set| set.is_empty());
+            (left.is_empty() || !may_be_full).then_some(left)
+        };
+        worker::within(limit, look).await.ok().flatten()
+    }
+
     fn warn_unseen(&self) {
         tracing::warn!(
             pid = self.pid,
@@ -148,6 +193,34 @@ impl Processes {
              (--no-admin) and uses no epoll (-de, noepoll); leave one of the two out"
         );
     }
+}
+
+/// The indexes of the listeners from which a process that holds these sockets has a connection.
+fn accepted(listeners: &[Listener], held: &BTreeSet<u64>) -> BTreeSet<usize> {
+    let mut local = BTreeSet::new();
+    let mut add = |address: Address, inode: u64| {
+        if held.contains(&inode) {
+            local.insert(address);
+        }
+    };
+    // What the kernel does not list shows nothing.
+    let _ = diag::connections(|one| add(Address::Tcp(one.local), one.inode));
+    let _ = diag::unix_connections(&mut add);
+    local.iter().filter_map(|address| accepts_at(listeners, address)).collect()
+}
+
+/// The index of the listener that gets the connections to this address, if that is certain.
+fn accepts_at(listeners: &[Listener], address: &Address) -> Option<usize> {
+    let here = Listener::new(None, address.clone(), Options::default()).ok()?.key();
+    let is_ipv4 = |at: &Address| at.ip().map(|ip| ip.is_ipv4());
+    // The kernel prefers the listener on the address itself, then one of the same family.
+    let rank =
+        |Listener { address: at, .. }: &Listener| (at == address, is_ipv4(at) == is_ipv4(address));
+    let covers: Vec<_> =
+        listeners.iter().enumerate().filter(|(_, one)| one.key().overlaps(&here)).collect();
+    let best = covers.iter().map(|(_, one)| rank(one)).max()?;
+    let mut first = covers.iter().filter(|(_, one)| rank(one) == best).map(|(index, _)| *index);
+    first.next().filter(|_| first.next().is_none())
 }
 
 /// None if it does not answer in time, or has closed the connection.
@@ -220,6 +293,54 @@ mod tests {
         drop(local); // Closes its end of the connection.
         drop(talks.join().expect("a haproxy"));
         missing
+    }
+
+    #[test]
+    fn a_connection_shows_the_listener_that_it_was_accepted_from() {
+        let tcp = || std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let path = std::env::temp_dir().join(format!("bindonce-accepted-{}", std::process::id()));
+        let (one, other) = (tcp(), tcp());
+        let unix = std::os::unix::net::UnixListener::bind(&path).expect("a listener");
+        let [one_at, other_at] = [&one, &other].map(|tcp| tcp.local_addr().expect("its address"));
+        let texts = [one_at.to_string(), other_at.to_string(), format!("unix@{}", path.display())];
+        let listeners = texts.map(|text| text.parse::<Listener>().expect("a listener"));
+        let pid = std::process::id().cast_signed();
+        let seen = || accepted(&listeners, &holders::sockets(pid));
+        let _clients = [one_at, other_at].map(|at| std::net::TcpStream::connect(at).expect("it"));
+        let _client = UnixStream::connect(&path).expect("connected");
+        assert_eq!(seen(), BTreeSet::new(), "they wait in the queues");
+        let first = one.accept().expect("a connection");
+        assert_eq!(seen(), BTreeSet::from([0]));
+        let _second = unix.accept().expect("a connection");
+        assert_eq!(seen(), BTreeSet::from([0, 2]));
+        drop(first);
+        assert_eq!(seen(), BTreeSet::from([2]));
+        std::fs::remove_file(&path).expect("removed");
+    }
+
+    #[test]
+    fn a_connection_belongs_to_the_listener_that_the_kernel_prefers() {
+        let listeners = [
+            "0.0.0.0:80",
+            "127.0.0.1:80",
+            "[::]:80",
+            "[::]:81,v6only",
+            "0.0.0.0:82,interface=eth0",
+            "0.0.0.0:82,interface=eth1",
+        ];
+        let listeners = listeners.map(|text| text.parse::<Listener>().expect(text));
+        for (address, expected) in [
+            ("127.0.0.1:80", Some(1)),
+            ("10.0.0.1:80", Some(0)),
+            ("[::1]:80", Some(2)),
+            ("[::1]:81", Some(3)),
+            ("10.0.0.1:81", None),
+            ("10.0.0.1:82", None),
+            ("10.0.0.1:83", None),
+        ] {
+            let address = address.parse().expect(address);
+            assert_eq!(accepts_at(&listeners, &address), expected, "{address}");
+        }
     }
 
     #[test]

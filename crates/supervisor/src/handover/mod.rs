@@ -5,11 +5,12 @@
 //! with the claimed ones ([`compare`], [`listening`]); the [`proof`] that no older generation
 //! accepts; listeners [`leaving`] the configuration; QUIC connections that are still [`opening`];
 //! and the removal of [`ghosts`] from epoll sets. The [`watchdog`] is the process that finishes a
-//! handover if the supervisor dies in it. It passes its [`descriptor_store`] to the next
-//! supervisor.
+//! handover if the supervisor dies in it: its [`duty`]. It passes its [`descriptor_store`] to the
+//! next supervisor.
 
 pub(crate) mod compare;
 pub(crate) mod descriptor_store;
+pub(crate) mod duty;
 pub(crate) mod ghosts;
 pub(crate) mod leaving;
 pub(crate) mod listening;
@@ -38,10 +39,11 @@ use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::generation::Generation;
 use crate::handover::descriptor_store::Stored;
+use crate::handover::duty::{Duty, ProcessRef};
 use crate::handover::ghosts::Removal;
 use crate::handover::leaving::Leaving;
 use crate::handover::proof::{Older, Proof};
-use crate::handover::watchdog::{Duty, ProcessRef, Watchdog};
+use crate::handover::watchdog::Watchdog;
 use crate::settings::Ghosts;
 
 /// How much longer than intended a pause may last before the watchdog ends it.
@@ -142,9 +144,15 @@ impl Handover {
         self.proof.as_ref().map(|(newer, _)| *newer)
     }
 
-    /// Tells the watchdog its duty if this process dies now.
-    pub(crate) fn tell(&self, duty: &Duty) {
-        self.watchdog.borrow_mut().tell(duty);
+    /// The watchdog has nothing to do if this process dies now: no handover is in progress.
+    pub(crate) fn is_over(&self) {
+        self.watchdog.borrow_mut().tell(Duty::None);
+    }
+
+    /// The same, if the last duty was about this new generation, which is gone. The next handover
+    /// may have begun, and gives the watchdog another duty only when there is a process.
+    pub(crate) fn is_over_for(&self, newer: &Generation) {
+        self.watchdog.borrow_mut().forget(newer.named);
     }
 
     /// Tells the watchdog to finish this handover if this process dies or the older generations
@@ -156,11 +164,12 @@ impl Handover {
         older: &[&Generation],
     ) {
         let listeners: BTreeSet<_> = older.iter().flat_map(|older| older.inodes()).collect();
-        self.tell(&Duty::Finish {
+        self.watchdog.borrow_mut().tell(Duty::Finish {
             within: cx.settings.timing.retire_timeout + GRACE,
             retire: cx.settings.kind.retire() as i32,
+            resume: cx.settings.kind.haproxy().is_some(),
             newer: newer.named,
-            older: older.iter().map(|older| older.named).collect(),
+            older: older.iter().map(|older| older.signalled()).collect(),
             listeners: listeners.into_iter().collect(),
         });
         older.iter().for_each(|older| self.keep(older));
@@ -225,8 +234,12 @@ impl Handover {
     }
 
     /// Tells the watchdog which generation to end, and which to resume, if this process dies now.
-    pub(crate) fn guard(&self, newer: ProcessRef, paused: Vec<ProcessRef>) {
-        self.tell(&Duty::End { newer, paused });
+    /// One that is about to take over does so all the same, unless it is refused.
+    pub(crate) fn guard(&self, newer: &Generation, paused: Vec<ProcessRef>) {
+        let mut watchdog = self.watchdog.borrow_mut();
+        if newer.readiness.refused.is_some() || !watchdog.duty().lets_in(newer.named) {
+            watchdog.tell(Duty::End { newer: newer.named, paused });
+        }
     }
 
     /// The watchdog, for tasks that give it duties.

@@ -35,10 +35,6 @@ impl Opening {
         Self(older.filter(has_quic).filter_map(|generation| generation.cli.admin.clone()).collect())
     }
 
-    pub(crate) fn is_none(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Waits for the handshakes and the first requests, until `limit`.
     pub(crate) async fn settle(self, limit: Duration) {
         let begun = Instant::now();

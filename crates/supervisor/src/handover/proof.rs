@@ -34,7 +34,7 @@ use crate::message::Message;
 
 /// How long each queue must stand still.
 const STILL: Duration = Duration::from_millis(5);
-/// The same, where no older generation can be asked. Then no answer shows that a process which
+/// The same, where an older generation cannot be asked. Then no answer shows that a process which
 /// might accept has run meanwhile, and on a busy machine a process may not run for some
 /// milliseconds.
 const STILL_UNASKED: Duration = Duration::from_millis(25);
@@ -109,7 +109,6 @@ impl Proof {
         };
         let queue = |held: Rc<HeldListener>| Queue::new(targets(&held), held);
         let mut queues: Vec<_> = self.listeners.into_iter().map(queue).collect();
-        let still_for = if counts.is_empty() { STILL_UNASKED } else { STILL };
         let mut stopping = self.stopping;
         let begun = Instant::now();
         let mut report = begun + PAUSE_AGAIN;
@@ -146,7 +145,7 @@ impl Proof {
                     // question.
                     let since =
                         counts.iter().map(|count| count.unchanged.get()).fold(since, Instant::max);
-                    let until = since + still_for;
+                    let until = since + still_for(self.older.len(), &counts);
                     let left = until.saturating_duration_since(now);
                     if !left.is_zero() && left < SAMPLE {
                         // Clients wait, so the last sample is taken as soon as it can complete the
@@ -196,6 +195,12 @@ fn later_or_none(a: &Option<Instant>, b: &Option<Instant>) -> std::cmp::Ordering
         (Some(a), Some(b)) => b.cmp(a),
         (a, b) => a.is_some().cmp(&b.is_some()),
     }
+}
+
+/// How long each queue must stand still, with so many older generations.
+fn still_for(older: usize, counts: &[Rc<Count>]) -> Duration {
+    let asked = counts.iter().filter(|count| !count.closed.get()).count();
+    if older > 0 && asked == older { STILL } else { STILL_UNASKED }
 }
 
 fn shown(queues: &[Queue]) -> Shown {
@@ -353,7 +358,7 @@ struct Count {
     unchanged: Cell<Instant>,
     /// When the last answered question was sent.
     asked_at: Cell<Instant>,
-    /// When the last answer came.
+    /// When the last answer came, or a part of one.
     answered: Cell<Instant>,
     grew: Cell<Option<Instant>>,
     closed: Cell<bool>,
@@ -379,6 +384,7 @@ impl Count {
 
     /// Asks for the count each time it is woken. Ends with the connection.
     async fn follow(self: Rc<Self>, admin: Admin, answered: Rc<Notify>) {
+        let mut received = admin.received();
         loop {
             self.ask.notified().await;
             let asked = Instant::now();
@@ -395,12 +401,17 @@ impl Count {
                     self.asked_at.set(asked);
                     self.answered.set(now);
                 }
+                // It still answers an older question.
+                Err(NoAnswer::InTime) if admin.received() != received => {
+                    self.answered.set(Instant::now());
+                }
                 Err(NoAnswer::InTime) => {}
                 Err(NoAnswer::Closed) => {
                     self.closed.set(true);
                     return answered.notify_one();
                 }
             }
+            received = admin.received();
             answered.notify_one();
         }
     }
@@ -414,3 +425,6 @@ impl Count {
                 && self.asked_at.get() >= until)
     }
 }
+
+#[cfg(test)]
+mod tests;

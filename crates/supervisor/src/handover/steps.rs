@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
-use bindonce_core::generation::{Event, GenerationId, Handover, Observation};
+use bindonce_core::generation::{Event, GenerationId, Handover, Observation, State};
 use bindonce_core::{duration, event};
 use bindonce_sys::signals::Signal as Number;
 
 use crate::control::requests;
+use crate::generations::foreign;
 use crate::generations::generation::Generation;
 use crate::handover::compare::{self, Listeners};
 use crate::handover::listening::Listening;
@@ -31,6 +32,7 @@ impl Supervisor {
             return;
         }
         generation.own.over.set(true);
+        generation.listeners.iter().for_each(|held| held.lift_mss());
         let serving = self.timeline.serving().and_then(|id| self.generations.get(&id));
         let served = serving.map(|serving| serving.listeners.clone()).unwrap_or_default();
         let Some(generation) = self.generations.get_mut(&id) else { return };
@@ -44,14 +46,18 @@ impl Supervisor {
         let held = generation.is_held();
         let first = self.timeline.accepting(id).is_empty();
         // A generation that is not held already accepts beside an older one: nothing may delay the
-        // handover.
+        // handover. It is compared when it is the only one that accepts.
         if !((held || first) && compare::begin(&self.cx, generation, how, first && !held)) {
+            generation.readiness.uncompared = true;
             self.take_over_now(id, how);
         }
     }
 
-    /// Begins the handover to a ready generation.
+    /// Begins the handover to a ready generation, unless it is being ended.
     fn take_over_now(&mut self, id: GenerationId, how: &'static str) {
+        if self.timeline.state_of(id) != Some(State::Starting) {
+            return;
+        }
         let Some(newer) = self.generations.get_mut(&id) else { return };
         let took = newer.start.ready();
         let Some(newer) = self.generations.get(&id) else { return };
@@ -88,7 +94,7 @@ impl Supervisor {
         crate::tasks::spawn(async move {
             if let Some(shown) = shown {
                 // If this fails, the broker shows the listeners when the new generation serves.
-                let _ = tokio::time::timeout(SHOWN, shown).await;
+                let _ = bindonce_sys::patience::timeout(SHOWN, shown).await;
             }
             if let Some(drained) = drained {
                 drained.await;
@@ -103,12 +109,7 @@ impl Supervisor {
         if refused {
             return;
         }
-        let missing = seen.missing.as_deref();
-        let rendering = self.rendering(id);
-        let text = rendering.and_then(|rendering| compare::unclaimed(rendering, &seen.own));
-        let text = text.or_else(|| self.passed_over(id, missing));
-        if !text.is_some_and(|text| self.reads_otherwise(id, text)) {
-            self.note_listening(id, missing);
+        if !self.differs(id, seen) {
             self.take_over_now(id, how);
         }
     }
@@ -131,43 +132,50 @@ impl Supervisor {
             } else {
                 newer.pidfd.send(Number::SIGCONT).ok()?;
             }
-            Some((id, listening))
+            let own = newer.readiness.uncompared.then(|| foreign::own(&self.cx, newer));
+            Some((id, listening, own))
         });
-        let Some((id, listening)) = asked else { return self.feed(proof) };
+        let Some((id, listening, own)) = asked else { return self.feed(proof) };
         let older = match self.timeline.is_stopping() {
             true => Vec::new(),
             false => self.timeline.accepting(id),
         };
         let opening = Opening::of(older.iter().filter_map(|id| self.generations.get(id)));
-        if !opening.is_none() {
-            // No older generation needs another pause signal.
-            self.feed(Event::Unproved(Observation::default()));
-        }
+        // Meanwhile no older generation needs another pause signal, nor must one be ended.
+        self.feed(Event::Unproved(Observation::default()));
         let limit = opening::LIMIT.min(self.cx.settings.timing.retire_timeout / 2);
         let cx = self.cx.clone();
         crate::tasks::spawn(async move {
-            let missing = listening.missing(compare::ANSWER).await;
+            let seen = compare::look(&listening, own).await;
             opening.settle(limit).await;
-            cx.send(Message::Listens(id, missing, proof));
+            cx.send(Message::Listens(id, seen, proof));
         });
     }
 
     /// The comparison of a continued generation's listeners is done, or did not complete in time.
-    pub(crate) fn listens(&mut self, id: GenerationId, missing: Option<&[usize]>, proof: Event) {
+    pub(crate) fn listens(&mut self, id: GenerationId, seen: &Compared, proof: Event) {
         if self.handover.newer() != Some(id) {
             return; // It has died, or the service is being shut down.
         }
-        let text = self.passed_over(id, missing);
-        if !text.is_some_and(|text| self.reads_otherwise(id, text)) {
-            self.note_listening(id, missing);
+        if !self.differs(id, seen) {
             self.feed(proof);
         }
     }
 
-    fn note_listening(&mut self, id: GenerationId, missing: Option<&[usize]>) {
-        if let Some(generation) = self.generations.get_mut(&id) {
-            generation.readiness.listens = missing.is_some();
+    /// Whether a generation is ended because it has bound, or listens on, something else than was
+    /// claimed for it. Otherwise notes what is known of that.
+    fn differs(&mut self, id: GenerationId, seen: &Compared) -> bool {
+        let text = self.rendering(id).zip(seen.own.as_ref());
+        let text = text.and_then(|(rendering, own)| compare::unclaimed(rendering, own));
+        let text = text.or_else(|| self.passed_over(id, seen.missing.as_deref()));
+        if text.is_some_and(|text| self.reads_otherwise(id, text)) {
+            return true;
         }
+        if let Some(generation) = self.generations.get_mut(&id) {
+            generation.readiness.listens = seen.missing.is_some();
+            generation.readiness.uncompared &= seen.own.is_none();
+        }
+        false
     }
 
     /// Logs the difference and ends the generation: true. A restart on a configuration that serves,
@@ -207,7 +215,7 @@ impl Supervisor {
             && let Some(generation) = self.generations.get(&id)
         {
             // The process may have ended; its exit message is on its way.
-            let _ = generation.pidfd.send(Number::SIGTTIN);
+            let _ = generation.deliver(Number::SIGTTIN);
         }
     }
 }

@@ -8,9 +8,11 @@
 //! - A generation that was only starting is ended. The older generation keeps serving, and resumes
 //!   if it was paused so that the new one could bind an address.
 //! - A generation that was taking over continues as soon as the older ones, which are told to stop,
-//!   have closed their listeners.
+//!   have closed their listeners. If it has ended meanwhile, the older ones are not told to stop,
+//!   and those that were paused resume.
 //!
-//! The watchdog does the same when a pause lasts longer than the supervisor announced. A new
+//! The watchdog does the same when a pause lasts longer than the supervisor announced. Time in
+//! which the watchdog is stopped, and perhaps the supervisor with it, does not count. A new
 //! generation that is held at its readiness stays held meanwhile: the watchdog has a copy of the
 //! hold, which the supervisor's death does not release. Processes are named by pid and start time,
 //! so that no other process is ever signalled. In the end the watchdog gives the next supervisor
@@ -25,14 +27,14 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bindonce_core::generation::GenerationId;
+use bindonce_core::patience::Patience;
 use bindonce_sys::intercept::{Intercept, Unattended};
 use bindonce_sys::process::{self, Pidfd};
-use bindonce_sys::signals::Signal;
-use bindonce_sys::{holders, log, queue, tree};
+use bindonce_sys::{log, queue};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde::{Deserialize, Serialize};
 
 use super::descriptor_store::{self, DescriptorStore};
+use super::duty::{Duty, ProcessRef};
 use super::watchdog_inbox::{Inbox, Next};
 use crate::error::Error;
 
@@ -45,132 +47,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long the supervisor waits for an unneeded watchdog to end.
 const ENDING: Duration = Duration::from_millis(100);
 
-/// How long a new generation waits for the older ones, which were told to stop, to close their
-/// listeners. A generation that does not must not keep the service down for longer.
-const CLOSING: Duration = Duration::from_millis(500);
-
 /// How long older generations may be paused so that a new one can bind an address. The supervisor
 /// ends the pause long before, unless it is stuck.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Interval between two checks for closed listeners.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
-
 /// The line that carries a hold.
 const HOLD: &str = "hold\n";
-
-/// A process, as the supervisor names it to its watchdog and to the next supervisor.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct ProcessRef {
-    pub(crate) pid: i32,
-    /// In clock ticks since boot. A pid alone may name another process later.
-    pub(crate) start_time: u64,
-}
-
-/// The watchdog's duty if the supervisor dies now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Duty {
-    /// Nothing.
-    None,
-    /// End a starting generation, then resume those paused for it. While any are paused, also after
-    /// [`PAUSE`].
-    End { newer: ProcessRef, paused: Vec<ProcessRef> },
-    /// Tell the older generations to stop, and continue the new one; also after `within`.
-    Finish {
-        within: Duration,
-        /// Number of the signal that tells the older ones to stop.
-        retire: i32,
-        newer: ProcessRef,
-        older: Vec<ProcessRef>,
-        /// Inode numbers of the older generations' listeners.
-        listeners: Vec<u64>,
-    },
-}
-
-impl ProcessRef {
-    /// Names the process that currently has this pid.
-    pub(crate) fn of(pid: i32) -> Option<Self> {
-        Some(Self { pid, start_time: process::start_time(pid)? })
-    }
-
-    /// Waits until the process has ended, for [`CLOSING`] at most.
-    fn wait_end(self) {
-        let limit = PollTimeout::try_from(CLOSING).unwrap_or(PollTimeout::ZERO);
-        if let Ok(pidfd) = Pidfd::open(self.pid)
-            && process::start_time(self.pid) == Some(self.start_time)
-        {
-            let _ = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], limit);
-        }
-    }
-
-    fn signal(self, signal: Signal) {
-        // The pidfd is opened first, so that the process it names cannot change under the
-        // comparison.
-        let Ok(pidfd) = Pidfd::open(self.pid) else { return };
-        if self.is_there() {
-            // The process may have ended meanwhile.
-            let _ = pidfd.send(signal);
-        }
-    }
-
-    /// Whether the process has a descriptor of one of these listeners, as far as /proc shows.
-    fn listens(self, listeners: &[u64]) -> bool {
-        self.is_there()
-            && process::family(self.pid)
-                .into_iter()
-                .any(|pid| holders::holds(pid, listeners).unwrap_or(false))
-    }
-
-    /// Whether the process still exists.
-    pub(crate) fn is_there(self) -> bool {
-        process::start_time(self.pid) == Some(self.start_time)
-    }
-}
-
-impl Duty {
-    /// The duty as one line.
-    fn write(&self) -> String {
-        // This type always serializes.
-        serde_json::to_string(self).unwrap_or_default() + "\n"
-    }
-
-    /// Carries out the duty. A held generation continues afterwards at the earliest.
-    fn perform(self) {
-        match self {
-            Self::None => {}
-            Self::End { newer, paused } => {
-                if newer.is_there() {
-                    tree::kill(newer.pid);
-                }
-                if !paused.is_empty() {
-                    // The new generation may have an address that the older ones take back.
-                    newer.wait_end();
-                    paused.iter().for_each(|paused| paused.signal(Signal::SIGTTIN));
-                }
-                say(&format!(
-                    "the supervisor is gone or stuck: ended pid {}, which was starting",
-                    newer.pid
-                ));
-            }
-            Self::Finish { retire, newer, older, listeners, .. } => {
-                say("the supervisor is gone or stuck: finishing its handover");
-                if let Ok(retire) = Signal::try_from(retire) {
-                    older.iter().for_each(|older| older.signal(retire));
-                }
-                let until = Instant::now() + CLOSING;
-                let open = |older: &ProcessRef| older.listens(&listeners);
-                while older.iter().any(open) && Instant::now() < until {
-                    // The kernel sends no event when another process closes a descriptor.
-                    std::thread::sleep(LOOK_AGAIN);
-                }
-                if newer.is_there() {
-                    tree::signal(newer.pid, Signal::SIGCONT);
-                }
-            }
-        }
-    }
-}
 
 /// The supervisor's side. It never waits for a watchdog that does not read; such a watchdog is
 /// replaced.
@@ -182,6 +64,8 @@ pub(crate) struct Watchdog {
     kept: Option<OwnedFd>,
     /// The kept calls, for a replacement watchdog.
     calls: Vec<(GenerationId, Unattended, Weak<Intercept>)>,
+    /// What it was told last.
+    duty: Duty,
     /// Since when the watchdog has left a message unread.
     unread: Option<Instant>,
 }
@@ -201,7 +85,8 @@ impl Watchdog {
             .process_group(0)
             .spawn()
             .map_err(failed())?;
-        let watchdog = Self { socket, child, kept, calls: Vec::new(), unread: None };
+        let (calls, duty) = (Vec::new(), Duty::None);
+        let watchdog = Self { socket, child, kept, calls, duty, unread: None };
         if let Some(asked) = &watchdog.kept {
             watchdog.share(descriptor_store::ASKED, asked.as_fd());
         }
@@ -216,8 +101,9 @@ impl Watchdog {
 
     /// Tells the watchdog its duty if this process dies now. A watchdog that has died, is stopped,
     /// or does not read is replaced.
-    pub(crate) fn tell(&mut self, duty: &Duty) {
+    pub(crate) fn tell(&mut self, duty: Duty) {
         let line = duty.write();
+        self.duty = duty;
         if !self.is_stuck() && self.socket.write_all(line.as_bytes()).is_ok() {
             return;
         }
@@ -231,11 +117,24 @@ impl Watchdog {
                 for (id, how, calls) in std::mem::take(&mut self.calls) {
                     calls.upgrade().iter().for_each(|calls| new.keep_calls(id, how, calls));
                 }
+                new.duty = std::mem::replace(&mut self.duty, Duty::None);
                 drop(std::mem::replace(self, new));
                 // A second failure in a row is no accident; the log has said enough.
                 let _ = self.socket.write_all(line.as_bytes());
             }
             Err(error) => tracing::error!(%error, "handovers continue without a watchdog"),
+        }
+    }
+
+    /// What it was told last.
+    pub(super) fn duty(&self) -> &Duty {
+        &self.duty
+    }
+
+    /// Ends the duty that is about this new generation, which is gone.
+    pub(super) fn forget(&mut self, newer: ProcessRef) {
+        if self.duty.newer() == Some(newer) {
+            self.tell(Duty::None);
         }
     }
 
@@ -335,14 +234,6 @@ impl Drop for Watchdog {
     }
 }
 
-/// Writes to standard error, which may have no reader; later steps do not wait for it.
-fn say(text: &str) {
-    log::keep(|dropped| format!("bindonce: {dropped} lines were dropped\n"));
-    // Without a thread only the last words are lost.
-    log::start();
-    log::write(format!("bindonce: {text}\n").as_bytes());
-}
-
 /// The watchdog's side: reads duties from standard input until it ends.
 pub fn run() {
     work();
@@ -355,11 +246,11 @@ fn work() {
     let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else { return };
     let mut inbox = Inbox::new(socket);
     let mut duty = Duty::None;
-    let mut until: Option<Instant> = None;
+    let mut until: Option<Patience> = None;
     let mut held: Option<OwnedFd> = None;
     let mut kept = DescriptorStore::default();
     loop {
-        match inbox.next(until) {
+        match inbox.next(until.as_mut()) {
             Next::Line(line) if line == HOLD => held = inbox.descriptor(),
             Next::Line(line) if descriptor_store::is_line(&line) => {
                 kept.take(line, || inbox.descriptor());
@@ -368,8 +259,8 @@ fn work() {
                 // An unknown line comes from no supervisor of this version.
                 duty = serde_json::from_str(&line).unwrap_or(Duty::None);
                 until = match &duty {
-                    Duty::Finish { within, .. } => Some(Instant::now() + *within),
-                    Duty::End { paused, .. } if !paused.is_empty() => Some(Instant::now() + PAUSE),
+                    Duty::Finish { within, .. } => Some(Patience::new(*within)),
+                    Duty::End { paused, .. } if !paused.is_empty() => Some(Patience::new(PAUSE)),
                     Duty::None | Duty::End { .. } => None,
                 };
                 if duty == Duty::None {
@@ -386,48 +277,5 @@ fn work() {
                 return kept.leave();
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_duty_reads_back_as_it_was_written() {
-        let one = ProcessRef { pid: 7, start_time: 99 };
-        let two = ProcessRef { pid: 8, start_time: 100 };
-        let within = Duration::from_millis(15_000);
-        let finish = |retire, older, listeners| Duty::Finish {
-            within,
-            retire,
-            newer: two,
-            older,
-            listeners,
-        };
-        for duty in [
-            Duty::None,
-            Duty::End { newer: one, paused: vec![] },
-            Duty::End { newer: one, paused: vec![two, one] },
-            finish(Signal::SIGUSR1 as i32, vec![one], vec![]),
-            finish(Signal::SIGQUIT as i32, vec![one, two], vec![4711, 4712]),
-            finish(Signal::SIGQUIT as i32, vec![], vec![1]),
-        ] {
-            let line = duty.write();
-            assert_eq!(line.find('\n'), Some(line.len() - 1));
-            assert_eq!(serde_json::from_str::<Duty>(&line).ok(), Some(duty));
-        }
-        for bad in
-            ["", "{}", "7", "\"Finish\"", "{\"End\":{\"newer\":7}}", "{\"None\":null", "\"Other\""]
-        {
-            assert!(serde_json::from_str::<Duty>(bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn a_process_that_is_not_the_same_is_left_alone() {
-        let me = ProcessRef::of(std::process::id().cast_signed()).expect("this process");
-        // Were it not for the start time, this would end the test.
-        ProcessRef { start_time: me.start_time + 1, ..me }.signal(Signal::SIGKILL);
     }
 }

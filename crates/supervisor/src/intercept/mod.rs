@@ -42,7 +42,7 @@ use crate::message::Message;
 
 /// How long a look at a call may take.
 const LOOK: Duration = Duration::from_secs(1);
-/// After this many stalled looks, no call of this program is looked at any more.
+/// After this many stalled looks in a row, no call of this program is looked at any more.
 const STALLED: u32 = 3;
 
 /// Answers the calls of a generation that is being started.
@@ -187,10 +187,12 @@ impl Answers {
             Ok(Ok(look)) => look,
             Ok(Err(error)) => return self.unseen(call, &error),
             Err(error) => {
-                self.stalled += 1;
+                // An unlink(2) may name any file, on any mount.
+                self.stalled += u32::from(!call.is_unlink());
                 return self.unseen(call, &error);
             }
         };
+        self.stalled = 0;
         match look {
             Look { target, .. } if call.is_unlink() => self.unlink(call, target),
             // The kernel finds what is wrong with the call.

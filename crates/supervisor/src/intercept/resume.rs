@@ -19,13 +19,14 @@ pub(crate) fn serve_again(
     left: Option<io::Result<Intercept>>,
 ) {
     let (id, pid) = (generation.id.0, generation.pid());
+    let reload = cx.settings.command("reload");
     match left {
         Some(Ok(_)) if cx.settings.kind.program().is_some_and(|it| it.intercept.is_none()) => {
             let text = "it was started with --intercept, and this supervisor was not: its bind() fails with ENOSYS";
             tracing::warn!(
                 generation = id,
                 pid,
-                "{text}; `bindonce reload` starts one that binds by itself"
+                "{text}; `{reload}` starts one that binds by itself"
             );
         }
         Some(Ok(calls)) => super::serve(cx, generation, Arc::new(calls), None),
@@ -39,7 +40,7 @@ pub(crate) fn serve_again(
                     generation = id,
                     pid,
                     "generation {id}: bind() fails with ENOSYS, because its supervisor and watchdog have ended. Its \
-                     listeners still serve; servers added with `source` are unreachable. `bindonce reload` starts a \
+                     listeners still serve; servers added with `source` are unreachable. `{reload}` starts a \
                      generation whose bind() works"
                 );
             }
@@ -49,14 +50,14 @@ pub(crate) fn serve_again(
             tracing::warn!(
                 generation = id,
                 pid,
-                "generation {id} runs without --intercept; `bindonce reload` starts one with it"
+                "generation {id} runs without --intercept; `{reload}` starts one with it"
             );
         }
         None => tracing::warn!(
             generation = id,
             pid,
             "its bind() fails with ENOSYS, since the supervisor that answered it is gone, and its watchdog: what it \
-             has bound is served; `bindonce reload` starts one whose bind() is answered"
+             has bound is served; `{reload}` starts one whose bind() is answered"
         ),
     }
 }

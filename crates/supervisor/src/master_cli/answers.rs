@@ -11,7 +11,7 @@ use bindonce_sys::clock;
 use tokio::sync::oneshot;
 
 use super::ask::{Ask, Reloaded, Route, Seen, Startup};
-use crate::control::requests::Client;
+use crate::control::requests::{Client, Options};
 use crate::generations::generation::Generation;
 use crate::supervisor::Supervisor;
 
@@ -27,10 +27,10 @@ impl Supervisor {
             Ask::Begun(reply) if self.master.begins => self.master.beginning.push(reply),
             Ask::Look(reply) | Ask::Begun(reply) => drop(reply.send(self.seen())),
             Ask::Reload { hard, pid, reply } => {
-                self.master.hard |= hard;
                 let (send, outcome) = oneshot::channel();
                 let startup = Rc::new(OnceCell::new());
-                let client = Client::plain(send);
+                let options = Options { at_once: hard, ..Options::default() };
+                let client = Client { reply: send, options };
                 let caller =
                     self.reload(Some(client), "a client of the master CLI asked for it", pid);
                 self.master.waiting.insert(caller, Rc::clone(&startup));
@@ -103,10 +103,25 @@ impl Supervisor {
         }
     }
 
+    /// Ends the older generations if `at_once`, else those that have survived more reloads than the
+    /// configuration of `newest` allows.
+    fn retire_old(&self, newest: GenerationId, at_once: bool) {
+        let most = self.rendering(newest).and_then(|rendering| rendering.mode.max_reloads);
+        for id in self.draining() {
+            let too_old = most
+                .zip(self.generations.get(&id))
+                .is_some_and(|(most, old)| self.process(old).reloads > most);
+            if at_once || too_old {
+                self.cx.later(Event::Retire(id));
+            }
+        }
+    }
+
     /// Counts a reload, or the first start, that has ended, and keeps its startup messages.
     pub(crate) fn reload_ended(&mut self, callers: &[Caller], outcome: &Outcome) {
         let us = std::process::id();
-        let counts = u64::from(!std::mem::take(&mut self.master.begins));
+        let begins = std::mem::take(&mut self.master.begins);
+        let counts = u64::from(!begins);
         match outcome {
             Outcome::ShuttingDown => return,
             Outcome::Serving { id, .. } => {
@@ -125,17 +140,13 @@ impl Supervisor {
                     tail: Some(generation.output.tail.clone()),
                     after: format!("[NOTICE]   ({us}) : Loading success.\n"),
                 };
-                if std::mem::take(&mut self.master.hard) {
-                    let old = self.timeline.generations();
-                    for (id, _) in old.filter(|(_, state)| *state == State::Draining) {
-                        self.cx.later(Event::Retire(id));
-                    }
-                }
+                // A start with `-st` may find generations that still drain.
+                let at_once = begins && self.cx.settings.first.replaced.at_once;
+                self.retire_old(*id, at_once || self.requests.at_once(callers));
             }
             Outcome::Failed(id, _) => {
                 self.master.history.reloads += counts;
                 self.master.history.failed += counts;
-                self.master.hard = false;
                 if let Some(serving) =
                     self.timeline.serving().and_then(|id| self.generations.get(&id))
                 {

@@ -11,7 +11,7 @@ use bindonce_haproxy::cli::master::Input;
 use bindonce_haproxy::config::MasterSocket;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
 
 use super::ask::{Ask, Reloaded, Seen};
 use crate::context::Context;
@@ -25,6 +25,12 @@ const WRITE: Duration = Duration::from_secs(30);
 /// that a haproxy has by default.
 const TO_GENERATIONS: usize = 6;
 
+/// How long a command waits for such a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// How long nothing must have moved on such a connection before it is closed for another client.
+const STILL: Duration = Duration::from_secs(1);
+
 /// How long an unused connection to a generation stays open.
 const READY: Duration = Duration::from_secs(2);
 
@@ -35,7 +41,9 @@ const DISCARD: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(super) struct Hub {
     cx: Context,
-    pub(super) to_generations: Rc<Semaphore>,
+    to_generations: Rc<Semaphore>,
+    /// Notified when a client waits for one of these.
+    wanted: Rc<Notify>,
     /// A connection opened before it is needed, with the admin socket it leads to.
     ready: Rc<RefCell<Option<(PathBuf, UnixStream)>>>,
 }
@@ -43,7 +51,28 @@ pub(super) struct Hub {
 impl Hub {
     pub(super) fn new(cx: Context) -> Self {
         let to_generations = Rc::new(Semaphore::new(TO_GENERATIONS));
-        Self { cx, to_generations, ready: Rc::default() }
+        Self { cx, to_generations, wanted: Rc::default(), ready: Rc::default() }
+    }
+
+    /// The right to open a connection to a generation; None if there is none in time.
+    pub(super) async fn permit(&self) -> Option<SemaphorePermit<'_>> {
+        if let Ok(permit) = self.to_generations.try_acquire() {
+            return Some(permit);
+        }
+        self.wanted.notify_one();
+        let permit = self.to_generations.acquire();
+        bindonce_sys::patience::timeout(CONNECT, permit).await.ok()?.ok()
+    }
+
+    /// Waits until a connection on which nothing moves from now on is needed for another client.
+    pub(super) async fn is_needed(&self) {
+        tokio::time::sleep(STILL).await;
+        loop {
+            self.wanted.notified().await;
+            if self.to_generations.available_permits() == 0 {
+                return;
+            }
+        }
     }
 
     pub(super) fn gate(&self) -> Gate {

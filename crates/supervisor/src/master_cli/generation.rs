@@ -17,7 +17,8 @@ use crate::generations::spares::Spares;
 /// The message for an unreachable generation, in haproxy's words.
 const NOT_REACHED: &[u8] = b"Can't connect to the target CLI!\n";
 
-/// How long a command waits for a connection, and how long a generation may be silent.
+/// How long a generation may take to accept a connection and a command, and how long it may be
+/// silent.
 const CONNECT: Duration = Duration::from_secs(10);
 const SILENT: Duration = Duration::from_secs(600);
 
@@ -46,8 +47,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         let Some(socket) = route.socket else {
             return ask_spare(client, &route.spares, &request).await;
         };
-        let permit = bindonce_sys::patience::timeout(CONNECT, hub.to_generations.acquire()).await;
-        let Ok(Ok(_permit)) = permit else { break };
+        let Some(_permit) = hub.permit().await else { break };
         let sent = bindonce_sys::patience::timeout(CONNECT, send(hub, &socket, &request)).await;
         if let Ok(Ok(mut stream)) = sent
             && relay(&mut stream, client, request.session.empty_answers(seen.version)).await?
@@ -149,9 +149,11 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin>(
         }
         return Ok(Goes::On);
     };
-    let permit = bindonce_sys::patience::timeout(CONNECT, hub.to_generations.acquire()).await;
+    let Some(_permit) = hub.permit().await else {
+        return client.end(NOT_REACHED).await;
+    };
     let stream = bindonce_sys::patience::timeout(CONNECT, UnixStream::connect(socket)).await;
-    let (Ok(Ok(_permit)), Ok(Ok(mut stream))) = (permit, stream) else {
+    let Ok(Ok(mut stream)) = stream else {
         return client.end(NOT_REACHED).await;
     };
     let more = client.input.take();
@@ -160,24 +162,41 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin>(
         text => text,
     };
     let text = [request.session.lowered().as_bytes(), text, &more].concat();
-    stream.write_all(&text).await?;
+    pass(&mut stream, &text, CONNECT).await?;
     let (mut theirs, mut ours) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
     loop {
-        tokio::select! {
-            read = stream.read(&mut theirs) => match read {
-                Ok(read @ 1..) => client.say(&theirs[..read]).await?,
-                _ => return Ok(Goes::On),
-            },
-            read = client.stream.read(&mut ours), if !client.ended => match read? {
+        let next = async {
+            tokio::select! {
+                read = stream.read(&mut theirs) => Moved::Theirs(read),
+                read = client.stream.read(&mut ours), if !client.ended => Moved::Ours(read),
+                () = hub.is_needed() => Moved::Nothing,
+            }
+        };
+        let next = bindonce_sys::patience::timeout(SILENT, next).await;
+        match next.unwrap_or(Moved::Nothing) {
+            Moved::Theirs(Ok(read @ 1..)) => client.say(&theirs[..read]).await?,
+            Moved::Theirs(_) => return Ok(Goes::On),
+            Moved::Ours(read) => match read? {
                 0 => {
                     client.ended = true;
                     stream.shutdown().await?;
                 }
-                read => {
-                    let sent = bindonce_sys::patience::timeout(SILENT, stream.write_all(&ours[..read])).await;
-                    sent.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-                }
+                read => pass(&mut stream, &ours[..read], SILENT).await?,
             },
+            Moved::Nothing => return Ok(Goes::Ends),
         }
     }
+}
+
+/// What came between a client and a process.
+enum Moved {
+    Theirs(io::Result<usize>),
+    Ours(io::Result<usize>),
+    Nothing,
+}
+
+/// Passes on what a client sends, for `limit` at most.
+async fn pass(stream: &mut UnixStream, text: &[u8], limit: Duration) -> io::Result<()> {
+    let sent = bindonce_sys::patience::timeout(limit, stream.write_all(text)).await;
+    sent.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }

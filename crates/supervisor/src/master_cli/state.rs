@@ -2,12 +2,14 @@
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::rc::Rc;
 
 use bindonce_core::generation::{Caller, GenerationId};
 use bindonce_core::time::Timestamp;
-use bindonce_haproxy::config::MasterSocket;
+use bindonce_haproxy::config::{Command, MasterAddress, MasterSocket};
 use bindonce_sys::clock;
+use bindonce_sys::listen::Accounts;
 use tokio::sync::oneshot;
 
 use super::ask::{Seen, Startup};
@@ -28,6 +30,8 @@ pub(crate) struct Master {
     pub(crate) sockets: Vec<Socket>,
     /// Sockets that still belong to the haproxy being replaced.
     late: Vec<MasterSocket>,
+    /// The users and groups that the sockets name.
+    accounts: Accounts,
     pub(crate) history: History,
     /// The service begins: its first start is no reload.
     pub(super) begins: bool,
@@ -38,8 +42,6 @@ pub(crate) struct Master {
     pub(crate) failing: Option<(GenerationId, Tail)>,
     /// Clients that wait for a reload, each with its startup messages.
     pub(super) waiting: HashMap<Caller, Rc<OnceCell<Startup>>>,
-    /// After the next reload, older generations end at once.
-    pub(crate) hard: bool,
     /// The version seen last, in haproxy's notation.
     pub(super) release: String,
 }
@@ -80,29 +82,49 @@ impl History {
 }
 
 impl Master {
-    pub(crate) fn open(
+    pub(crate) async fn open(
         settings: &Settings,
         saved: &Saved,
         left: &mut Inheritance,
         passed: &Passed,
     ) -> Result<Self, Error> {
+        let mut accounts = Accounts::default();
+        for wanted in &settings.master_cli {
+            if let MasterAddress::Listen(listener) = &wanted.at
+                && !left.master_cli.contains_key(&wanted.text)
+            {
+                accounts.add(&listener.options);
+            }
+        }
+        // Off this thread: a name service may never answer.
+        accounts.find().await;
         let (mut sockets, mut late) = (Vec::new(), Vec::new());
         let replaces = !settings.first.replaced.pids.is_empty();
         for wanted in &settings.master_cli {
-            match Socket::open(wanted, &mut left.master_cli, passed, replaces)? {
+            match Socket::open(wanted, &mut left.master_cli, passed, &accounts, replaces)? {
                 Some(socket) => sockets.push(socket),
                 None => late.push(wanted.clone()),
             }
         }
         let same_process = left.control.is_some() && saved.history.began > 0;
         let history = History::resume(&saved.history, same_process);
-        Ok(Self { sockets, late, history, ..Self::default() })
+        Ok(Self { sockets, late, accounts, history, ..Self::default() })
     }
 
     /// The service begins: no earlier generation serves.
     pub(crate) fn begin(&mut self) {
         self.begins = true;
         (self.history.reloads, self.history.failed) = (0, 0);
+    }
+
+    /// The first socket that a command names and that this process does not have. Sockets are
+    /// opened at its start alone.
+    pub(crate) fn lacks<'a>(&self, command: &'a Command) -> Option<&'a OsString> {
+        let has = |word: &OsString| {
+            let mut known = self.sockets.iter().map(|socket| &socket.wanted).chain(&self.late);
+            known.any(|known| *word == *known.text)
+        };
+        command.master_sockets.iter().find(|&word| !has(word))
     }
 
     /// Closes the connection opened in advance, because a generation ends or is about to.
@@ -122,7 +144,7 @@ impl Master {
     pub(crate) fn serve_late(&mut self, replaced: &[i32]) {
         let Some((hub, seats)) = &self.hub else { return };
         for wanted in std::mem::take(&mut self.late) {
-            let taken = Socket::take(&wanted, replaced).and_then(|socket| {
+            let taken = Socket::take(&wanted, &self.accounts, replaced).and_then(|socket| {
                 socket.iter().try_for_each(|socket| socket.serve(hub, seats))?;
                 Ok(socket)
             });

@@ -20,6 +20,14 @@ pub(crate) struct Cause {
     pub(crate) unseen: Option<Unseen>,
 }
 
+/// The hint for a process that SIGKILL does not end.
+pub(crate) fn does_not_end(pid: i32) -> String {
+    format!(
+        "see what it waits for (`cat /proc/{pid}/stack`: a disk or a network file system, say), or whether its cgroup \
+         is frozen; it ends by itself when that is over"
+    )
+}
+
 impl Cause {
     pub(crate) fn new(text: String, hint: Option<String>) -> Self {
         Self { text, words: String::new(), hint, ours: false, in_its_words: false, unseen: None }

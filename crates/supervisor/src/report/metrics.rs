@@ -218,10 +218,12 @@ impl View<'_> {
 
 impl Supervisor {
     /// Answers a scrape once the generations have reported their counters. Each is asked at most
-    /// once for several scrapes.
+    /// once for several scrapes, and none in a handover: clients wait for the answers of the older
+    /// ones to the proof, and haproxy answers one question after the other.
     pub(crate) fn scraped(&mut self, reply: oneshot::Sender<String>) {
         let mut asked = JoinSet::new();
-        for generation in self.generations.iter() {
+        let may_ask = self.handover.newer().is_none();
+        for generation in self.generations.iter().filter(|_| may_ask) {
             // A generation that has not answered yet is starting.
             let admin = generation.cli.admin.clone().filter(|_| generation.cli.version.is_some());
             let (cx, id, pace) =

@@ -158,7 +158,7 @@ impl Report {
             Reason::NotConfirmed => "it did not confirm that it stopped (--retire-timeout)",
             Reason::DrainTimeout => "its connections did not end in time (--drain-timeout)",
             Reason::TooManyDraining => "more generations drain than --max-draining allows",
-            Reason::Retired => "`bindonce retire` asked it to end",
+            Reason::Retired => "`bindonce retire` or a reload asked it to end",
             Reason::Hangs => {
                 "it has no connection left and does not exit: its first thread waits for the others (haproxy 2.6 \
                  hangs like this when a signal arrives late)"

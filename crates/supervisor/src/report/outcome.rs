@@ -10,8 +10,9 @@ use bindonce_wire::{ErrorCode, RpcError};
 use crate::context::Context;
 use crate::control;
 use crate::generations::Generations;
+use crate::generations::generation::Generation;
 use crate::handover::promise::Unserved;
-use crate::replies::{self, Reloaded};
+use crate::replies::{self, ENDING, Reloaded};
 use crate::report::{Report, cause};
 
 /// Data for the answer beside the outcome.
@@ -48,7 +49,12 @@ impl Report {
                     );
                 }
                 if !alone {
-                    return Err(strangers(cx, *id, &now));
+                    let is_left = |id: &u64| now.generations.get(&GenerationId(*id));
+                    let left = ended.iter().find_map(is_left);
+                    return Err(match left {
+                        Some(left) => not_ended(cx, *id, left, &now),
+                        None => strangers(cx, *id, &now),
+                    });
                 }
                 let mut text = match ended.as_slice() {
                     [] => "serving alone".to_owned(),
@@ -120,15 +126,18 @@ impl Report {
                 let pid = now.generations.pid(*id);
                 let event = format!("{word}; {serves}: {text}");
                 cx.record(*id, pid, event::Kind::ReloadFailed, event);
-                let hint = self.failure.hint.as_deref();
+                let again =
+                    || format!("correct that, then run `{}` again", cx.settings.command("reload"));
                 Err(RpcError::new(ErrorCode::RELOAD_FAILED, format!("{text}\n{serves}"))
-                    .with_hint(hint.unwrap_or("correct that, then run `bindonce reload` again"))
+                    .with_hint(self.failure.hint.clone().unwrap_or_else(again))
                     .with("generation", id.0)
                     .with("serving", now.serving.map(|id| id.0)))
             }
             Outcome::ShuttingDown => {
+                let hint = "start it again: its next supervisor takes over what drains";
                 Err(RpcError::new(ErrorCode::RELOAD_FAILED, "the service is being shut down")
-                    .with_hint("start it again with `bindonce run`"))
+                    .with_hint(hint)
+                    .with(ENDING, true))
             }
         }
     }
@@ -151,6 +160,21 @@ impl Report {
             }
         }
     }
+}
+
+/// The error for a new generation that serves although an older one does not end.
+fn not_ended(cx: &Context, id: GenerationId, left: &Generation, now: &Now<'_>) -> RpcError {
+    let text = format!(
+        "generation {id} serves, but generation {}, pid {}, does not end, though it was sent SIGKILL: nothing shows \
+         that it does not accept",
+        left.id,
+        left.pid()
+    );
+    tracing::error!(generation = id.0, "{text}");
+    cx.record(id, now.generations.pid(id), event::Kind::ReloadFailed, text.as_str());
+    RpcError::new(ErrorCode::NOT_ALONE, text)
+        .with_hint(cause::does_not_end(left.pid()))
+        .with("generation", id.0)
 }
 
 /// The error for a new generation that serves beside an unknown process; names that process.
@@ -176,7 +200,7 @@ fn strangers(cx: &Context, id: GenerationId, now: &Now<'_>) -> RpcError {
     }
     let pids: Vec<_> = strangers.iter().map(|(pid, _)| *pid).collect();
     RpcError::new(ErrorCode::NOT_ALONE, text)
-        .with_hint("end that process, then run `bindonce reload`")
+        .with_hint(format!("end that process, then run `{}`", cx.settings.command("reload")))
         .with("generation", id.0)
         .with("strangers", pids)
 }

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use bindonce::aio::Client;
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::status_page::{self, Generation, LISTENERS, Service, StatusPage};
+use bindonce_sys::patience::timeout;
 use bindonce_sys::{clock, process, subprocess, worker};
 use bindonce_wire::result::ListenerInfo;
 use tokio::sync::Mutex;
-use tokio::time::timeout;
 
 use crate::report::view::View;
 

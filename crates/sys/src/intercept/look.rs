@@ -282,19 +282,22 @@ impl Status {
             umask: u32::from_str_radix(first("Umask:"), 8).map_err(|_| odd())?,
             user: of_files("Uid:").ok_or_else(odd)?,
             group: of_files("Gid:").ok_or_else(odd)?,
-            privileged: process::status_binds_any_port(&text).ok_or_else(odd)?,
+            // Capabilities count in the user namespace of the thread, which may have made its own.
+            privileged: process::status_binds_any_port(&text).ok_or_else(odd)?
+                && is_same(thread, "ns/user"),
         })
     }
 }
 
 /// Whether a path means another file to a thread than to this process.
 fn sees_other_files(thread: i32) -> bool {
-    let same = |what: &str| {
-        let of = |who: String| fs::read_link(Path::new(&who)).ok();
-        let theirs = of(format!("/proc/{thread}/{what}"));
-        theirs.is_some() && theirs == of(format!("/proc/self/{what}"))
-    };
-    !(same("ns/mnt") && same("root"))
+    !(is_same(thread, "ns/mnt") && is_same(thread, "root"))
+}
+
+/// Whether a link in its directory of /proc leads a thread to the same as this process.
+fn is_same(thread: i32, link: &str) -> bool {
+    let theirs = fs::read_link(format!("/proc/{thread}/{link}")).ok();
+    theirs.is_some() && theirs == fs::read_link(format!("/proc/self/{link}")).ok()
 }
 
 /// The port ranges of this host; the kernel's defaults if they cannot be read.

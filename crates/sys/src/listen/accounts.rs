@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User};
 use tokio::sync::Semaphore;
 
+use super::node::FileOwner;
 use crate::error::Error;
 use crate::{patience, worker};
 
@@ -192,6 +193,11 @@ impl Owner {
 
     pub(super) fn is_set(&self) -> bool {
         self.user.is_some() || self.group.is_some()
+    }
+
+    /// What the owner of the path's file must be.
+    pub(super) fn of_file(&self) -> FileOwner {
+        FileOwner { user: self.user.map(Uid::as_raw), group: self.group.map(Gid::as_raw) }
     }
 }
 

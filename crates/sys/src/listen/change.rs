@@ -8,7 +8,7 @@ use nix::unistd::{Gid, Uid};
 use socket2::SockRef;
 
 use super::accounts::{Accounts, Owner, owner_differs};
-use super::node::{Node, UnixPath};
+use super::node::{FileOwner, Node, UnixPath};
 use super::transparent::{self, Foreign, is_v6, set_freebind, set_transparent};
 use crate::error::Error;
 
@@ -22,6 +22,8 @@ pub struct Before {
     blocking: bool,
     mode: Option<u32>,
     owner: Option<(u32, u32)>,
+    /// The owner of the file since then.
+    new_owner: Option<FileOwner>,
 }
 
 /// Applies the options of `wanted` that differ from those of `listener`: the backlog (by another
@@ -51,6 +53,11 @@ pub fn change(
 }
 
 impl Before {
+    /// The owner that the file of a UNIX path has got, if that was changed.
+    pub fn new_owner(&self) -> Option<FileOwner> {
+        self.new_owner
+    }
+
     /// Restores the previous state, as far as the system allows.
     pub fn undo(self, socket: BorrowedFd<'_>, path: Option<&UnixPath>, listener: &Listener) {
         if let Some(backlog) = self.backlog {
@@ -122,6 +129,7 @@ fn attempt(
     if let Some(owner) = owner {
         file.set_owner(owner.user, owner.group).map_err(fail("chown"))?;
         before.owner = Some((file.uid, file.gid));
+        before.new_owner = Some(owner.of_file());
     }
     // chown(2) may clear mode bits, so the mode is set last.
     if let Some(mode) = mode.or(wanted.mode) {

@@ -33,11 +33,11 @@ use crate::error::{Error, errno_of};
 use crate::hidden::Hiding;
 
 pub use accounts::Accounts;
-pub use astray::{Astray, astray, can_go_astray, without_interface};
+pub use astray::{Astray, astray, can_go_astray, device_of_holder, without_interface};
 pub use beside::{open_beside, repair_beside};
 pub use change::{Before, change};
 pub use netns::{name_of as name_of_netns, within as within_netns, within_path as within_netns_at};
-pub use node::{UnixPath, restore_mode, unlink_if_ours};
+pub use node::{FileOwner, UnixPath, restore, unlink_if_ours};
 pub use transparent::is_transparent;
 pub(crate) use unix::named;
 

@@ -1,6 +1,7 @@
 //! The file of a UNIX socket, held by a descriptor. Every operation applies to this file, even if
 //! its name leads elsewhere by then.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -30,6 +31,35 @@ pub struct UnixPath {
     pub dev: u64,
     /// Inode of the file (not of the socket).
     pub ino: u64,
+    /// Its owner, as far as the listener names one.
+    pub owner: FileOwner,
+}
+
+/// The user and the group of a file, each where its listener names one (`user=`, `group=`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FileOwner {
+    /// The user.
+    pub user: Option<u32>,
+    /// The group.
+    pub group: Option<u32>,
+}
+
+impl FileOwner {
+    /// The same of a file that has this user and this group.
+    pub(super) fn as_of(self, user: u32, group: u32) -> Self {
+        Self { user: self.user.map(|_| user), group: self.group.map(|_| group) }
+    }
+}
+
+impl fmt::Display for FileOwner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.user, self.group) {
+            (Some(user), Some(group)) => write!(f, "user {user} and group {group}"),
+            (Some(user), None) => write!(f, "user {user}"),
+            (None, Some(group)) => write!(f, "group {group}"),
+            (None, None) => f.write_str("anybody"),
+        }
+    }
 }
 
 /// Removes the file if it is still ours; returns whether it was removed. No client can connect
@@ -53,12 +83,17 @@ pub fn unlink_if_ours(ours: &UnixPath) -> io::Result<bool> {
     }
 }
 
-/// Gives the file its mode again, if it is still ours.
+/// Gives the file its owner and its mode again, if it is still ours.
 ///
 /// # Errors
-/// `ENOENT` if it is not; errors from open(2) and chmod(2).
-pub fn restore_mode(ours: &UnixPath, mode: u32) -> io::Result<()> {
-    Node::ours(ours)?.set_mode(mode)
+/// `ENOENT` if it is not; errors from open(2), chown(2) and chmod(2).
+pub fn restore(ours: &UnixPath, owner: FileOwner, mode: Option<u32>) -> io::Result<()> {
+    let node = Node::ours(ours)?;
+    if owner.as_of(node.uid, node.gid) != owner {
+        node.set_owner(owner.user.map(Uid::from_raw), owner.group.map(Gid::from_raw))?;
+    }
+    // chown(2) may clear mode bits, so the mode is set last.
+    mode.map_or(Ok(()), |mode| node.set_mode(mode))
 }
 
 /// Whether a socket uses a socket file.

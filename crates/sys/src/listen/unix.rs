@@ -79,7 +79,8 @@ pub(super) fn path(
         }
     })?;
     let file = appear(listener, &owner, backlog, &socket, &directory, name)?;
-    Ok((socket, UnixPath { path: path.to_owned(), dev: file.dev, ino: file.ino }))
+    let Node { dev, ino, .. } = file;
+    Ok((socket, UnixPath { path: path.to_owned(), dev, ino, owner: owner.of_file() }))
 }
 
 /// A socket on a path that appears only once the socket listens. The file is created under another
@@ -112,7 +113,8 @@ pub(super) fn ready_path(
         }
         return Err(error);
     }
-    Ok((socket, UnixPath { path: path.to_owned(), dev: file.dev, ino: file.ino }))
+    let Node { dev, ino, .. } = file;
+    Ok((socket, UnixPath { path: path.to_owned(), dev, ino, owner: owner.of_file() }))
 }
 
 /// Renames the file `new` to `name`, if that name is free or belongs to a dead socket.

@@ -6,7 +6,7 @@ use bindonce_core::policy::{Peer, Rule, Who};
 use bindonce_daemon::{Journal, rpc};
 use bindonce_wire::framing::Text;
 
-use super::super::release;
+use super::super::{join, release};
 use super::bind as bind_in_turn;
 use super::*;
 use crate::config::Limits;
@@ -122,6 +122,132 @@ async fn a_claim_that_has_waited_is_judged_by_what_is_held_then() {
     assert!(!broker.borrow().listeners.registry.is_used(uses.connection));
 }
 
+/// Ports of a loopback address that only this process uses.
+fn ports(ports: &str) -> String {
+    let id = std::process::id();
+    format!("127.{}.{}.{}:{ports}", 64 + ((id >> 16) & 63), (id >> 8) & 255, id & 255)
+}
+
+const MANY: &str = "21000-21299";
+
+/// A broker, and two callers: root, and one who may do this only to the listener "own", which root
+/// has bound, and to many ports.
+async fn with_own(verb: Verb, scene: &str) -> (RefCell<Broker>, [Caller; 2]) {
+    let place = format!("abns@bindonce-{scene}-{}", std::process::id());
+    let rules = vec![rule(0, Verb::Bind, &[], &[]), rule(8, verb, &[&place, &ports(MANY)], &[])];
+    let mut broker = broker(rules, Limits::default());
+    let [root, other] = [0, 8].map(|uid| caller(&mut broker, uid));
+    let broker = RefCell::new(broker);
+    listen(&broker, &root, &format!("own={place}")).await.expect("bound");
+    (broker, [root, other])
+}
+
+async fn listen(
+    broker: &RefCell<Broker>,
+    caller: &Caller,
+    listen: &str,
+) -> Result<Reply, RpcError> {
+    let request = Request::decode(&REQUEST).expect("a request");
+    bind(broker, caller, &request, vec![ask(Target::Listen { listen: listen.to_owned() })]).await
+}
+
+/// A large request is read, and its names are looked up, in many turns. A name that stands for
+/// nothing in one turn may stand for any listener in a later one.
+#[tokio::test(flavor = "current_thread")]
+async fn a_name_that_is_bound_while_a_claim_is_planned_is_judged_by_what_it_stands_for() {
+    let request = Request::decode(&REQUEST).expect("a request");
+    let named = |name: &str| ask(Target::Name { name: name.to_owned() });
+    for (scene, is_read) in [("read", false), ("planned", true)] {
+        let (broker, [root, uses]) = with_own(Verb::Use, scene).await;
+        let mut names: Vec<_> = std::iter::repeat_n("own", 300).map(named).collect();
+        names.insert(if is_read { 300 } else { 0 }, named("edge"));
+        let mut half = Box::pin(bind(&broker, &uses, &request, names));
+        let planned = || broker.borrow().listeners.registry.leases_of(8);
+        let mut context = Context::from_waker(Waker::noop());
+        let mut turns = 0;
+        while turns == 0 || (is_read && planned() == 0) {
+            assert!(half.as_mut().poll(&mut context).is_pending() && turns < 100, "{turns} turns");
+            turns += 1;
+        }
+        assert!(planned() < 300, "only half of it");
+        let edge = format!("edge=abns@bindonce-{scene}-edge-{}", std::process::id());
+        listen(&broker, &root, &edge).await.expect("bound");
+        assert_eq!(half.await.expect_err("denied").code, ErrorCode::DENIED);
+        assert_eq!(planned(), 0, "nothing of it is left");
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_name_that_is_bound_while_a_release_is_decided_is_judged_by_what_it_stands_for() {
+    bindonce_sys::limits::raise_nofile().expect("descriptors");
+    let (broker, [root, releases]) = with_own(Verb::Release, "released").await;
+    let range = ports(MANY);
+    listen(&broker, &root, &range).await.expect("bound");
+    let text = format!(r#"{{"method":"release","params":["{range}","edge"]}}"#).into();
+    let named = Request::decode(&text).expect("a request");
+    let mut half = Box::pin(release::release(&broker, &releases, &named));
+    generations::disconnect(&mut broker.borrow_mut(), root.connection);
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(half.as_mut().poll(&mut context).is_pending());
+    let root = caller(&mut broker.borrow_mut(), 0);
+    let edge = format!("edge=abns@bindonce-left-{}", std::process::id());
+    listen(&broker, &root, &edge).await.expect("bound");
+    assert_eq!(half.await.expect_err("denied").code, ErrorCode::DENIED);
+    assert_eq!(broker.borrow().listeners.registry.len(), 302);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_rule_gives_the_names_of_a_range_one_by_one() {
+    let rules = vec![
+        rule(6, Verb::Bind, &[], &["web", "web-21300"]),
+        rule(7, Verb::Bind, &[], &["web-*"]),
+        rule(8, Verb::Use, &[], &[]),
+    ];
+    let mut broker = broker(rules, Limits::default());
+    let [some, all, uses] = [6, 7, 8].map(|uid| caller(&mut broker, uid));
+    let broker = RefCell::new(broker);
+    let place = ports("21300-21302");
+    let range = format!("web={place}");
+    for range in [&format!("web={}", ports("21301-21302")), &range] {
+        let denied = listen(&broker, &some, range).await.expect_err("denied");
+        assert_eq!(denied.code, ErrorCode::DENIED);
+        assert!(denied.message.contains("name a listener web-21301:"), "{denied}");
+    }
+    let first = format!("web-21300={}", ports("21300"));
+    assert!(listen(&broker, &some, &first).await.is_ok());
+    assert_eq!(listen(&broker, &all, &range).await.expect("bound").descriptors.len(), 3);
+    // A name that a listener has already needs no rule.
+    assert_eq!(listen(&broker, &uses, &range).await.expect("held").descriptors.len(), 3);
+    let denied = listen(&broker, &uses, &format!("edge={place}")).await.expect_err("denied");
+    assert!(denied.message.contains("edge-21300"), "{denied}");
+}
+
+/// A client of no service may share a listener with one; it cannot become another one then.
+#[tokio::test(flavor = "current_thread")]
+async fn nobody_joins_a_service_with_a_listener_that_another_service_uses() {
+    let mut broker = broker(Vec::new(), Limits::default());
+    let [web, shares] = [0, 0].map(|uid| caller(&mut broker, uid));
+    let broker = RefCell::new(broker);
+    let joining = |service: &str| {
+        let text = format!(r#"{{"service":"{service}","generation":1,"state":"serving"}}"#);
+        serde_json::from_str(&text).expect("a generation")
+    };
+    join::join(&broker, &web, joining("web")).await.expect("joined");
+    let place = format!("abns@bindonce-joined-{}", std::process::id());
+    for caller in [&web, &shares] {
+        listen(&broker, caller, &place).await.expect("bound");
+    }
+    let refused = join::join(&broker, &shares, joining("edge")).await.expect_err("refused");
+    assert_eq!(refused.code, ErrorCode::OVERLAP);
+    let label = |caller: &Caller| {
+        let broker = broker.borrow();
+        let found = broker.listeners.registry.caller(caller.connection);
+        found.and_then(|(_, label)| label.map(|label| label.service.to_string()))
+    };
+    assert_eq!((label(&web), label(&shares)), (Some("web".to_owned()), None));
+    assert!(join::join(&broker, &shares, joining("web")).await.is_ok());
+}
+
 /// A listener that was left out would not be repaired.
 #[tokio::test(flavor = "current_thread")]
 async fn all_that_a_reply_leaves_is_watched_in_the_turns_behind_it() {
@@ -165,7 +291,7 @@ async fn records_are_written_anew_in_many_turns() {
     assert_eq!(bound.expect("bound").descriptors.len(), 1024);
     while broker.borrow_mut().settle() {}
     let written = || {
-        let listeners = file::left(&socket).listeners;
+        let listeners = file::left(&socket).expect("the state").listeners;
         listeners.into_iter().map(|entry| entry.listen).collect::<BTreeSet<_>>()
     };
     let mut held = written();

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use bindonce_core::patience::Patience;
 use bindonce_haproxy::config::{Command, Messages, Rendering};
 use bindonce_sys::inherit;
 use bindonce_sys::process::{self, Exit, Pidfd};
@@ -21,6 +22,11 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// How much of haproxy's output is read between two looks at the time and at signals, in bytes.
+const PART: usize = 16 * 1024;
+/// The most that a pipe can hold after haproxy's end.
+const LAST: usize = 1 << 20;
 
 /// How a check ended.
 pub(super) enum End {
@@ -38,21 +44,21 @@ pub(super) fn check(
     rendering: &Rc<Rendering>,
     descriptors: Vec<OwnedFd>,
     signals: &SignalFd,
-    deadline: Instant,
+    mut patience: Patience,
 ) -> anyhow::Result<End> {
     let (started, messages) = start(command, rendering, descriptors)?;
     let Started { pidfd, stderr, tether, .. } = started;
     let mut words = stderr.map(|stderr| Words::new(stderr, messages)).transpose()?;
     let end = loop {
         let open = words.as_ref().filter(|words| !words.ended).map(|words| words.pipe.as_fd());
-        match wait(&pidfd, signals, open, deadline).context("cannot wait for haproxy")? {
-            Event::Deadline => break Some(End::Late),
+        match wait(&pidfd, signals, open, &mut patience).context("cannot wait for haproxy")? {
+            Event::Late => break Some(End::Late),
             Event::Signal => {
                 if let Some(signal) = signals.read().context("cannot read a signal")? {
                     break Some(End::Signal(signal.signo));
                 }
             }
-            Event::Words => words.as_mut().map_or(Ok(()), Words::pass_on)?,
+            Event::Words => words.as_mut().map_or(Ok(()), |words| words.pass_on(PART))?,
             Event::Ended => break None,
         }
     };
@@ -72,7 +78,7 @@ pub(super) fn check(
     };
     if let Some(words) = &mut words {
         // haproxy's last output may still be in the pipe.
-        words.pass_on()?;
+        words.pass_on(LAST)?;
         words.end();
     }
     Ok(end)
@@ -116,7 +122,7 @@ enum Event {
     Signal,
     Words,
     Ended,
-    Deadline,
+    Late,
 }
 
 /// Waits for the next event.
@@ -124,20 +130,16 @@ fn wait(
     child: &Pidfd,
     signals: &SignalFd,
     words: Option<BorrowedFd<'_>>,
-    deadline: Instant,
+    patience: &mut Patience,
 ) -> std::io::Result<Event> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(Event::Deadline);
-        }
-        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+    while let Some(limit) = patience.next_wait(Instant::now()) {
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
         let mut fds = vec![
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(child.as_fd(), PollFlags::POLLIN),
         ];
         fds.extend(words.map(|words| PollFd::new(words, PollFlags::POLLIN)));
-        match poll(&mut fds, left) {
+        match poll(&mut fds, limit) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -145,13 +147,15 @@ fn wait(
         if ready(0) {
             return Ok(Event::Signal);
         }
-        if ready(2) {
-            return Ok(Event::Words);
-        }
+        // Its last words are read behind its end, after which what it has started may still write.
         if ready(1) {
             return Ok(Event::Ended);
         }
+        if ready(2) {
+            return Ok(Event::Words);
+        }
     }
+    Ok(Event::Late)
 }
 
 /// haproxy's standard error, read without waiting.
@@ -170,16 +174,21 @@ impl Words {
         Ok(Self { pipe: pipe.into(), ended: false, line: Vec::new(), messages })
     }
 
-    /// Passes on the whole lines that are available.
-    fn pass_on(&mut self) -> anyhow::Result<()> {
-        let mut buffer = [0; 16 * 1024];
-        loop {
+    /// Passes on the whole lines that are available, of `most` bytes and some at most: a program
+    /// may write faster than this reads.
+    fn pass_on(&mut self, most: usize) -> anyhow::Result<()> {
+        let mut buffer = [0; PART];
+        let mut all = 0;
+        while all < most {
             match self.pipe.read(&mut buffer) {
                 Ok(0) => {
                     self.ended = true;
                     return Ok(());
                 }
-                Ok(read) => self.line.extend_from_slice(&buffer[..read]),
+                Ok(read) => {
+                    self.line.extend_from_slice(&buffer[..read]);
+                    all += read;
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error).context("cannot read haproxy's output"),
@@ -190,6 +199,7 @@ impl Words {
                 self.print(&line);
             }
         }
+        Ok(())
     }
 
     /// Passes on a last line that has no line end.
@@ -201,5 +211,25 @@ impl Words {
     fn print(&mut self, line: &[u8]) {
         // Standard error may have no reader; the exit code tells it too.
         let _ = std::io::stderr().write_all(&self.messages.of_the_user(line));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_is_read_in_parts() {
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        let messages = Messages::new(Rc::new(Rendering::default()), &[], inherit::FIRST);
+        let mut words = Words::new(reader.into(), messages).expect("words");
+        writer.write_all(&[b'x'; 3 * PART]).expect("it has room");
+        words.pass_on(PART).expect("read");
+        assert_eq!(words.line.len(), PART);
+        words.pass_on(LAST).expect("read");
+        assert_eq!((words.line.len(), words.ended), (3 * PART, false));
+        drop(writer);
+        words.pass_on(PART).expect("read");
+        assert!(words.ended);
     }
 }

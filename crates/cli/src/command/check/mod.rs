@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bindonce::{Claim, Client, State};
@@ -21,6 +21,7 @@ use bindonce_core::address::Address;
 use bindonce_core::duration;
 use bindonce_core::listener::{Key, ListenSpec, Listener, Options, Wanted};
 use bindonce_core::name::Name;
+use bindonce_core::patience::Patience;
 use bindonce_haproxy::config::{Rendering, System};
 use bindonce_supervisor::own_sockets;
 use bindonce_sys::holders::Holder;
@@ -79,8 +80,8 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     // Leases last until haproxy has answered.
     let mut sockets = Sockets::of(&rendering, &args.name, globals)?;
     let descriptors = sockets.take();
-    let deadline = Instant::now() + args.timeout;
-    let end = haproxy::check(&command, &rendering, descriptors, &sockets.signals, deadline)?;
+    let patience = Patience::new(args.timeout);
+    let end = haproxy::check(&command, &rendering, descriptors, &sockets.signals, patience)?;
     drop(sockets);
     match end {
         // Some versions report this only when they start (3.5).

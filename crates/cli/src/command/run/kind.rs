@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use bindonce_core::duration;
 use bindonce_core::intercept::Scope;
 use bindonce_core::listener::{ListenSpec, Listener};
@@ -198,7 +199,8 @@ fn try_variables(program: &Program, listeners: &[Listener]) -> anyhow::Result<()
 /// The sockets of the master CLI that a haproxy command names.
 pub(super) fn master_cli(kind: &Kind) -> anyhow::Result<Vec<config::MasterSocket>> {
     let Kind::Haproxy(Haproxy { command, .. }) = kind else { return Ok(Vec::new()) };
-    let world = config::System::new(&command.program)?;
+    let world =
+        config::System::new(&command.program).context("cannot tell the current directory")?;
     Ok(config::MasterSocket::all_of(command, &world)?)
 }
 

@@ -15,7 +15,7 @@ use bindonce_core::{duration, generation};
 use bindonce_supervisor::adopt::Replaced;
 use bindonce_supervisor::{
     self as supervisor, BrokerSettings, Ended, FirstSettings, HandoverSettings, Kind,
-    MetricsSettings, Settings,
+    MetricsSettings, Settings, upgrade,
 };
 use bindonce_sys::{log, network};
 use nix::sys::signal::{self, SigSet};
@@ -145,8 +145,28 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     supervise(args, globals, false)
 }
 
-/// As [`run`]; with `at_once`, as under the name of haproxy, SIGTERM and SIGINT end it at once.
-pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow::Result<ExitCode> {
+/// What a command line leads to.
+enum Begins {
+    /// It is answered, with this exit code.
+    Done(ExitCode),
+    Supervisor(Box<Settings>),
+}
+
+/// The settings of a running supervisor with this command line, for its next image. Nothing is
+/// done.
+pub(crate) fn settings(
+    args: Args,
+    globals: &Globals,
+    at_once: bool,
+) -> anyhow::Result<Box<Settings>> {
+    match begin(args, globals, at_once, true)? {
+        Begins::Supervisor(settings) => Ok(settings),
+        Begins::Done(_) => bail!("these arguments start no supervisor"),
+    }
+}
+
+/// Reads the command line. With `is_proof` it is that of a running supervisor, and nothing is done.
+fn begin(args: Args, globals: &Globals, at_once: bool, is_proof: bool) -> anyhow::Result<Begins> {
     let listeners = named(args.listen)?;
     let no_epoll = matches!(args.ghosts, Ghosts::Noepoll);
     let words = args.command.clone();
@@ -156,25 +176,32 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
     let mut replaced = Replaced::default();
     if let Kind::Haproxy(haproxy) = &mut kind {
         let role = &haproxy.command.role;
+        // What a start does was done by the first image of such a process.
+        let starts = || !is_proof && !upgrade::is_next_image(&socket, &service);
         // Under the name of haproxy, the stand-in has already searched.
         if role.replaces()
             && !at_once
             && !background::is_it()
+            && starts()
             && let Some(service) = replace::running(&haproxy.command, &service, &socket)?
         {
             let program = haproxy.command.program.clone();
             let words = std::iter::once(program).chain(words.into_iter().skip(1));
-            return replace::reload(&socket, &service, &haproxy.command, words);
+            if let Some(done) = replace::reload(&socket, &service, &haproxy.command, words)? {
+                return Ok(Begins::Done(done));
+            }
         }
-        if role.daemon && !background::is_it() {
+        if role.daemon && !background::is_it() && starts() {
             let mut words = std::env::args_os();
             let name = words.next().unwrap_or_default();
             let words = words.collect::<Vec<_>>();
-            return background::start(&name, &words, &haproxy.command.files);
+            return background::start(&name, &words, &haproxy.command.files).map(Begins::Done);
         }
+        // Paths are relative to `-C`, as for haproxy.
+        let directory = haproxy.command.directory.clone().unwrap_or_default();
         replaced = Replaced {
             pids: role.older.clone(),
-            stats_socket: role.transfer.as_ref().map(PathBuf::from),
+            stats_socket: role.transfer.as_ref().map(|path| directory.join(path)),
             at_once: role.at_once,
         };
         if args.nested_master {
@@ -215,9 +242,19 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
         },
         watch,
         at_once,
-        first: FirstSettings { starter: background::starter()?, replaced },
+        first: FirstSettings { starter: None, replaced },
         metrics: MetricsSettings { listener: args.metrics, status_page: args.status_page },
     };
+    Ok(Begins::Supervisor(Box::new(settings)))
+}
+
+/// As [`run`]; with `at_once`, as under the name of haproxy, SIGTERM and SIGINT end it at once.
+pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow::Result<ExitCode> {
+    let mut settings = match begin(args, globals, at_once, false)? {
+        Begins::Supervisor(settings) => *settings,
+        Begins::Done(code) => return Ok(code),
+    };
+    settings.first.starter = background::starter()?;
     logging::start(globals.log_format, &globals.log_level);
     log::start();
     bindonce_sys::limits::raise_nofile().context("cannot raise the open-files limit")?;

@@ -13,6 +13,7 @@ use super::ONE;
 #[derive(Debug, Clone)]
 enum Step {
     Reload,
+    ReloadApart,
     ReloadAtOnce,
     Progress(usize),
     AddressInUse(usize),
@@ -41,6 +42,7 @@ fn handover() -> impl Strategy<Value = Handover> {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => Just(Step::Reload),
+        1 => Just(Step::ReloadApart),
         1 => Just(Step::ReloadAtOnce),
         2 => (0..6usize).prop_map(Step::Progress),
         6 => (0..6usize, handover()).prop_map(|(i, how)| Step::Ready(i, how)),
@@ -78,8 +80,15 @@ struct Model {
     paused: BTreeSet<GenerationId>,
     /// The generations that resume if the supervisor ends.
     guarded: BTreeSet<GenerationId>,
+    /// The generation that takes over even if the supervisor ends; the older ones are told to stop
+    /// then.
+    takes_over: Option<GenerationId>,
     /// Generations refused before they served.
     refused: BTreeSet<GenerationId>,
+    /// Have served, and were not told to stop since then.
+    untold: BTreeSet<GenerationId>,
+    /// Sent SIGKILL.
+    killed: BTreeSet<GenerationId>,
     exited: bool,
 }
 
@@ -89,7 +98,8 @@ impl Model {
             match action {
                 Action::Start { id, .. } => {
                     assert!(id.0 > self.newest, "ids only grow");
-                    assert!(self.starting.is_empty(), "one start at a time");
+                    // One that not even SIGKILL ends is given up.
+                    assert!(self.starting.is_subset(&self.killed), "one start at a time");
                     self.newest = id.0;
                     self.alive.insert(*id);
                     self.starting.insert(*id);
@@ -108,11 +118,26 @@ impl Model {
                     match signal {
                         Signal::Stop => drop(self.stopped_by_us.insert(*id, true)),
                         Signal::Continue => drop(self.stopped_by_us.remove(id)),
+                        Signal::Kill => {
+                            self.stopped_by_us.remove(id);
+                            self.killed.insert(*id);
+                        }
+                        _ => {}
+                    }
+                    match signal {
+                        Signal::SoftStop | Signal::Terminate | Signal::Kill => {
+                            self.untold.remove(id);
+                        }
+                        Signal::Resume => {
+                            let newer = self.takes_over.filter(|id| self.refused.contains(id));
+                            assert_eq!(newer, None, "one that was refused would take over");
+                        }
                         _ => {}
                     }
                 }
-                Action::Guard { paused, .. } => {
+                Action::Guard { newer, paused } => {
                     self.guarded = paused.iter().copied().collect();
+                    self.takes_over.take_if(|id| id == newer && self.refused.contains(newer));
                 }
                 Action::Answer(callers, outcome) => {
                     for caller in callers {
@@ -130,9 +155,19 @@ impl Model {
                     assert!(self.alive.remove(id));
                     self.stopped_by_us.remove(id);
                     self.paused.remove(id);
+                    self.untold.remove(id);
+                    self.takes_over.take_if(|newer| newer == id);
                 }
                 Action::Serving(id) => {
                     assert!(!self.refused.contains(id), "one that was refused serves");
+                    // From here on nobody tells them if the supervisor ends.
+                    assert!(self.untold.is_empty(), "not told to stop: {:?}", self.untold);
+                    self.untold.insert(*id);
+                    self.takes_over = None;
+                }
+                Action::GivenUp(id) => {
+                    assert!(self.alive.contains(id) && self.killed.contains(id));
+                    self.takes_over.take_if(|newer| newer == id);
                 }
                 Action::Exit(_) => {
                     assert!(self.alive.is_empty(), "nothing is left behind");
@@ -168,6 +203,10 @@ proptest! {
                     model.unanswered.insert(Caller(n as u64));
                     Some(Event::Reload(Caller(n as u64)))
                 }
+                Step::ReloadApart => {
+                    model.unanswered.insert(Caller(n as u64));
+                    Some(Event::ReloadApart(Caller(n as u64)))
+                }
                 Step::ReloadAtOnce => {
                     at_once = true;
                     model.unanswered.insert(Caller(n as u64));
@@ -176,6 +215,10 @@ proptest! {
                 Step::Progress(i) => pick(i).map(Event::Progress),
                 Step::Ready(i, how) => pick(i).map(|id| {
                     model.starting.remove(&id);
+                    let starts = timeline.state_of(id) == Some(State::Starting);
+                    if starts && !model.refused.contains(&id) {
+                        model.takes_over = Some(id);
+                    }
                     Event::Ready(id, how)
                 }),
                 Step::AddressInUse(i) => pick(i).map(Event::AddressInUse),
@@ -205,7 +248,10 @@ proptest! {
                 }
                 Step::ProvedInPart(all_paused) => Some(Event::ProvedInPart { all_paused }),
                 Step::Stopping(i) => pick(i).map(Event::Stopping),
-                Step::Stopped(i) => pick(i).map(Event::Stopped),
+                Step::Stopped(i) => pick(i).map(|id| {
+                    model.untold.remove(&id);
+                    Event::Stopped(id)
+                }),
                 Step::Listens(i) => pick(i).map(Event::Listens),
                 Step::Connections(i, n) => pick(i).map(|id| Event::Connections(id, n)),
                 Step::Hangs(i) => pick(i).map(|id| {

@@ -48,6 +48,32 @@ fn a_reload_does_not_wait_where_nothing_serves_or_what_serves_is_about_to_leave(
 }
 
 #[test]
+fn one_that_cannot_share_a_reload_has_the_next_one_and_what_comes_later_shares_that() {
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Reload(Caller(2)));
+    scenario.on(Event::ReloadApart(Caller(3)));
+    scenario.on(Event::Reload(Caller(4)));
+    assert_eq!(scenario.timeline.callers(), [Caller(1)]);
+    assert_eq!(scenario.timeline.reloads_waiting(), 3);
+    for (newer, callers) in [(TWO, vec![1]), (THREE, vec![2]), (GenerationId(4), vec![3, 4])] {
+        let callers: Vec<_> = callers.into_iter().map(Caller).collect();
+        assert_eq!(scenario.timeline.callers(), callers);
+        scenario.on(Event::Ready(newer, Handover::Pause));
+        let answer = Action::Answer(callers, serves(newer));
+        assert!(scenario.on(Event::Proved).contains(&answer));
+    }
+    assert_eq!(scenario.timeline.reloads_waiting(), 0);
+    // At a shutdown each of them is answered.
+    scenario.on(Event::Reload(Caller(5)));
+    scenario.on(Event::ReloadApart(Caller(6)));
+    scenario.on(Event::ReloadApart(Caller(7)));
+    let all = vec![Caller(5), Caller(6), Caller(7)];
+    let answer = Action::Answer(all, Outcome::ShuttingDown);
+    assert!(scenario.on(Event::Shutdown).contains(&answer));
+}
+
+#[test]
 fn a_start_may_take_long_while_it_makes_progress_and_not_for_ever() {
     let mut scenario = Scenario::serving();
     scenario.on(Event::Reload(Caller(1)));

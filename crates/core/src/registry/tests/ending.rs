@@ -3,6 +3,9 @@
 
 use super::*;
 
+/// The process of a generation.
+const HAPROXY: Process = Process { pid: 99, start: 5 };
+
 /// A generation that serves.
 fn edge() -> Label {
     let service = "edge".parse().expect("name");
@@ -91,19 +94,27 @@ fn a_tentative_listener_stays_with_a_generation_that_outlives_its_connection() {
     let wants = [":80", ":81", ":82", ":83", ":84"].map(tentative);
     shell.claim(ONE, &wants).expect("claim");
     shell.claim(TWO, &[tentative(":84")]).expect("claim");
-    shell.on(Event::Outlived(ONE));
+    shell.on(Event::Outlived(ONE, HAPROXY));
     assert_eq!(shell.on(Event::Gone(ONE)), []);
     let outlived = |shell: &Shell| {
         let held = shell.registry.iter().map(|(_, held)| !held.tentative);
         held.collect::<Vec<_>>()
     };
     assert_eq!(outlived(&shell), [true; 5], "a broker that is killed now has them again");
+    let records = |shell: &Shell| -> Vec<_> {
+        shell.registry.iter().map(|(_, held)| (held.outlived, held.edition())).collect()
+    };
+    let before = records(&shell);
+    assert!(before.iter().all(|(process, _)| *process == Some(HAPROXY)), "{before:?}");
     // A tentative claim leaves no trace; the next supervisor's claim confirms.
     shell.claim(TWO, &[want(":81"), tentative(":82")]).expect("claim");
+    let after = records(&shell);
+    assert!(after[1].0.is_none() && after[1].1 > before[1].1, "its record is written anew");
+    assert_eq!((after[0], after[2]), (before[0], before[2]));
     shell.on(Event::Connected(three, PEER));
     shell.claim(three, &[tentative(":83")]).expect("claim");
     assert_eq!(shell.on(Event::Gone(three)), []);
-    let actions = shell.on(Event::Ended(ONE));
+    let actions = shell.on(Event::Ended(HAPROXY));
     let closed = |actions: &[Action<u32>]| -> Vec<u32> {
         let closed = actions.iter().map(|action| match action {
             Action::Close(handle, _, Closing::Unconfirmed) => *handle,
@@ -112,7 +123,7 @@ fn a_tentative_listener_stays_with_a_generation_that_outlives_its_connection() {
         closed.collect()
     };
     assert_eq!(closed(&actions), [1, 4]);
-    assert_eq!(shell.on(Event::Ended(ONE)), []);
+    assert_eq!(shell.on(Event::Ended(HAPROXY)), []);
     // Listeners that others have claimed meanwhile end with their leases.
     assert_eq!(closed(&shell.on(Event::Gone(TWO))), [3, 5]);
     assert_eq!(shell.registry.len(), 1);
@@ -122,15 +133,15 @@ fn a_tentative_listener_stays_with_a_generation_that_outlives_its_connection() {
 fn what_was_kept_for_a_process_is_closed_some_at_a_time() {
     let mut shell = Shell::new();
     shell.claim(ONE, &[tentative(":1000-1099")]).expect("claim");
-    shell.on(Event::Outlived(ONE));
+    shell.on(Event::Outlived(ONE, HAPROXY));
     while !shell.on(Event::Gone(ONE)).is_empty() {}
     assert_eq!(shell.registry.len(), 100);
     let mut steps = 0;
     loop {
-        let actions = shell.on(Event::Ended(ONE));
+        let actions = shell.on(Event::Ended(HAPROXY));
         steps += 1;
         assert!(actions.len() <= 33, "{actions:?}");
-        if !actions.iter().any(|action| matches!(action, Action::Closing(ONE))) {
+        if !actions.iter().any(|action| matches!(action, Action::Closing(HAPROXY))) {
             break;
         }
     }

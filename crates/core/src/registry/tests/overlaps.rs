@@ -138,6 +138,40 @@ fn two_services_never_accept_from_one_listener() {
 }
 
 #[test]
+fn nobody_joins_a_service_with_a_listener_of_another() {
+    let mut shell = Shell::new();
+    let (web, edge): (Name, Name) = ("web".parse().expect("name"), "edge".parse().expect("name"));
+    let (starting, serving, draining) = (State::Starting, State::Serving, State::Draining);
+    let label =
+        |service: &Name, state| Label { service: service.clone(), generation: 3, pid: 99, state };
+    let may = |shell: &Shell, id, service, state| shell.registry.check_join(id, service, state);
+    shell.on(Event::Join(ONE, label(&web, serving)));
+    shell.claim(ONE, &[want(":80")]).expect("claim");
+    // A client of no service shares it, and then wants to be one.
+    shell.claim(TWO, &[want(":81"), want(":80")]).expect("claim");
+    for state in [starting, serving] {
+        let said = may(&shell, TWO, &edge, state).expect_err("refused").to_string();
+        assert!(said.contains("web generation 3 (pid 99): service \"edge\" may not"), "{said}");
+    }
+    assert_eq!(may(&shell, TWO, &web, serving), Ok(()), "it is of the same service");
+    assert_eq!(may(&shell, TWO, &edge, draining), Ok(()), "it does not accept");
+    // The one that drains may not accept again once the other does.
+    shell.on(Event::Join(ONE, label(&web, draining)));
+    assert_eq!(may(&shell, TWO, &edge, serving), Ok(()));
+    shell.on(Event::Join(TWO, label(&edge, serving)));
+    assert!(may(&shell, ONE, &web, serving).is_err());
+    assert_eq!(may(&shell, ONE, &web, draining), Ok(()));
+    assert_eq!(may(&shell, TWO, &edge, starting), Ok(()), "what it has is its own");
+    // A claim that is not granted yet counts.
+    shell.on(Event::Gone(TWO));
+    shell.on(Event::Connected(TWO, PEER));
+    shell.on(Event::Join(TWO, label(&edge, starting)));
+    let actions = shell.on(Event::Claim(TWO, vec![want(":80"), want(":82")].into()));
+    assert!(matches!(actions[..], [Action::Open(..)]), "{actions:?}");
+    assert!(may(&shell, ONE, &web, serving).is_err());
+}
+
+#[test]
 fn of_two_services_that_claim_a_listener_at_once_one_gets_it() {
     let mut shell = Shell::new();
     shell.claim(ONE, &[want(":80")]).expect("claim");

@@ -51,7 +51,7 @@ pub(super) fn ghost(look: &Look, finding: &Finding, ghost: &Ghost) -> Words {
     };
     let sockets = look.processes.get(&pid).map_or(0, |process| process.usage.sockets);
     let mut remedy = Vec::new();
-    if let Some(service) = &finding.service {
+    if let Some(service) = finding.service.as_ref().filter(|service| look.is_supervised(service)) {
         let done = "the supervisor removes ghosts of its generations";
         remedy.push(format!("bindonce reload --name {service}   # {done}"));
     }
@@ -87,7 +87,9 @@ pub(super) fn lingering(look: &Look, finding: &Finding, lingering: &Lingering) -
     };
     let end = format!("kill -TERM {oldest}   # ends the oldest and its connections");
     let remedy = match (look.generation(oldest), &finding.service) {
-        (Some(_), Some(service)) => vec![format!("bindonce status --name {service}"), end],
+        (Some(_), Some(_)) => {
+            vec!["bindonce status   # the sessions that keep each generation".to_owned(), end]
+        }
         _ => {
             let limit =
                 "# set `hard-stop-after` in the global section, so that none lingers without end";

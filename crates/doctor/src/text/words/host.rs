@@ -121,7 +121,7 @@ pub(super) fn broker(problem: &Problem) -> Words {
             "the processes that have them are unaffected; this broker can neither hand them out nor keep them bound"
         }
         "listener-unreachable" => {
-            "its path, device, namespace or address is not what it was when the socket was bound"
+            "clients come by another path, device, namespace or address than the socket's, or its users have an older socket"
         }
         _ => "the broker keeps what it holds, and tries again",
     };

@@ -92,9 +92,21 @@ fn not_accepting(look: &Look, finding: &Finding, unserved: &Unserved) -> (String
                 ),
                 Some(Lessee::Generation(service, id)) => (
                     format!("{kept}; {service} generation {id} still has it"),
+                    match look.is_supervised(service) {
+                        true => format!(
+                            "bindonce retire --name {service} {id}   # ends it, if it drains; then: \
+                             bindonce release {name}"
+                        ),
+                        false => format!(
+                            "# end generation {id} of {service}; then: bindonce release {name}"
+                        ),
+                    },
+                ),
+                Some(Lessee::Elsewhere) => (
+                    format!("{kept}; a process of another container has claimed it"),
                     format!(
-                        "bindonce retire --name {service} {id}   # ends it, if it drains; then: \
-                         bindonce release {name}"
+                        "# end the process of the other container that has claimed it; then: bindonce \
+                         release {name}"
                     ),
                 ),
                 Some(Lessee::Process(pid)) => (

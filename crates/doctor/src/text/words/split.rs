@@ -61,7 +61,7 @@ pub(super) fn stale(look: &Look, finding: &Finding, stale: &Stale) -> Words {
         None => "and no other process does".to_owned(),
     };
     let mut remedy = end(look, &finding.pids);
-    if let Some(service) = &finding.service {
+    if let Some(service) = finding.service.as_ref().filter(|service| look.is_supervised(service)) {
         let proof = "proves that older generations have stopped, or ends them";
         remedy.insert(0, format!("bindonce reload --name {service}   # {proof}"));
     }

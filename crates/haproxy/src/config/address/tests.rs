@@ -2,6 +2,10 @@ use super::*;
 use proptest::prelude::*;
 
 fn target(text: &str, datagram: bool) -> Result<Target, Problem> {
+    target_in("/srv", text, datagram)
+}
+
+fn target_in(directory: &str, text: &str, datagram: bool) -> Result<Target, Problem> {
     let resolve = |host: &str, _| match host {
         "localhost" => Ok("127.0.0.1".parse().expect("ip")),
         _ => Err(io::Error::other("no such host")),
@@ -10,7 +14,7 @@ fn target(text: &str, datagram: bool) -> Result<Target, Problem> {
     let context = Context {
         datagram,
         prefix: b"",
-        directory: Path::new("/srv"),
+        directory: Path::new(directory),
         resolved: &resolved,
         resolve: &resolve,
     };
@@ -104,6 +108,23 @@ fn what_only_haproxy_can_bind_is_left_to_it() {
     for text in ["/dev/log", "uxdg@/dev/log", "dgram+abns@x", "abnsz@x"] {
         assert!(printed(text, true).starts_with("alone: "), "{text}");
     }
+}
+
+/// haproxy binds a relative path as it is written, whatever its directory.
+#[test]
+fn a_relative_path_in_a_deep_directory_is_left_to_haproxy() {
+    let deep = format!("/{}", "d".repeat(MAX_PATH - 3));
+    let read_in = |directory: &str, text: &str| target_in(directory, text, false).expect(text);
+    let fits = Address::unix(&format!("{deep}/a")).expect("a path of 107 bytes");
+    for text in ["unix@a", "unix@./a"] {
+        assert_eq!(read_in(&deep, text), Target::from(fits.clone()), "{text}");
+    }
+    for text in ["unix@ab", "uxst@run/a.sock", "unix@./ab"] {
+        assert_eq!(read_in(&deep, text), Target::Alone(TOO_DEEP), "{text}");
+    }
+    assert_eq!(read_in(&deep, "/run/a"), Target::from(Address::unix("/run/a").expect("a path")));
+    let long = format!("unix@{}", "x".repeat(LONGEST_PATH + 1));
+    assert!(matches!(target_in("/", &long, false), Err(Problem::Bad(_))));
 }
 
 #[test]

@@ -33,6 +33,7 @@ impl Walk<'_> {
         if let Some(kind) = Kind::of(values[0]) {
             if !self.first_pass {
                 self.end_section()?;
+                self.state.has_peers |= kind == Kind::Peers;
             }
             self.sections.begin(kind, &values, place);
             return Ok(());
@@ -74,7 +75,7 @@ impl Walk<'_> {
                         values.get(2).map(|word| binds::own_addresses(word, &self.surroundings()));
                     let left = left_alone(&self.sections.open, place, text, reason);
                     let own = own.unwrap_or_default();
-                    self.claims.left_alone.push(LeftAlone { own, ..left });
+                    self.sections.open.own.push(LeftAlone { own, ..left });
                 }
             }
             (Kind::Proxy, b"server") if values.get(2).is_some_and(|word| is_descriptor(word)) => {
@@ -123,10 +124,12 @@ impl Walk<'_> {
             self.edits.edit(offset + start..offset + end, b"#master-worker".to_vec());
         }
         if let [b"stats", b"maxconn", most, ..] = values.as_slice() {
-            if let Some(most) = str::from_utf8(most).ok().and_then(|most| most.parse::<u32>().ok())
-            {
+            // haproxy refuses all but a positive C int, in its own words.
+            let room = u64::from(i32::MAX.unsigned_abs()) - ADMIN_CONNECTIONS;
+            let most = str::from_utf8(most).ok().and_then(|most| most.parse::<u64>().ok());
+            if let Some(most) = most.filter(|most| (1..=room).contains(most)) {
                 let Range { start, end } = words[2].source;
-                let most = u64::from(most) + ADMIN_CONNECTIONS;
+                let most = most + ADMIN_CONNECTIONS;
                 self.edits.edit(offset + start..offset + end, most.to_string().into_bytes());
             }
             return Ok(());

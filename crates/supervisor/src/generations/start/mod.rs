@@ -277,7 +277,10 @@ async fn claim(
         Some(rendering) => haproxy::refused(error, rendering),
         None => Error::claim(error),
     })?;
-    let held = leases.into_iter().zip(wanted);
-    let held = held.map(|(lease, listener)| HeldListener::new(lease, listener, &plan.known));
+    let held = leases.into_iter().zip(wanted).map(|(lease, listener)| {
+        let held = HeldListener::new(lease, listener, &plan.known);
+        held.remember_options();
+        held
+    });
     Ok((held.collect(), changes))
 }

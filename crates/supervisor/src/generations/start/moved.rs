@@ -22,12 +22,12 @@ use bindonce_sys::holders::{self, Holder};
 use bindonce_sys::{diag, identity, process, worker};
 use tokio::sync::oneshot;
 
+use crate::adopt::give;
 use crate::error::Error;
 use crate::generations::admin::Admin;
 use crate::generations::changes;
 use crate::generations::listeners::Known;
 use crate::intercept::requests::Want;
-use crate::passed;
 
 /// How long a look at the sockets of a generation may take.
 const LOOK: Duration = Duration::from_secs(10);
@@ -82,6 +82,9 @@ pub(super) async fn take(
         let fd =
             holder.take().map_err(|error| failed(format!("it cannot be taken over: {error}")))?;
         let Ok(seen) = identity::of(fd.as_fd()) else { continue };
+        if seen.device_gone {
+            continue;
+        }
         // The same with the options of the socket.
         let bound = Listener { address: bound.address.clone(), ..seen.listener() };
         let Some(binding) = wants(&new, &bound) else { continue };
@@ -91,7 +94,7 @@ pub(super) async fn take(
             taken.insert(listener.key(), options.clone());
             listener.options = options;
         }
-        let stored = lease.store(&[passed::give(&listener, fd.as_fd())]).await;
+        let stored = lease.store(&[give(&listener, fd.as_fd())]).await;
         stored.map_err(|error| failed(format!("the broker does not take it: {error}")))?;
         let (reply, given) = oneshot::channel();
         let line = format!("{} by itself, where {} listens now", listener.address, binding.place);
