@@ -113,7 +113,7 @@ impl Plain {
         let report = self.load.stop();
         // A handshake that ends in the microseconds in which its socket closes is reset: the kernel
         // moves what waits there, not what it is about to add (inet_csk_reqsk_queue_add).
-        let closing = u64::from(retired["migration"] == "moved");
+        let closing = retired["closed_beside"].as_u64().expect("a number");
         assert!(report.reset <= closing, "{report}");
         assert_eq!(
             (report.failed() - report.reset, report.local, report.stale),

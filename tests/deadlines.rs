@@ -74,32 +74,29 @@ fn signals_of_job_control_stop_no_broker_and_no_supervisor() {
     haproxy.reload(&scene).ok();
 }
 
-/// Threads that send a process signals without pause, until this is dropped.
-struct Flood(Arc<AtomicBool>, Vec<JoinHandle<()>>);
+/// A thread that sends a process signals without pause, until this is dropped.
+struct Flood(Arc<AtomicBool>, Option<JoinHandle<()>>);
 
 impl Flood {
     fn of(process: &Process, signals: &'static [Signal]) -> Self {
         let pid = Pid::from_raw(process.pid().cast_signed());
         let over = Arc::new(AtomicBool::new(false));
-        let send = || {
-            let over = Arc::clone(&over);
-            std::thread::spawn(move || {
-                while !over.load(Relaxed) {
-                    for signal in signals {
-                        kill(pid, *signal).expect("the process is there");
-                    }
+        let until = Arc::clone(&over);
+        let thread = std::thread::spawn(move || {
+            while !until.load(Relaxed) {
+                for signal in signals {
+                    kill(pid, *signal).expect("the process is there");
                 }
-            })
-        };
-        let threads = vec![send(), send()];
-        Self(over, threads)
+            }
+        });
+        Self(over, Some(thread))
     }
 }
 
 impl Drop for Flood {
     fn drop(&mut self) {
         self.0.store(true, Relaxed);
-        self.1.drain(..).for_each(|thread| drop(thread.join()));
+        self.1.take().map(JoinHandle::join);
     }
 }
 

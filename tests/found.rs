@@ -67,10 +67,13 @@ fn an_older_generation_that_is_paused_for_a_handover_which_nobody_finishes_is_re
     let mut reload = stage.reload_beside();
     stage.haproxy.supervisor.wait_line("Paused frontend");
     let (newer, watchdog) = (Pid::from_raw(stage.pid(2)), watchdog(&stage.haproxy));
-    kill(watchdog, Signal::SIGSTOP).expect("stopping the watchdog");
-    stage.kill_supervisor();
+    stage.haproxy.supervisor.signal(Signal::SIGSTOP);
     for pid in [newer, watchdog] {
         kill(pid, Signal::SIGKILL).expect("ending it");
+    }
+    stage.kill_supervisor();
+    for pid in [newer, watchdog] {
+        eventually("its end", || kill(pid, None).is_err().then_some(()));
     }
     drop(stranger);
     reload.wait_exit();

@@ -2,6 +2,7 @@
 //! no answer from a replaced generation.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -122,6 +123,29 @@ fn without_an_admin_socket_one_that_another_process_stops_is_replaced() {
     stage.wait_generations(&[(1, "draining"), (2, "serving")]);
     let answer = half.complete();
     assert!(answer.contains("x-generation: 1"), "{answer}");
+}
+
+/// No descriptor of the broker's shows whether such a haproxy has stopped.
+#[test]
+fn a_haproxy_that_binds_all_by_itself_is_not_taken_for_stopped() {
+    let Some(program) = Haproxy::system() else { return };
+    let (scene, _broker) = Scene::with_broker();
+    let text = format!(
+        "peers p\n    peer me {}\nbackend b\n    stick-table type ip size 1k peers p\n",
+        scene.address()
+    );
+    let file = scene.write("haproxy.cfg", &text);
+    let words =
+        [program.as_os_str(), "-L".as_ref(), "me".as_ref(), "-f".as_ref(), file.as_os_str()];
+    let words = words.map(OsString::from);
+    let mut haproxy = Haproxy::begin_command(&scene, &["--no-admin"], &words);
+    let (generation, pid) = haproxy.wait_serving(&scene);
+    for _ in 0..10 {
+        // The supervisor looks ten times a second at first.
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(haproxy.serving(&scene), Some((generation, pid)));
+    }
+    assert_eq!(scene.haproxies().len(), 1);
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod replacing;
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -80,7 +80,11 @@ impl Caller {
     /// Lets the generation start that waits, or will wait, at the gate.
     #[track_caller]
     pub(crate) fn open_gate(&self) {
-        std::fs::write(self.scene.path("gate"), "go\n").expect("somebody reads it");
+        eventually("somebody to read at the gate", || {
+            let mut options = std::fs::OpenOptions::new();
+            let gate = options.write(true).custom_flags(nix::libc::O_NONBLOCK);
+            gate.open(self.scene.path("gate")).ok()?.write_all(b"go\n").ok()
+        });
     }
 
     /// The name of the service, which is the only one.

@@ -126,6 +126,12 @@ fn what_drains_after_a_stop_is_no_obstacle_to_the_next_start() {
                 let ping = ["--name", &service, "--serving"];
                 (caller.scene.run("ping", &ping).code != Some(0)).then_some(())
             });
+            if option.is_empty() {
+                // One that fails ends at once, and leaves what drains to the next one.
+                caller.scene.write("broken.cfg", "nonsense\n");
+                let said = finish(&mut caller.haproxy("-D -f broken.cfg -p pid")).fails(1);
+                assert!(said.contains("nonsense"), "{said}");
+            }
             caller.configure("", tag);
             let pid = if option.is_empty() { String::new() } else { supervisor.to_string() };
             let words = format!("-D -f haproxy.cfg -p pid {option} {pid}");

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bindonce_core::event::Kind;
+use bindonce_core::name::Name;
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{ConnectionId, Label, State};
 use bindonce_core::succession::{self, Action, Cause, Event, Joining, Place};
@@ -38,15 +39,21 @@ pub(crate) async fn keep(broker: &RefCell<Broker>) {
     }
 }
 
+/// Whether the caller may join a service: one that it may have, or one that runs.
+pub(crate) fn allow(broker: &Broker, caller: &Caller, service: &Name) -> Result<(), RpcError> {
+    if broker.succession.is_joined(service) {
+        return Ok(());
+    }
+    broker.access.allow_service(caller, service)
+}
+
 /// Joins a connection to a service as one of its generations, and returns the answer.
 pub(crate) fn join(
     broker: &mut Broker,
     caller: &Caller,
     joining: Joining,
 ) -> Result<JoinResult, RpcError> {
-    if !broker.succession.is_joined(&joining.service) {
-        broker.access.allow_service(caller, &joining.service)?;
-    }
+    allow(broker, caller, &joining.service)?;
     let (ordered, state) = (joining.ordered, joining.state);
     let connection = caller.connection;
     let takes_back = broker.access.owns_names(caller);

@@ -121,9 +121,9 @@ mod tests {
             join(1, state);
         }
         join(2, State::Starting);
+        let begun = Instant::now();
         let told = join(2, State::Serving);
         assert!(told.iter().any(|action| matches!(action, Action::Retire(..))), "{told:?}");
-        let begun = Instant::now();
         succession.next_look().expect("a deadline");
         sleep(stop);
         assert!(!succession.is_due(), "its answer may wait to be read");

@@ -314,7 +314,12 @@ impl Generation {
         let until = Instant::now() + FAREWELL;
         self.say()?;
         // An attempt that is due is made even if this process was stopped until then.
-        while self.client.is_none() && wait_readable(&self.due, Some(until)).map_err(Error::Io)? {
+        let mut is_last = false;
+        while self.client.is_none()
+            && !is_last
+            && wait_readable(&self.due, Some(until)).map_err(Error::Io)?
+        {
+            is_last = Instant::now() >= until;
             self.look()?;
         }
         let stopped = self.membership.stopped();

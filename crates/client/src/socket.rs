@@ -3,11 +3,12 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{env, io};
 
+use bindonce_core::patience::Patience;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
-use rustix::io::retry_on_intr;
+use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_to, socket_with,
@@ -69,10 +70,17 @@ pub(crate) fn connect(path: &Path, timeout: Duration) -> Result<OwnedFd, Error> 
         let address = SocketAddrUnix::new(path).map_err(|_| io::ErrorKind::InvalidInput)?;
         let socket =
             socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
-        // A stop of this process interrupts the wait.
-        retry_on_intr(|| connect_to(&socket, &address))?;
-        Ok(socket)
+        let mut patience = Patience::new(timeout);
+        // A signal, and a stop of this process, interrupt the wait.
+        while let Some(wait) = patience.next_wait(Instant::now()) {
+            set_socket_timeout(&socket, Timeout::Send, Some(wait))?;
+            match connect_to(&socket, &address) {
+                Ok(()) => return Ok(socket),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
     };
     attempt().map_err(|source: io::Error| match source.kind() {
         io::ErrorKind::WouldBlock => Error::TimedOut { during: "connect", after: timeout },

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_core::generation::{Ending, Event, GenerationId, State};
+use bindonce_core::generation::{Event, GenerationId, State};
 use bindonce_daemon::{Journal, Reporter};
 use bindonce_sys::signals::{self, Signal, SignalFd};
 use bindonce_sys::watch::Watch;
@@ -61,6 +61,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let saved = directory.load()?;
     // A full directory could not take a newer state, or it was not saved yet.
     let is_known = saved.as_ref().is_some_and(Saved::may_be_the_last);
+    let is_read = saved.is_some();
     let mut saved = saved.unwrap_or_default();
     let mut left = Inheritance::take(&saved)?;
     let kept = descriptor_store::fetch(&directory.file(KEPT));
@@ -77,7 +78,13 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     }
     // What an earlier image of this process has left is its last state.
     if !is_known && left.control.is_none() {
-        saved = recovery::look(&settings, &directory, &journal, saved).await?;
+        match recovery::look(&settings, &directory, &journal, saved.clone()).await {
+            Ok(found) => saved = found,
+            Err(error) if is_read => {
+                tracing::warn!("what may have been started later was not looked for: {error}");
+            }
+            Err(error) => return Err(error),
+        }
     }
     passed.keep(&settings.master_cli, &settings.broker.socket).await;
     let (sender, inbox) = mpsc::unbounded_channel();
@@ -172,13 +179,18 @@ impl Supervisor {
                 self.maybe_upgrade();
             }
             if self.end.leaves.is_some() {
-                return Ok(self.left());
+                return Ok(self.left(Ended::Shutdown));
             }
             if let Some(ending) = self.end.decided {
                 // The requests in it are refused.
                 drop(inbox);
                 self.answer_the_last().await;
-                return Ok(self.ended(ending));
+                let how = self.end.how(ending, &self.report.failure);
+                return Ok(if self.generations.iter().next().is_some() {
+                    self.left(how)
+                } else {
+                    self.ended(how)
+                });
             }
             let deadline = self.cx.next_look(self.timeline.deadline());
             let keep_alive = async {
@@ -303,14 +315,18 @@ impl Supervisor {
         self.control.answered(LAST_ANSWERS).await;
     }
 
-    fn ended(self, ending: Ending) -> Ended {
-        if let Err(error) = self.cx.directory.clear() {
-            tracing::warn!(%error, "the service's directory could not be cleared");
+    /// Nothing is left.
+    fn ended(self, how: Ended) -> Ended {
+        let state = Saved { ended: true, ..self.saved(None) };
+        let saved = self.cx.directory.save(state).map_err(|error| error.to_string());
+        let cleared = self.cx.directory.clear().map_err(|error| error.to_string());
+        if let Err(error) = saved.and(cleared) {
+            tracing::warn!(error, "the service's directory could not be left in order");
         }
-        if matches!(ending, Ending::Shutdown) {
+        if !matches!(how, Ended::NeverServed { .. }) {
             self.say_what_stays();
         }
-        self.end.how(ending, &self.report.failure)
+        how
     }
 }
 

@@ -47,6 +47,13 @@ impl Origin {
         Ok(here)
     }
 
+    /// Whether this is the same start, whichever older processes (`-sf`, `-st`) each names.
+    pub(crate) fn is_as(&self, other: &Self) -> bool {
+        let [one, two] = [self, other]
+            .map(|origin| Self { command: without_older(&origin.command), ..origin.clone() });
+        one == two
+    }
+
     /// The whole environment.
     pub(crate) fn variables(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
         let text = self.environment.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
@@ -56,11 +63,35 @@ impl Origin {
     }
 }
 
+/// A command line without `-sf` and `-st` and their pids.
+fn without_older(words: &[Text]) -> Vec<Text> {
+    let mut is_list = false;
+    let stays = |word: &&Text| {
+        let Text::Text(word) = word else { return true };
+        is_list = word == "-sf" || word == "-st" || is_list && word.parse::<i32>().is_ok();
+        !is_list
+    };
+    words.iter().filter(stays).cloned().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStringExt as _;
 
     use super::*;
+
+    #[test]
+    fn which_processes_it_replaces_makes_no_other_start() {
+        let of = |words: &str| Origin {
+            command: words.split(' ').map(|word| OsString::from(word).into()).collect(),
+            ..Origin::default()
+        };
+        let one = of("haproxy -D -f a.cfg -sf 7 8");
+        assert!(one.is_as(&of("haproxy -D -f a.cfg -sf 9")));
+        assert!(one.is_as(&of("haproxy -sf -D -f a.cfg")));
+        assert!(!one.is_as(&of("haproxy -D -f b.cfg -sf 7 8")));
+        assert!(!of("haproxy -f 7").is_as(&of("haproxy -f 8")));
+    }
 
     #[test]
     fn what_is_not_text_is_sent_as_it_is() {

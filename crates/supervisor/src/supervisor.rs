@@ -176,6 +176,7 @@ impl Supervisor {
             caller: self.starts.caller().cloned(),
             worked: self.timeline.worked().map(|of| of.0),
             watched: self.starts.watched.read,
+            ended: false,
         }
     }
 }

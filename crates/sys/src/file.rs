@@ -332,7 +332,7 @@ mod tests {
         fs::write(&file, "text").expect("a file");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
         let (mut read, mut refused) = (0, 0);
-        while_exchanged(&file, &pipe, || {
+        while_exchanged(&file, &pipe, |_| {
             while read < 2000 || refused < 2000 {
                 match regular(&file, 100) {
                     Ok(text) => {

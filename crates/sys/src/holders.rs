@@ -13,6 +13,9 @@ use nix::libc;
 
 use crate::process::{self, Pidfd, numbered, threads_with_own_descriptors};
 
+/// How many descriptors a program may have before those that it was given.
+const FIRST: usize = 64;
+
 /// A descriptor of a socket in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Holder {
@@ -85,13 +88,20 @@ fn inode(link: &Path) -> Option<u64> {
 /// Whether a process has a descriptor of one of these sockets. False if the process has ended.
 ///
 /// # Errors
-/// `EACCES` if the descriptors of the process may not be read.
+/// `EACCES` if the descriptors of the process may not be read; `EMFILE` and others if this process
+/// cannot read them.
 pub fn holds(pid: i32, inodes: &[u64]) -> io::Result<bool> {
-    match fs::read_dir(format!("/proc/{pid}/fd")) {
-        Ok(_) => Ok(!of_process(pid, inodes).is_empty()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
-        Err(_) => Ok(false),
-    }
+    let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(entries) => entries.flatten(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    // A process that was given its listeners has them among its first descriptors.
+    let mut first = entries
+        .take(inodes.len() + FIRST)
+        .filter_map(|entry| socket(pid, entry.file_name().to_str()?.parse().ok()?));
+    Ok(first.any(|inode| inodes.contains(&inode)) || !of_process(pid, inodes).is_empty())
 }
 
 fn in_process(pid: i32, inodes: &HashSet<u64>) -> Vec<Holder> {

@@ -21,8 +21,26 @@ pub(crate) fn stopped_within(limit: Duration) -> Patience {
     patience
 }
 
+/// A thread that constantly exchanges two files.
+pub(crate) struct Exchanging(AtomicU32);
+
+impl Exchanging {
+    /// Returns when the thread runs at this moment, beside the caller; after a second in any case.
+    pub(crate) fn meet(&self) {
+        let until = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < until {
+            let before = self.0.load(Ordering::Relaxed);
+            // Less than the time for which a thread runs before another one has its turn.
+            if (0..10_000).any(|_| self.0.load(Ordering::Relaxed) != before) {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
 /// Runs `work` while another thread constantly exchanges two files.
-pub(crate) fn while_exchanged(one: &Path, other: &Path, work: impl FnOnce()) {
+pub(crate) fn while_exchanged(one: &Path, other: &Path, work: impl FnOnce(&Exchanging)) {
     struct Done<'a>(&'a AtomicBool);
     impl Drop for Done<'_> {
         fn drop(&mut self) {
@@ -30,14 +48,16 @@ pub(crate) fn while_exchanged(one: &Path, other: &Path, work: impl FnOnce()) {
         }
     }
     let flag = AtomicBool::new(false);
+    let exchanging = Exchanging(AtomicU32::new(0));
     std::thread::scope(|scope| {
         let _done = Done(&flag);
         scope.spawn(|| {
             while !flag.load(Ordering::Relaxed) {
                 let _ = renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE);
+                exchanging.0.fetch_add(1, Ordering::Relaxed);
             }
         });
-        work();
+        work(&exchanging);
     });
 }
 

@@ -20,6 +20,7 @@ pub(super) async fn join(
     joining: Joining,
 ) -> Result<JoinResult, RpcError> {
     broker.borrow().access.known(caller)?;
+    generations::allow(&broker.borrow(), caller, &joining.service)?;
     check(broker, caller, &joining).await?;
     let joined = generations::join(&mut broker.borrow_mut(), caller, joining)?;
     if joined.generation.is_some() {

@@ -88,7 +88,7 @@ pub(crate) fn answer(mut words: Vec<OsString>, is_proof: bool) -> anyhow::Result
         && let Some(service) = replace::running(&command, &name, &socket)?
     {
         let words = std::iter::once(real.clone().into()).chain(arguments.iter().cloned());
-        if let Some(done) = replace::reload(&socket, &service, &command, words)? {
+        if let Some(done) = replace::reload(&socket, &service, &name, &command, words)? {
             return Ok(Outcome::Done(done));
         }
     }

@@ -75,11 +75,12 @@ fn generations(mut supervisor: Client) -> Vec<i32> {
 }
 
 /// Has the supervisor reload with this command. Returns 0 when the new generation serves and no
-/// older one accepts, else 1 with haproxy's words. None if the service is being shut down: a start
-/// takes over from it.
+/// older one accepts, else 1 with haproxy's words. None if the service is being shut down and its
+/// name is `own`, that of the command: a start takes over from it.
 pub(crate) fn reload(
     socket: &Path,
     service: &Name,
+    own: &Name,
     command: &Command,
     words: impl Iterator<Item = OsString>,
 ) -> anyhow::Result<Option<ExitCode>> {
@@ -108,7 +109,7 @@ pub(crate) fn reload(
         }
         Err(bindonce::Error::Refused(refusal)) => {
             release(socket, &stored);
-            if refusal.data.contains_key(ENDING) {
+            if refusal.data.contains_key(ENDING) && service == own {
                 return Ok(None);
             }
             log::write(format!("{}\n", refusal.message).as_bytes());

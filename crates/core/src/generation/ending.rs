@@ -144,7 +144,8 @@ impl Timeline {
         out.push(Action::Signal { id, signal: Signal::Kill, reason });
     }
 
-    /// Goes on without a new generation that not even SIGKILL ends in time.
+    /// Goes on without a new generation that not even SIGKILL ends in time, unless too many such
+    /// processes are left already.
     pub(super) fn give_up(&mut self, now: Moment, out: &mut Vec<Action>) {
         let (id, failure) = match self.operation {
             Operation::Starting { newer, .. } => (newer, Failure::NotReady),
@@ -152,6 +153,10 @@ impl Timeline {
             _ => return,
         };
         let Some(life) = self.lives.get(&id).filter(|life| life.is_overdue(now)) else { return };
+        let overdue = self.lives.values().filter(|life| life.is_overdue(now)).count();
+        if overdue > self.settings.max_draining {
+            return;
+        }
         if !self.reloads.is_running() {
             self.restarts.crashed(life.configuration, Moment::ZERO);
         }

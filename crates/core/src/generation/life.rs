@@ -55,6 +55,11 @@ impl Life {
         )
     }
 
+    /// Whether it was told to stop, or has stopped by itself.
+    pub(super) fn drains(&self) -> bool {
+        matches!(self.stage, Stage::Stopping { .. } | Stage::Draining { .. })
+    }
+
     /// Whether the kernel has not ended it in time: it waits for a disk, or its cgroup is frozen.
     pub(super) fn is_overdue(&self, now: Moment) -> bool {
         matches!(self.stage, Stage::Killed { gone_by, .. } if gone_by <= now)

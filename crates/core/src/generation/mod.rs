@@ -4,7 +4,8 @@
 //! out, and [`Timeline::deadline`] says when to call again if nothing happens.
 //! It guarantees, whatever the order of events:
 //!
-//! - at most one generation is started at a time, and ids only grow;
+//! - at most one generation is started at a time, not counting those that not even SIGKILL ends,
+//!   and ids only grow;
 //! - a generation that fails to start leaves the serving one untouched;
 //! - a reload is answered only when no older generation accepts any more, or with
 //!   a note that this could not be proved;

@@ -348,7 +348,11 @@ impl Timeline {
             }
             match self.restarts.planned() {
                 Some((at, of)) if at <= now => self.start(now, Configuration::Of(of), out),
-                None if self.lives.is_empty() && self.started => {
+                // What an earlier supervisor has left may drain for longer.
+                None if self.started
+                    && self.reload_due().is_none()
+                    && self.lives.values().all(Life::drains) =>
+                {
                     self.exit(Ending::NeverServed, out);
                 }
                 _ => {}

@@ -244,7 +244,8 @@ impl<H> Registry<H> {
                 changed = held.grant();
                 match connection.leases.entry(id) {
                     Entry::Vacant(lease) => {
-                        lease.insert(now);
+                        // The clock may have been set back since the socket was bound.
+                        lease.insert(held.since.max(now));
                         held.leases += 1;
                         first = true;
                     }

@@ -35,6 +35,8 @@ pub(crate) struct End {
     pub(crate) decided: Option<Ending>,
     /// The next supervisor takes over what drains. It waits for the end of this connection.
     pub(crate) leaves: Option<oneshot::Sender<Answer>>,
+    /// Others that wait for the end.
+    pub(crate) asked: Vec<oneshot::Sender<Answer>>,
     /// The signal that ends the supervisor at once, and whether haproxy would run with a master.
     by: Option<(Signal, bool)>,
 }

@@ -37,7 +37,12 @@ pub(crate) async fn ask(settings: &Settings) -> bool {
     let pidfd = peer::credentials(client.as_fd()).and_then(|peer| Pidfd::open(peer.pid));
     let Ok(ended) = pidfd.and_then(|pidfd| Watch::new(&pidfd)) else { return false };
     let leaves = match client.call("leave", &[0; 0]) {
-        Err(bindonce::Error::Closed { .. } | bindonce::Error::Io(_)) => true,
+        // One that is slow to end has answered nothing either.
+        Err(
+            bindonce::Error::Closed { .. }
+            | bindonce::Error::Io(_)
+            | bindonce::Error::TimedOut { .. },
+        ) => true,
         // It ends for another reason, or it stays, or knows no such request.
         Err(bindonce::Error::Refused(refusal)) => refusal.data.contains_key(ENDING),
         _ => false,
@@ -49,10 +54,21 @@ impl Supervisor {
     /// Another supervisor wants to take the place of this one. Answered only if this one stays:
     /// else the connection ends with the process.
     pub(crate) fn want_leave(&mut self, reply: oneshot::Sender<Answer>, by: i32) {
-        if !self.timeline.is_shutting_down() || self.end.is_at_once() {
-            let error = RpcError::new(ErrorCode::IN_USE, "the service is not being shut down");
+        let why = if !self.timeline.is_shutting_down() {
+            Some("the service is not being shut down")
+        } else if std::env::var_os("NOTIFY_SOCKET").is_some() || std::process::id() == 1 {
+            // What starts such a process ends all that it has started with it.
+            Some("its service manager, or its container, would end what drains")
+        } else {
+            None
+        };
+        if let Some(why) = why {
             // The client may have gone away.
-            return drop(reply.send(Err(error)));
+            return drop(reply.send(Err(RpcError::new(ErrorCode::IN_USE, why))));
+        }
+        if self.end.is_at_once() {
+            // It ends in a moment, and the connection with it.
+            return self.end.asked.push(reply);
         }
         let text = "leaves what drains to the next supervisor";
         tracing::info!(sender = by, "{text}");
@@ -60,8 +76,8 @@ impl Supervisor {
         self.end.leaves = Some(reply);
     }
 
-    /// Ends without its generations.
-    pub(crate) fn left(mut self) -> Ended {
+    /// Ends without its generations, which drain: the next supervisor takes them over.
+    pub(crate) fn left(mut self, how: Ended) -> Ended {
         self.handover.is_over();
         for generation in self.generations.iter() {
             self.handover.keep(generation);
@@ -70,6 +86,6 @@ impl Supervisor {
         // Dropped, they would shut down the admin connections that the watchdog keeps for the next
         // supervisor.
         std::mem::forget(std::mem::take(&mut self.generations));
-        Ended::Shutdown
+        how
     }
 }

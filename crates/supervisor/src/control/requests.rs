@@ -123,7 +123,10 @@ impl Requests {
         let newest = waiting
             .filter_map(|(id, client)| Some((id, client.options.command.as_ref()?)))
             .max_by_key(|(id, _)| **id);
-        newest.is_some_and(|(_, newest)| newest.caller != command.caller)
+        newest.is_some_and(|(_, newest)| match (&newest.caller, &command.caller) {
+            (Some(newest), Some(caller)) => !newest.is_as(caller),
+            (newest, caller) => newest != caller,
+        })
     }
 
     /// Whether one of these clients allows a configuration without listeners.

@@ -61,7 +61,8 @@ pub(crate) async fn look(
     let find = move || generations(&of, &place, &listeners);
     let found = worker::within(LOOKS, find).await.map_err(Error::system("look at /proc"))?;
     let mut named = std::mem::take(&mut saved.generations);
-    named.retain(|one| one.process.is_there());
+    // One that was starting tells that an older one may be paused for it.
+    named.retain(|one| one.process.is_there() || one.state == "starting");
     let generations = together(named, found);
     let known = generations.last().map_or(0, |newest| newest.id);
     let next = (known.max(directory.newest_configuration()) + 1).max(saved.next);
@@ -71,8 +72,10 @@ pub(crate) async fn look(
 /// The generations that the state names, and those that were found. Of all that may accept, the
 /// newest counts as the serving one.
 fn together(named: Vec<SavedGeneration>, found: Vec<SavedGeneration>) -> Vec<SavedGeneration> {
-    // What was saved of a generation is more than what is found.
-    let all = found.into_iter().chain(named).map(|one| (one.id, one));
+    // What was saved of a generation is more than what is found, unless it has died at its start.
+    let (started, named): (Vec<_>, Vec<_>) =
+        named.into_iter().partition(|one| one.state == "starting");
+    let all = started.into_iter().chain(found).chain(named).map(|one| (one.id, one));
     let mut all: BTreeMap<u64, SavedGeneration> = all.collect();
     let may_accept = all.values_mut().rev().filter(|one| one.state == "serving");
     may_accept.skip(1).for_each(|older| older.state = "draining".to_owned());

@@ -44,6 +44,8 @@ pub(crate) struct Saved {
     pub(crate) worked: Option<u64>,
     /// The hash of the watched files when they were last read for a start.
     pub(crate) watched: Option<u64>,
+    /// The supervisor has ended, and so has every generation.
+    pub(crate) ended: bool,
 }
 
 /// What the master CLI tells clients of this process and its reloads.
@@ -154,7 +156,7 @@ impl Saved {
     pub(crate) fn may_be_the_last(&self) -> bool {
         match self.generations.iter().max_by_key(|one| one.id) {
             Some(newest) => newest.process.is_there(),
-            None => self.next <= 1,
+            None => self.ended || self.next <= 1,
         }
     }
 }
@@ -251,6 +253,8 @@ mod tests {
             let saved = Saved { next, generations, ..Saved::default() };
             assert_eq!(saved.may_be_the_last(), expected, "{saved:?}");
         }
+        let ended = Saved { next: 2, ended: true, ..Saved::default() };
+        assert!(ended.may_be_the_last());
     }
 
     /// All members are on one level, as the first version wrote them.
@@ -259,7 +263,7 @@ mod tests {
         let text = r#"{"next": 4, "ours": ["web"], "inherited": null, "upgrades": 1, "began": 1760000000000, "reloads": 7,
             "failed_reloads": 2, "startup_logs": "said", "passed": {"3": "127.0.0.1:80"},
             "lately": {"all": [], "draining": []}, "caller": null, "worked": 2, "watched": 99,
-            "generations": [{"id": 3, "pid": 4711, "start_time": 123, "state": "draining", "ready": true,
+            "ended": false, "generations": [{"id": 3, "pid": 4711, "start_time": 123, "state": "draining", "ready": true,
             "master_worker": true, "configuration": 2, "since": 1760000000001, "listeners": ["127.0.0.1:80"],
             "own_devices": ["eth9"], "own_lines": ["a"], "reloads_before": 5, "start_ms": 12, "drain_idle_ms": 5000,
             "drain_timeout_ms": 60000, "counted": {"requests": 8, "bytes": 9}, "told": 11, "after": {"requests": 1, "bytes": 2},

@@ -16,7 +16,8 @@ use crate::generations::process;
 pub(crate) fn resume(cx: &Context, generation: &mut Generation, was_replaced: bool) {
     let (id, kind) = (generation.id, &cx.settings.kind);
     let answers = generation.cli.admin.is_some();
-    if kind.haproxy().is_none() || answers && !was_replaced {
+    let is_silent = kind.has_admin() && !answers;
+    if kind.haproxy().is_none() || !is_silent && !was_replaced {
         return;
     }
     // The signal would stop a process that does not handle it: a script in front of haproxy, or a
@@ -27,7 +28,7 @@ pub(crate) fn resume(cx: &Context, generation: &mut Generation, was_replaced: bo
     // It may have ended just now.
     let _ = generation.pidfd.send(Signal::SIGTTIN);
     let socket = cx.directory.admin(id);
-    if !answers && kind.has_admin() && socket.exists() {
+    if is_silent && socket.exists() {
         generation.cli.admin = Some(Admin::connect(socket, process::on_answer(cx, id)));
     }
 }

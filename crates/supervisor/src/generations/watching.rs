@@ -85,7 +85,8 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
                 }
                 known = workers;
             }
-            let may_have_closed = told.is_some() || admin.is_none();
+            // Without a listener of ours no descriptor shows anything.
+            let may_have_closed = told.is_some() || admin.is_none() && !family.all.is_empty();
             if may_have_closed && matches!(family.look(told.as_ref()), Descriptors::Closed) {
                 break;
             }

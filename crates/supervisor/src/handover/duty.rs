@@ -149,7 +149,7 @@ impl Duty {
                 }
                 say(&format!(
                     "the supervisor is gone or stuck, and pid {}, which was to take over, has ended: \
-                     the older generations serve on",
+                     the older generations are left as they are",
                     newer.pid
                 ));
             }

@@ -3,6 +3,7 @@
 //! out of its epoll set; then the connections that it has accepted from it show it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,8 +112,12 @@ impl Listening {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         };
+        let accepted = match self {
+            Self::EpollSets(processes) if !processes.was_paused => limit / 4,
+            _ => Duration::ZERO,
+        };
         // A look that does not end in time adds nothing to the one before.
-        let _ = bindonce_sys::patience::timeout(limit, looks).await;
+        let _ = bindonce_sys::patience::timeout(limit - accepted, looks).await;
         let mut missing = last?;
         if let Self::EpollSets(processes) = self
             && !missing.waiting.is_empty()
@@ -122,7 +127,7 @@ impl Listening {
                 return Some(Vec::new());
             }
             if !processes.was_paused {
-                missing.waiting = processes.without_connection(missing.waiting, limit).await?;
+                missing.waiting = processes.without_connection(missing.waiting, accepted).await?;
             }
         }
         Some(missing.unknown.into_iter().chain(missing.waiting).collect())
@@ -147,7 +152,10 @@ impl Processes {
             let pids = this.kind.processes(this.pid);
             let sets = pids.iter().filter_map(|pid| epoll::waited_for(*pid, &this.inodes));
             let seen = sets.reduce(|all, more| all.into_iter().chain(more).collect());
-            let denied = |pid: &i32| holders::holds(*pid, &this.inodes).is_err();
+            let denied = |pid: &i32| {
+                let held = holders::holds(*pid, &this.inodes);
+                held.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+            };
             let never = this.no_epoll || seen.is_none() && pids.iter().any(denied);
             (seen, never)
         };

@@ -12,6 +12,7 @@ use bindonce_sys::signals::Signal as Number;
 use crate::control::requests;
 use crate::generations::foreign;
 use crate::generations::generation::Generation;
+use crate::generations::listeners::put_options_back;
 use crate::handover::compare::{self, Listeners};
 use crate::handover::listening::Listening;
 use crate::handover::opening::{self, Opening};
@@ -188,6 +189,8 @@ impl Supervisor {
             let hint = Some(requests::READS_OTHERWISE.to_owned());
             if let Some(generation) = self.generations.get_mut(&id) {
                 generation.refuse(Cause::new(text, hint));
+                // The older generations accept again before the end of this one is seen.
+                put_options_back(id, &generation.listeners);
             }
             // The older generations may finish their stop until the end of the new one is seen.
             self.feed(Event::Refused(id));

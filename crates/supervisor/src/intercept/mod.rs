@@ -42,8 +42,8 @@ use crate::message::Message;
 
 /// How long a look at a call may take.
 const LOOK: Duration = Duration::from_secs(1);
-/// After this many stalled looks in a row, no call of this program is looked at any more.
-const STALLED: u32 = 3;
+/// While this many looks are stalled, no other call of this program is looked at.
+const STALLED: usize = 3;
 
 /// Answers the calls of a generation that is being started.
 pub(crate) fn begin(
@@ -163,7 +163,8 @@ struct Answers {
     interrupted: BTreeSet<u64>,
     /// The sockets of calls that were left to the kernel.
     left: CallsSeen,
-    stalled: u32,
+    /// Each look that has not ended has a copy.
+    looks: Arc<()>,
 }
 
 impl Answers {
@@ -172,27 +173,35 @@ impl Answers {
         let given = given.map(|held| (held.inode, Rc::downgrade(held))).collect();
         let (cx, id, ports) = (cx.clone(), generation.id, sys::ports());
         let left = generation.own.calls.clone().unwrap_or_default();
-        Self { cx, id, rule, ports, given, interrupted: BTreeSet::new(), left, stalled: 0 }
+        Self {
+            cx,
+            id,
+            rule,
+            ports,
+            given,
+            interrupted: BTreeSet::new(),
+            left,
+            looks: Arc::default(),
+        }
     }
 
     async fn answer(&mut self, call: Call) {
-        if self.stalled >= STALLED {
+        if Arc::strong_count(&self.looks) > STALLED {
             return match self.rule {
                 _ if call.is_unlink() => call.go_on(),
                 Rule::Program(_) => call.refuse(Failure::Unavailable),
                 Rule::Haproxy(_) => call.go_on(),
             };
         }
-        let look = match worker::within(LOOK, call.look()).await {
-            Ok(Ok(look)) => look,
-            Ok(Err(error)) => return self.unseen(call, &error),
-            Err(error) => {
-                // An unlink(2) may name any file, on any mount.
-                self.stalled += u32::from(!call.is_unlink());
-                return self.unseen(call, &error);
-            }
+        let (look, place) = (call.look(), Arc::clone(&self.looks));
+        let look = move || {
+            let _place = place;
+            look()
         };
-        self.stalled = 0;
+        let look = match worker::within(LOOK, look).await.and_then(|look| look) {
+            Ok(look) => look,
+            Err(error) => return self.unseen(call, &error),
+        };
         match look {
             Look { target, .. } if call.is_unlink() => self.unlink(call, target),
             // The kernel finds what is wrong with the call.

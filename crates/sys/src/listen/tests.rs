@@ -15,7 +15,7 @@ use rustix::io::FdFlags;
 use socket2::SockRef;
 
 use super::*;
-use crate::testing::{Directory, while_exchanged};
+use crate::testing::{Directory, Exchanging, while_exchanged};
 use crate::{diag, holders, queue};
 
 fn listener(text: &str) -> Listener {
@@ -282,16 +282,16 @@ fn the_name_of_a_socket_is_its_path_wherever_that_is() {
 }
 
 /// Runs rounds of a race until one reports that the race occurred, and at least 400. On a busy
-/// machine all 400 may pass before the other thread runs once.
-fn rounds(mut round: impl FnMut(u32) -> bool) {
+/// machine the other thread seldom runs: each round begins when it does.
+fn rounds(exchanging: &Exchanging, mut round: impl FnMut(u32) -> bool) {
     let until = Instant::now() + Duration::from_secs(60);
     for number in 0.. {
+        exchanging.meet();
         let met = round(number);
         if met && number >= 400 {
             return;
         }
         assert!(met || Instant::now() < until, "what is raced for was never met");
-        std::thread::yield_now();
     }
 }
 
@@ -306,8 +306,8 @@ fn a_file_that_takes_the_place_of_a_new_socket_is_left_alone() {
     let other = directory.path().join("other");
     let wanted = listener(&format!("{},mode=0666", at(&path)));
     let mut met = 0;
-    while_exchanged(&other, &path, || {
-        rounds(|round| {
+    while_exchanged(&other, &path, |exchanging| {
+        rounds(exchanging, |round| {
             for left in [&path, &other] {
                 let _ = std::fs::remove_file(left);
             }
@@ -339,8 +339,8 @@ fn a_directory_that_is_exchanged_leads_nothing_elsewhere() {
 
     let wanted = listener(&format!("{},mode=0666", at(&sub.join("app"))));
     let (mut bound, mut refused) = (0, 0);
-    while_exchanged(&sub, &link, || {
-        rounds(|_| {
+    while_exchanged(&sub, &link, |exchanging| {
+        rounds(exchanging, |_| {
             match open(&wanted) {
                 Ok(held) => {
                     bound += 1;
@@ -368,8 +368,9 @@ fn a_file_is_removed_only_where_it_was_made() {
     let precious = target.join("app");
     std::fs::write(&precious, "root's").expect("write");
     let wanted = listener(&at(&sub.join("app")));
-    while_exchanged(&sub, &link, || {
+    while_exchanged(&sub, &link, |exchanging| {
         for _ in 0..400 {
+            exchanging.meet();
             if let Ok(Opened { path: Some(ours), .. }) = open(&wanted) {
                 let _ = unlink_if_ours(&ours);
             }

@@ -183,11 +183,13 @@ fn begin(args: Args, globals: &Globals, at_once: bool, is_proof: bool) -> anyhow
             && !at_once
             && !background::is_it()
             && starts()
-            && let Some(service) = replace::running(&haproxy.command, &service, &socket)?
+            && let Some(running) = replace::running(&haproxy.command, &service, &socket)?
         {
             let program = haproxy.command.program.clone();
             let words = std::iter::once(program).chain(words.into_iter().skip(1));
-            if let Some(done) = replace::reload(&socket, &service, &haproxy.command, words)? {
+            if let Some(done) =
+                replace::reload(&socket, &running, &service, &haproxy.command, words)?
+            {
                 return Ok(Begins::Done(done));
             }
         }

@@ -90,3 +90,14 @@ fn a_service_that_never_served_exits() {
     assert_eq!(answers(&actions), [Outcome::Failed(ONE, Failure::Exited)]);
     assert_eq!(actions.last(), Some(&Action::Exit(Ending::NeverServed)));
 }
+
+/// A start that fails has an answer, also beside what an earlier supervisor has left.
+#[test]
+fn what_drains_keeps_no_service_that_never_served() {
+    let mut scenario = Scenario::new();
+    scenario.timeline.adopt(Moment::ZERO, [found(ONE, State::Draining, ONE)], None);
+    scenario.on(Event::Reload(Caller(0)));
+    let actions = scenario.on(Event::Exited(TWO));
+    assert_eq!(answers(&actions), [Outcome::Failed(TWO, Failure::Exited)]);
+    assert_eq!(actions.last(), Some(&Action::Exit(Ending::NeverServed)));
+}
