@@ -25,14 +25,17 @@ pub(crate) fn stopped_within(limit: Duration) -> Patience {
 pub(crate) struct Exchanging(AtomicU32);
 
 impl Exchanging {
-    /// Returns when the thread runs at this moment, beside the caller; after a second in any case.
+    /// Returns when the thread runs at this moment, beside the caller; after 50 ms in any case.
     pub(crate) fn meet(&self) {
-        let until = Instant::now() + Duration::from_secs(1);
+        let until = Instant::now() + Duration::from_millis(50);
         while Instant::now() < until {
-            let before = self.0.load(Ordering::Relaxed);
-            // Less than the time for which a thread runs before another one has its turn.
-            if (0..10_000).any(|_| self.0.load(Ordering::Relaxed) != before) {
-                return;
+            // Less than the time for which a thread runs before another one has its turn: a change
+            // is made while this thread looks.
+            let (before, looks) = (self.0.load(Ordering::Relaxed), Instant::now());
+            while looks.elapsed() < Duration::from_micros(500) {
+                if self.0.load(Ordering::Relaxed) != before {
+                    return;
+                }
             }
             std::thread::yield_now();
         }
