@@ -80,7 +80,7 @@ impl Caller {
     /// Lets the generation start that waits, or will wait, at the gate.
     #[track_caller]
     pub(crate) fn open_gate(&self) {
-        eventually("somebody to read at the gate", || {
+        eventually("a generation to read at the gate", || {
             let mut options = std::fs::OpenOptions::new();
             let gate = options.write(true).custom_flags(nix::libc::O_NONBLOCK);
             gate.open(self.scene.path("gate")).ok()?.write_all(b"go\n").ok()

@@ -2,7 +2,7 @@
 //! (SIGSTOP, a frozen container, a machine that sleeps) its deadlines pass. Yet what it waits for
 //! may have come long before it continues, or may need no more than its usual time.
 //!
-//! No clock stands still with the process. So whoever waits looks at the clock at short intervals:
+//! No clock stops with the process. So a wait is made in parts, with a look at the clock after each:
 //! a look that comes much later than planned shows how long the process was stopped.
 
 use std::error::Error;

@@ -249,7 +249,7 @@ mod tests {
             assert!(directory.rewrite("other".as_ref(), 0o644).is_err());
         };
         std::thread::spawn(work).join().expect("all as it should be");
-        // For whoever removes it.
+        // The removal of the scene needs it.
         allow(&place, 0o755);
     }
 

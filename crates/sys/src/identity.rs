@@ -223,7 +223,7 @@ pub fn network_of(socket: BorrowedFd<'_>) -> Option<u64> {
     options::netns_cookie(socket)
 }
 
-/// The file now at `path`, if it is a socket, whoever owns it. The path that a UNIX socket was bound
+/// The file now at `path`, if it is a socket, of any owner. The path that a UNIX socket was bound
 /// to is no proof of its file, whichever process bound it.
 pub fn file(path: &str) -> Option<crate::listen::UnixPath> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};

@@ -208,7 +208,7 @@ impl Listeners {
         let mut adoptions = Vec::with_capacity(count);
         for Found { listener, socket, exclusive, since, tentative, owner, outlived } in found {
             let mut opened = Opened { exclusive, ..self.opened(&listener, socket) };
-            // Whoever made it listen gave the backlog, under the limit of that moment.
+            // The process that made it listen gave the backlog, under the limit of that moment.
             if matches!(listener.address, Address::Tcp(_))
                 && let Ok(queue) = queue::accept_queue(opened.handle.fd.as_fd())
             {

@@ -1,5 +1,6 @@
 //! Waits with a limit that counts only the time in which this process runs
-//! ([`bindonce_core::patience`]).
+//! ([`bindonce_core::patience`]). The daemons have the same in `bindonce-sys`, which this library
+//! does not use.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};

@@ -16,8 +16,8 @@ use crate::listener::{Listener, Wanted};
 use crate::name::Name;
 
 impl<H> Registry<H> {
-    /// The elements with a name that this event plans, and which of their listeners. Whoever judges
-    /// what a claim may have must do it here: before and after, a name may be another listener's.
+    /// The elements with a name that this event plans, and which of their listeners. What a claim
+    /// may have must be judged here: before and after, a name may be another listener's.
     pub fn named_in<'a>(
         &'a self,
         event: &'a Event<H>,

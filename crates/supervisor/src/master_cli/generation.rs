@@ -197,6 +197,5 @@ enum Moved {
 
 /// Passes on what a client sends, for `limit` at most.
 async fn pass(stream: &mut UnixStream, text: &[u8], limit: Duration) -> io::Result<()> {
-    let sent = bindonce_sys::patience::timeout(limit, stream.write_all(text)).await;
-    sent.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    bindonce_sys::patience::timeout(limit, stream.write_all(text)).await?
 }
