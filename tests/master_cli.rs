@@ -288,6 +288,11 @@ fn tells_its_outcome(program: &Path) {
         service.cli.ask(&format!("set severity-output number;@!{old} disable server a/b\n"));
     assert_eq!(number, "[3]: No such backend.\n\n");
     assert_eq!(service.cli.ask(&format!("@!{old} disable server a/b\n")), "No such backend.\n\n");
+    // What concerns one connection does nothing to the shared one.
+    for own in ["quit", "operator", "prompt", "set timeout cli 1"] {
+        service.cli.ask(&format!("@!{old} {own}\n"));
+        assert_eq!(service.cli.ask(&format!("@!{old} show cli level\n")), "admin\n\n", "{own}");
+    }
     let payload = service.cli.ask(&format!("@!{old} add acl #9 <<\nx\n\n"));
     assert!(payload.contains("ACL") && !payload.contains("+ "), "{payload}");
 

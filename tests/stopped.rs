@@ -2,13 +2,15 @@
 //! count the time in which it could not look. No reload fails because of it, and nothing is ended.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::thread::sleep;
 use std::time::Duration;
 
-use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+use nix::sys::signal::Signal::{SIGCONT, SIGSTOP, SIGTTOU};
 
-use crate::harness::{Guest, Haproxy, Process, Scene, Stage, config, eventually, serves};
+use crate::harness::{Fault, Guest, Haproxy, Process, Scene, Stage, config, eventually, serves};
 
 /// Longer than the limits given here.
 const STOPPED: Duration = Duration::from_secs(3);
@@ -76,4 +78,29 @@ fn a_stop_at_any_moment_of_a_reload_fails_none_and_ends_nothing() {
         stage.only(2);
         stage.reload(3);
     }
+}
+
+/// As with `stop`, a debugger or a frozen cgroup: the supervisor neither continues nor ends.
+#[test]
+fn the_watchdog_of_a_supervisor_that_stays_stopped_lets_the_new_haproxy_in() {
+    // The older generation ignores SIGTTOU, so it accepts while the new one waits.
+    let deaf = [Fault::Deaf(SIGTTOU, 0)];
+    let (faults, limits) = ([(1, &deaf[..])], ["--retire-timeout", "1s"]);
+    let Some(mut stage) = Stage::start(Haproxy::system(), &faults, &limits) else { return };
+    stage.configure(2);
+    let mut reload = stage.reload_beside();
+    stage.haproxy.supervisor.wait_line("ready: it has bound");
+    stage.haproxy.supervisor.signal(SIGSTOP);
+    eventually("the new one to answer", || {
+        let mut stream = TcpStream::connect(stage.address).ok()?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        text.contains("x-generation: 2\r\n").then_some(())
+    });
+    stage.only(2);
+    stage.haproxy.supervisor.signal(SIGCONT);
+    reload.wait_exit();
+    stage.reload(3);
+    stage.refused_nobody();
 }

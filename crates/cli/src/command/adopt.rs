@@ -184,9 +184,12 @@ fn text(
         let socket = globals.socket.as_ref().map(|path| quoted(path.as_os_str()));
         let socket = socket.map(|path| format!("--socket {path} ")).unwrap_or_default();
         let master = adopt::master_of(pid);
+        let place = args.command.is_empty().then(|| adopt::needs_directory(pid, command)).flatten();
+        let place = place.map(|path| format!("  cd {}\n", quoted(path.as_os_str())));
         let _ = write!(
             text,
-            "next:\n  bindonce run {socket}-- {}\n  bindonce adopt {socket}--pid {master} --retire\n",
+            "next:\n{}  bindonce run {socket}-- {}\n  bindonce adopt {socket}--pid {master} --retire\n",
+            place.unwrap_or_default(),
             words.join(" ")
         );
         if let Some(unit) = adopt::belongs_to(master) {

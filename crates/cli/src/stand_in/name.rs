@@ -1,5 +1,6 @@
 //! The name of a service that was given none: from its pid file, else from its configuration.
 
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -13,8 +14,12 @@ use nix::unistd::AccessFlags;
 const WELL_KNOWN: [&str; 6] =
     ["/run", "/var/run", "/run/haproxy", "/etc", "/etc/haproxy", "/usr/local/etc/haproxy"];
 
-/// The name of a command's service: that of its pid file (`-p`) without the extension, else that of
-/// its first configuration file. Outside the directories of packages, a hash of the path is added.
+/// Extensions that do not distinguish one file from another.
+const USUAL: [&str; 3] = ["pid", "cfg", "conf"];
+
+/// The name of a command's service: that of its pid file (`-p`) without a usual extension, else that
+/// of its first configuration file. Outside the directories of packages, and where a part of the
+/// file's name is lost, a hash of the path is added.
 pub(super) fn of(command: &Command) -> anyhow::Result<Name> {
     let here = std::env::current_dir().context("cannot tell the current directory")?;
     let here = command.directory.as_ref().map_or_else(|| here.clone(), |other| here.join(other));
@@ -26,8 +31,13 @@ pub(super) fn of(command: &Command) -> anyhow::Result<Name> {
 }
 
 fn after(paths: &[PathBuf]) -> String {
-    let stem = paths.first().and_then(|path| path.file_stem()).unwrap_or_default();
-    let stem = stem.to_string_lossy();
+    let first = paths.first().map_or(Path::new(""), PathBuf::as_path);
+    let is_usual = |it: &OsStr| USUAL.iter().any(|usual| it == *usual);
+    let stem = match first.extension() {
+        Some(extension) if is_usual(extension) => first.file_stem(),
+        _ => first.file_name(),
+    };
+    let stem = stem.unwrap_or_default().to_string_lossy();
     let allowed = |c: char| if c.is_ascii_alphanumeric() || "_.-".contains(c) { c } else { '_' };
     let mut name: String = stem.chars().take(40).map(allowed).collect();
     if !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
@@ -39,6 +49,7 @@ fn after(paths: &[PathBuf]) -> String {
     };
     if let [only] = paths
         && well_known(only)
+        && name == stem
     {
         return name;
     }
@@ -80,12 +91,18 @@ mod tests {
             ("/etc/haproxy/haproxy.cfg", "haproxy"),
             ("/usr/local/etc/haproxy/edge.cfg", "edge"),
             ("/etc/haproxy", "haproxy"),
+            ("/run/haproxy.web", "haproxy.web"),
+            ("/etc/haproxy/haproxy.cfg.blue", "haproxy.cfg.blue"),
         ] {
             assert_eq!(name(&[path]), expected, "{path}");
         }
         let elsewhere = ["/srv/a/haproxy.cfg", "/srv/b/haproxy.cfg"];
         assert_ne!(name(&elsewhere[..1]), name(&elsewhere[1..]));
         assert_ne!(name(&elsewhere), name(&elsewhere[..1]));
+        assert_ne!(name(&["/run/haproxy@a.pid"]), name(&["/run/haproxy_a.pid"]));
+        let long = "x".repeat(40);
+        let [one, two] = ["a", "b"].map(|end| format!("/run/{long}{end}.pid"));
+        assert_ne!(name(&[one.as_str()]), name(&[two.as_str()]));
         for paths in [&["/srv/1 \u{e4}.cfg"][..], &["/"], &elsewhere, &["/run/1.pid"]] {
             assert!(name(paths).parse::<Name>().is_ok(), "{paths:?} {}", name(paths));
         }

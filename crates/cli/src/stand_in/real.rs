@@ -19,6 +19,10 @@ pub(crate) const NAME: &str = "haproxy";
 /// The variable that names the real haproxy.
 const VARIABLE: &str = "BINDONCE_HAPROXY";
 
+/// Set for what this program executes as haproxy. If that is a script that executes this program,
+/// neither would ever end.
+const EXECUTED: &str = "BINDONCE_EXECUTED";
+
 /// Where packages put haproxy, in case PATH lacks it.
 const PLACES: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin"];
 
@@ -28,6 +32,10 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// Finds the real haproxy.
 pub(super) fn find() -> anyhow::Result<PathBuf> {
     let ours = this()?;
+    if let Some(program) = std::env::var_os(EXECUTED) {
+        let program = program.display();
+        bail!("{program} is bindonce, or executes it: let ${VARIABLE} name the real haproxy");
+    }
     let is_ours = |path: &Path| file(path).is_ok_and(|file| file == ours);
     if let Some(given) = std::env::var_os(VARIABLE).filter(|given| !given.is_empty()) {
         let path = executable::find(&given)?;
@@ -91,12 +99,17 @@ fn file(path: &Path) -> std::io::Result<(u64, u64)> {
     std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
+/// A command whose program is haproxy. If it is another copy of this program, the variables keep it
+/// from looking for a third one.
+fn as_haproxy<'a>(command: &'a mut Command, real: &Path) -> &'a mut Command {
+    command.env(VARIABLE, real).env(EXECUTED, real)
+}
+
 /// Executes haproxy in place of this process, with these arguments. Returns only on failure, with
 /// the reason.
 pub(super) fn become_it(real: &Path, arguments: &[OsString]) -> anyhow::Error {
     let mut command = Command::new(real);
-    // If it is another copy of this program, the variable keeps it from looking for a third one.
-    let error = command.arg0(NAME).args(arguments).env(VARIABLE, real).exec();
+    let error = as_haproxy(&mut command, real).arg0(NAME).args(arguments).exec();
     executable::cannot_execute(real.as_os_str(), &error).into()
 }
 
@@ -106,14 +119,14 @@ pub(super) fn answer(
     arguments: impl Iterator<Item = OsString>,
 ) -> std::io::Result<Answer> {
     let mut command = Command::new(real);
-    command.args(arguments).env(VARIABLE, real);
+    as_haproxy(&mut command, real).args(arguments);
     subprocess::answer(command, ANSWER)
 }
 
 /// Runs haproxy to its end with these arguments, and returns its exit code.
 pub(super) fn run(real: &Path, arguments: &[OsString]) -> anyhow::Result<i32> {
     let mut command = Command::new(real);
-    let status = command.args(arguments).env(VARIABLE, real).status();
+    let status = as_haproxy(&mut command, real).args(arguments).status();
     let status = status.map_err(|error| executable::cannot_execute(real.as_os_str(), &error))?;
     Ok(status.code().unwrap_or(1))
 }

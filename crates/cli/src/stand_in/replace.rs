@@ -91,13 +91,10 @@ pub(crate) fn reload(
         true
     });
     let given = given.context("cannot look at the inherited descriptors")?;
-    let stored = give(socket, command, known, &given, &mut caller.passed)?;
     let mut client = Client::connect(&control_socket(socket, service)).map_err(Unanswered)?;
-    if let Err(error) = may_have_environment(&client, service) {
-        release(socket, &stored);
-        return Err(error);
-    }
+    may_have_environment(&client, service)?;
     client.set_timeout(RELOAD)?;
+    let stored = give(socket, command, known, &given, &mut caller.passed)?;
     let at_once = command.role.at_once;
     let how = ReloadParams { caller: Some(caller), at_once, ..ReloadParams::default() };
     match client.call("reload", &how) {

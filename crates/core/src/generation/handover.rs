@@ -320,7 +320,14 @@ impl Timeline {
         if self.waits(id) {
             self.let_in(now, id, out);
         }
-        self.answer(Outcome::Serving { id, ended, alone }, out);
+        // Another process may have told it to stop since it was let in.
+        let serves =
+            self.lives.get(&id).is_some_and(|life| matches!(life.stage, Stage::Serving { .. }));
+        let outcome = match serves {
+            true => Outcome::Serving { id, ended, alone },
+            false => Outcome::Failed(id, Failure::StoppedInHandover),
+        };
+        self.answer(outcome, out);
     }
 
     fn waits(&self, id: GenerationId) -> bool {

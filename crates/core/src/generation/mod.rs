@@ -385,6 +385,8 @@ pub enum Failure {
     NotReady,
     /// Its process ended after it was ready and before it served.
     DiedInHandover,
+    /// Another process told it to stop before the older ones had closed their listeners.
+    StoppedInHandover,
 }
 
 /// Why the supervisor exits.

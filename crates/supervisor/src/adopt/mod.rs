@@ -18,4 +18,6 @@ pub(crate) use give::give;
 pub use replaced::Replaced;
 pub(crate) use replaced::{ServedNow, Taken, end, shut_down};
 pub use retire::{Migration, Retired, Served, expect_haproxy, retire, would_retire};
-pub use running::{Running, Socket, belongs_to, command_of, configured, listening_of, master_of};
+pub use running::{
+    Running, Socket, belongs_to, command_of, configured, listening_of, master_of, needs_directory,
+};

@@ -208,6 +208,18 @@ pub fn configured(pid: i32, command: &[OsString]) -> Result<Vec<Listener>, Error
     Ok(rendering.bindings.into_iter().map(|binding| binding.listener).collect())
 }
 
+/// The directory in which a running haproxy has found the files of its command. None if any other
+/// does as well, and if it is not known.
+pub fn needs_directory(pid: i32, command: &[OsString]) -> Option<PathBuf> {
+    let command = Command::parse(command.to_vec()).ok()?;
+    let anywhere = command.files.iter().all(|file| file.is_absolute());
+    let link = |name| std::fs::read_link(format!("/proc/{}/{name}", master_of(pid))).ok();
+    if anywhere || command.directory.is_some() || link("root")? != Path::new("/") {
+        return None;
+    }
+    link("cwd")
+}
+
 /// The directory from which a haproxy with this root and working directory has read its files. An
 /// option `-C` that it has carried out by now is taken out of the command.
 fn started_in(

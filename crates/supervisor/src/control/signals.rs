@@ -92,5 +92,6 @@ fn speaks_for(generation: &Generation, pid: i32) -> bool {
 fn may_be_a_dead_worker(generations: &Generations, pid: i32) -> bool {
     let starts =
         |generation: &Generation| !generation.readiness.ready && generation.cli.master_worker;
-    generations.iter().any(starts) && process::parent(pid).is_none()
+    // No worker is outside this pid namespace (0), as a container's engine is.
+    pid != 0 && generations.iter().any(starts) && process::parent(pid).is_none()
 }

@@ -5,6 +5,7 @@
 //! one worker reports it, while the master may have been reloaded and have another worker.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::rc::Rc;
 
@@ -71,6 +72,12 @@ impl Family {
     /// admin socket. The answer is trusted if the descriptors of that process are hidden, or if it
     /// keeps a UDP socket only for its open connections.
     pub(crate) fn look(&self, latest: Option<&Info>) -> Descriptors {
+        // Without a free descriptor /proc shows no children.
+        if let Err(error) = File::open("/proc/self/stat")
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Descriptors::Hidden(error);
+        }
         // The first process and its descendants are quick to look at. If they have no listener, all
         // other processes are searched.
         match self.look_at(&self.workers(), latest) {

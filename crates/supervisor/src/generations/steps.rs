@@ -113,7 +113,8 @@ impl Supervisor {
         if let Some(generation) = self.generations.get(&id) {
             let pid = generation.pid();
             let state = self.timeline.state_of(id);
-            let drained = generation.lease.served && state == Some(State::Draining);
+            // A signal that ends a start script may not have reached its haproxy.
+            let drained = generation.lease.served && generation.lease.closed;
             if !drained && self.cx.settings.kind.haproxy().is_some() {
                 let left = process::kill_holders(pid, &generation.inodes());
                 if left > 0 {

@@ -5,6 +5,7 @@
 //! when none of its processes has a descriptor of a listener. For any other program, and for a
 //! haproxy without that connection, the descriptors alone decide.
 
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -247,6 +248,8 @@ async fn closed(family: &Family, told: Option<&Info>) {
         match family.look(told) {
             Descriptors::Closed => return,
             Descriptors::Open => {}
+            // This process lacks something for a moment (EMFILE).
+            Descriptors::Hidden(error) if error.kind() != io::ErrorKind::PermissionDenied => {}
             // Further looks will show no more.
             Descriptors::Hidden(error) => {
                 return tracing::warn!(

@@ -198,6 +198,13 @@ impl DescriptorStore {
         }
     }
 
+    /// Lets haproxy's calls go on that a stuck supervisor has received.
+    pub(super) fn go_on(&self) {
+        for (how, left) in self.calls.values().filter(|(how, _)| *how == Unattended::GoOn) {
+            left.answer_received(*how);
+        }
+    }
+
     /// The supervisor is gone. Gives everything to the next one that asks, and answers calls until
     /// that one has it.
     pub(super) fn leave(mut self) {

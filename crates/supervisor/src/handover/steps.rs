@@ -130,13 +130,15 @@ impl Supervisor {
             let listening = Listening::of(&self.cx.settings.kind, newer)?;
             if newer.is_held() {
                 newer.release();
-            } else {
-                newer.pidfd.send(Number::SIGCONT).ok()?;
+            } else if newer.pidfd.send(Number::SIGCONT).is_err() {
+                return Some(None);
             }
             let own = newer.readiness.uncompared.then(|| foreign::own(&self.cx, newer));
-            Some((id, listening, own))
+            Some(Some((id, listening, own)))
         });
-        let Some((id, listening, own)) = asked else { return self.feed(proof) };
+        let Some(asked) = asked else { return self.feed(proof) };
+        // None if it has ended: that is about to be seen, and no older one may be told to stop.
+        let Some((id, listening, own)) = asked else { return };
         let older = match self.timeline.is_stopping() {
             true => Vec::new(),
             false => self.timeline.accepting(id),

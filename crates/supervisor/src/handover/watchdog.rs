@@ -268,7 +268,12 @@ fn work() {
                 }
             }
             Next::Late => {
+                let lets_in = matches!(duty, Duty::Finish { .. });
                 std::mem::replace(&mut duty, Duty::None).perform();
+                if lets_in {
+                    // The new haproxy waits in a call that the supervisor has received.
+                    kept.go_on();
+                }
                 (until, held) = (None, None);
             }
             Next::End => {

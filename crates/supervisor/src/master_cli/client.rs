@@ -1,9 +1,10 @@
 //! A client's connection to the master CLI, and the state that all clients share.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -42,8 +43,10 @@ const DISCARD: Duration = Duration::from_secs(2);
 pub(super) struct Hub {
     cx: Context,
     to_generations: Rc<Semaphore>,
-    /// Notified when a client waits for one of these.
+    /// Notified when a client waits for one of these, and as long as it waits.
     wanted: Rc<Notify>,
+    /// How many clients wait for one.
+    waiting: Rc<Cell<usize>>,
     /// A connection opened before it is needed, with the admin socket it leads to.
     ready: Rc<RefCell<Option<(PathBuf, UnixStream)>>>,
 }
@@ -51,7 +54,13 @@ pub(super) struct Hub {
 impl Hub {
     pub(super) fn new(cx: Context) -> Self {
         let to_generations = Rc::new(Semaphore::new(TO_GENERATIONS));
-        Self { cx, to_generations, wanted: Rc::default(), ready: Rc::default() }
+        Self {
+            cx,
+            to_generations,
+            wanted: Rc::default(),
+            waiting: Rc::default(),
+            ready: Rc::default(),
+        }
     }
 
     /// The right to open a connection to a generation; None if there is none in time.
@@ -59,9 +68,18 @@ impl Hub {
         if let Ok(permit) = self.to_generations.try_acquire() {
             return Some(permit);
         }
-        self.wanted.notify_one();
-        let permit = self.to_generations.acquire();
-        bindonce_sys::patience::timeout(CONNECT, permit).await.ok()?.ok()
+        let _waits = Waits::begin(&self.waiting);
+        let permit = async {
+            let mut permit = pin!(self.to_generations.acquire());
+            loop {
+                // One notification may stand for several clients, so each repeats it.
+                self.wanted.notify_one();
+                if let Ok(permit) = tokio::time::timeout(STILL, &mut permit).await {
+                    return permit.ok();
+                }
+            }
+        };
+        bindonce_sys::patience::timeout(CONNECT, permit).await.ok()?
     }
 
     /// Waits until a connection on which nothing moves from now on is needed for another client.
@@ -69,7 +87,8 @@ impl Hub {
         tokio::time::sleep(STILL).await;
         loop {
             self.wanted.notified().await;
-            if self.to_generations.available_permits() == 0 {
+            // The client that gave this notification may have its connection by now.
+            if self.waiting.get() > 0 {
                 return;
             }
         }
@@ -147,6 +166,22 @@ impl Hub {
         let (reply, answer) = oneshot::channel();
         self.cx.send(Message::Master(ask(reply)));
         answer.await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// A client that waits, also one whose task is ended meanwhile.
+struct Waits<'a>(&'a Cell<usize>);
+
+impl<'a> Waits<'a> {
+    fn begin(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 

@@ -86,7 +86,9 @@ async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
                 (empty, passed) = (empty - skipped, true);
             }
             Ok(Ok(_)) => return Ok(true),
-            _ => return Ok(passed),
+            Ok(Err(_)) => return Ok(passed),
+            // It may still be executed, so it must not be sent again.
+            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
         }
     }
 }
@@ -100,6 +102,12 @@ async fn ask_spare<S: AsyncRead + AsyncWrite + Unpin>(
     let Request { session, text } = request;
     let text = String::from_utf8_lossy(text);
     let command = text.strip_suffix('\n').unwrap_or(&text).to_owned();
+    if is_of_the_connection(&command) {
+        // As on a connection of its own, which ends with the command.
+        let answer: &[u8] = if command == "quit" { b"" } else { b"\n" };
+        client.say(answer).await?;
+        return Ok(Goes::On);
+    }
     let owned = |commands: Vec<&str>| commands.into_iter().map(str::to_owned).collect();
     let (before, after) = (owned(session.modes()), owned(session.undone()));
     let answer = match spares.get(session.level) {
@@ -118,6 +126,19 @@ async fn ask_spare<S: AsyncRead + AsyncWrite + Unpin>(
     client.say(answer.as_bytes()).await?;
     client.say(b"\n").await?;
     Ok(Goes::On)
+}
+
+/// Whether a command only changes or ends the connection that it comes on, which others share here.
+fn is_of_the_connection(command: &str) -> bool {
+    let mut words = command.split_ascii_whitespace();
+    match words.next() {
+        Some(
+            "quit" | "prompt" | "operator" | "user" | "expert-mode" | "experimental-mode"
+            | "mcli-debug-mode",
+        ) => true,
+        Some("set") => matches!(words.next(), Some("timeout" | "severity-output" | "anon")),
+        _ => false,
+    }
 }
 
 /// Connects the client with a process until the process closes the connection.
@@ -198,4 +219,21 @@ enum Moved {
 /// Passes on what a client sends, for `limit` at most.
 async fn pass(stream: &mut UnixStream, text: &[u8], limit: Duration) -> io::Result<()> {
     bindonce_sys::patience::timeout(limit, stream.write_all(text)).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_concerns_only_the_connection_is_not_sent_on_a_shared_one() {
+        for own in ["quit", "operator", "prompt i timed", "set timeout cli 1s", "set anon on"] {
+            assert!(is_of_the_connection(own), "{own}");
+        }
+        for other in
+            ["", "show info", "set maxconn global 7", "set server a/b state ready", "quitx"]
+        {
+            assert!(!is_of_the_connection(other), "{other}");
+        }
+    }
 }

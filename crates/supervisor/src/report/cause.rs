@@ -111,5 +111,6 @@ pub(crate) fn word(failure: Failure) -> &'static str {
         Failure::Exited => "exited",
         Failure::NotReady => "not-ready",
         Failure::DiedInHandover => "died-in-handover",
+        Failure::StoppedInHandover => "stopped-in-handover",
     }
 }

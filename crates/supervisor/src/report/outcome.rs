@@ -145,6 +145,10 @@ impl Report {
     fn failure_text(&self, cx: &Context, id: GenerationId, failure: Failure) -> String {
         let text = &self.failure.text;
         match failure {
+            // It lives: what failed last was another one.
+            Failure::StoppedInHandover => format!(
+                "generation {id} was told to stop by another process before the older ones had closed their listeners"
+            ),
             _ if self.failure.ours => text.clone(),
             Failure::NotStarted | Failure::Exited => text.clone(),
             Failure::NotReady => format!(

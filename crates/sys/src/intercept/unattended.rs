@@ -69,6 +69,14 @@ impl Left {
         Ok(())
     }
 
+    /// Answers the calls that a supervisor has received and written down, and no others: it may
+    /// live, and must stay the only one that receives and writes.
+    pub fn answer_received(&self, how: Unattended) {
+        for (id, _, arch, nr, args) in self.ledger.read().open {
+            self.one(how, id, &seccomp_data { nr, arch, instruction_pointer: 0, args });
+        }
+    }
+
     fn one(&self, how: Unattended, id: u64, call: &seccomp_data) {
         // A failure means that its process has ended.
         let _ = match (how, filter::number(call)) {

@@ -32,6 +32,17 @@ fn clients_do_not_wait_for_one_that_is_paused_and_closes_late() {
     assert_eq!(answers(&scenario.on(Event::Stopped(ONE))), [serves(TWO)]);
 }
 
+/// Another process may send it the signal of a soft stop.
+#[test]
+fn one_that_stops_while_the_older_one_closes_does_not_serve() {
+    let mut scenario = pausing();
+    scenario.on(Event::ProvedInPart { all_paused: true });
+    scenario.pass(PAUSED_TO_CLOSED);
+    scenario.on(Event::Stopped(TWO));
+    let failed = Outcome::Failed(TWO, Failure::StoppedInHandover);
+    assert_eq!(answers(&scenario.on(Event::Stopped(ONE))), [failed]);
+}
+
 #[test]
 fn where_no_queue_shows_anything_the_older_one_accepts_until_it_has_closed() {
     let mut scenario = pausing();
