@@ -165,6 +165,28 @@ fn haproxy_in_another_network_listens_there_over_reloads_and_a_kill_of_the_broke
     answers(3);
 }
 
+#[test]
+fn an_address_is_released_where_the_caller_is() {
+    let scene = Scene::new();
+    let Some(namespace) = Namespace::new(&scene) else { return };
+    let _broker = scene.broker();
+    let address = scene.address();
+    let there = |verb: &str| {
+        let mut command = namespace.command(&scene);
+        command.arg(bindonce()).args([verb, "--socket"]).arg(scene.socket());
+        finish(command.arg(address.to_string()))
+    };
+    scene.run("bind", &[&address.to_string()]).ok();
+    let none = there("release").fails(1);
+    assert!(none.contains(&format!("{address},netns={}", namespace.0)), "{none}");
+    there("bind").ok();
+    let released = there("release").ok();
+    assert!(released.contains(&format!("{address},netns={}", namespace.0)), "{released}");
+    assert_eq!(listening(address).len(), 1, "the broker's own stays");
+    let list = scene.run("list", &[]).ok();
+    assert!(list.contains(&address.to_string()) && !list.contains("netns="), "{list}");
+}
+
 /// The listener would be bound where the caller does not expect it, or could not be found again
 /// after a restart.
 #[test]

@@ -108,25 +108,31 @@ fn a_listener_of_such_a_process_ends_with_it_under_the_next_broker_too() {
     if !geteuid().is_root() {
         return skip("needs root, to take a socket from another process");
     }
-    let (scene, mut broker) = Scene::with_broker();
-    let (kept, gone) = (scene.address(), scene.address());
-    let [first, second] = [kept, gone].map(|address| {
-        let (supervisor, process) = generation(&scene, address);
-        drop(supervisor);
-        broker.wait_line("a generation outlived a supervisor");
-        process
-    });
-    let inode = held(&scene, kept).expect("it stays")["inode"].clone();
-    broker.kill();
-    // This one ends while there is no broker.
-    drop(second);
-    let mut next = Process::start(&mut scene.bindonce("serve"));
-    next.wait_line("listeners of the previous broker recovered=");
-    assert_eq!(held(&scene, kept).expect("it stays")["inode"], inode, "{}", next.story());
-    let closed = |address| held(&scene, address).is_none().then_some(());
-    eventually("the other to be closed", || closed(gone));
-    drop(first);
-    eventually("it to be closed with the process", || closed(kept));
+    for in_order in [false, true] {
+        let (scene, mut broker) = Scene::with_broker();
+        let (kept, gone) = (scene.address(), scene.address());
+        let [first, second] = [kept, gone].map(|address| {
+            let (supervisor, process) = generation(&scene, address);
+            drop(supervisor);
+            broker.wait_line("a generation outlived a supervisor");
+            process
+        });
+        let inode = held(&scene, kept).expect("it stays")["inode"].clone();
+        if in_order {
+            assert!(broker.terminate().success(), "{}", broker.story());
+        } else {
+            broker.kill();
+        }
+        // This one ends while there is no broker.
+        drop(second);
+        let mut next = Process::start(&mut scene.bindonce("serve"));
+        next.wait_line("listeners of the previous broker recovered=");
+        assert_eq!(held(&scene, kept).expect("it stays")["inode"], inode, "{}", next.story());
+        let closed = |address| held(&scene, address).is_none().then_some(());
+        eventually("the other to be closed", || closed(gone));
+        drop(first);
+        eventually("it to be closed with the process", || closed(kept));
+    }
 }
 
 /// The end of a connection at once ends the listeners that no other process uses.

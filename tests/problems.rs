@@ -100,6 +100,34 @@ fn a_listener_that_was_moved_is_bound_when_the_old_one_is_released() {
     second.terminate();
 }
 
+/// What the broker before it left in use has been closed when it starts.
+#[test]
+fn one_bad_line_leaves_no_other_unbound_when_the_recovery_ends_with_nothing() {
+    let (scene, mut first) = Scene::with_broker();
+    let (used, good, taken) = (scene.address(), scene.address(), scene.address());
+    let mut user = scene.wire();
+    let (_, fds) = user.bind(&[&used.to_string()]);
+    assert!(first.terminate().success(), "{}", first.story());
+    drop((user, fds));
+    let occupied = TcpListener::bind(taken).expect("an address that is taken");
+    let mut command = scene.bindonce("serve");
+    let mut second = Process::start(command.args([
+        "--listen",
+        &good.to_string(),
+        "--listen",
+        &taken.to_string(),
+    ]));
+    eventually("the good line to be bound", || TcpStream::connect(good).ok());
+    let said = eventually("the bad one to be reported", || {
+        Some(problems(&scene)).filter(|said| !said.is_empty())
+    });
+    assert_eq!((said.len(), &said[0]["kind"]), (1, &json!("listener-not-bound")), "{said:?}");
+    drop(occupied);
+    second.signal(Signal::SIGHUP);
+    eventually("the listener to be bound", || TcpStream::connect(taken).ok());
+    second.terminate();
+}
+
 /// As on a full disk: the file may not grow, and then it may.
 #[test]
 fn a_state_file_that_could_not_be_written_is_written_as_soon_as_it_can_be() {

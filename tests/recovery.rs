@@ -230,6 +230,9 @@ fn what_cannot_be_had_back_is_named_and_never_bound_twice() {
     let list = scene.run("list", &[]).ok();
     let told = "listeners of the previous broker that are not recovered: 1 (web=";
     assert!(list.contains(told), "{list}");
+    scene.run("upgrade", &[]).ok();
+    let list = scene.run("list", &[]).ok();
+    assert!(list.contains(told), "the next image knows it too: {list}");
     // A late return still succeeds.
     let reply = store(&mut scene.wire(), &[&address.to_string()], &fds);
     assert_eq!(reply["result"]["listeners"][0]["inode"], entries[0]["inode"], "{reply}");

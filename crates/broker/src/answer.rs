@@ -54,7 +54,7 @@ pub(crate) fn refused(refusal: &Refusal) -> RpcError {
         Refusal::NotHeld(..) => ErrorCode::DENIED,
         Refusal::NotFound { .. } => ErrorCode::NOT_FOUND,
         Refusal::InUse { .. } => ErrorCode::IN_USE,
-        Refusal::TooMany { .. } => ErrorCode::LIMIT,
+        Refusal::TooMany { .. } | Refusal::TooManyOverlaps { .. } => ErrorCode::LIMIT,
         _ => ErrorCode::INTERNAL,
     };
     let mut error = RpcError::new(code, refusal.to_string()).with_hint(refusal.hint());

@@ -283,8 +283,10 @@ impl Broker {
         let views = self.listeners.registry.list();
         // A listener that only the broker uses, for its metrics, ends with the broker.
         let other = |holder: &Holder| holder.peer.pid != std::process::id();
-        let used =
-            views.iter().filter(|view| !view.held.tentative && view.holders.iter().any(other));
+        let used = views.iter().filter(|view| {
+            let is_used = view.held.outlived.is_some() || view.holders.iter().any(other);
+            is_used && !view.held.tentative
+        });
         let used: HashSet<u64> = used.map(|view| view.held.opened.inode).collect();
         manifest.listeners.retain(|entry| used.contains(&entry.inode));
         manifest.listeners.extend(self.persistence.missing.entries.iter().cloned());

@@ -59,11 +59,8 @@ impl Opening {
         }
     }
 
-    /// Returns all sockets. Handing out many takes a turn of its own.
-    async fn take(mut self) -> Vec<Opened<Socket>> {
-        if self.sockets.len() > OPENED_AT_ONCE {
-            yield_now().await;
-        }
+    /// Returns all sockets.
+    fn take(mut self) -> Vec<Opened<Socket>> {
         let sockets = std::mem::take(&mut self.sockets);
         sockets.iter().for_each(|opened| self.unfinished.remove(opened.handle.path.as_ref()));
         sockets
@@ -209,6 +206,7 @@ async fn look(broker: &RefCell<Broker>, id: ConnectionId, wants: &Wants) -> Resu
                 let unreached = broker.borrow().listeners.unreached(want, from, some);
                 for inode in unreached {
                     rebind(broker, inode).await?;
+                    yield_now().await;
                 }
             }
         }
@@ -257,7 +255,7 @@ async fn open_each(
     mut opening: Opening,
 ) -> Result<Vec<Opened<Socket>>, Unopened> {
     let opened = open_all(broker, listeners, &mut opening).await;
-    let sockets = opening.take().await;
+    let sockets = opening.take();
     match opened {
         Ok(()) => Ok(sockets),
         Err(denied) => Err((sockets, denied)),
@@ -363,7 +361,7 @@ async fn open_beside_others(
             break;
         }
     }
-    let mut sockets: Vec<_> = opening.take().await.into_iter().map(Some).collect();
+    let mut sockets: Vec<_> = opening.take().into_iter().map(Some).collect();
     let mut in_order = places.into_iter().map(|place| sockets[place?].take());
     let before: Vec<_> = in_order.by_ref().map_while(std::convert::identity).collect();
     match failure {

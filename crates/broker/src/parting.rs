@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::registry::{ConnectionId, Label, Process};
+use bindonce_sys::Errno;
 use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::watch::Watch;
 use bindonce_sys::{holders, worker};
@@ -83,8 +84,16 @@ async fn keep_what_is_used(broker: &RefCell<Broker>, id: ConnectionId) {
 async fn lives(label: &Label, child: Option<(i32, u64)>, inodes: Vec<u64>) -> Option<Process> {
     let pid = label.pid.cast_signed();
     // Open the pidfd first: the pid cannot come to mean another process during the look.
-    let pidfd = Pidfd::open(pid).ok()?;
-    let start = process::start_time(pid).filter(|_| !pidfd.has_ended())?;
+    let pidfd = match Pidfd::open(pid) {
+        Ok(pidfd) => pidfd,
+        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => return None,
+        // This process lacks something (EMFILE). What was seen when it joined must do.
+        Err(_) => return child.map(|(_, start)| Process { pid: label.pid, start }),
+    };
+    if pidfd.has_ended() {
+        return None;
+    }
+    let start = process::start_time(pid).or_else(|| child.map(|(_, start)| start))?;
     let has = worker::within(LOOK, move || holders::holds(pid, &inodes)).await;
     let lives = match has.and_then(std::convert::identity) {
         Ok(has) => has,

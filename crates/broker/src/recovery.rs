@@ -205,9 +205,17 @@ async fn rebind(broker: &Rc<RefCell<Broker>>, free: impl Fn(&Entry) -> bool) {
                 let since = Timestamp(entry.since);
                 let exclusive = socket.bound.is_exclusive();
                 let (owner, outlived) = (entry.owner, kept_for(&entry));
-                let tentative = false;
-                let found =
-                    Found { listener, socket, exclusive, since, tentative, owner, outlived };
+                let (tentative, backlog) = (false, None);
+                let found = Found {
+                    listener,
+                    socket,
+                    exclusive,
+                    since,
+                    tentative,
+                    owner,
+                    outlived,
+                    backlog,
+                };
                 let mut broker = broker.borrow_mut();
                 broker.persistence.missing.recovered(&HashSet::from([entry.inode]));
                 broker.recovered(vec![found], None);

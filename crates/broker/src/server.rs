@@ -177,7 +177,7 @@ async fn begin(
         broker.succession.recall(left.services, left.floor);
     }
     if broker.borrow().persistence.missing.is_empty() {
-        start::bind_first(broker, config).await?;
+        start::bind_first(broker, config, false).await?;
     } else {
         // Clients hold some of the missing listeners. They can connect already; claims wait.
         broker.borrow().persistence.gate.shut();
@@ -207,7 +207,7 @@ async fn settle(broker: &Rc<RefCell<Broker>>, config: &Config, resumes: bool) {
     }
     if recovers || resumes {
         // Clients are connected, so a broker that ended here would do harm.
-        if let Err(error) = start::bind_first(broker, config).await {
+        if let Err(error) = start::bind_first(broker, config, true).await {
             tracing::error!(%error, hint = error.hint(), "cannot bind what the configuration says");
         }
     }

@@ -69,9 +69,14 @@ pub(crate) async fn restore(broker: &RefCell<Broker>, socket: &Path) -> Result<R
 /// Binds the listeners of the configuration, and changes restored listeners to what it says now.
 ///
 /// # Errors
-/// All or nothing while nothing is held. A broker that holds something must not end: it binds each
-/// listener that it can, and keeps the others in [`Broker::not_bound`].
-pub(crate) async fn bind_first(broker: &RefCell<Broker>, config: &Config) -> Result<(), Error> {
+/// All or nothing at the start of a broker that holds nothing. A broker that `serves` clients or
+/// holds something must not end: it binds each listener that it can, and keeps the others in
+/// [`Broker::not_bound`].
+pub(crate) async fn bind_first(
+    broker: &RefCell<Broker>,
+    config: &Config,
+    serves: bool,
+) -> Result<(), Error> {
     let metrics = config.metrics.iter().map(|listener| Wanted::Listen(listener.clone().into()));
     let wanted: Vec<Wanted> = config.listen.iter().cloned().chain(metrics).collect();
     if wanted.is_empty() {
@@ -82,7 +87,7 @@ pub(crate) async fn bind_first(broker: &RefCell<Broker>, config: &Config) -> Res
         let broker = broker.borrow();
         broker.listeners.registry.is_empty() && broker.persistence.missing.is_empty()
     };
-    if holds_nothing {
+    if holds_nothing && !serves {
         let hint = error.hint().map(str::to_owned);
         return Err(Error::Listen { message: error.message, hint });
     }

@@ -206,15 +206,19 @@ impl Listeners {
     pub(crate) fn adopt(&mut self, found: Vec<Found>, stored: bool, giver: Option<u32>) {
         let count = found.len();
         let mut adoptions = Vec::with_capacity(count);
-        for Found { listener, socket, exclusive, since, tentative, owner, outlived } in found {
+        for found in found {
+            let Found { listener, socket, exclusive, since, tentative, owner, outlived, backlog } =
+                found;
             let mut opened = Opened { exclusive, ..self.opened(&listener, socket) };
             // The process that made it listen gave the backlog, under the limit of that moment.
-            if matches!(listener.address, Address::Tcp(_))
+            if let Some(backlog) = backlog {
+                opened.backlog = backlog;
+            } else if matches!(listener.address, Address::Tcp(_))
                 && let Ok(queue) = queue::accept_queue(opened.handle.fd.as_fd())
             {
                 opened.backlog = queue.limit;
             }
-            opened.handle.owned = owner.or(giver).map(|uid| self.owners.one_more(uid));
+            opened.handle.owned = owner.or(giver).and_then(|uid| self.owners.add(uid, 1).pop());
             let listener = listener.into();
             adoptions.push(Adoption { listener, opened, since, tentative, outlived });
         }
@@ -315,7 +319,7 @@ impl Listeners {
         let uid = self.registry.caller(id).map_or(0, |(peer, _)| peer.uid);
         let others = self.registry.planned().saturating_sub(count);
         self.room_beside(uid, count, others)?;
-        Ok((0..count).map(|_| self.owners.one_more(uid)).collect())
+        Ok(self.owners.add(uid, count))
     }
 }
 

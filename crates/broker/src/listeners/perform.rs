@@ -17,7 +17,7 @@ use bindonce_sys::listen::{self, Accounts, Astray, UnixPath, can_go_astray};
 
 use super::denied::Denied;
 use super::socket::{Closed, Held, Socket};
-use super::{Listeners, astray};
+use super::{Listeners, Stepping, astray};
 
 /// More listeners than this, opened or closed at once, share one line in the log.
 pub(crate) const LOGGED_ONE_BY_ONE: usize = 16;
@@ -61,7 +61,11 @@ impl Listeners {
                 Action::Open(_, listeners, overlaps) => next = Next::Open(listeners, overlaps),
                 Action::Change(_, changes) => next = Next::Change(changes),
                 Action::More(_) => next = Next::More,
-                Action::Granting(_, leases) => self.grants(id, &leases),
+                Action::Granting(_, leases) => {
+                    let mut step = self.stepping.remove(&id).unwrap_or_default();
+                    self.grants(&mut step, &leases);
+                    self.stepping.insert(id, step);
+                }
                 Action::Grant(_, leases) => {
                     self.granted(id, &leases);
                     next = Next::Granted(leases);
@@ -83,10 +87,9 @@ impl Listeners {
     }
 
     /// Part of a claim is granted: its records are made now and written with those of the rest.
-    fn grants(&mut self, id: ConnectionId, leases: &[Lease]) {
+    fn grants(&mut self, step: &mut Stepping, leases: &[Lease]) {
         let changed = leases.iter().filter(|lease| lease.changed);
         let held = changed.filter_map(|lease| self.registry.held(lease.listener));
-        let step = self.stepping.entry(id).or_default();
         self.ledger.add_records(&mut step.records, held);
         step.count += leases.len();
         let created = leases.iter().filter(|lease| lease.created);
@@ -94,11 +97,10 @@ impl Listeners {
     }
 
     fn granted(&mut self, id: ConnectionId, leases: &[Lease]) {
-        let before = self.stepping.get(&id).map_or(0, |step| step.count);
-        self.grants(id, leases.get(before..).unwrap_or_default());
-        if let Some(step) = self.stepping.remove(&id) {
-            self.ledger.append(step.records);
-        }
+        let mut step = self.stepping.remove(&id).unwrap_or_default();
+        let rest = leases.get(step.count..).unwrap_or_default();
+        self.grants(&mut step, rest);
+        self.ledger.append(step.records);
         self.log_opened(id, leases);
         self.counts.granted += leases.len() as u64;
         self.counts.opened += leases.iter().filter(|lease| lease.created).count() as u64;

@@ -70,10 +70,12 @@ impl Owners {
         self.0.borrow().get(&uid).copied().unwrap_or(0)
     }
 
-    /// Adds one listener to a user's count.
-    pub(super) fn one_more(&self, uid: u32) -> Owned {
-        *self.0.borrow_mut().entry(uid).or_default() += 1;
-        Owned { uid, counts: Rc::clone(&self.0) }
+    /// Adds listeners to a user's count.
+    pub(super) fn add(&self, uid: u32, count: usize) -> Vec<Owned> {
+        if count != 0 {
+            *self.0.borrow_mut().entry(uid).or_default() += count;
+        }
+        (0..count).map(|_| Owned { uid, counts: Rc::clone(&self.0) }).collect()
     }
 }
 

@@ -38,6 +38,8 @@ pub(crate) struct Found {
     pub(crate) owner: Option<u32>,
     /// The process that it is kept for, because its generation outlived its supervisor.
     pub(crate) outlived: Option<Process>,
+    /// The backlog that it was given, if recorded. A holder may have changed it since.
+    pub(crate) backlog: Option<u32>,
 }
 
 /// The descriptors that the service manager passed, sorted.
@@ -176,7 +178,8 @@ pub(crate) fn as_written(entry: &Entry, identity: &Identity, fd: OwnedFd) -> Res
     let exclusive = identity.exclusive;
     let socket = opened(identity, bound, fd, path);
     let (tentative, owner, outlived) = (entry.tentative, entry.owner, kept_for(entry));
-    Ok(Found { listener, socket, exclusive, since, tentative, owner, outlived })
+    let backlog = Some(entry.backlog).filter(|backlog| *backlog != 0);
+    Ok(Found { listener, socket, exclusive, since, tentative, owner, outlived, backlog })
 }
 
 /// The process that a listener is kept for.
@@ -210,7 +213,8 @@ fn as_it_is(identity: &Identity, fd: OwnedFd) -> Found {
     tracing::warn!(address = %bound, inode = identity.inode, "listener restored without its name");
     let socket = opened(identity, bound, fd, path);
     let since = now();
-    Found { listener, socket, exclusive, since, tentative: false, owner: None, outlived: None }
+    let (tentative, owner, outlived, backlog) = (false, None, None, None);
+    Found { listener, socket, exclusive, since, tentative, owner, outlived, backlog }
 }
 
 fn opened(

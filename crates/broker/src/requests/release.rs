@@ -1,6 +1,7 @@
 //! `release`: closes listeners that nobody else uses.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bindonce_core::listener::{ListenSpec, Wanted};
@@ -12,6 +13,7 @@ use bindonce_wire::message::Request;
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::task::yield_now;
 
+use super::home::Home;
 use super::text::{READ_AT_ONCE, invalid};
 use crate::answer;
 use crate::broker::Broker;
@@ -66,9 +68,19 @@ async fn decide(
 ) -> Result<Vec<ListenerId>, RpcError> {
     let mut decoding = Decoding::new(request)?;
     let mut releasing = Releasing::default();
+    let mut home = None;
     loop {
         let more = decoding.read(READ_AT_ONCE)?;
-        let wanted = parsed(&decoding.take_release())?;
+        let mut wanted = parsed(&decoding.take_release())?;
+        for one in &mut wanted {
+            if let Wanted::Listen(spec) = one {
+                let home = match &home {
+                    Some(home) => home,
+                    None => home.insert(Home::of(broker, caller).await?),
+                };
+                home.place(Arc::make_mut(&mut spec.first))?;
+            }
+        }
         loop {
             let decided = {
                 let broker = broker.borrow();

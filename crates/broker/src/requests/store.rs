@@ -283,6 +283,7 @@ fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, St
         tentative: false,
         owner: None,
         outlived: None,
+        backlog: None,
     })
 }
 

@@ -41,6 +41,9 @@ pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Resu
     if let Some(store) = store {
         broker.persistence.ledger.keep_in_store(store);
     }
+    let (listeners, missing): (Vec<_>, Vec<_>) =
+        listeners.into_iter().partition(|entry| entry.descriptor.is_some());
+    broker.persistence.missing.entries = missing;
     // These were open when the other descriptors were counted.
     let taken = (listeners.len() + connections.len()) as u64;
     let limits = &mut broker.listeners.limits;

@@ -30,6 +30,8 @@ pub(super) fn snapshot(
     for (entry, view) in manifest.listeners.iter_mut().zip(broker.listeners.registry.list()) {
         entry.descriptor = Some(view.held.opened.handle.fd.as_raw_fd());
     }
+    // Those that are not recovered have no descriptor.
+    manifest.listeners.extend(broker.persistence.missing.entries.iter().cloned());
     let turns: HashMap<ConnectionId, Progress> = broker.succession.turns().collect();
     manifest.connections = broker
         .listeners

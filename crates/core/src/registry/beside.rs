@@ -6,23 +6,29 @@
 //! asks for both, or a service whose generations have the other or had it last. Other claims are
 //! refused.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Registry;
 use super::connection::{Connection, Holder, State};
 use super::event::{Neighbour, Overlap};
-use super::ids::{ConnectionId, ListenerId};
+use super::ids::{ConnectionId, ListenerId, MAX_CLAIM};
 use super::plan::{Crowd, Pending, Phase, Stop, overlap};
 use super::refusal::Refusal;
 use crate::listener::Listener;
 use crate::name::Name;
 
+/// How many pairs of overlapping listeners one claim may have: each wildcard makes one with each
+/// address at its port.
+const MAX_OVERLAPS: usize = 2 * MAX_CLAIM;
+
 impl<H> Registry<H> {
     /// Held listeners that overlap a listener that will be bound.
     pub fn neighbours(&self, listener: &Listener) -> Vec<ListenerId> {
         let (key, none) = (listener.key(), ListenerId(u64::MAX));
-        let pairs = self.index.neighbours([(none, &key)]).into_iter();
+        let pairs =
+            self.index.neighbours([(none, &key)], usize::MAX).unwrap_or_default().into_iter();
         let own = self.index.same_place(&key);
         let others = pairs.map(|(_, id)| id).filter(|id| Some(*id) != own);
         others.filter(|id| self.held.contains_key(id)).collect()
@@ -59,7 +65,10 @@ impl<H> Registry<H> {
             self.narrow(plan, *id, &asked);
         }
         let new = crowd.new.iter().filter_map(|id| Some((*id, &plan.opening.planned(*id)?.key)));
-        for (id, other) in self.index.neighbours(new) {
+        let Some(pairs) = self.index.neighbours(new, MAX_OVERLAPS) else {
+            return Err(Refusal::TooManyOverlaps { limit: MAX_OVERLAPS }.into());
+        };
+        for (id, other) in pairs {
             let Some(asked_for) = plan.opening.planned(id).map(|new| Arc::clone(&new.listener))
             else {
                 continue;
@@ -97,17 +106,25 @@ impl<H> Registry<H> {
     /// stopped accepting.
     pub(super) fn check_services(&self, plan: &Pending<H>) -> Result<(), Stop> {
         let Some((_, Some(label))) = self.caller(plan.connection) else { return Ok(()) };
+        let entries = || plan.entries.iter().map(|(listener, _)| *listener);
+        // There may be thousands of connections: each costs no more than it has.
+        let asked = OnceCell::new();
+        let is_asked =
+            |id: &ListenerId| asked.get_or_init(|| entries().collect::<HashSet<_>>()).contains(id);
         for (id, other) in self.of_other_services(&label.service) {
-            let used =
-                plan.entries.iter().find(|(listener, _)| other.leases.contains_key(listener));
-            let refusal = used.and_then(|(used, _)| self.used_by(other, *used, &label.service));
+            let used = if other.leases.len() < plan.entries.len() {
+                other.leases.keys().copied().find(is_asked)
+            } else {
+                entries().find(|listener| other.leases.contains_key(listener))
+            };
+            let refusal = used.and_then(|used| self.used_by(other, used, &label.service));
             if let Some(refusal) = refusal {
                 return Err(refusal.into());
             }
             // A claim whose planning is done never waits, so no two wait for each other. A claim
             // that is being given up may wait for this one.
             let wanted = self.about_to_get(*id);
-            if plan.entries.iter().any(|(listener, _)| wanted.contains(listener)) {
+            if wanted.iter().any(is_asked) {
                 return Err(Stop::Wait(Some(*id)));
             }
         }

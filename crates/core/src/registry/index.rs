@@ -60,18 +60,25 @@ impl Index {
         near.find(|(other, _)| key.is_same_place(other)).map(|(_, (id, _))| *id)
     }
 
-    /// All pairs of one of these and a listener that overlaps it, each once and in order.
+    /// All pairs of one of these and a listener that overlaps it, each once and in order. None if
+    /// there are more than `most`.
     pub(super) fn neighbours<'a>(
         &self,
         of: impl IntoIterator<Item = (ListenerId, &'a Key)>,
-    ) -> Vec<(ListenerId, ListenerId)> {
-        let pairs = |(id, key): (ListenerId, &'a Key)| -> Vec<_> {
-            self.overlapping(key).filter(|other| *other != id).map(|other| (id, other)).collect()
-        };
-        let mut pairs: Vec<_> = of.into_iter().flat_map(pairs).collect();
+        most: usize,
+    ) -> Option<Vec<(ListenerId, ListenerId)>> {
+        let mut pairs = Vec::new();
+        for (id, key) in of {
+            let others = self.overlapping(key).filter(|other| *other != id);
+            let room = most.saturating_sub(pairs.len()).saturating_add(1);
+            pairs.extend(others.take(room).map(|other| (id, other)));
+            if pairs.len() > most {
+                return None;
+            }
+        }
         pairs.sort_unstable();
         pairs.dedup();
-        pairs
+        Some(pairs)
     }
 
     /// Enters a listener under its key. The caller has checked that its place is free.
@@ -186,9 +193,12 @@ mod tests {
                         let same = held.iter().find(|(_, other)| asked.is_same_place(other));
             prop_assert_eq!(index.same_place(&asked), same.map(|(id, _)| *id));
             let me = ListenerId(u64::MAX);
-            let all = index.neighbours([(me, &asked)]).into_iter();
             meeting.sort_unstable();
-            prop_assert_eq!(all.map(|(_, id)| id).collect::<Vec<_>>(), meeting);
+            let all = index.neighbours([(me, &asked)], meeting.len()).expect("no more than these");
+            prop_assert_eq!(&all.into_iter().map(|(_, id)| id).collect::<Vec<_>>(), &meeting);
+            if let Some(fewer) = meeting.len().checked_sub(1) {
+                prop_assert_eq!(index.neighbours([(me, &asked)], fewer), None);
+            }
         }
     }
 }

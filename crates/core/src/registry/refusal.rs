@@ -137,6 +137,12 @@ pub enum Refusal {
         /// How many are allowed.
         limit: usize,
     },
+    /// More pairs of overlapping listeners than one request may ask for.
+    #[error("wildcards and addresses in this request overlap in more than {limit} pairs")]
+    TooManyOverlaps {
+        /// How many are allowed.
+        limit: usize,
+    },
     /// The shell gave another number of handles than asked for. All of them were given back.
     #[error("{opened} sockets were opened where {asked} were asked for: this is a bug in bindonce")]
     Miscounted {
@@ -162,7 +168,10 @@ impl Refusal {
                 Some(&held.listener.address)
             }
             Self::NotHeld(asked) => Some(&asked.address),
-            Self::NotFound { .. } | Self::TooMany { .. } | Self::Miscounted { .. } => None,
+            Self::NotFound { .. }
+            | Self::TooMany { .. }
+            | Self::TooManyOverlaps { .. }
+            | Self::Miscounted { .. } => None,
         }
     }
 
@@ -201,6 +210,7 @@ impl Refusal {
                 "stop those processes first; a lease ends when its connection to the broker closes"
             }
             Self::TooMany { .. } => "split the request",
+            Self::TooManyOverlaps { .. } => "a wildcard alone serves every address at its port",
             Self::Miscounted { .. } => "please report it with the broker's log",
         }
     }

@@ -35,6 +35,17 @@ fn one_owner_may_have_a_wildcard_and_what_it_covers() {
 }
 
 #[test]
+fn what_overlaps_in_one_claim_is_bounded() {
+    let wildcards = (0..600).map(|number| format!(":80,interface=d{number}"));
+    let addresses = (0..600).map(|number| format!("10.0.{}.{}:80", number / 250, number % 250));
+    let wants: Vec<String> = addresses.chain(wildcards).collect();
+    let wants: Vec<&str> = wants.iter().map(String::as_str).collect();
+    let mut shell = Shell::new();
+    assert!(shell.refused(&wants).contains("overlap in more than 300000 pairs"));
+    assert!(shell.claim(ONE, &[want(":80"), want("10.0.0.1:80")]).is_ok(), "nothing is left");
+}
+
+#[test]
 fn what_overlaps_is_tentative_where_all_that_asks_for_it_is() {
     let mut shell = Shell::new();
     shell.claim(ONE, &[want(":80")]).expect("claim");
