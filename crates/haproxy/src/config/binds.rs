@@ -70,6 +70,10 @@ pub(super) struct BindLine {
     /// Words before and after the address word that share its bytes.
     before: Vec<Vec<u8>>,
     after: Vec<Vec<u8>>,
+    /// Other words with a `${NAME-DEFAULT}`, as bytes of the file, and what they come to. haproxy
+    /// reads a line a second time whose words take more than 1 KiB, as a range of many descriptors
+    /// does, and has put a NUL in place of the brace (parse_line() of 2.6 to 3.5).
+    pub(super) written_out: Vec<(Range<usize>, Vec<u8>)>,
 }
 
 /// Why an address with a missing `interface` is left to haproxy. Applies only where two lines would
@@ -179,6 +183,22 @@ pub(super) fn read(
             .map(|word| word.value.clone())
             .collect()
     };
+    let is_range = |piece: &Piece| match &piece.part {
+        Part::Listen(wanted) => wanted.first.port().is_some_and(|port| port < wanted.last),
+        _ => false,
+    };
+    let mut written_out = Vec::new();
+    if pieces.iter().any(is_range) {
+        for group in words.chunk_by(|one, other| one.source == other.source) {
+            let source = group[0].source.clone();
+            let written = &line[source.clone()];
+            let has_variable = written.windows(2).any(|two| two == b"${");
+            if source != word.source && has_variable && written.contains(&b'-') {
+                let text: Vec<_> = group.iter().map(|word| quoted(&word.value)).collect();
+                written_out.push((offset + source.start..offset + source.end, text.join(&b' ')));
+            }
+        }
+    }
     Ok(BindLine {
         place,
         source: offset + word.source.start..offset + word.source.end,
@@ -189,6 +209,7 @@ pub(super) fn read(
         options: words[2..].iter().map(|word| word.value.clone()).collect(),
         before: shared(&words[..1]),
         after: shared(&words[2..]),
+        written_out,
     })
 }
 

@@ -150,6 +150,7 @@ impl Claims {
             let words = self.bind_line(line, section, &mut earlier, &listeners)?;
             if line.claims() {
                 edits.push((line.source.clone(), line.replacement(words)));
+                edits.extend(line.written_out.iter().cloned());
             }
         }
         Ok(edits)

@@ -108,17 +108,19 @@ impl BindOptions {
         let text =
             || std::str::from_utf8(value).ok().filter(|text| !text.is_empty()).map(str::to_owned);
         match word {
-            // 0 means haproxy's default, for backlog and mode both.
+            // 0 means haproxy's default.
             b"backlog" => self.backlog = number(value, 10).filter(|&n| n > 0),
-            // chmod(2) ignores higher bits.
-            b"mode" => self.mode = number(value, 8).filter(|&n| n > 0).map(|n| n & 0o7777),
+            // chmod(2) ignores higher bits. 0 means the umask, also where unix-bind gives a mode.
+            b"mode" => self.mode = number(value, 8).map(|n| n & 0o7777),
             b"v6only" => self.v6only = true,
             b"v4v6" => self.v4v6 = true,
             b"transparent" => self.transparent = true,
             b"interface" => self.interface = text().map(as_the_kernel_reads_it),
             b"namespace" => self.namespace = text(),
-            b"user" | b"uid" => self.user = text(),
-            b"group" | b"gid" => self.group = text(),
+            b"user" => self.user = text(),
+            b"group" => self.group = text(),
+            b"uid" => self.user = id(value),
+            b"gid" => self.group = id(value),
             b"thread" | b"process" => self.threads = true,
             _ => return false,
         }
@@ -159,7 +161,7 @@ impl BindOptions {
             blocking: false,
             mptcp: false,
             netns: self.namespace.clone().filter(|_| !is_path),
-            mode: self.mode.filter(|_| is_path),
+            mode: self.mode.filter(|&mode| is_path && mode > 0),
             user: path(&self.user),
             group: path(&self.group),
         }
@@ -183,9 +185,33 @@ fn number(text: &[u8], radix: u32) -> Option<u32> {
     u32::from_str_radix(&digits[..end], radix).ok()
 }
 
+/// The id of a user or group as C's atol() reads it: 0 without digits. None for -1, which changes
+/// nothing.
+fn id(text: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(text).unwrap_or_default().trim_start();
+    let digits = text.trim_start_matches(['-', '+']);
+    let is_sign = text.len() - digits.len() <= 1;
+    let id = number(digits.as_bytes(), 10).filter(|_| is_sign).unwrap_or_default();
+    let id = if text.starts_with('-') { id.wrapping_neg() } else { id };
+    (id != u32::MAX).then(|| id.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_uid_is_a_number_whatever_it_looks_like() {
+        let uid = |text: &str| read(&format!("uid {text}")).user;
+        for (text, expected) in
+            [("33", "33"), ("haproxy", "0"), ("33x", "33"), ("+7", "7"), ("-2", "4294967294")]
+        {
+            assert_eq!(uid(text).as_deref(), Some(expected), "{text}");
+        }
+        assert_eq!(uid("-1"), None);
+        assert_eq!(read("gid www").group.as_deref(), Some("0"));
+        assert_eq!(read("group www").group.as_deref(), Some("www"));
+    }
 
     fn read(line: &str) -> BindOptions {
         BindOptions::read(line.split(' ').map(str::as_bytes))
@@ -230,5 +256,9 @@ mod tests {
         assert!(read("v4v6").or(&defaults).v6only);
         assert!(!read("v4v6").or(&read("backlog 5")).v6only);
         assert_eq!(read("ssl").or(&defaults).interface.as_deref(), Some("eth0"));
+        let path = "/run/a".parse().expect("a path");
+        let unix_bind = read("mode 666");
+        assert_eq!(read("ssl").or(&unix_bind).on(&path).mode, Some(0o666));
+        assert_eq!(read("mode 0").or(&unix_bind).on(&path).mode, None);
     }
 }

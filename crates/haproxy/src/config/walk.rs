@@ -394,7 +394,7 @@ impl<'a> Walk<'a> {
         match name {
             b".FILE" => Some(place.file.as_os_str().as_bytes().to_vec()),
             b".LINE" => Some(place.line.to_string().into_bytes()),
-            b".SECTION" => Some(self.sections.open.name.clone()),
+            b".SECTION" => Some(self.sections.open.name.clone()).filter(|name| !name.is_empty()),
             _ => self.state.get(name).cloned(),
         }
     }
