@@ -50,9 +50,7 @@ impl Left {
             // A failure means that its process has ended.
             let _ = self.calls.fail(id, Errno::EADDRNOTAVAIL);
         }
-        for (id, _, arch, nr, args) in written.open {
-            self.one(how, id, &seccomp_data { nr, arch, instruction_pointer: 0, args });
-        }
+        self.answer_received(how);
         while self.calls.waiting()? == Waiting::Yes {
             match self.calls.receive() {
                 Ok(call) => {
